@@ -1,0 +1,3 @@
+"""Emissary: one agent for lab test machines."""
+
+__version__ = "0.1.0"
