@@ -1,0 +1,18 @@
+"""Which native engine runs."""
+
+import platform
+
+from agent.core.engine import ENGINE, available_engines, native_engine
+
+
+def test_the_engine_in_use_is_one_that_this_machine_has() -> None:
+    assert available_engines()[native_engine()] == ENGINE
+
+
+def test_scalar_is_always_there() -> None:
+    assert "scalar" in available_engines()
+
+
+def test_common_machines_do_not_fall_back_to_scalar() -> None:
+    if platform.machine() in ("x86_64", "aarch64"):
+        assert native_engine() in ("avx2", "sse2", "neon")
