@@ -13,7 +13,8 @@ from tests.test_core_lines import twin
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "native"
-FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+FLAGS = ["-std=c11", "-Wall", "-Wextra", "-Werror", *SANITIZED]
 
 
 @pytest.fixture(scope="module")
