@@ -35,8 +35,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a run may take.
 
     `stall` is the time without a new result, `test` one test's time, `grace` the wait after a signal. `output` and
-    `test_output` are what is kept of the run's and of one test's output; `memory` and `processes` hold for the runner with
-    all its children.
+    `test_output` are what is kept of the run's and of one test's output; `memory` and `processes` hold for the runner
+    with all its children.
     """
 
     setup: float = 600
@@ -51,7 +51,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Requires(msgspec.Struct, frozen=True, kw_only=True):
-    """What the machine must have; else the run is refused. `runners` is by name, as `{"ava": ">=6"}`; `disk` in bytes."""
+    """What the machine must have, else the run is refused. `runners` is as `{"ava": ">=6"}`, `disk` in bytes."""
 
     labels: tuple[str, ...] = ()
     runners: dict[str, str] = {}
