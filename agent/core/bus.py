@@ -1,0 +1,101 @@
+"""Publish / subscribe and ask / answer inside the process: how roles meet without knowing each other.
+
+A published event goes to the journal (core/store.py) and to every subscription of its kind, at once and without
+waiting: a subscription is bounded, and what a slow subscriber cannot take is dropped, oldest first, and counted in
+`dropped`. Who must not miss anything reads the store's outbox or journal instead.
+
+Source: ARCHITECTURE.md, rule 3; protocols/settings.md, "Names that several folders share" (actions, event id).
+"""
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+import trio
+
+from agent.core.errors import ActionError
+from agent.core.events import AnyEvent, Event
+
+E = TypeVar("E", bound=Event)
+Handler = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
+
+
+class Journal(Protocol):
+    """Where published events are kept: core/store.py."""
+
+    def append(self, event: AnyEvent, at: float) -> None: ...
+
+
+class Subscription(Generic[E]):
+    """The events of some kinds, in order of publication. An async iterator that never ends by itself."""
+
+    def __init__(self, limit: int) -> None:
+        self.dropped = 0
+        self._queue: deque[E] = deque(maxlen=limit)
+        self._came = trio.Event()
+
+    def __aiter__(self) -> "Subscription[E]":
+        return self
+
+    async def __anext__(self) -> E:
+        while not self._queue:
+            self._came = trio.Event()
+            await self._came.wait()
+        return self._queue.popleft()
+
+    def _put(self, event: E) -> None:
+        if len(self._queue) == self._queue.maxlen:
+            self.dropped += 1
+        self._queue.append(event)
+        self._came.set()
+
+
+class Bus:
+    """The one bus of a process. `clock` gives epoch seconds."""
+
+    def __init__(self, journal: Journal | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self._journal, self._clock = journal, clock
+        self._subscriptions: dict[type[Event], list[Subscription[Any]]] = {}
+        self._handlers: dict[str, Handler] = {}
+
+    def publish(self, event: AnyEvent) -> None:
+        """Tell everybody. Returns at once; the event is durable when `Store.commit()` returns."""
+        if self._journal is not None:
+            self._journal.append(event, self._clock())
+        for subscription in self._subscriptions.get(type(event), ()):
+            subscription._put(event)
+
+    @contextmanager
+    def subscribe(self, *kinds: type[E], limit: int = 10_000) -> Generator[Subscription[E], None, None]:
+        """The events of these kinds from now on; at most `limit` wait."""
+        subscription: Subscription[E] = Subscription(limit)
+        for kind in kinds:
+            self._subscriptions.setdefault(kind, []).append(subscription)
+        try:
+            yield subscription
+        finally:
+            for kind in kinds:
+                self._subscriptions[kind].remove(subscription)
+
+    @contextmanager
+    def answer(self, action: str, handler: Handler) -> Iterator[None]:
+        """Answer an action while the context lasts. An action has one handler at a time."""
+        if action in self._handlers:
+            raise ValueError(f"action {action} has a handler already")
+        self._handlers[action] = handler
+        try:
+            yield
+        finally:
+            del self._handlers[action]
+
+    async def ask(self, action: str, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """Let the handler of an action do it; its answer's payload.
+
+        Raises ActionError: `unknown_action` without a handler, else what the handler says.
+        """
+        handler = self._handlers.get(action)
+        if handler is None:
+            raise ActionError("unknown_action", f"nothing here answers {action!r}")
+        return await handler(payload)

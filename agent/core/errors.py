@@ -1,0 +1,82 @@
+"""The errors raised on purpose, each with a cause and a remedy.
+
+    AgentError
+    ├── ConfigError             a setting cannot be used (exit code 2)
+    ├── DocumentError           a suite document, spec or rule file cannot be used
+    ├── PeerError               the other side of a link failed us
+    │   ├── PeerUnreachable     no answer in time (exit code 3)
+    │   ├── PeerRefused         it answered and said no
+    │   └── PeerBrokeProtocol   it sent what its protocol forbids
+    ├── ProtocolMisuse          we were about to send what the state forbids: a bug of ours
+    ├── ActionError             an action cannot be carried out; `code` goes to the one who asked
+    └── StoreError              the event store cannot be used
+
+Source: STYLE.md, "Errors: a cause and a remedy"; protocols/emissary.md, "The envelope" (the codes of ActionError).
+"""
+
+from pathlib import Path
+
+
+class AgentError(Exception):
+    """Base of every error raised on purpose. `remedy` is one sentence for the person who reads it."""
+
+    def __init__(self, what: str, *, remedy: str) -> None:
+        super().__init__(f"{what}. {remedy}")
+        self.what, self.remedy = what, remedy
+
+
+class ConfigError(AgentError):
+    """A setting cannot be used. Exit code 2."""
+
+    def __init__(self, file: Path | str, line: int, key: str, what: str, *, remedy: str) -> None:
+        super().__init__(f"{file}:{line}: {key}: {what}", remedy=remedy)
+        self.file, self.line, self.key = file, line, key
+
+
+class DocumentError(AgentError):
+    """A document (suite, spec, rules) cannot be used; `file` is its name or "suite" when it came over a link.
+
+    `line` is 0 where the document has no lines (JSON that came over a link).
+    """
+
+    def __init__(self, file: Path | str, line: int, key: str, what: str, *, remedy: str) -> None:
+        where = f"{file}:{line}" if line else str(file)
+        super().__init__(f"{where}: {key}: {what}" if key else f"{where}: {what}", remedy=remedy)
+        self.file, self.line, self.key = file, line, key
+
+
+class PeerError(AgentError):
+    """The other side of a link failed us; a retry may help unless the subclass says otherwise."""
+
+
+class PeerUnreachable(PeerError):
+    """No answer in time: name not resolved, connection refused, deadline passed. Exit code 3."""
+
+
+class PeerRefused(PeerError):
+    """It answered and said no (token, version, certificate). Retrying unchanged is useless."""
+
+
+class PeerBrokeProtocol(PeerError):
+    """It sent what its protocol forbids. The link is closed; the offending bytes are in the log."""
+
+
+class ProtocolMisuse(AgentError):
+    """We were about to send what the state forbids: a bug of ours, never the peer's."""
+
+
+class ActionError(AgentError):
+    """An action cannot be carried out. Travels to the one who asked as `reason`, "code: text"."""
+
+    def __init__(self, code: str, what: str, *, remedy: str = "Nothing was changed.") -> None:
+        super().__init__(what, remedy=remedy)
+        self.code = code
+
+    @property
+    def reason(self) -> str:
+        """The `reason` of an error answer (protocols/emissary.md, "The envelope")."""
+        return f"{self.code}: {self.what}"
+
+
+class StoreError(AgentError):
+    """The event store cannot be opened or written."""

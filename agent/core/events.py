@@ -1,0 +1,297 @@
+"""The vocabulary of the bus and the journal: one struct for each kind of thing that happens on the machine.
+
+An event's `kind` is its struct's name. It is shown as `{"seq", "at", "kind", "run"?, "test"?, "data": {...}}`
+(ARCHITECTURE.md, "The way of the data"); the struct's fields are `data`. The kind stands outside `data`, because a
+test record has a field of that name.
+
+Source: protocols/settings.md, "Names that several folders share"; protocols/suites.md, "Records, events, result";
+protocols/emissary.md, "Seneschal", "Mimir", "Polarize".
+"""
+
+from typing import Any, Literal, TypeAlias, get_args
+
+import msgspec
+
+State = Literal["passed", "failed", "blocked", "skipped", "todo", "aborted", "lost"]
+Verdict = Literal["lost", "aborted", "failed", "blocked", "passed", "skipped"]
+RunState = Literal["received", "refused", "preparing", "running", "stopping", "reporting", "done"]
+ReservationState = Literal["available", "reserved", "running", "returned", "lost"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened. A subclass with fields `run` and `test` is shown under them in streams."""
+
+
+class AgentStarted(Event, frozen=True, kw_only=True):
+    """The service is up. `instance` is the store's uuid: another value means another store."""
+
+    version: str
+    ident: str
+    instance: str
+
+
+class RoleChanged(Event, frozen=True, kw_only=True):
+    """A role went to another state of core/supervise.py. `error` is the text of what ended it."""
+
+    name: str
+    state: str
+    restarts: int
+    error: str | None = None
+
+
+class LinkChanged(Event, frozen=True, kw_only=True):
+    """An outgoing link went to another state. `error` says why it is not ready."""
+
+    name: str
+    state: str
+    error: str | None = None
+
+
+class Alert(Event, frozen=True, kw_only=True):
+    """Something that a person must hear of, until AlertCleared with the same code. `since` is epoch seconds."""
+
+    code: str
+    text: str
+    remedy: str
+    since: float
+
+
+class AlertCleared(Event, frozen=True, kw_only=True):
+    """The alert of that code is over."""
+
+    code: str
+
+
+class RunReceived(Event, frozen=True, kw_only=True):
+    """A run was ordered and is on disk. `suite` is the document as it came; `base` the folder that holds it, if any.
+
+    `origin` is who ordered it: "seneschal", "control", "demo". `deadline` is epoch seconds.
+    """
+
+    run: str
+    suite: dict[str, Any]
+    origin: str
+    base: str | None = None
+    reservation: str | None = None
+    deadline: float | None = None
+
+
+class RunRefused(Event, frozen=True, kw_only=True):
+    """The run will not start. `reason` begins with busy draining bad_suite no_runner labels space or deadline."""
+
+    run: str
+    reason: str
+    origin: str
+    reservation: str | None = None
+
+
+class RunStarted(Event, frozen=True, kw_only=True):
+    """The run has its slot: it is accepted, and is prepared from now on. `source` names where the suite came from.
+
+    `attempt` is 2 and more for a resumed run.
+    """
+
+    run: str
+    suite: str
+    title: str
+    runner: str
+    driver: str
+    source: str
+    origin: str
+    slot: int
+    reservation: str | None = None
+    polarion: dict[str, str] = {}
+    to_mimir: bool = True
+    to_polarize: bool = True
+    attempt: int = 1
+
+
+class RunChanged(Event, frozen=True, kw_only=True):
+    """The run went to another state of the table in protocols/suites.md, "A run"."""
+
+    run: str
+    state: RunState
+    reason: str | None = None
+
+
+class TestStarted(Event, frozen=True, kw_only=True):
+    """A test began, as its runner told. `started` is epoch seconds."""
+
+    run: str
+    suite: str
+    case: str
+    name: str
+    file: str | None
+    started: float
+    attempt: int = 1
+
+    @property
+    def test(self) -> str:
+        """The test's name in streams and in Mimir: `run:case`."""
+        return f"{self.run}:{self.case}"
+
+
+class TestFinished(Event, frozen=True, kw_only=True):
+    """A record: a test (or hook, crash, rest) has its state. A correction has the same `case` and a higher `rev`.
+
+    `started`, `ended` are epoch seconds by the agent's clock, `duration` seconds by the runner's. `count` is the number
+    of unreported tests of a `rest` (null: not even that is known).
+    Source: protocols/suites.md, "Records, events, result".
+    """
+
+    run: str
+    suite: str
+    case: str
+    name: str
+    file: str | None
+    kind: Literal["test", "hook", "crash", "rest"] = "test"
+    state: State
+    started: float | None = None
+    ended: float
+    duration: float | None = None
+    attempt: int = 1
+    message: str | None = None
+    details: dict[str, Any] = {}
+    at: str | None = None
+    log: tuple[str, ...] = ()
+    output: str = ""
+    known_failure: bool = False
+    count: int | None = None
+    rev: int = 1
+
+    @property
+    def test(self) -> str:
+        """The test's name in streams and in Mimir: `run:case`."""
+        return f"{self.run}:{self.case}"
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tests ended in which state, over the kinds `test` and `rest`."""
+
+    total: int = 0
+    passed: int = 0
+    failed: int = 0
+    blocked: int = 0
+    skipped: int = 0
+    todo: int = 0
+    aborted: int = 0
+    lost: int = 0
+
+
+class Warned(msgspec.Struct, frozen=True):
+    """A warning in a result document."""
+
+    code: str
+    text: str
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of the run's folder. `path` is absolute, `size` in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class SuiteFinished(Event, frozen=True, kw_only=True):
+    """The run is over: the result document without `tests`. `started`, `ended` are epoch seconds."""
+
+    run: str
+    suite: str
+    runner: str
+    driver: str
+    verdict: Verdict
+    result: Literal["SUCCESS", "FAILURE", "ABORTED"]
+    code: int | None
+    signal: str | None
+    reason: str | None
+    started: float
+    ended: float
+    counts: Counts
+    warnings: tuple[Warned, ...] = ()
+    artifacts: dict[str, Artifact] = {}
+
+
+class SlotsChanged(Event, frozen=True, kw_only=True):
+    """How many slots are free, of how many; with `draining` none is offered."""
+
+    free: int
+    total: int
+    draining: bool
+
+
+class ReservationChanged(Event, frozen=True, kw_only=True):
+    """An offer of a slot went to another state. `id` is `ident/slot/n`; times are epoch seconds."""
+
+    id: str
+    state: ReservationState
+    holder: str | None = None
+    run: str | None = None
+    lease_until: float | None = None
+    available_at: float | None = None
+    reserved_at: float | None = None
+    running_at: float | None = None
+    returned_at: float | None = None
+    recovered_at: float | None = None
+
+
+class ImportFinished(Event, frozen=True, kw_only=True):
+    """The final report of a run was imported, or not. `unmatched`: tests that the importer knows no work item for."""
+
+    run: str
+    mode: str
+    outcome: Literal["passed", "partial", "failed", "unknown"]
+    unmatched: tuple[str, ...] = ()
+    jobs: tuple[int, ...] = ()
+    testrun_url: str | None = None
+    log_url: str | None = None
+    reason: str | None = None
+
+
+AnyEvent: TypeAlias = (
+    AgentStarted
+    | RoleChanged
+    | LinkChanged
+    | Alert
+    | AlertCleared
+    | RunReceived
+    | RunRefused
+    | RunStarted
+    | RunChanged
+    | TestStarted
+    | TestFinished
+    | SuiteFinished
+    | SlotsChanged
+    | ReservationChanged
+    | ImportFinished
+)
+
+KINDS: dict[str, type[AnyEvent]] = {kind.__name__: kind for kind in get_args(AnyEvent)}
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A committed event as it is shown: in streams, in the journal's readers, in `agent ctl watch`.
+
+    `seq` is the journal's number, `at` epoch seconds; `data` is the event's struct as JSON, not yet decoded.
+    """
+
+    seq: int
+    at: float
+    kind: str
+    run: str | None = None
+    test: str | None = None
+    data: msgspec.Raw
+
+
+def scope(event: AnyEvent) -> tuple[str | None, str | None]:
+    """The run and the test an event belongs to, for its envelope."""
+    return getattr(event, "run", None), getattr(event, "test", None)
+
+
+def decode(kind: str, data: bytes | msgspec.Raw) -> AnyEvent:
+    """Read an event back from its kind and its `data`.
+
+    Raises msgspec.DecodeError for broken JSON, msgspec.ValidationError for fields that do not fit, KeyError for a kind
+    that this version does not know.
+    """
+    return msgspec.json.decode(data, type=KINDS[kind])

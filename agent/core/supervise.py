@@ -1,0 +1,165 @@
+"""Roles as nursery-scoped tasks: started, watched, restarted with backoff when they fail, stopped in order.
+
+A role that raises is restarted after 1 s, doubling to 60 s, with jitter; the others never notice. A role wraps each
+unit of work in `with health.busy(limit=s)`; outside of it, it is idle and healthy.
+
+Source: ARCHITECTURE.md, "The house"; protocols/packaging.md 4, "Heartbeat"; protocols/settings.md, "Ends".
+"""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import Literal
+
+import msgspec
+import trio
+
+from agent.core.errors import ProtocolMisuse
+from agent.core.events import RoleChanged
+
+log = logging.getLogger(__name__)
+
+RoleState = Literal["starting", "running", "backoff", "ended", "stopped"]
+FIRST_BACKOFF_S, MAX_BACKOFF_S, GOOD_AFTER_S = 1.0, 60.0, 60.0
+
+
+class Health:
+    """What a role says of itself: which units of work are under way, and until when each should be done."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._units: dict[object, float] = {}
+
+    @contextmanager
+    def busy(self, limit: float) -> Generator[None, None, None]:
+        """A unit of work; longer than `limit` seconds is a hang, and the watchdog may act."""
+        unit = object()
+        self._units[unit] = trio.current_time() + limit
+        try:
+            yield
+        finally:
+            del self._units[unit]
+
+    def overdue_s(self) -> float:
+        """For how many seconds the worst unit has been overdue; 0 when none is."""
+        return max(0.0, *(trio.current_time() - until for until in self._units.values()), 0.0)
+
+
+class Role(msgspec.Struct, frozen=True):
+    """A name and what to run. `start(health, task_status=...)` calls `task_status.started()` when it is up."""
+
+    name: str
+    start: Callable[..., Awaitable[None]]
+
+
+class RoleStatus(msgspec.Struct):
+    """How a role is. `since` is trio time, `error` the text of its last failure."""
+
+    state: RoleState
+    since: float
+    restarts: int = 0
+    error: str | None = None
+
+
+class Supervisor:
+    """Runs roles until cancelled. `publish` takes a RoleChanged at each change of state."""
+
+    def __init__(
+        self, publish: Callable[[RoleChanged], None], *, jitter: Callable[[float, float], float] = random.uniform
+    ) -> None:
+        self.status: dict[str, RoleStatus] = {}
+        self.health: dict[str, Health] = {}
+        self._publish, self._jitter = publish, jitter
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._ended: dict[str, trio.Event] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, roles: list[Role], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the roles together; `started` once each is up or in backoff."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            async with trio.open_nursery() as starting:
+                for role in roles:
+                    starting.start_soon(self.start, role)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def start(self, role: Role) -> None:
+        """Start one more role, or one that was stopped; returns once it is up or in backoff."""
+        if self._nursery is None:
+            raise ProtocolMisuse("the supervisor is not running", remedy="Start roles from inside `run`.")
+        await self._nursery.start(self._keep, role)
+
+    async def stop(self, name: str) -> None:
+        """Cancel a role and wait for its end. An unknown one is stopped already."""
+        if name in self._scopes:
+            self._scopes[name].cancel()
+            await self._ended[name].wait()
+
+    def overdue(self) -> dict[str, float]:
+        """The roles that hang, with the seconds since they should have been done."""
+        return {name: late for name, health in self.health.items() if (late := health.overdue_s()) > 0}
+
+    async def _keep(self, role: Role, *, task_status: trio.TaskStatus[None]) -> None:
+        self._ended[role.name] = ended = trio.Event()
+        with trio.CancelScope() as scope:
+            self._scopes[role.name] = scope
+            self.status[role.name] = RoleStatus("starting", trio.current_time())
+            try:
+                await self._restart_for_ever(role, _Once(task_status))
+                self._become(role.name, "ended")
+            finally:
+                del self._scopes[role.name], self.health[role.name]
+                ended.set()
+        if scope.cancelled_caught:
+            self._become(role.name, "stopped")
+
+    async def _restart_for_ever(self, role: Role, up: "_Once") -> None:
+        backoff = FIRST_BACKOFF_S
+        while True:
+            health = self.health[role.name] = Health(role.name)
+            began, failure = trio.current_time(), None
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(role.start, health)
+                    self._become(role.name, "running")
+                    up.started()
+            except* Exception as group:  # noqa: BLE001 - a role's border: logged, counted, restarted
+                failure = unwrap(group)
+            if failure is None:
+                return
+            log.error("role failed role=%s error=%s", role.name, failure, exc_info=failure)
+            if trio.current_time() - began >= GOOD_AFTER_S:
+                backoff = FIRST_BACKOFF_S
+            status = self.status[role.name]
+            status.restarts, status.error = status.restarts + 1, str(failure) or type(failure).__name__
+            self._become(role.name, "backoff")
+            up.started()
+            await trio.sleep(backoff * self._jitter(0.5, 1.0))
+            backoff = min(2 * backoff, MAX_BACKOFF_S)
+
+    def _become(self, name: str, state: RoleState) -> None:
+        status = self.status[name]
+        status.state, status.since = state, trio.current_time()
+        log.info("role=%s state=%s restarts=%d", name, state, status.restarts)
+        self._publish(RoleChanged(name=name, state=state, restarts=status.restarts, error=status.error))
+
+
+class _Once:
+    """`task_status.started()` may be called once; a role comes up many times."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status: trio.TaskStatus[None] | None = task_status
+
+    def started(self) -> None:
+        if self._task_status is not None:
+            self._task_status.started()
+            self._task_status = None
+
+
+def unwrap(err: BaseException) -> BaseException:
+    """The one error inside of nested groups, or the group itself where there are several."""
+    while isinstance(err, BaseExceptionGroup) and len(err.exceptions) == 1:
+        err = err.exceptions[0]
+    return err

@@ -1,0 +1,22 @@
+"""Every error says what, where and what to do."""
+
+from pathlib import Path
+
+from agent.core.errors import ActionError, ConfigError, DocumentError
+
+
+def test_a_config_error_names_file_line_key_and_remedy() -> None:
+    err = ConfigError(
+        Path("/etc/agent/agent.toml"), 7, "suites.slots", "0 is less than 1", remedy="Use a number from 1 to 64."
+    )
+    assert str(err) == "/etc/agent/agent.toml:7: suites.slots: 0 is less than 1. Use a number from 1 to 64."
+
+
+def test_a_document_that_came_over_a_link_has_no_line() -> None:
+    assert str(DocumentError("suite", 0, "runner", "unknown runner 'avo'", remedy="Did you mean ava?")) == (
+        "suite: runner: unknown runner 'avo'. Did you mean ava?"
+    )
+
+
+def test_an_action_error_travels_as_code_and_text() -> None:
+    assert ActionError("no_such_run", "r-12 is not known here").reason == "no_such_run: r-12 is not known here"

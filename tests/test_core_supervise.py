@@ -1,0 +1,115 @@
+"""Roles: restarted with backoff, alone; health; orderly stop."""
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from agent.core.events import RoleChanged
+from agent.core.supervise import Health, Role, Supervisor, unwrap
+
+
+class Journal:
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+
+    def __call__(self, event: RoleChanged) -> None:
+        self.rows.append(f"{trio.current_time():.0f} {event.name} {event.state} {event.error or ''}".strip())
+
+
+async def steady(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+    task_status.started()
+    await trio.sleep_forever()
+
+
+def longest(low: float, high: float) -> float:
+    """No jitter, so that the seconds can be told."""
+    return high
+
+
+async def test_a_failing_role_restarts_with_backoff_and_the_others_go_on(autojump_clock: MockClock) -> None:
+    said = Journal()
+    supervisor = Supervisor(said, jitter=longest)
+
+    async def broken(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        raise OSError("cable pulled")
+
+    with trio.move_on_after(10):
+        await supervisor.run([Role("steady", steady), Role("broken", broken)])
+    assert sorted(said.rows[:3]) == ["0 broken backoff cable pulled", "0 broken running", "0 steady running"]
+    assert [row for row in said.rows if "broken backoff" in row] == [
+        "0 broken backoff cable pulled",
+        "1 broken backoff cable pulled",
+        "3 broken backoff cable pulled",
+        "7 broken backoff cable pulled",
+    ]
+    assert supervisor.status["broken"].restarts == 4
+    assert supervisor.status["steady"].restarts == 0
+
+
+async def test_a_role_that_fails_before_it_is_up_does_not_hold_up_the_start(autojump_clock: MockClock) -> None:
+    said = Journal()
+
+    async def never_up(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        raise OSError("no such device")
+
+    supervisor = Supervisor(said, jitter=longest)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run, [Role("files", never_up)])
+        assert supervisor.status["files"].state == "backoff"
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_hour_of_good_work_resets_the_backoff(autojump_clock: MockClock) -> None:
+    said = Journal()
+
+    async def fails_after_an_hour(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await trio.sleep(3600)
+        raise OSError("again")
+
+    with trio.move_on_after(3 * 3600 + 30):
+        await Supervisor(said, jitter=longest).run([Role("r", fails_after_an_hour)])
+    assert [row for row in said.rows if "backoff" in row] == [
+        "3600 r backoff again", "7201 r backoff again", "10802 r backoff again",
+    ]  # fmt: skip
+
+
+async def test_a_role_can_be_stopped_and_started_again(autojump_clock: MockClock) -> None:
+    said = Journal()
+    supervisor = Supervisor(said)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run, [Role("r", steady)])
+        await supervisor.stop("r")
+        await supervisor.start(Role("r", steady))
+        nursery.cancel_scope.cancel()
+    assert said.rows == ["0 r running", "0 r stopped", "0 r running"]
+
+
+async def test_a_role_that_returns_has_ended_and_is_not_restarted(autojump_clock: MockClock) -> None:
+    async def once(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+
+    supervisor = Supervisor(lambda event: None)
+    with trio.move_on_after(100):
+        await supervisor.run([Role("once", once)])
+    assert supervisor.status["once"].state == "ended"
+    assert supervisor.status["once"].restarts == 0
+
+
+async def test_a_unit_of_work_is_overdue_only_while_it_lasts(autojump_clock: MockClock) -> None:
+    health = Health("logs")
+    assert health.overdue_s() == 0
+    with health.busy(limit=5):
+        await trio.sleep(4)
+        assert health.overdue_s() == 0
+        await trio.sleep(3)
+        assert health.overdue_s() == pytest.approx(2)
+    assert health.overdue_s() == 0
+
+
+def test_unwrap_finds_the_one_error() -> None:
+    inner = ValueError("x")
+    assert unwrap(ExceptionGroup("a", [ExceptionGroup("b", [inner])])) is inner
+    two = ExceptionGroup("a", [inner, ValueError("y")])
+    assert unwrap(two) is two
