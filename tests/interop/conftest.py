@@ -1,7 +1,7 @@
 """Real peers: packages of npm and PyPI, installed into folders of the checkout, and commands of the system.
 
 A peer that cannot be had fails its test under CI=true and skips it by name elsewhere. Folders live in .peers/, one for
-each set of pins, and are made once: under a file lock, aside, renamed when complete. Parallel runs never see half of one.
+each set of pins, and are made once: under a file lock, aside, renamed when complete. Parallel runs never see a half.
 """
 
 import fcntl
