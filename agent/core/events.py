@@ -114,6 +114,16 @@ class RunChanged(Event, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class RunRecalled(Event, frozen=True, kw_only=True):
+    """The Seneschal must be told again how a run stands: it ordered it once more, or has one that we do not know.
+
+    Source: protocols/emissary.md, "Run states on the agent".
+    """
+
+    run: str
+    why: str
+
+
 class TestStarted(Event, frozen=True, kw_only=True):
     """A test began, as its runner told. `started` is epoch seconds."""
 
@@ -235,6 +245,10 @@ class ReservationChanged(Event, frozen=True, kw_only=True):
     recovered_at: float | None = None
 
 
+class Reloaded(Event, frozen=True, kw_only=True):
+    """The settings were read again: what a peer refused is offered to it once more."""
+
+
 class ImportFinished(Event, frozen=True, kw_only=True):
     """The final report of a run was imported, or not. `unmatched`: tests that the importer knows no work item for."""
 
@@ -258,11 +272,13 @@ AnyEvent: TypeAlias = (
     | RunRefused
     | RunStarted
     | RunChanged
+    | RunRecalled
     | TestStarted
     | TestFinished
     | SuiteFinished
     | SlotsChanged
     | ReservationChanged
+    | Reloaded
     | ImportFinished
 )
 
