@@ -55,8 +55,10 @@ def run(*argv: str | Path, cwd: Path | None = None) -> None:
     """Run one step of an installation. Raises PeerAbsent with what it said last."""
     try:
         done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
-    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
-        raise PeerAbsent(str(error)) from error
+    except FileNotFoundError as error:
+        raise PeerAbsent(f"no command {argv[0]} to install it with") from error
+    except subprocess.TimeoutExpired as error:
+        raise PeerAbsent(f"its installation took more than {INSTALL_LIMIT_S} s") from error
     if done.returncode:
         raise PeerAbsent(f"{Path(argv[0]).name} exited with {done.returncode}: {done.stderr.strip()[-500:]}")
 
