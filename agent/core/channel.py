@@ -1,0 +1,309 @@
+"""The envelope on one open websocket, either end: ask, post, answer, ping, and notice a dead line.
+
+`converse` runs a connection in one nursery: a reader, one writer, the answers in order of arrival, pings, a watch over
+the other side's silence, and the caller's own `talk`. Messages leave in fragments of 64 KiB, so that a ping or a pong
+waits for at most one of them.
+
+Source: protocols/emissary.md, "The envelope", "Link states" and the last rule of "Run states".
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import msgspec
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection
+from wsproto.events import TextMessage
+from wsproto.utilities import LocalProtocolError
+
+import agent
+from agent.core.envelope import MAX_MESSAGE, Answer, Envelope, ReqId, Request, Stray, Unreadable, error, success
+from agent.core.errors import ActionError, PeerRefused, PeerUnreachable, ProtocolMisuse
+from agent.core.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+FRAGMENT = 64 * 1024  # bytes of a message that go out without a chance for a ping or pong to overtake
+MAX_REQUESTS = 64  # requests of the peer that wait for their answer; then no more are read
+CLOSE_S = 2.0  # s for the closing handshake
+IDENTITY: Mapping[str, Any] = {"tool": "emissary", "version": agent.__version__}
+
+Answerer = Callable[[Request], Awaitable[Mapping[str, Any] | msgspec.Raw]]
+Tell = Callable[[str], None]
+
+
+class Refused(PeerRefused):
+    """An error answer to a request of ours. `reason` is as it came, "code: text"; `code` its first word."""
+
+    def __init__(self, peer: str, action: str, reason: str) -> None:
+        super().__init__(f"{peer} refused {action}: {reason}", remedy="Nothing was changed there.")
+        self.reason = reason
+        self.code = reason.partition(":")[0]
+
+
+class _Close(msgspec.Struct, frozen=True):
+    """What the writer carries out after all that was given to it before."""
+
+    code: int
+    reason: str
+
+
+class _Asked:
+    """A request of ours that waits for its answer."""
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.answer: Answer | None = None
+
+
+class Channel:
+    """One open websocket that speaks the envelope. Made by `converse`; usable by other tasks as long as that runs.
+
+    `peer` is the other side's address, `last_heard` the trio time of its last frame (pongs count).
+    """
+
+    def __init__(self, ws: WebSocketConnection, metrics: Metrics, tell: Tell) -> None:
+        self.peer = ws.remote if isinstance(ws.remote, str) else ws.remote.url
+        self.last_heard = trio.current_time()
+        self.state = tell
+        self._ws, self._metrics = ws, metrics
+        self._envelope = Envelope()
+        self._asked: dict[int, _Asked] = {}
+        self._ended = trio.Event()
+        # No room: a sender waits until the writer has taken its message, so nothing gathers but waiting callers.
+        self._outgoing, self._to_write = trio.open_memory_channel[str | _Close](0)
+        self._requests, self._to_answer = trio.open_memory_channel[Request](MAX_REQUESTS)
+        self._writing_since: float | None = None
+        self._busy_reader = False
+        self._scope = trio.CancelScope()
+
+    async def ask(self, action: str, payload: Mapping[str, Any], *, timeout_s: float = 10.0) -> dict[str, Any]:
+        """Send a request and wait for its answer; the answer's payload.
+
+        Raises Refused for an error answer, PeerUnreachable when none came within `timeout_s` seconds or the connection
+        ended, ProtocolMisuse for a message of more than MAX_MESSAGE bytes.
+        """
+        number, text = self._envelope.ask(action, payload)
+        self._asked[number] = asked = _Asked()
+        try:
+            with trio.move_on_after(timeout_s) as limit:
+                await self._send(text)
+                await asked.answered.wait()
+        finally:
+            del self._asked[number]
+            self._envelope.give_up(number)
+        if asked.answer is None:
+            if limit.cancelled_caught:
+                raise PeerUnreachable(
+                    f"{self.peer} did not answer {action} within {timeout_s:g} s",
+                    remedy="Look at the other side's log.",
+                )
+            raise self._closed()
+        if asked.answer.reason is not None:
+            raise Refused(self.peer, action, asked.answer.reason)
+        return asked.answer.payload
+
+    async def post(self, action: str, payload: Mapping[str, Any] | msgspec.Raw) -> None:
+        """Send a request that wants no answer. Raises PeerUnreachable when the connection ended, and ProtocolMisuse."""
+        await self._send(self._envelope.post(action, payload))
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close, once all that was asked, posted or answered before is sent; by force when that takes too long."""
+        with trio.move_on_after(CLOSE_S):
+            try:
+                await self._outgoing.send(_Close(code, reason))
+                await self._ended.wait()
+            except trio.BrokenResourceError:  # it ended meanwhile
+                return
+        self._scope.cancel()
+
+    async def _send(self, text: str) -> None:
+        size = len(text) if text.isascii() else len(text.encode())
+        if size > MAX_MESSAGE:
+            raise ProtocolMisuse(
+                f"a message of {size} bytes; at most {MAX_MESSAGE} are allowed", remedy="Send it in parts or by a URL."
+            )
+        try:
+            await self._outgoing.send(text)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise self._closed() from None
+
+    def _closed(self) -> PeerUnreachable:
+        return PeerUnreachable(
+            f"the connection with {self.peer} is closed ({closing(self._ws)})", remedy="Wait for the next connection."
+        )
+
+    # ---- the tasks of `converse` ------------------------------------------------------------------------------------
+
+    async def _run(
+        self,
+        answer: Answerer,
+        talk: Callable[["Channel"], Awaitable[None]],
+        identity: Mapping[str, Any],
+        deadline_s: float,
+        ping_s: float,
+    ) -> None:
+        try:
+            with ungrouped():
+                async with trio.open_nursery() as nursery:
+                    self._scope = nursery.cancel_scope
+                    nursery.start_soon(self._until_closed, self._read)
+                    nursery.start_soon(self._until_closed, self._write)
+                    nursery.start_soon(self._until_closed, self._ping, ping_s)
+                    nursery.start_soon(self._answer_all, answer, identity)
+                    nursery.start_soon(self._watch, deadline_s)
+                    await talk(self)
+                    await self.close()
+        finally:
+            self._ended.set()
+            self._to_write.close()
+            for asked in self._asked.values():
+                asked.answered.set()
+
+    async def _until_closed(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        try:
+            await work(*args)
+        except (ConnectionClosed, LocalProtocolError):  # the latter: a frame after the close frame
+            self._scope.cancel()
+
+    async def _read(self) -> None:
+        while True:
+            frame = await self._ws.get_message()
+            self.last_heard = trio.current_time()
+            match self._envelope.feed(frame):
+                case Request() as request:
+                    self._busy_reader = True  # what we do not read is no silence of the peer
+                    await self._requests.send(request)
+                    self._busy_reader, self.last_heard = False, trio.current_time()
+                case Answer() as answer:
+                    asked = self._asked[answer.req_id]
+                    asked.answer = answer
+                    asked.answered.set()
+                case Stray() as stray:
+                    self._metrics.count("link_stray_answers_total")
+                    log.info("answer to no request peer=%s rsp_id=%r reason=%s", self.peer, stray.rsp_id, stray.reason)
+                case Unreadable() as bad:
+                    self._metrics.count("link_bad_frames_total")
+                    log.warning("unreadable frame peer=%s reason=%s", self.peer, bad.reason)
+                    await self._outgoing.send(bad.answer)
+                    if bad.close:
+                        await self.close(1007, "too many unreadable frames")
+
+    async def _write(self) -> None:
+        async for item in self._to_write:
+            if isinstance(item, _Close):
+                await self._ws.aclose(item.code, item.reason)
+                self._scope.cancel()
+                return
+            step = FRAGMENT if item.isascii() else FRAGMENT // 4  # characters; at most 4 bytes each
+            for at in range(0, len(item), step):
+                self._writing_since = trio.current_time()
+                # send_message() makes one frame of a message, and nothing overtakes a frame.
+                last = at + step >= len(item)
+                await self._ws._send(TextMessage(data=item[at : at + step], message_finished=last))
+                self._writing_since = None
+
+    async def _ping(self, ping_s: float) -> None:
+        while True:
+            await self._ws.ping()
+            self.last_heard = trio.current_time()
+            await trio.sleep(ping_s)
+
+    async def _watch(self, deadline_s: float) -> NoReturn:
+        while True:
+            now = trio.current_time()
+            if self._busy_reader:
+                self.last_heard = now
+            silent, stuck = now - self.last_heard, 0.0 if self._writing_since is None else now - self._writing_since
+            if silent >= deadline_s or stuck >= deadline_s:
+                what = "sent nothing" if silent >= deadline_s else "took nothing"
+                raise PeerUnreachable(
+                    f"{self.peer} {what} for {deadline_s:g} s",
+                    remedy="Look at the network and at the other side's log.",
+                )
+            await trio.sleep(deadline_s - max(silent, stuck))
+
+    async def _answer_all(self, answer: Answerer, identity: Mapping[str, Any]) -> None:
+        async for request in self._to_answer:
+            if request.action == "identify":
+                text = success(request.action, request.req_id, identity)
+            else:
+                text = await self._answer(request, answer)
+            if not request.posted:
+                await self._outgoing.send(text)
+
+    async def _answer(self, request: Request, answer: Answerer) -> str:
+        try:
+            text = success(request.action, request.req_id, await answer(request))
+        except ActionError as err:
+            if request.posted:
+                log.info("posted request refused peer=%s action=%s reason=%s", self.peer, request.action, err.reason)
+            return error(request.req_id, err.reason)
+        except Exception:  # one request must not end the connection
+            self._metrics.count("link_internal_errors_total")
+            log.exception("request failed peer=%s action=%s", self.peer, request.action)
+            return error(request.req_id, "internal: the request failed here; the log has the details")
+        return text if len(text) <= MAX_MESSAGE // 4 else _bounded(request.req_id, text)
+
+
+async def converse(
+    ws: WebSocketConnection,
+    answer: Answerer,
+    talk: Callable[[Channel], Awaitable[None]],
+    *,
+    metrics: Metrics,
+    deadline_s: float = 20.0,
+    ping_s: float = 5.0,
+    identity: Mapping[str, Any] = IDENTITY,
+    tell: Tell = lambda state: None,
+) -> None:
+    """Speak the envelope on an open websocket until either side closes it, or `talk` returns: then it closes with 1000.
+
+    Requests are answered one by one in order of arrival: `answer` gives the payload or raises ActionError; any other
+    error is logged and answered `internal`. `identify` (and an empty action) is answered with `identity`. A ping goes
+    out every `ping_s` seconds. `tell` takes the states that `talk` gives to `channel.state`.
+
+    Raises PeerUnreachable when the peer sends nothing, or takes nothing, for `deadline_s` seconds, and what `talk`
+    raises. Who made the websocket closes it then.
+    """
+    await Channel(ws, metrics, tell)._run(answer, talk, identity, deadline_s, ping_s)
+
+
+def closing(ws: WebSocketConnection) -> str:
+    """How a websocket was closed, for a log or an error: code and reason, or that it was cut."""
+    if ws.closed is None:
+        return "not by its peer"
+    return f"{ws.closed.code} {ws.closed.reason or ws.closed.name}"
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Errors leave a nursery as a group; a group of one cause leaves this as that cause.
+
+    Cancellation that comes with an error gives way to it. Several unlike errors stay a group.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = list(_leaves(group.split(trio.Cancelled)[1]))
+        if not errors:
+            raise
+        # Tasks that share a connection all fail when it does: one of them tells it.
+        if len(errors) == 1 or all(isinstance(err, PeerUnreachable) for err in errors):
+            raise errors[0] from errors[0].__cause__
+        raise
+
+
+def _leaves(err: BaseException | None) -> Iterator[BaseException]:
+    if isinstance(err, BaseExceptionGroup):
+        for inner in err.exceptions:
+            yield from _leaves(inner)
+    elif err is not None:
+        yield err
+
+
+def _bounded(req_id: ReqId, text: str) -> str:
+    size = len(text.encode())
+    return text if size <= MAX_MESSAGE else error(req_id, f"too_big: the answer has {size} bytes; ask for less")

@@ -1,0 +1,151 @@
+"""The request/response envelope of every link that is ours: text frames in, requests and answers out.
+
+Sans-IO: `Envelope` is one end of a connection; both ends may ask on the same socket. It numbers our requests, finds the
+request an answer belongs to, answers what cannot be read, and tells when the other side must be given up.
+
+Source: seeds/gator-websocket-api.md, "Basic Format"; protocols/emissary.md, "The envelope".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+MAX_MESSAGE = 1024 * 1024  # bytes; the control server's limit, and that of every link of ours
+BAD_IN_A_ROW = 10  # undecodable frames in a row, then the connection is closed with 1007
+
+ReqId = int | float | str | None
+
+
+class Request(msgspec.Struct, frozen=True):
+    """The other side asks. A posted one gets no answer."""
+
+    action: str
+    payload: dict[str, Any]
+    req_id: ReqId
+    posted: bool
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """An answer to request `req_id` of ours. `reason` is None for success."""
+
+    req_id: int
+    payload: dict[str, Any]
+    reason: str | None
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A frame that is no message, and why. `answer` goes back; with `close` the connection then ends with 1007."""
+
+    reason: str
+    answer: str
+    close: bool
+
+
+class Stray(msgspec.Struct, frozen=True):
+    """An answer to no request of ours: counted and dropped. `reason` is that of an error answer.
+
+    With `rsp_id` None the peer tells that it could not read a frame of ours.
+    """
+
+    rsp_id: Any
+    reason: str | None
+
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Envelope:
+    """One end of a connection. Numbers requests from 0; remembers which of ours are open."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._open: set[int] = set()
+        self._bad = 0
+
+    def ask(self, action: str, payload: Mapping[str, Any]) -> tuple[int, str]:
+        """A request that wants an answer: its number and the frame's text."""
+        number, self._next = self._next, self._next + 1
+        self._open.add(number)
+        return number, _encode({"action": action, "req_id": number, "posted": False, "payload": payload}).decode()
+
+    def post(self, action: str, payload: Mapping[str, Any] | msgspec.Raw) -> str:
+        """A request that wants none."""
+        return _encode({"action": action, "posted": True, "payload": payload}).decode()
+
+    def give_up(self, number: int) -> None:
+        """Nobody waits for that answer any more; a late one is a Stray."""
+        self._open.discard(number)
+
+    def feed(self, frame: str | bytes) -> Request | Answer | Unreadable | Stray:
+        """Take one frame. A binary frame is unreadable, whatever it holds."""
+        if isinstance(frame, bytes):
+            return self._unreadable("bad_json: a binary frame; messages are JSON in text frames")
+        try:
+            message = _decode(frame)
+        except (msgspec.DecodeError, RecursionError) as err:
+            return self._unreadable(f"bad_json: not a JSON object: {err}")
+        read = self._read(message)
+        if not isinstance(read, Unreadable):
+            self._bad = 0
+        return read
+
+    def _read(self, message: dict[str, Any]) -> Request | Answer | Unreadable | Stray:
+        if "rsp_id" in message:
+            return self._read_answer(message)
+        action, posted, payload = message.get("action", ""), message.get("posted", False), message.get("payload", {})
+        req_id = message.get("req_id", 0)
+        if isinstance(req_id, bool) or not isinstance(req_id, int | float | str):
+            return self._unreadable(f"bad_payload: req_id is {_kind(req_id)}, not a number or text")
+        if not isinstance(action, str):
+            return self._unreadable(f"bad_payload: action is {_kind(action)}, not text", req_id)
+        if not isinstance(posted, bool):
+            return self._unreadable(f"bad_payload: posted is {_kind(posted)}, not true or false", req_id)
+        if not isinstance(payload, dict):
+            return self._unreadable(f"bad_payload: payload is {_kind(payload)}, not an object", req_id)
+        return Request(action or "identify", payload, req_id, posted)
+
+    def _read_answer(self, message: dict[str, Any]) -> Answer | Stray:
+        rsp_id, result, payload = message["rsp_id"], message.get("result"), message.get("payload", {})
+        reason = str(message.get("reason", "internal: no reason given")) if result == "error" else None
+        if isinstance(rsp_id, bool) or not isinstance(rsp_id, int) or rsp_id not in self._open:
+            return Stray(rsp_id, reason)
+        self._open.discard(rsp_id)
+        if reason is not None:
+            return Answer(rsp_id, {}, reason)
+        if result != "success":
+            return Answer(rsp_id, {}, "bad_json: an answer whose result is neither success nor error")
+        if not isinstance(payload, dict):
+            return Answer(rsp_id, {}, f"bad_json: an answer whose payload is {_kind(payload)}, not an object")
+        return Answer(rsp_id, payload, None)
+
+    def _unreadable(self, reason: str, req_id: ReqId = None) -> Unreadable:
+        self._bad += 1
+        return Unreadable(reason, error(req_id, reason), close=self._bad >= BAD_IN_A_ROW)
+
+
+def success(action: str, req_id: ReqId, payload: Mapping[str, Any] | msgspec.Raw) -> str:
+    """The frame of a successful answer."""
+    return _encode({"action": action, "rsp_id": req_id, "result": "success", "payload": payload}).decode()
+
+
+def error(req_id: ReqId, reason: str) -> str:
+    """The frame of an error answer; `reason` is "code: text"."""
+    return _encode({"result": "error", "rsp_id": req_id, "reason": reason}).decode()
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case _:
+            return "an object"

@@ -1,0 +1,328 @@
+"""One outgoing websocket that never gives up: resolve, connect, TLS, token, upgrade, talk, and again.
+
+`connect` is one connection, `redial` repeats it for ever, `keep` does so for links that speak the envelope. What a
+retry may mend is tried again with full jitter, 0.5 s doubling to 30 s; what a person must mend (a refused token, a
+certificate that does not hold, an ident in use) every 30 s, with an Alert.
+
+Source: protocols/emissary.md, "Seneschal", "Link states"; protocols/packaging.md 3, trap 2.
+"""
+
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+from wsproto.utilities import LocalProtocolError
+
+from agent.core.channel import CLOSE_S, IDENTITY, Answerer, Channel, Refused, Tell, closing, converse, ungrouped
+from agent.core.envelope import MAX_MESSAGE
+from agent.core.errors import PeerError, PeerRefused, PeerUnreachable
+from agent.core.events import Alert, AlertCleared, LinkChanged
+from agent.core.metrics import Metrics
+from agent.core.tls import TlsSettings, TlsUnusable, client_context
+from agent.core.token import TokenUnusable, read_token
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 10.0  # s from the name's resolution to the upgraded websocket
+FIRST_RETRY_S, MAX_RETRY_S, GOOD_AFTER_S = 0.5, 30.0, 60.0
+REFUSED_RETRY_S = 30.0
+LOUD_AFTER_S = 60.0  # s without a connection, then an Alert: a wrong address looks just like a server that is down
+MAX_ANSWER = 64 * 1024  # bytes of an answer that is no websocket
+SUPERSEDED = 4001  # close code: another connection with our ident and instance took over
+REFUSALS = {"ident_taken", "unauthorized", "forbidden"}  # codes that a retry alone does not change
+
+Publish = Callable[[LinkChanged | Alert | AlertCleared], None]
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """Where a link goes: `url` is `ws://` or `wss://` with path; the token's file is read at every connect."""
+
+    url: str
+    token_file: Path | None = None
+    tls: TlsSettings = TlsSettings()
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an `url` that is none."""
+        _parts(self.url)
+
+
+async def keep(
+    name: str,
+    dial: Dial,
+    answer: Answerer,
+    talk: Callable[[Channel], Awaitable[None]],
+    *,
+    publish: Publish,
+    metrics: Metrics,
+    random: Random,
+    deadline_s: float = 20.0,
+    ping_s: float = 5.0,
+    identity: Mapping[str, Any] = IDENTITY,
+) -> NoReturn:
+    """Hold a connection that speaks the envelope (core/channel.py), for ever.
+
+    `talk` serves one connection: it tells its states by `channel.state("registering" | "replaying" | "ready")` and runs
+    until cancelled. What the peer or the network does to it (PeerError) leads to the next connection; all else it
+    raises is a bug, and leaves.
+    """
+
+    async def use(ws: WebSocketConnection, tell: Tell) -> None:
+        await converse(
+            ws, answer, talk, metrics=metrics, deadline_s=deadline_s, ping_s=ping_s, identity=identity, tell=tell
+        )
+
+    await redial(name, dial, use, publish=publish, random=random)
+
+
+async def redial(
+    name: str,
+    dial: Dial,
+    use: Callable[[WebSocketConnection, Tell], Awaitable[None]],
+    *,
+    publish: Publish,
+    random: Random,
+    max_message: int = MAX_MESSAGE,
+    clock: Callable[[], float] = time.time,
+) -> NoReturn:
+    """Hold a websocket for ever; `use(ws, tell)` serves one connection and tells its states, "ready" above all.
+
+    `publish` gets a LinkChanged at each change of state, an Alert `link.<name>` for what a person must mend (or when
+    there was no connection for 60 s), and AlertCleared when the link is ready again.
+    """
+    states = _States(name, publish, clock)
+    retry_s = FIRST_RETRY_S
+    while True:
+        states.become("connecting")
+        began: float | None = None
+        refused = False
+        try:
+            async with connect(dial, max_message=max_message) as ws:
+                began = trio.current_time()
+                await use(ws, states.become)
+            error, refused = f"closed: {closing(ws)}", ws.closed is not None and ws.closed.code == SUPERSEDED
+            remedy = "Give each machine its own ident and state.dir." if refused else "Look at the other side's log."
+        except Refused as err:
+            error, remedy, refused = err.what, err.remedy, err.code in REFUSALS
+        except (PeerRefused, TlsUnusable, TokenUnusable) as err:
+            error, remedy, refused = err.what, err.remedy, True
+        except PeerError as err:
+            error, remedy = err.what, err.remedy
+        except ConnectionClosed as err:
+            error, remedy = f"closed: {err}", "Look at the other side's log."
+        states.become("offline", error)
+        if began is not None and trio.current_time() - began >= GOOD_AFTER_S:
+            retry_s = FIRST_RETRY_S
+        if began is not None:
+            states.connected_at = trio.current_time()
+        if refused or trio.current_time() - states.connected_at >= LOUD_AFTER_S:
+            states.alert(error, remedy)
+        if refused:
+            await trio.sleep(REFUSED_RETRY_S)
+        else:
+            await trio.sleep(random.uniform(0, retry_s))
+            retry_s = min(2 * retry_s, MAX_RETRY_S)
+
+
+class _States:
+    """What was told of a link: its state, and the alert that stands."""
+
+    def __init__(self, name: str, publish: Publish, clock: Callable[[], float]) -> None:
+        self._name, self._publish, self._clock = name, publish, clock
+        self._state = ""
+        self._alert = ""
+        self.connected_at = trio.current_time()  # or the start: when there was last a connection
+
+    def become(self, state: str, error: str | None = None) -> None:
+        if state != self._state:
+            self._state = state
+            log.info("link=%s state=%s error=%s", self._name, state, error)
+            self._publish(LinkChanged(name=self._name, state=state, error=error))
+        if state == "ready" and self._alert:
+            self._alert = ""
+            self._publish(AlertCleared(code=f"link.{self._name}"))
+
+    def alert(self, text: str, remedy: str) -> None:
+        if text != self._alert:
+            self._alert = text
+            code, text = f"link.{self._name}", f"{self._name}: {text}"
+            self._publish(Alert(code=code, text=text, remedy=remedy, since=self._clock()))
+
+
+@asynccontextmanager
+async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterator[WebSocketConnection]:
+    """One connection, closed when the context ends. What the context raises leaves it without a group around it.
+
+    Raises PeerUnreachable (name, connection, TLS or upgrade failed or took more than 10 s; the server answered 408, 429
+    or 5xx), PeerRefused (its certificate does not hold; it answered another status), TlsUnusable and TokenUnusable
+    (files of ours).
+    """
+    secure, host, port, target = _parts(dial.url)
+    headers = [(name.encode(), value.encode()) for name, value in dial.headers]
+    if dial.token_file is not None:
+        headers.append((b"Authorization", f"Bearer {read_token(dial.token_file)}".encode()))
+    context = client_context(dial.tls) if secure else None
+    peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    line = _Line(peer)
+    try:
+        with ungrouped():
+            async with trio.open_nursery() as nursery:
+                with trio.move_on_after(CONNECT_S) as limit:
+                    await line.open(host, port, context)
+                    nursery.start_soon(line.must_be_upgraded)
+                    ws = await wrap_client_stream(
+                        nursery,
+                        line,  # type: ignore[arg-type]  # its documentation allows any stream
+                        peer,
+                        target,
+                        extra_headers=headers,
+                        max_message_size=max_message,
+                        receive_buffer_size=64 * 1024,
+                    )
+                    line.upgraded.set()
+                if limit.cancelled_caught:
+                    raise PeerUnreachable(
+                        f"{peer} was not connected within {CONNECT_S:g} s", remedy="Look at its address."
+                    )
+                try:
+                    yield ws
+                finally:
+                    with trio.move_on_after(CLOSE_S, shield=True):
+                        await ws.aclose()
+                nursery.cancel_scope.cancel()
+    except ConnectionRejected as err:
+        raise _rejected(peer, err) from err
+    except LocalProtocolError as err:  # the library answered a ping behind our close frame
+        raise PeerUnreachable(f"{peer} is closed", remedy="Wait for the next connection.") from err
+    finally:
+        await line.aclose()
+
+
+class _Line:
+    """The byte stream below the websocket. Says how it ended while the websocket is not there to say it."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self._stream: trio.abc.Stream | None = None
+        self._received = 0
+        self._broken: BaseException | None = None
+        self._ended = trio.Event()
+        self.upgraded = trio.Event()
+
+    def __repr__(self) -> str:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
+        return self._peer  # what the websocket gives as its remote end
+
+    async def open(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        try:
+            tcp = self._stream = await trio.open_tcp_stream(host, port)
+        except OSError as err:
+            raise PeerUnreachable(
+                f"{self._peer} cannot be reached: {_cause(err)}", remedy="Look at its address and whether it runs."
+            ) from err
+        if context is not None:
+            tls = self._stream = trio.SSLStream(tcp, context, server_hostname=host, https_compatible=True)
+            try:
+                await tls.do_handshake()
+            except trio.BrokenResourceError as err:
+                raise self._tls_failed(err.__cause__) from err
+
+    async def must_be_upgraded(self) -> None:
+        """Raise when the line ends before the websocket is open: the library would wait on."""
+        await self._ended.wait()
+        if not self.upgraded.is_set():
+            if isinstance(self._broken, ssl.SSLError):
+                raise self._tls_failed(self._broken)
+            raise PeerUnreachable(
+                f"{self._peer} closed the connection instead of opening a websocket", remedy="Look at its log."
+            )
+
+    def _tls_failed(self, cause: BaseException | None) -> PeerError:
+        match cause:
+            case ssl.SSLCertVerificationError():
+                return PeerRefused(
+                    f"the certificate of {self._peer} does not hold: {cause.verify_message}",
+                    remedy="Look at tls.ca_file, the host name in the url, and the certificate's dates.",
+                )
+            case ssl.SSLError() if "ALERT" in (cause.reason or ""):
+                return PeerRefused(
+                    f"{self._peer} refused TLS: {cause.reason}",
+                    remedy="Look at cert_file and key_file, and at its log.",
+                )
+            case _:
+                return PeerUnreachable(f"TLS with {self._peer} failed: {cause}", remedy="Look at port and scheme.")
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            data = await self._below.receive_some(max_bytes)
+        except trio.BrokenResourceError as err:
+            self._broken = err.__cause__
+            self._ended.set()
+            raise
+        self._received += len(data)
+        if not data:
+            self._ended.set()
+        elif not self.upgraded.is_set() and self._received > MAX_ANSWER:
+            raise PeerRefused(
+                f"{self._peer} answered more than {MAX_ANSWER} bytes that are no websocket", remedy="Look at the url."
+            )
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._below.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._below.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        self._ended.set()
+        if self._stream is not None:
+            await trio.aclose_forcefully(self._stream)
+
+    @property
+    def _below(self) -> trio.abc.Stream:
+        if self._stream is None:
+            raise trio.ClosedResourceError
+        return self._stream
+
+
+def _parts(url: str) -> tuple[bool, str, int, str]:
+    """With TLS?, host, port, request target. Raises ValueError."""
+    parts = urlsplit(url)
+    if (
+        parts.scheme not in ("ws", "wss")
+        or not parts.hostname
+        or not url.isascii()
+        or not url.isprintable()
+        or " " in url
+    ):
+        raise ValueError(f"{url!r} is no ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
+    if parts.username is not None or parts.fragment:
+        raise ValueError(f"the url of {parts.hostname} has a user name or a fragment; use a token file")
+    secure = parts.scheme == "wss"
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return secure, parts.hostname, parts.port or (443 if secure else 80), target
+
+
+def _cause(err: OSError) -> str:
+    """What the system said; trio's own error only tells that every address failed."""
+    cause: BaseException = err.__cause__ or err
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return getattr(cause, "strerror", None) or str(cause)
+
+
+def _rejected(peer: str, err: ConnectionRejected) -> PeerError:
+    body = (err.body or b"")[:200].decode("utf-8", "replace").strip()
+    what = f"{peer} answered {err.status_code} instead of opening a websocket{': ' if body else ''}{body}"
+    if err.status_code in (408, 429) or err.status_code >= 500:
+        return PeerUnreachable(what, remedy="Look at its log.")
+    return PeerRefused(what, remedy="Look at the url and the token file.")

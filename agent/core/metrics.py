@@ -1,0 +1,31 @@
+"""Counters and gauges of the process, read by `/metrics` and the `metrics` action.
+
+Source: protocols/settings.md, "Names that several folders share" (counters).
+"""
+
+from collections.abc import Callable, Iterator
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Metrics:
+    """Every number by name and labels. Names follow Prometheus: `_total` for what only grows."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, Labels], float] = {}
+        self._live: dict[tuple[str, Labels], Callable[[], float]] = {}
+
+    def count(self, name: str, by: float = 1, **labels: str) -> None:
+        """Add to a counter; it begins at 0."""
+        key = (name, tuple(sorted(labels.items())))
+        self._values[key] = self._values.get(key, 0) + by
+
+    def gauge(self, name: str, read: Callable[[], float], **labels: str) -> None:
+        """A number that is read when it is asked for. The same name and labels again replace the reader."""
+        self._live[name, tuple(sorted(labels.items()))] = read
+
+    def __iter__(self) -> Iterator[tuple[str, Labels, float]]:
+        """Name, labels and value of each, sorted."""
+        values = self._values | {key: read() for key, read in self._live.items()}
+        for (name, labels), value in sorted(values.items()):
+            yield name, labels, value
