@@ -1,0 +1,153 @@
+"""What core/processtree.py reads in /proc, and whom it signals. Kills of whole trees are in tests/faults."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.core.processtree import Proc, TreeSurvived, kill, mark_of, nested, reap, send, snapshot, stat_of, sweep, tree
+
+MARK = "run-of-test-core-processtree"
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    """A marked process in our session."""
+    child = subprocess.Popen(["sleep", "1000"], env={**os.environ, "EMISSARY_RUN": MARK})
+    yield child
+    child.kill()
+    child.wait()
+
+
+def proc_of(pid: int) -> Proc:
+    stat = stat_of(pid)
+    assert stat is not None
+    return stat.proc
+
+
+def test_a_process_is_read_whatever_it_is_called() -> None:
+    # The name in /proc/PID/stat is what the program chose, here the look of a zombie's line.
+    script = "import ctypes; ctypes.CDLL(None).prctl(15, b'x) Z 1 (y'); input()"
+    with subprocess.Popen([sys.executable, "-c", script, "in"], stdin=subprocess.PIPE) as child:
+        stat = stat_of(child.pid)
+        assert stat is not None
+        assert (stat.proc.pid, stat.parent, stat.session, stat.ended) == (child.pid, os.getpid(), os.getsid(0), False)
+        assert stat.proc.start >= proc_of(os.getpid()).start
+
+
+def test_a_zombie_has_ended_and_a_reaped_one_is_not_there() -> None:
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    stat = stat_of(child.pid)
+    assert stat is not None
+    assert stat.ended
+    assert mark_of(child.pid) in {"", None}
+    child.wait()
+    assert stat_of(child.pid) is None
+    assert mark_of(child.pid) is None
+
+
+def test_a_process_whose_first_thread_has_left_lives_on() -> None:
+    script = """
+import ctypes, sys, threading
+threading.Thread(target=lambda: (print("up", flush=True), sys.stdin.read())).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        while "(zombie)" not in Path(f"/proc/{child.pid}/status").read_text():
+            assert child.poll() is None
+        stat = stat_of(child.pid)
+        assert stat is not None
+        assert not stat.ended
+        child.kill()
+
+
+def test_the_mark_is_read_from_the_environment(sleeper: "subprocess.Popen[bytes]") -> None:
+    assert mark_of(sleeper.pid) == MARK
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env={"NO_EMISSARY_RUN": "x"}) as other:
+        assert mark_of(other.pid) == ""
+
+
+def test_a_tree_is_told_by_its_mark_alone(sleeper: "subprocess.Popen[bytes]") -> None:
+    assert tree(MARK) == [proc_of(sleeper.pid)]
+    assert tree(MARK[:-1]) == []
+    assert tree(f"{MARK}/inner") == []
+
+
+def test_the_tree_of_an_agent_within_belongs_to_the_tree(sleeper: "subprocess.Popen[bytes]") -> None:
+    inner = {**os.environ, "EMISSARY_RUN": f"{MARK}/inner"}
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env=inner, start_new_session=True) as child:
+        assert {proc.pid for proc in tree(MARK)} == {sleeper.pid, child.pid}
+
+
+def test_within_a_run_our_marks_are_below_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMISSARY_RUN", raising=False)
+    assert nested("a") == "a"
+    monkeypatch.setenv("EMISSARY_RUN", "outer")
+    assert nested("a") == "outer/a"
+
+
+def test_nobody_finds_himself_or_his_ancestors() -> None:
+    script = f"from agent.core.processtree import tree; import os; print(os.getpid(), tree({MARK!r}), tree('x'))"
+    shell = ["sh", "-c", '"$0" -c "$1"; true', sys.executable, script]
+    env = {**os.environ, "EMISSARY_RUN": "x"}
+    said = subprocess.run(shell, env=env, capture_output=True, text=True, check=True).stdout
+    assert said.split(maxsplit=1)[1] == "[] []\n"
+
+
+def test_nothing_older_than_the_root_belongs(sleeper: "subprocess.Popen[bytes]") -> None:
+    later = Proc(1 << 30, proc_of(sleeper.pid).start + 1)
+    assert tree(MARK, later) == []
+
+
+def test_a_session_that_has_our_root_s_number_but_not_its_start_is_another(
+    sleeper: "subprocess.Popen[bytes]",
+) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True) as child:
+        now = proc_of(child.pid)
+        assert tree("none", now) == [now]
+        assert tree("none", Proc(child.pid, now.start - 1)) == []
+
+
+def test_a_signal_goes_to_the_very_process_or_to_nobody(sleeper: "subprocess.Popen[bytes]") -> None:
+    now = proc_of(sleeper.pid)
+    assert not send(Proc(now.pid, now.start - 1), signal.SIGKILL)
+    assert sleeper.poll() is None
+    assert send(now, signal.SIGKILL)
+    assert sleeper.wait() == -signal.SIGKILL
+    assert not send(now, signal.SIGKILL)
+
+
+async def test_what_outlives_the_kill_is_named(sleeper: "subprocess.Popen[bytes]") -> None:
+    other = Proc(sleeper.pid, 0)  # nobody: as unmoved by a signal as a process in state D
+    assert await kill(lambda: [other], within_s=0.02) == [other]
+    assert sleeper.poll() is None
+    error = TreeSurvived("r42", (7, 8))
+    assert error.pids == (7, 8)
+    assert "r42: still alive after SIGKILL: pid 7,8. See `ps -o pid,user,stat,args -p 7,8`" in str(error)
+
+
+async def test_a_sweep_ends_what_has_the_mark(sleeper: "subprocess.Popen[bytes]") -> None:
+    await sweep(MARK)
+    assert sleeper.wait() == -signal.SIGKILL
+    await sweep(MARK)  # there is nothing, and nothing happens
+
+
+def test_only_the_exits_of_adopted_processes_are_taken() -> None:
+    ours = subprocess.Popen(["true"])
+    led = subprocess.Popen(["true"], start_new_session=True)
+    young = subprocess.Popen(["true"], start_new_session=True)
+    for child in (ours, led, young):
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert reap({led.pid, young.pid}) == []
+    assert reap({led.pid}, before=proc_of(young.pid).start) == []
+    assert reap({led.pid}) == [young.pid]  # as an orphan would be: outside our session, and on nobody's list
+    assert young.pid not in snapshot()
+    assert (ours.wait(), led.wait()) == (0, 0)
+    young.returncode = 0
