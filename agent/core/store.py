@@ -17,7 +17,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1  # grows within a major version only; the previous release must open it (packaging.md 8)
 HELD_RETRY_S = 3600.0  # protocols/emissary.md: a held message is retried hourly
-MAX_PENDING = 32 * 1024 * 1024  # bytes that wait for the disk before `room()` makes producers wait
+MAX_PENDING = 8 * 1024 * 1024  # bytes that wait for the disk before `room()` makes producers wait
 
 _TABLES = """
 CREATE TABLE journal(seq INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, run TEXT, test TEXT,
@@ -175,6 +175,11 @@ class Store:
         while not self.full:
             await self._on_full.wait()
 
+    async def wait_room(self) -> None:
+        """Wait until the disk is not full."""
+        while self.full:
+            await self._committed.wait()
+
     async def _write_pending(self) -> None:
         rows, self._rows = self._rows, []
         orders, self._orders = self._orders, []
@@ -272,6 +277,21 @@ class Store:
             where, values = [*where, f"kind IN ({','.join('?' * len(wanted))})"], [*values, *wanted]
         sql = f"SELECT seq, at, kind, run, test, data FROM journal WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?"
         return [_recorded(*row) for row in await self._query(sql, *values, limit)]
+
+    def scan(self, run: str, kind: str) -> Iterator[bytes]:
+        """The `data` of a run's committed events of one kind, in order. For worker threads: it opens its own connection."""
+        db = _connect(self.folder / "store.db")
+        try:
+            rows = db.execute("SELECT data FROM journal WHERE run = ? AND kind = ? ORDER BY seq", (run, kind))
+            for (data,) in rows:
+                yield data
+        finally:
+            db.close()
+
+    async def owed_runs(self) -> set[str]:
+        """The runs of which something is still owed to a sink."""
+        rows = await self._query("SELECT DISTINCT run FROM outbox JOIN journal USING(seq) WHERE run IS NOT NULL")
+        return {run for (run,) in rows}
 
     async def oldest(self) -> int:
         """The lowest number that the journal still has; 0 when it is empty."""

@@ -76,12 +76,11 @@ class Supervisor:
         self._nursery: trio.Nursery | None = None
 
     async def run(self, roles: list[Role], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Start the roles together; `started` once each is up or in backoff."""
+        """Start the roles one after the other; `started` once each is up or in backoff."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            async with trio.open_nursery() as starting:
-                for role in roles:
-                    starting.start_soon(self.start, role)
+            for role in roles:
+                await self.start(role)
             task_status.started()
             await trio.sleep_forever()
 
