@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,14 @@ from agent.core import notify
 
 
 @pytest.fixture(params=["path", "abstract"])
-def hear(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+def hear(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     path = str(tmp_path / "notify") if request.param == "path" else f"@emissary-test-{os.getpid()}"
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listening.bind(path.replace("@", "\0", 1) if path.startswith("@") else path)
     listening.settimeout(5)
-    request.addfinalizer(listening.close)
     monkeypatch.setenv("NOTIFY_SOCKET", path)
-    return lambda: listening.recv(4096).decode()
+    with listening:
+        yield lambda: listening.recv(4096).decode()
 
 
 def test_each_message_is_what_sd_notify_defines(hear: Callable[[], str]) -> None:

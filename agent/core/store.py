@@ -279,7 +279,7 @@ class Store:
         return [_recorded(*row) for row in await self._query(sql, *values, limit)]
 
     def scan(self, run: str, kind: str) -> Iterator[bytes]:
-        """The `data` of a run's committed events of one kind, in order. For worker threads: it opens its own connection."""
+        """The `data` of a run's committed events of one kind, in order. For threads: it opens its own connection."""
         db = _connect(self.folder / "store.db")
         try:
             rows = db.execute("SELECT data FROM journal WHERE run = ? AND kind = ? ORDER BY seq", (run, kind))
