@@ -26,10 +26,14 @@ class AgentError(Exception):
 
 
 class ConfigError(AgentError):
-    """A setting cannot be used. Exit code 2."""
+    """A setting cannot be used. Exit code 2.
+
+    `file` is the variable or flag where the value came from one; `line` is 0 there, and for a file that cannot be read.
+    """
 
     def __init__(self, file: Path | str, line: int, key: str, what: str, *, remedy: str) -> None:
-        super().__init__(f"{file}:{line}: {key}: {what}", remedy=remedy)
+        where = f"{file}:{line}" if line else str(file)
+        super().__init__(f"{where}: {key}: {what}" if key else f"{where}: {what}", remedy=remedy)
         self.file, self.line, self.key = file, line, key
 
 
