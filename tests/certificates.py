@@ -1,0 +1,32 @@
+"""Certificates for tests of TLS, made by the `openssl` command."""
+
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """Where a certificate and its key are."""
+
+    cert: Path
+    key: Path
+
+
+def authority(folder: Path, name: str = "ca") -> Issued:
+    """A new authority that signs itself."""
+    issued = Issued(folder / f"{name}.pem", folder / f"{name}.key")
+    _openssl(issued, "-subj", f"/CN=test {name}", "-addext", "basicConstraints=critical,CA:TRUE")
+    return issued
+
+
+def issue(by: Issued, folder: Path, name: str, san: str = "IP:127.0.0.1") -> Issued:
+    """A certificate for `name` with that subject alternative name, signed by an authority."""
+    issued = Issued(folder / f"{name}.pem", folder / f"{name}.key")
+    _openssl(issued, "-subj", f"/CN={name}", "-addext", f"subjectAltName={san}", "-CA", by.cert, "-CAkey", by.key)
+    return issued
+
+
+def _openssl(issued: Issued, *more: str | Path) -> None:
+    new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "2")
+    subprocess.run([*new, "-out", issued.cert, "-keyout", issued.key, *more], check=True, capture_output=True)

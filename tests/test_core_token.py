@@ -1,0 +1,54 @@
+"""Token files: what is read, what is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.core.token import MAX_TOKEN, TokenUnusable, read_token
+
+
+def write(folder: Path, content: bytes, mode: int = 0o600) -> Path:
+    path = folder / "token"
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("content", [b"s3same", b"s3same\n", b"  s3same \r\n"])
+def test_a_token_is_the_one_line_of_its_file(tmp_path: Path, content: bytes) -> None:
+    assert read_token(write(tmp_path, content)) == "s3same"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o666])
+def test_a_file_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> None:
+    path = write(tmp_path, b"s3same", mode)
+    with pytest.raises(TokenUnusable, match=rf"may be read by others \(mode {mode:04o}\). chmod 600 ") as refused:
+        read_token(path)
+    assert "s3same" not in str(refused.value)
+
+
+def test_a_credential_of_systemd_may_have_group_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert read_token(write(tmp_path, b"s3same", 0o440)) == "s3same"
+    with pytest.raises(TokenUnusable, match="may be read by others"):
+        read_token(write(tmp_path, b"s3same", 0o444))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"two\nlines", b"\xff\xfe", b"a" * (MAX_TOKEN + 1)])
+def test_what_is_no_token_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(TokenUnusable, match="holds no token: one line"):
+        read_token(write(tmp_path, content))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        TokenUnusable, match=r"/token: No such file or directory. Write the token into it, readable by the agent"
+    ):
+        read_token(tmp_path / "token")
+
+
+def test_a_fifo_does_not_stop_the_agent(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "token", 0o600)
+    with pytest.raises(TokenUnusable, match="is no regular file"):
+        read_token(tmp_path / "token")
