@@ -11,7 +11,9 @@ from agent.core import notify
 
 
 @pytest.fixture(params=["path", "abstract"])
-def hear(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+def hear(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], str]]:
     path = str(tmp_path / "notify") if request.param == "path" else f"@emissary-test-{os.getpid()}"
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listening.bind(path.replace("@", "\0", 1) if path.startswith("@") else path)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PROTOCOLS = {
     *("control", "suites", "seneschal", "mimir", "polarize", "logs", "files", "coverage", "monitors", "eman", "gator"),
 }
-FLOORS = [{"_native"}, {"core"}, PROTOCOLS, {"lab", "app", "selftest", "install"}, {"cli"}, {"__main__"}]
+FLOORS = [{"_native"}, {"core"}, PROTOCOLS, {"lab", "app", "selftest", "install"}, {"demo"}, {"cli"}, {"__main__"}]
 
 # Programs of their own: what a test runner, the product under test or the orchestrator loads, and the demo's suites.
 LOADED_ELSEWHERE = (
@@ -24,8 +24,11 @@ LOADED_ELSEWHERE = (
 )
 SAMPLES = "agent/lab/samples/"
 # Beside role.py, the files of a protocol folder that do I/O by design: the Eman hub, a Gator layer's SQLite file, the
-# ways to start Gator's jobs, and the probe sources.
-DOES_IO = ("agent/eman/hub.py", "agent/gator/layerdb.py", "agent/gator/schedulers.py", "agent/coverage/sources")
+# ways to start Gator's jobs, the probe sources; what gets a suite onto the disk, runs it, and writes down its end.
+DOES_IO = (
+    *("agent/eman/hub.py", "agent/gator/layerdb.py", "agent/gator/schedulers.py", "agent/coverage/sources"),
+    *(f"agent/suites/{name}.py" for name in ("prepare", "archive", "execute", "capture", "report")),
+)
 IO_MODULES = {
     *("trio", "trio_websocket", "socket", "ssl", "select", "selectors", "httpx", "http.client", "urllib.request"),
     *("subprocess", "sqlite3", "threading", "inotify_simple", "jeepney.io"),
