@@ -92,6 +92,7 @@ def test_a_checkpoint_brings_back_the_jobs() -> None:
 def test_earlier_responses_are_remembered_up_to_a_limit() -> None:
     state = Submission(run="r-9")
     for number in range(MAX_RESPONSES + 2):
-        state = state.sent_with(f"lab.{number}")
+        state = state.sent_with("RHEL9", f"lab.{number}")
+    assert state.project == "RHEL9"
     assert len(state.responses) == MAX_RESPONSES
     assert state.responses[-1] == f"lab.{MAX_RESPONSES + 1}"

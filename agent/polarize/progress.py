@@ -44,12 +44,14 @@ _REPLIES: dict[Phase, tuple[type[Reply], ...]] = {
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """How far the report of one run is. Kept as a checkpoint.
 
-    `responses` are the values of its submissions, the newest last; `tries` counts failures in a row; `since` is the
-    epoch time at which `listening` began; `failed` is the importer's verdict while its log is still to be read.
+    `project` is Polarion's; `responses` are the values of its submissions, the newest last; `tries` counts failures in
+    a row; `since` is the epoch time at which `listening` began; `failed` is the importer's verdict while its log is
+    still to be read.
     """
 
     run: str
     phase: Phase = "due"
+    project: str = ""
     responses: tuple[str, ...] = ()
     tries: int = 0
     jobs: tuple[int, ...] = ()
@@ -57,9 +59,10 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     why: str | None = None
     since: float = 0.0
 
-    def sent_with(self, response: str) -> "Submission":
-        """It is about to be sent with this response value."""
-        return msgspec.structs.replace(self, responses=(*self.responses, response)[-MAX_RESPONSES:])
+    def sent_with(self, project: str, response: str) -> "Submission":
+        """It is about to be sent to this project, with this response value."""
+        responses = (*self.responses, response)[-MAX_RESPONSES:]
+        return msgspec.structs.replace(self, project=project, responses=responses)
 
     def delay_s(self, now: float) -> float:
         """How long to wait before the next step; `now` is epoch seconds."""
