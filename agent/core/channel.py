@@ -76,7 +76,7 @@ class Channel:
         self._outgoing, self._to_write = trio.open_memory_channel[str | _Close](0)
         self._requests, self._to_answer = trio.open_memory_channel[Request](MAX_REQUESTS)
         self._writing_since: float | None = None
-        self._busy_reader = False
+        self._busy_reader = self._closing = False
         self._scope = trio.CancelScope()
 
     async def ask(self, action: str, payload: Mapping[str, Any], *, timeout_s: float = 10.0) -> dict[str, Any]:
@@ -166,7 +166,8 @@ class Channel:
         try:
             await work(*args)
         except (ConnectionClosed, LocalProtocolError):  # the latter: a frame after the close frame
-            self._scope.cancel()
+            if not self._closing:
+                self._scope.cancel()
 
     async def _read(self) -> None:
         while True:
@@ -194,6 +195,7 @@ class Channel:
     async def _write(self) -> None:
         async for item in self._to_write:
             if isinstance(item, _Close):
+                self._closing = True  # the other tasks end now, and leave the handshake time
                 await self._ws.aclose(item.code, item.reason)
                 self._scope.cancel()
                 return
