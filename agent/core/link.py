@@ -8,6 +8,8 @@ Source: protocols/emissary.md, "Seneschal", "Link states"; protocols/packaging.m
 """
 
 import logging
+import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -317,7 +319,9 @@ def _cause(err: OSError) -> str:
     cause: BaseException = err.__cause__ or err
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
-    return getattr(cause, "strerror", None) or str(cause)
+    if isinstance(cause, OSError) and cause.errno and not isinstance(cause, socket.gaierror):
+        return os.strerror(cause.errno)
+    return str(cause)
 
 
 def _rejected(peer: str, err: ConnectionRejected) -> PeerError:

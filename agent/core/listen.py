@@ -199,6 +199,9 @@ class _Port:
                 return True
         except trio.BrokenResourceError as err:
             log.info("TLS refused peer=%s error=%s", peer, err.__cause__)
+            # trio keeps the alert that tells the client why (no certificate, an unknown authority).
+            await stream.transport_stream.send_all(stream._outgoing.read())
+            await _Wire(stream, peer).linger()
         self._metrics.count("http_tls_failures_total")
         return False
 
@@ -408,8 +411,7 @@ class _Wire:
         """Before a close of ours: let the client read our last words."""
         tcp = self.stream.transport_stream if isinstance(self.stream, trio.SSLStream) else self.stream
         with trio.move_on_after(LINGER_S):
-            if tcp is self.stream:
-                await tcp.send_eof()
+            await tcp.send_eof()
             while await tcp.receive_some(PIECE):
                 pass
 
