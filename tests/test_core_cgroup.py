@@ -181,10 +181,10 @@ async def test_a_leaf_holds_the_whole_tree_and_goes_with_it(real_home: Path) -> 
         assert await child.streams["stdout"].receive_some() == b"up\n"
         assert (await child.wait()).oom is None
         (leaf,) = leaves_in(real_home)
-        (daemon,) = child.tree()
-        assert daemon.pid in Leaf(leaf).pids()
+        (daemon,) = (stat for stat in child.tree() if not stat.ended)
+        assert daemon.proc.pid in Leaf(leaf).pids()
         os.mkdir(leaf / "made-by-the-suite")
-    stat = stat_of(daemon.pid)
+    stat = stat_of(daemon.proc.pid)
     assert stat is None or stat.ended
     assert leaves_in(real_home) == []
 

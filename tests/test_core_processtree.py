@@ -9,7 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.processtree import Proc, TreeSurvived, kill, mark_of, nested, reap, send, snapshot, stat_of, sweep, tree
+from agent.core.processtree import (
+    Proc,
+    Stat,
+    TreeSurvived,
+    kill,
+    mark_of,
+    nested,
+    reap,
+    send,
+    snapshot,
+    stat_of,
+    sweep,
+    tree,
+)
 
 MARK = "run-of-test-core-processtree"
 
@@ -75,7 +88,7 @@ def test_the_mark_is_read_from_the_environment(sleeper: "subprocess.Popen[bytes]
 
 
 def test_a_tree_is_told_by_its_mark_alone(sleeper: "subprocess.Popen[bytes]") -> None:
-    assert tree(MARK) == [proc_of(sleeper.pid)]
+    assert [stat.proc for stat in tree(MARK)] == [proc_of(sleeper.pid)]
     assert tree(MARK[:-1]) == []
     assert tree(f"{MARK}/inner") == []
 
@@ -83,7 +96,7 @@ def test_a_tree_is_told_by_its_mark_alone(sleeper: "subprocess.Popen[bytes]") ->
 def test_the_tree_of_an_agent_within_belongs_to_the_tree(sleeper: "subprocess.Popen[bytes]") -> None:
     inner = {**os.environ, "EMISSARY_RUN": f"{MARK}/inner"}
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env=inner, start_new_session=True) as child:
-        assert {proc.pid for proc in tree(MARK)} == {sleeper.pid, child.pid}
+        assert {stat.proc.pid for stat in tree(MARK)} == {sleeper.pid, child.pid}
 
 
 def test_within_a_run_our_marks_are_below_its_mark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +124,7 @@ def test_a_session_that_has_our_root_s_number_but_not_its_start_is_another(
 ) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True) as child:
         now = proc_of(child.pid)
-        assert tree("none", now) == [now]
+        assert [stat.proc for stat in tree("none", now)] == [now]
         assert tree("none", Proc(child.pid, now.start - 1)) == []
 
 
@@ -125,7 +138,8 @@ def test_a_signal_goes_to_the_very_process_or_to_nobody(sleeper: "subprocess.Pop
 
 
 async def test_what_outlives_the_kill_is_named(sleeper: "subprocess.Popen[bytes]") -> None:
-    other = Proc(sleeper.pid, 0)  # nobody: as unmoved by a signal as a process in state D
+    # Nobody, and in nobody's group: as unmoved by a signal as a process in state D.
+    other = Stat(Proc(sleeper.pid, 0), parent=1, group=1 << 30, session=1 << 30, ended=False)
     assert await kill(lambda: [other], within_s=0.02) == [other]
     assert sleeper.poll() is None
     error = TreeSurvived("r42", (7, 8))

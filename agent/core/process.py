@@ -44,7 +44,7 @@ import trio
 
 from agent.core.cgroup import Leaf, Leaves
 from agent.core.errors import AgentError, ProtocolMisuse
-from agent.core.processtree import MARK, Proc, TreeSurvived, kill, nested, reap, send, stat_of, tree
+from agent.core.processtree import MARK, Proc, Stat, TreeSurvived, kill, nested, reap, send, stat_of, tree
 
 log = logging.getLogger(__name__)
 
@@ -200,21 +200,21 @@ class Child:
                     with suppress(ProcessLookupError, PermissionError):
                         os.killpg(self.pid, each)
                 case "tree":
-                    for proc in self.tree():
-                        send(proc, each)
+                    for stat in self.tree():
+                        send(stat.proc, each)
                 case _:
                     assert_never(reach)
 
-    def tree(self) -> list[Proc]:
-        """Every living process of its tree, itself among them."""
+    def tree(self) -> list[Stat]:
+        """Every process of its tree, itself among them; of those that have ended, the ones not yet reaped."""
         # An orphan without a mark is ours if no other child was there when it began; else the last of those takes it.
         others = [start for pid, start in _children.items() if pid != self.pid]
         before = min((*others, *_starting.values()), default=math.inf) if _adopting else 0
         found = tree(self.spec.mark, self._root, strays_before=before)
         if self._leaf:
-            known = {proc.pid for proc in found}
+            known = {stat.proc.pid for stat in found}
             more = (stat_of(pid) for pid in self._leaf.pids() if pid not in known)
-            found += [stat.proc for stat in more if stat and not stat.ended]
+            found += filter(None, more)
         return found
 
     async def stop(self, steps: Sequence[Step], *, drain_s: float = DRAIN_S) -> Exit:
@@ -252,7 +252,7 @@ class Child:
         if self._leaf:
             self._leaf.kill()
         if survivors := await kill(self.tree):
-            raise TreeSurvived(self.spec.mark, tuple(proc.pid for proc in survivors))
+            raise TreeSurvived(self.spec.mark, tuple(stat.proc.pid for stat in survivors))
         self._dead = True
         self._look()
 
