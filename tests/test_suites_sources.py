@@ -1,4 +1,4 @@
-"""git is given no option by a document, and no way to a repository but https and ssh."""
+"""agent/suites/sources.py: git, run against a repository of the test's own."""
 
 import os
 import subprocess
@@ -7,45 +7,57 @@ from pathlib import Path
 import pytest
 
 from agent.suites.messages import Source
-from agent.suites.sources import ENVIRONMENT, git_commands
+from agent.suites.sources import git_commands
+
+ENV = {"PATH": os.environ["PATH"], "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
 
 
-def git(folder: Path, *args: str) -> None:
-    who = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
-    subprocess.run(
-        ["git", *args], cwd=folder, check=True, env={**os.environ, **ENVIRONMENT, **who}, capture_output=True
-    )
+def git(*words: str) -> str:
+    me = ("-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "init.defaultBranch=main")
+    return subprocess.run(["git", *me, *words], check=True, capture_output=True, text=True, env=ENV).stdout.strip()
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
+    """Two commits; the first is tagged."""
     folder = tmp_path / "repository"
-    folder.mkdir()
-    git(folder, "init", "--quiet", "-b", "main")
-    for n in (1, 2):
-        (folder / "file").write_text(f"{n}\n")
-        git(folder, "add", "file")
-        git(folder, "commit", "--quiet", "-m", f"{n}")
-        git(folder, "tag", f"v{n}")
+    git("init", "--quiet", str(folder))
+    for number in (1, 2):
+        (folder / "test.js").write_text(f"version {number}\n")
+        git("-C", str(folder), "add", "test.js")
+        git("-C", str(folder), "commit", "--quiet", "-m", f"version {number}")
+        if number == 1:
+            git("-C", str(folder), "tag", "first")
     return folder
 
 
-@pytest.mark.parametrize(("ref", "content"), [(None, "2\n"), ("v1", "1\n"), ("main", "2\n")])
-def test_the_commands_fetch_the_ref(tmp_path: Path, repository: Path, ref: str | None, content: str) -> None:
-    for argv in git_commands(Source(git=str(repository), ref=ref), tmp_path / "target"):
-        allowed = ["-c", "protocol.file.allow=always"]  # what the test's repository needs and a document never gets
-        subprocess.run([argv[0], *allowed, *argv[1:]], check=True, env={**os.environ, **ENVIRONMENT})
-    assert (tmp_path / "target" / "file").read_text() == content
+def test_the_commands_are_run_in_order_and_ask_nobody(tmp_path: Path) -> None:
+    commands = git_commands(Source(git="https://h/x.git", ref="v1", depth=3), tmp_path)
+    assert [next(word for word in argv if word in ("init", "fetch", "checkout")) for argv in commands] == [
+        "init",
+        "fetch",
+        "checkout",
+    ]
+    assert commands[1][-3:] == ("--", "https://h/x.git", "v1")
+    assert "--depth=3" in commands[1]
+    for argv in commands:
+        assert argv[:3] == ("git", "-c", "protocol.allow=never")
 
 
-def test_another_way_than_https_and_ssh_is_refused_by_git_itself(tmp_path: Path, repository: Path) -> None:
-    init, fetch, _ = git_commands(Source(git=str(repository)), tmp_path / "target")
-    subprocess.run(init, check=True)
-    done = subprocess.run(fetch, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+@pytest.mark.parametrize(("ref", "content"), [("main", "version 2\n"), ("first", "version 1\n"), (None, "version 2\n")])
+def test_a_branch_a_tag_or_the_head_is_fetched(repository: Path, tmp_path: Path, ref: str | None, content: str) -> None:
+    target = tmp_path / "target"
+    for argv in git_commands(Source(git=f"file://{repository}", ref=ref), target):
+        # The test's repository is a folder: only here is that transport allowed.
+        here = ["git", "-c", "protocol.file.allow=always", *argv[1:]]
+        subprocess.run(here, check=True, capture_output=True, env=ENV)
+    assert (target / "test.js").read_text() == content
+    assert git("-C", str(target), "rev-list", "--count", "HEAD") == "1"
+
+
+def test_no_other_transport_is_allowed(repository: Path, tmp_path: Path) -> None:
+    init, fetch, _ = git_commands(Source(git=f"file://{repository}", ref="main"), tmp_path / "target")
+    subprocess.run(init, check=True, env=ENV)
+    done = subprocess.run(fetch, capture_output=True, text=True, env=ENV)
     assert done.returncode != 0
     assert "transport 'file' not allowed" in done.stderr
-
-
-def test_an_address_or_ref_that_looks_like_an_option_is_none() -> None:
-    _, fetch, _ = git_commands(Source(git="--upload-pack=x", ref="--help"), Path("t"))
-    assert fetch[fetch.index("--") + 1 :] == ("--upload-pack=x", "--help")

@@ -1,33 +1,36 @@
-"""The commands that fetch a suite from git. Pure; agent/suites/prepare.py runs them.
+"""The commands that bring a suite's files from git. Pure.
 
-Only https and ssh, no prompts, and nothing of a document can be read by git as an option.
-Source: protocols/suites.md, "The suite document" (`source`), "Limits and security".
+Source: protocols/suites.md, "Limits and security" (git only by https and ssh, no prompts).
 """
 
 from pathlib import Path
+from typing import Final
 
 from agent.suites.messages import Source
 
-# A repository may name others (submodules, alternates); none is followed by another way than these.
-_GIT = (
-    *("git", "-c", "protocol.allow=never", "-c", "protocol.https.allow=always", "-c", "protocol.ssh.allow=always"),
-    *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "advice.detachedHead=false"),
+# Neither another transport, nor a question to a terminal that nobody sits at, nor a hook of somebody's template.
+_CONFIG: Final = (
+    "protocol.allow=never",
+    "protocol.https.allow=always",
+    "protocol.ssh.allow=always",
+    "core.sshCommand=ssh -oBatchMode=yes",
+    "core.askPass=true",
+    "credential.interactive=false",
+    "core.hooksPath=/dev/null",
+    "advice.detachedHead=false",
 )
-# What `git` is told by its environment: never to ask, and to read no settings but its own.
-ENVIRONMENT = {
-    "GIT_TERMINAL_PROMPT": "0",
-    "GIT_SSH_COMMAND": "ssh -oBatchMode=yes",
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-}
 
 
 def git_commands(source: Source, target: Path) -> list[tuple[str, ...]]:
-    """What to run, one after the other, so that `target` holds `ref` (HEAD without one) with `depth` commits."""
-    folder = str(target)
-    depth = (f"--depth={source.depth}",) if source.depth else ()
+    """What to run, in order, so that `target` holds the files of a checked git source. Each fails with a code.
+
+    Set GIT_TERMINAL_PROMPT=0 in the environment too, for gits that do not know credential.interactive.
+    """
+    git = ("git", *(word for setting in _CONFIG for word in ("-c", setting)))
+    there = (*git, "-C", str(target))
+    fetch = ("fetch", "--quiet", "--no-tags", "--no-recurse-submodules", f"--depth={source.depth}", "--")
     return [
-        (*_GIT, "init", "--quiet", "--", folder),
-        (*_GIT, "-C", folder, "fetch", "--quiet", "--no-tags", *depth, "--", source.git or "", source.ref or "HEAD"),
-        (*_GIT, "-C", folder, "checkout", "--quiet", "--detach", "FETCH_HEAD"),
+        (*git, "init", "--quiet", "--template=", str(target)),
+        (*there, *fetch, str(source.git), source.ref or "HEAD"),
+        (*there, "checkout", "--quiet", "--detach", "FETCH_HEAD"),
     ]
