@@ -79,3 +79,16 @@ def test_a_block_beyond_the_limit_is_text_and_cut() -> None:
 @given(st.text(max_size=200) | st.text("ab:-[]{}&*!|>'\"\n #?,", max_size=60))
 def test_any_text_gives_something_that_is_json(block: str) -> None:
     json.dumps(diagnostics.read(block), allow_nan=False)
+
+
+def test_an_object_is_bounded_as_a_block_is() -> None:
+    deep: object = "x"
+    for _ in range(100):
+        deep = [deep]
+    large = {"a": "y" * 100_000, "b": {"c": 1, "d": None}, "deep": deep, "many": ["z" * 999] * 100_000}
+    got = diagnostics.bounded(large)
+    assert got["a"].endswith("(cut)")
+    assert got["b"] == {"c": 1, "d": None}
+    assert len(got["many"]) < 1000
+    assert len(json.dumps(got)) < TEXT_MAX + 1000 * 300
+    assert diagnostics.bounded({"small": [1, "a", True]}) == {"small": [1, "a", True]}

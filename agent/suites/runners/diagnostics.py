@@ -15,6 +15,7 @@ from agent.suites.runners.driver import TEXT_MAX, YAML_MAX, clip
 
 DEPTH_MAX: Final = 32
 VALUES_MAX: Final = 20_000
+FIELDS_MAX: Final = 1000
 
 _INT = re.compile(r"[-+]?[0-9]{1,15}")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]{1,15}\.[0-9]{0,20}|\.[0-9]{1,20}|[0-9]{1,15})(?:[eE][-+]?[0-9]{1,2})?")
@@ -91,3 +92,23 @@ def read(block: str) -> dict[str, Any]:
         if isinstance(value, dict):
             return value
     return {"text": clip(block, TEXT_MAX)}
+
+
+def bounded(fields: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object made small: its texts cut as those of a block, FIELDS_MAX values, no deeper than DEPTH_MAX."""
+    room, left = TEXT_MAX, FIELDS_MAX
+
+    def cut(value: Any, depth: int) -> Any:
+        nonlocal room, left
+        left -= 1
+        if isinstance(value, str):
+            kept = clip(value, max(room, 256))
+            room -= len(kept.encode("utf-8", "replace"))
+            return kept
+        if isinstance(value, list) and depth < DEPTH_MAX:
+            return [cut(item, depth + 1) for item in value if left > 0]
+        if isinstance(value, dict) and depth < DEPTH_MAX:
+            return {clip(key, 256): cut(item, depth + 1) for key, item in value.items() if left > 0}
+        return value if isinstance(value, int | float | None) else clip(repr(value), 256)
+
+    return {clip(key, 256): cut(value, 0) for key, value in fields.items() if left > 0}

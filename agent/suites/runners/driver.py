@@ -8,7 +8,7 @@ kills nothing; suites/role.py does, in this order:
     stop      -> (Stop, ...)    only when we end the run: the signals, in order
     finish    -> events         the process has ended and the pipes are drained
 
-Every driver module has `launch` (a Launcher) and one class or two that are Drivers, made as `X(run, suite_id, ...)`.
+Every runner has a `launch` (a Launcher) and a class or two that are Drivers.
 Source: protocols/suites.md, "The driver's interface", "Records, events, result".
 """
 
@@ -31,8 +31,9 @@ MESSAGE_MAX: Final = 1024  # bytes of a record's message
 TEXT_MAX: Final = 64 * 1024  # bytes of one text among a record's details
 LOG_MAX: Final = 64 * 1024  # bytes of a record's log, all lines together
 YAML_MAX: Final = 256 * 1024  # bytes of a TAP diagnostic block that are read
+CASES_MAX: Final = 200_000  # cases remembered, to number repetitions; some 30 MB
 
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 _CUT = "… (cut)"
 
 
@@ -114,13 +115,23 @@ class Cases:
     def __init__(self, attempt: int = 1) -> None:
         self.attempt = attempt
         self._seen: dict[str, int] = {}
+        self._beyond = 0  # cases that came when CASES_MAX were remembered
 
     def case(self, file: str | None, name: str) -> str:
         """The case of the next record of that file and name. Repeated calls give repetitions."""
         plain = f"{file} › {name}" if file else name
-        count = self._seen[plain] = self._seen.get(plain, 0) + 1
+        count = self._seen.get(plain, 0) + 1
+        if count > 1 or len(self._seen) < CASES_MAX:
+            self._seen[plain] = count
+        else:
+            self._beyond += 1
+            count = CASES_MAX + self._beyond  # not remembered, and so numbered in any case: a case stays unique
         repeated = f"{plain}#{count}" if count > 1 else plain
         return f"{repeated}@{self.attempt}" if self.attempt > 1 else repeated
+
+    def is_known(self, file: str | None, name: str) -> bool:
+        """Was there a record of that file and name?"""
+        return (f"{file} › {name}" if file else name) in self._seen
 
 
 def clip(text: str, limit: int) -> str:

@@ -1,0 +1,148 @@
+"""AVA: how it is launched, with either driver. What it then says is read by ava_tap.py and ava_events.py.
+
+Source: protocols/suites.md, "AVA, driver tap" (rows 15, 18, 20, 25 and the command line), "AVA, driver events".
+"""
+
+import json
+import pkgutil
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from agent.core.errors import DocumentError
+from agent.suites.messages import Suite
+from agent.suites.runners.driver import CannotLaunch, Launch, Only
+
+EVENTS: Final = "events"  # the pipe's name
+CONFIG: Final = "config.mjs"  # in the scratch folder
+PLUGIN: Final = "plugins/emissary_ava.mjs"
+
+_TIMEOUT_MAX_S: Final = 2_147_483  # what a timer of Node can hold
+_TIMEOUT_SPARE_S: Final = 3600  # row 15: AVA's own timeout breaks its reporter, so ours must come first
+
+# Row 20: with these AVA runs a part of the files only.
+_PARALLEL: Final = (
+    *("CI_NODE_INDEX", "CI_NODE_TOTAL", "CIRCLE_NODE_INDEX", "CIRCLE_NODE_TOTAL"),
+    *("BITBUCKET_PARALLEL_STEP", "BITBUCKET_PARALLEL_STEP_COUNT"),
+    *("BUILDKITE_PARALLEL_JOB", "BUILDKITE_PARALLEL_JOB_COUNT", "SEMAPHORE_CURRENT_JOB", "SEMAPHORE_JOB_COUNT"),
+)
+# AVA's own switches that would undo CI=1 or expect AVA's own tests around it, and what overrules NO_COLOR.
+_OVERRULING: Final = ("AVA_FORCE_CI", "AVA_FAKE_SCM_ROOT", "TEST_AVA", "FORCE_COLOR")
+
+_REFUSED: Final = {
+    "--tap": "results are always read as TAP",
+    "--no-tap": "results are always read as TAP",
+    "--watch": "AVA refuses it with TAP",
+    "--timeout": "AVA's reporter breaks on it; limits.stall and limits.run end a run",
+}
+_SHORT: Final = {"t": "--tap", "w": "--watch", "T": "--timeout"}
+_MODES: Final = ("debug", "reset-cache")  # as first word they are commands of AVA
+
+
+def launch(suite: Suite, project: Path, scratch: Path, run: str, *, only: Sequence[Only] = ()) -> Launch:
+    """AVA of the project, or `command` in its place. Raises CannotLaunch, DocumentError.
+
+    With driver `events` and an AVA that is older than 6.4 or newer than 8, there is no pipe: the results are TAP's.
+    """
+    check_args(suite.args)
+    version, argv = _ava(project)
+    if suite.command:
+        argv = suite.command
+    elif not argv:
+        raise CannotLaunch(
+            f"there is no AVA in {project}: no node_modules/ava there or above",
+            remedy='Let `setup` install it, as setup = [["npm", "ci"]].',
+        )
+    args, behind = _split(suite.args, "--")
+    env = {"CI": "1", "NO_COLOR": "1", "EMISSARY_RUN": run, "EMISSARY_SUITE": suite.id}
+    files: dict[str, bytes] = {}
+    pipes: tuple[str, ...] = ()
+    if suite.driver == "events" and (version is None or (6, 4) <= version < (9, 0)):
+        args, config = _without_config(args)
+        if config is not None:
+            env["EMISSARY_AVA_CONFIG"] = config
+        plugin = pkgutil.get_data("agent.suites.runners", PLUGIN)
+        if plugin is None:
+            raise CannotLaunch(f"{PLUGIN} is not part of this installation", remedy="Install the agent again.")
+        files[CONFIG], pipes = plugin, (EVENTS,)
+        args = (*args, "--config", str(scratch / CONFIG))
+    seconds = suite.limits.run + _TIMEOUT_SPARE_S if suite.limits.run else _TIMEOUT_MAX_S
+    names = [*suite.match, *(pattern(one.name) for one in only if one.name is not None)]
+    return Launch(
+        argv=(
+            *argv,
+            "--tap",
+            f"--timeout={min(int(seconds), _TIMEOUT_MAX_S)}s",
+            *(f"--match={name}" for name in dict.fromkeys(names)),
+            *args,
+            *(dict.fromkeys(one.file for one in only if one.file) or suite.files),
+            *(("--", *behind) if behind else ()),
+        ),
+        set_env=env,
+        unset_env=(*_PARALLEL, *_OVERRULING),
+        pipes=pipes,
+        files=files,
+    )
+
+
+def check_args(args: Sequence[str]) -> None:
+    """Refuse what would break the reading of results. Raises DocumentError that names the argument."""
+    own, _ = _split(args, "--")
+    for arg in own:
+        name = arg.partition("=")[0]
+        if re.match(r"-[A-Za-z]", arg):
+            for letter in arg[1:]:
+                if letter in "cm=":
+                    break  # the rest is a value
+                name = _SHORT.get(letter, name)
+        if why := _REFUSED.get(name):
+            raise DocumentError("suite", 0, "args", f"{arg} cannot be given to AVA: {why}", remedy="Take it out.")
+    if own and own[0] in _MODES:
+        raise DocumentError("suite", 0, "args", f"{own[0]!r} is a command of AVA's, no test run", remedy="Take it out.")
+
+
+def pattern(name: str) -> str:
+    """A `--match` pattern for one title. What AVA would not take literally becomes a wildcard."""
+    escaped = re.sub(r"[\\*]+", "*", name)
+    return f"*{escaped[1:]}" if escaped.startswith("!") else escaped
+
+
+def _ava(project: Path) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
+    """The version (major, minor) and the command of the AVA that Node would find from the project's folder."""
+    for folder in (project, *project.parents):
+        package = folder / "node_modules/ava/package.json"
+        try:
+            facts = json.loads(package.read_bytes())
+            program = facts["bin"]["ava"]
+            major, minor, *_ = map(int, re.findall(r"\d+", facts["version"]))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CannotLaunch(
+                f"{package} cannot be used: {error!r}", remedy="Install the project's packages again."
+            ) from error
+        return (major, minor), ("node", str(package.parent / program))
+    return None, ()
+
+
+def _split(args: Sequence[str], mark: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if mark not in args:
+        return tuple(args), ()
+    at = list(args).index(mark)
+    return tuple(args[:at]), tuple(args[at + 1 :])
+
+
+def _without_config(args: Sequence[str]) -> tuple[tuple[str, ...], str | None]:
+    """`args` without `--config F` or `--config=F`, and F."""
+    rest: list[str] = []
+    config: str | None = None
+    words = iter(args)
+    for arg in words:
+        if arg == "--config":
+            config = next(words, None)
+        elif arg.startswith("--config="):
+            config = arg.removeprefix("--config=")
+        else:
+            rest.append(arg)
+    return tuple(rest), config

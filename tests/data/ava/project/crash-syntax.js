@@ -1,0 +1,4 @@
+// No JavaScript.
+import test from 'ava';
+
+test('never declared' t => t.pass());

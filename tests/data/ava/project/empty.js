@@ -1,0 +1,2 @@
+// Imports AVA and declares nothing.
+import 'ava';

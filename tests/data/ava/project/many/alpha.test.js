@@ -1,0 +1,4 @@
+import test from 'ava';
+
+test('same', t => t.pass());
+test('alpha', t => t.fail());

@@ -1,0 +1,2 @@
+// Knows nothing of AVA.
+export default 1;
