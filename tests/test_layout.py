@@ -24,8 +24,8 @@ LOADED_ELSEWHERE = (
 )
 SAMPLES = "agent/lab/samples/"
 # Beside role.py, the files of a protocol folder that do I/O by design: the Eman hub, a Gator layer's SQLite file, the
-# ways to start Gator's jobs, the probe sources; the CI Bus; what gets a suite onto the disk, runs it, and writes down its
-# end; what looks which AVA a project has.
+# ways to start Gator's jobs, the probe sources; the CI Bus; what gets a suite onto the disk, runs it, and writes down
+# its end; what looks which AVA a project has.
 DOES_IO = (
     *("agent/eman/hub.py", "agent/gator/layerdb.py", "agent/gator/schedulers.py", "agent/coverage/sources"),
     "agent/polarize/cibus.py",
