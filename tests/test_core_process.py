@@ -1,6 +1,7 @@
 """Children of core/process.py: how they are started, what they are given, how they end. All of them are real."""
 
 import os
+import pwd
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -214,6 +215,26 @@ async def test_a_signal_that_we_ignore_is_not_ignored_by_it() -> None:
     finally:
         signal.signal(signal.SIGQUIT, old)
     assert exit_.signal == "SIGQUIT"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another")
+async def test_it_runs_as_the_user_named_with_his_groups_alone() -> None:
+    _, said = await ran(sh("id -un; id -G; cat /proc/self/oom_score_adj", user="nobody"))
+    account = pwd.getpwnam("nobody")
+    assert said["stdout"].splitlines() == ["nobody", str(account.pw_gid), "500"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can become anybody")
+async def test_another_user_s_name_is_refused_to_all_but_root() -> None:
+    with pytest.raises(ChildFailedToStart, match="true: only root can run it as 'root'"):
+        await ran(spec("true", user="root"))
+
+
+async def test_a_user_that_is_not_there_is_named() -> None:
+    with pytest.raises(ChildFailedToStart, match="true: there is no user 'n\\.n\\.'"):
+        await ran(spec("true", user="n.n."))
+    exit_, _ = await ran(spec("true", user=pwd.getpwuid(os.geteuid()).pw_name))
+    assert exit_.code == 0
 
 
 @pytest.mark.parametrize(
