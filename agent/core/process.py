@@ -371,22 +371,29 @@ def _check(spec: Spec) -> None:
         )
     if not spec.argv or not spec.argv[0]:
         raise ChildFailedToStart("argv", "it is empty", remedy="Name a program.")
-    for what, text in [
-        *((f"argument {number}", text) for number, text in enumerate(spec.argv)),
-        *((f"the name {name!r} in the environment", name.replace("=", "\0") or "\0") for name in spec.env),
-        *((f"the value of {name!r} in the environment", value) for name, value in spec.env.items()),
-        ("the mark", spec.mark),
-    ]:
-        try:
-            usable = b"\0" not in os.fsencode(text)
-        except UnicodeEncodeError:
-            usable = False
-        if not usable:
-            raise ChildFailedToStart(
-                spec.argv[0],
-                f"{what} cannot be passed to a program",
-                remedy="Take NUL characters and unpaired surrogates out of it; a name is not empty and has no '='.",
-            )
+    wrong = [
+        *(f"argument {number}" for number, text in enumerate(spec.argv) if not _passable(text)),
+        *(
+            f"the name {name!r} in the environment"
+            for name in spec.env
+            if not _passable(name) or "=" in name or not name
+        ),
+        *(f"the value of {name!r} in the environment" for name, value in spec.env.items() if not _passable(value)),
+        *(["the mark"] if not _passable(spec.mark) else []),
+    ]
+    if wrong:
+        raise ChildFailedToStart(
+            spec.argv[0],
+            f"{wrong[0]} cannot be passed to a program",
+            remedy="Take NUL characters and unpaired surrogates out of it; a name is not empty and has no '='.",
+        )
+
+
+def _passable(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 async def _start(spec: Spec, leaves: Leaves | None) -> Child:
@@ -525,6 +532,8 @@ def _explained(spec: Spec, error: OSError | subprocess.SubprocessError) -> Child
     if not isinstance(error, OSError):
         return ChildFailedToStart(program, str(error), remedy="Its cgroup, user or limits could not be set.")
     why = os.strerror(error.errno) if error.errno else str(error)
+    if error.filename and str(error.filename) not in (program, str(spec.cwd)):
+        why = f"{why} ({error.filename})"  # of its cgroup
     if str(error.filename) == str(spec.cwd):
         return ChildFailedToStart(str(spec.cwd), f"{why} (the folder to run {program} in)", remedy="Make the folder.")
     match error.errno:
