@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FRAGMENT = 64 * 1024  # bytes of a message that go out without a chance for a ping or pong to overtake
 MAX_REQUESTS = 64  # requests of the peer that wait for their answer; then no more are read
 CLOSE_S = 2.0  # s for the closing handshake
+GOODBYE_S = 0.2  # s for the close frame of a cancelled connection: nobody reads the answer any more
 IDENTITY: Mapping[str, Any] = {"tool": "emissary", "version": agent.__version__}
 
 Answerer = Callable[[Request], Awaitable[Mapping[str, Any] | msgspec.Raw]]

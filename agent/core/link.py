@@ -24,7 +24,18 @@ import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 from wsproto.utilities import LocalProtocolError
 
-from agent.core.channel import CLOSE_S, IDENTITY, Answerer, Channel, Refused, Tell, closing, converse, ungrouped
+from agent.core.channel import (
+    CLOSE_S,
+    GOODBYE_S,
+    IDENTITY,
+    Answerer,
+    Channel,
+    Refused,
+    Tell,
+    closing,
+    converse,
+    ungrouped,
+)
 from agent.core.envelope import MAX_MESSAGE
 from agent.core.errors import PeerError, PeerRefused, PeerUnreachable
 from agent.core.events import Alert, AlertCleared, LinkChanged
@@ -195,10 +206,14 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
                     raise PeerUnreachable(
                         f"{peer} was not connected within {CONNECT_S:g} s", remedy="Look at its address."
                     )
+                limit_s = CLOSE_S
                 try:
                     yield ws
+                except trio.Cancelled:
+                    limit_s = GOODBYE_S
+                    raise
                 finally:
-                    with trio.move_on_after(CLOSE_S, shield=True):
+                    with trio.move_on_after(limit_s, shield=True):
                         await ws.aclose()
                 nursery.cancel_scope.cancel()
     except ConnectionRejected as err:

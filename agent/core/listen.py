@@ -24,7 +24,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 from wsproto.utilities import LocalProtocolError
 
-from agent.core.channel import CLOSE_S, ungrouped
+from agent.core.channel import CLOSE_S, GOODBYE_S, ungrouped
 from agent.core.envelope import MAX_MESSAGE
 from agent.core.errors import PeerBrokeProtocol, PeerError, PeerUnreachable
 from agent.core.guard import Guard, require
@@ -276,19 +276,19 @@ class _Port:
             log.debug("websocket went on after the close peer=%s", head.peer)
 
     async def _talk(self, ws: WebSocketConnection, head: Head, handler: WsHandler) -> None:
-        code = 1001  # the port is being closed
+        code, limit_s = 1001, GOODBYE_S  # unless it ends otherwise, the port is being closed
         try:
             await handler(head, ws)
-            code = 1000
+            code, limit_s = 1000, CLOSE_S
         except (PeerError, ConnectionClosed) as err:
-            code = 1002 if isinstance(err, PeerBrokeProtocol) else 1001
+            code, limit_s = 1002 if isinstance(err, PeerBrokeProtocol) else 1001, CLOSE_S
             log.info("websocket ended peer=%s path=%s why=%s", head.peer, head.path, err)
         except Exception:  # a handler's bug ends its connection, not the port
-            code = 1011
+            code, limit_s = 1011, CLOSE_S
             self._metrics.count("http_internal_errors_total")
             log.exception("websocket failed peer=%s path=%s", head.peer, head.path)
         finally:
-            with trio.move_on_after(CLOSE_S, shield=True):
+            with trio.move_on_after(limit_s, shield=True):
                 await ws.aclose(code)
 
 
