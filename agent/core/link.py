@@ -121,7 +121,11 @@ async def redial(
         try:
             async with connect(dial, max_message=max_message) as ws:
                 began = trio.current_time()
-                await use(ws, states.become)
+                try:
+                    await use(ws, states.become)
+                except PeerError as err:
+                    states.become("offline", err.what)  # now, and not once the close of a dead line is over
+                    raise
             error, refused = f"closed: {closing(ws)}", ws.closed is not None and ws.closed.code == SUPERSEDED
             remedy = "Give each machine its own ident and state.dir." if refused else "Look at the other side's log."
         except Refused as err:
@@ -209,7 +213,7 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
                 limit_s = CLOSE_S
                 try:
                     yield ws
-                except trio.Cancelled:
+                except (trio.Cancelled, PeerUnreachable):
                     limit_s = GOODBYE_S
                     raise
                 finally:
