@@ -148,12 +148,12 @@ async def test_a_completion_of_ours_is_heard_and_each_message_acknowledged(rig: 
     assert rig.heard == [("lab-07.abc", Finished(outcome="partial", log_url="http://l"))]
 
 
-async def test_a_queue_needs_no_subscription_name(rig: Rig) -> None:
+async def test_a_queue_has_neither_subscription_name_nor_selector(rig: Rig) -> None:
     async with running(rig.line(destination="/queue/Consumer.emissary.VirtualTopic.qe.ci.>")):
         await rig.broker.accept()
         subscribe = await rig.broker.next()
     assert subscribe.headers["destination"] == "/queue/Consumer.emissary.VirtualTopic.qe.ci.>"
-    assert "activemq.subscriptionName" not in subscribe.headers
+    assert not {"activemq.subscriptionName", "selector"} & subscribe.headers.keys()
 
 
 async def test_a_message_is_acknowledged_only_when_what_follows_is_on_disk(rig: Rig) -> None:

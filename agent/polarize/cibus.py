@@ -198,7 +198,8 @@ class Line:
                     match happening:
                         case Message():
                             await self._hear(happening)
-                            await to_send.send(session.acknowledge(happening))
+                            if happening.ack is not None:
+                                await to_send.send(session.acknowledge(happening.ack))
                         case Receipt(receipt) if receipt == subscribed:
                             self._become("ready")
                         case Receipt(receipt) if self._box is not None:
@@ -219,11 +220,18 @@ class Line:
         await self._store.commit()
 
     def _subscription(self) -> tuple[str, dict[str, str]]:
-        """Destination and headers. A queue is durable by itself."""
+        """Destination and headers.
+
+        A queue is durable by itself, and gets no selector: what that skips stays in the queue, and ActiveMQ looks no
+        further than 200 such messages, so that ours behind them would not come.
+        """
         destination = self._settings.destination or TOPIC
-        headers = {"selector": f"{self._name} LIKE '{self._ident}.%'"}
+        headers: dict[str, str] = {}
         if destination.startswith("/topic/"):
-            headers["activemq.subscriptionName"] = "emissary"
+            headers = {
+                "selector": f"{self._name} LIKE '{self._ident}.%'",
+                "activemq.subscriptionName": "emissary",
+            }
         return destination, headers
 
     def _announcement(self, owed: Owed) -> tuple[bytes, dict[str, str]]:

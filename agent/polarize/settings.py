@@ -38,7 +38,10 @@ class PolarizeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class CibusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The CI Bus: where completions of imports are heard, and with `publish` where ended runs are told."""
+    """The CI Bus: where completions of imports are heard, and with `publish` where ended runs are told.
+
+    `destination` may be a queue, which must be this agent's own: all that is in it is taken from it.
+    """
 
     url: str = ""
     login: str = ""

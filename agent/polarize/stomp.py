@@ -67,11 +67,16 @@ class Connected(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A message of a subscription; `Session.acknowledge` wants it back. `cut` as in Frame."""
+    """A message of a subscription. With `ack` it waits for Session.acknowledge; topics of coilmq have none."""
 
     headers: dict[str, str]
     body: bytes
     cut: int
+
+    @property
+    def ack(self) -> str | None:
+        """By what it is acknowledged."""
+        return self.headers.get("ack")
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -202,10 +207,10 @@ class Session:
         """Send a message. The receipt that tells that the broker has it, and the bytes."""
         return self._with_receipt("SEND", {"destination": destination} | dict(headers), body)
 
-    def acknowledge(self, message: Message) -> bytes:
-        """Tell the broker that this message is dealt with."""
+    def acknowledge(self, ack: str) -> bytes:
+        """Tell the broker that the message with this `ack` is dealt with."""
         self._must_be("connected")
-        return encode(Frame("ACK", {"id": message.headers["ack"]}))
+        return encode(Frame("ACK", {"id": ack}))
 
     def disconnect(self) -> tuple[str, bytes]:
         """Leave in order. After the receipt the connection may be closed."""
@@ -225,8 +230,6 @@ class Session:
                 case "CONNECTED":
                     happenings.append(self._greeted(frame.headers))
                 case "MESSAGE":
-                    if "ack" not in frame.headers:
-                        raise _broken("a MESSAGE frame without the header ack", b"")
                     happenings.append(Message(frame.headers, frame.body, frame.cut))
                 case "RECEIPT":
                     receipt = frame.headers.get("receipt-id", "")
