@@ -177,6 +177,7 @@ else:
 
 async def test_a_leaf_holds_the_whole_tree_and_goes_with_it(real_home: Path) -> None:
     spec = Spec(argv=(sys.executable, "-c", DAEMON), cwd=Path("/"), env=environ(os.environ), mark="r/42")
+    before = len(os.listdir("/proc/self/fd"))
     async with open_child(spec, leaves=Leaves(real_home)) as child:
         assert await child.streams["stdout"].receive_some() == b"up\n"
         assert (await child.wait()).oom is None
@@ -187,6 +188,7 @@ async def test_a_leaf_holds_the_whole_tree_and_goes_with_it(real_home: Path) -> 
     stat = stat_of(daemon.proc.pid)
     assert stat is None or stat.ended
     assert leaves_in(real_home) == []
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def test_a_start_that_fails_leaves_no_leaf(real_home: Path) -> None:

@@ -25,9 +25,9 @@ from agent.core.process import (
     environ,
     open_child,
 )
-from agent.core.processtree import snapshot, tree
+from agent.core.processtree import snapshot, stat_of, tree
 
-MARK = "run-of-test-core-process"
+MARK = f"run-of-test-core-process-{os.getpid()}"  # several test runs may share a machine
 
 # Says "up", then notes the signals it gets; leaves at the ones it is told to.
 WITNESS = """
@@ -308,6 +308,7 @@ async def test_a_child_that_ended_by_itself_is_not_said_to_be_stopped() -> None:
             await trio.lowlevel.wait_readable(child._handle)  # it has ended, and nobody has asked yet
         for pipe in child.streams.values():
             pipe.close()
+        child.send(signal.SIGTERM)
         assert await child.stop([Step(signal.SIGINT, 5)]) == Exit(4, None, ended_by="self", oom=None)
 
 
@@ -343,6 +344,20 @@ async def test_the_end_is_the_exit_and_not_the_end_of_the_pipes() -> None:
         exit_, said = await ran(sh("sleep 1000 & echo done"), drain_s=0.05)
     assert (exit_.code, said["stdout"]) == (0, "done\n")
     assert tree(MARK) == []
+
+
+async def test_what_it_leaves_behind_may_write_while_the_pipes_are_drained() -> None:
+    _, said = await ran(sh("(sleep 0.05; echo late) & echo done"), drain_s=5)
+    assert said["stdout"] == "done\nlate\n"
+
+
+async def test_its_number_stays_its_own_until_the_block_ends() -> None:
+    async with open_child(spec("true")) as child:
+        await child.wait()
+        stat = stat_of(child.pid)
+        assert stat is not None
+        assert stat.ended
+    assert stat_of(child.pid) is None
 
 
 async def test_a_pipe_held_outside_the_tree_does_not_hold_us_up() -> None:
@@ -383,19 +398,24 @@ async def test_an_error_in_the_block_ends_the_tree() -> None:
     assert child.pid not in snapshot()
 
 
-@pytest.mark.parametrize("checkpoints", range(6))
-async def test_a_cancelled_start_or_stop_leaves_nothing(checkpoints: int) -> None:
+@pytest.mark.parametrize("after_s", [0, 0.001, 0.002, 0.005, 0.02])
+async def test_a_start_that_is_cancelled_leaves_nothing(after_s: float) -> None:
     await ran(sh("exit 0"))
     before = len(os.listdir("/proc/self/fd"))
+    with trio.move_on_after(after_s):
+        async with open_child(spec("sleep", "1000")):
+            await trio.sleep_forever()
+    assert tree(MARK) == []
+    assert len(os.listdir("/proc/self/fd")) == before
 
-    async def start_and_stop() -> None:
-        async with open_child(python(WITNESS)) as child:
-            await child.stop([Step(signal.SIGINT, 5)])
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(start_and_stop)
-        for _ in range(checkpoints):
-            await trio.testing.wait_all_tasks_blocked(0.001 * checkpoints)
+async def test_a_stop_that_is_cancelled_leaves_nothing() -> None:
+    await ran(sh("exit 0"))
+    before = len(os.listdir("/proc/self/fd"))
+    async with trio.open_nursery() as nursery, open_child(python(WITNESS)) as child:
+        await said_up(child)
+        nursery.start_soon(child.stop, [Step(signal.SIGINT, 60)])
+        assert await child.streams["stdout"].receive_some() == b"SIGINT\n"
         nursery.cancel_scope.cancel()
     assert tree(MARK) == []
     assert len(os.listdir("/proc/self/fd")) == before

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from agent.core.processtree import (
     Proc,
@@ -24,7 +25,7 @@ from agent.core.processtree import (
     tree,
 )
 
-MARK = "run-of-test-core-processtree"
+MARK = f"run-of-test-core-processtree-{os.getpid()}"  # several test runs may share a machine
 
 
 @pytest.fixture
@@ -145,6 +146,79 @@ async def test_what_outlives_the_kill_is_named(sleeper: "subprocess.Popen[bytes]
     error = TreeSurvived("r42", (7, 8))
     assert error.pids == (7, 8)
     assert "r42: still alive after SIGKILL: pid 7,8. See `ps -o pid,user,stat,args -p 7,8`" in str(error)
+
+
+async def test_all_are_stopped_before_any_is_killed(sleeper: "subprocess.Popen[bytes]") -> None:
+    looks: list[str] = []
+
+    def find() -> list[Stat]:
+        stat = stat_of(sleeper.pid)
+        assert stat is not None
+        # Our child's being stopped is told to us; a signal takes a moment to arrive.
+        flags = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        stopped = looks and not stat.ended and any(os.waitid(os.P_PID, sleeper.pid, flags) for _ in range(100_000))
+        looks.append("ended" if stat.ended else "stopped" if stopped else "runs")
+        return [stat]
+
+    assert await kill(find) == []
+    assert looks == ["runs", "stopped", "ended", "ended"]
+    assert sleeper.wait() == -signal.SIGKILL
+
+
+async def test_nobody_at_one_look_is_not_enough(sleeper: "subprocess.Popen[bytes]") -> None:
+    stat = stat_of(sleeper.pid)
+    assert stat is not None
+    looks: list[list[Stat]] = [[], [stat], []]
+    assert await kill(lambda: looks.pop(0) if looks else []) == []
+    assert sleeper.wait() == -signal.SIGKILL
+
+
+@pytest.fixture
+def zombie_and_member() -> Iterator[tuple[int, int]]:
+    """The pids of the ended, unreaped leader of a group and of a process that lives in it."""
+    argv = ["sh", "-c", "sleep 1000 & echo $!"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as leader:
+        assert leader.stdout is not None
+        member = int(leader.stdout.readline())
+        os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT)
+        yield leader.pid, member
+
+
+async def test_the_group_of_a_zombie_is_ended_with_whoever_is_in_it(zombie_and_member: tuple[int, int]) -> None:
+    zombie, member = zombie_and_member
+    handle = os.pidfd_open(member)
+    try:
+        assert await kill(lambda: list(filter(None, [stat_of(zombie)]))) == []
+        with trio.fail_after(5):
+            await trio.lowlevel.wait_readable(handle)
+    finally:
+        os.close(handle)
+
+
+# A shell that leads a session, and an orphan in it that has neither the mark nor a parent of the tree.
+LEADER = ["sh", "-c", "orphan=$(env -i sh -c 'echo $$; exec sleep 1000 >&-' &); echo $orphan; read end"]
+
+
+@pytest.mark.parametrize("with_root", [True, False])
+def test_a_session_that_belongs_brings_its_orphans(with_root: bool) -> None:
+    env = {**os.environ, "EMISSARY_RUN": MARK}
+    with subprocess.Popen(
+        LEADER, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as leader:
+        assert leader.stdout is not None
+        orphan = proc_of(int(leader.stdout.readline()))
+        root = Proc(1 << 30, proc_of(leader.pid).start) if with_root else None
+        assert {stat.proc for stat in tree(MARK, root)} == {proc_of(leader.pid), orphan}
+        assert send(orphan, signal.SIGKILL)
+
+
+def test_a_person_s_session_does_not_belong_for_a_marked_command_in_it() -> None:
+    script = f"EMISSARY_RUN={MARK} sh -c 'echo $$; exec sleep 1000' & read end; kill $!"
+    argv = ["sh", "-c", script]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as person:
+        assert person.stdout is not None
+        command = proc_of(int(person.stdout.readline()))
+        assert [stat.proc for stat in tree(MARK)] == [command]
 
 
 async def test_a_sweep_ends_what_has_the_mark(sleeper: "subprocess.Popen[bytes]") -> None:

@@ -19,7 +19,7 @@ import trio
 from agent.core.process import Child, Exit, Limits, Spec, Step, adopt, drain, environ, open_child
 from agent.core.processtree import Proc, stat_of, sweep, tree
 
-MARK = "run-of-test-process-tree"
+MARK = f"run-of-test-process-tree-{os.getpid()}"  # several test runs may share a machine
 
 IDLE = "import signal; signal.pause()"
 
@@ -146,7 +146,7 @@ async def test_a_daemon_that_emptied_its_environment_is_known_by_its_adoption(ad
 
 async def test_an_orphan_that_may_be_another_s_is_left_to_the_last_who_may_own_it(adopting: None) -> None:
     async with AsyncExitStack() as outer, AsyncExitStack() as inner:
-        older = await outer.enter_async_context(open_child(python(IDLE, mark="older")))
+        older = await outer.enter_async_context(open_child(python(IDLE, mark=f"{MARK}-older")))
         child = await inner.enter_async_context(open_child(python(DAEMON, "empty", "close")))
         daemon = await pids_from(child, 1)
         await child.wait()
@@ -164,7 +164,7 @@ async def test_a_child_that_began_later_has_no_claim_to_an_orphan(adopting: None
         ended = (await child.wait()).code
         while time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK") < daemon[0].start + 1:
             await trio.lowlevel.checkpoint()  # starts are told apart by clock ticks, 10 ms as a rule
-        later = await others.enter_async_context(open_child(python(IDLE, mark="later")))
+        later = await others.enter_async_context(open_child(python(IDLE, mark=f"{MARK}-later")))
         await ours.aclose()
         assert (ended, living(daemon)) == (0, [])
         assert living([Proc(later.pid, later.started)]) == [later.pid]
