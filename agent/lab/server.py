@@ -1,0 +1,203 @@
+"""The lab on one port: Seneschal, Mimir, Polarize and Polarion, their state in one folder, and a page that shows it.
+
+| path | what |
+|---|---|
+| `/seneschal`, `/mimir` | websockets, by the token |
+| `/xunit/import`, `/ws/xunit/import`, `/polarion/...` | Polarize and Polarion, lab/polarize.py |
+| `/` | the page: on this machine, or by the token |
+| `/lab/faults` | the switches, by the token: GET them, POST some: `{"polarize": {"html": 2}, "mimir": {"late_s": 1}}` |
+
+Source: protocols/emissary.md, "Real peers for tests"; protocols/settings.md, "[lab]".
+"""
+
+import fcntl
+import html
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import trio
+
+from agent.core import listen
+from agent.core.errors import AgentError
+from agent.core.guard import Guard, is_loopback, require
+from agent.core.head import Head, HttpError, host_name
+from agent.core.listen import Body, Response, Route
+from agent.core.metrics import Metrics
+from agent.core.token import read_token
+from agent.lab.mimir import Mimir
+from agent.lab.polarize import Polarize
+from agent.lab.seneschal import Seneschal
+
+log = logging.getLogger(__name__)
+
+MAX_SHOWN = 200  # rows of each table of the page
+MAX_SWITCHES = 64 * 1024  # bytes of a request that turns some
+ENDED = ("done", "refused", "lost", "dropped")  # states of the lab's runs
+
+
+class FolderInUse(AgentError):
+    """Another lab has its state in this folder."""
+
+
+class Lab:
+    """A lab that serves: what it plays, where it listens, and the file with the token that agents show."""
+
+    def __init__(self, data: Path, metrics: Metrics, guard: Guard, token_file: Path) -> None:
+        self.token_file, self.address = token_file, ""
+        self.mimir = Mimir(data, metrics=metrics)
+        self.seneschal = Seneschal(data, self.mimir, metrics=metrics)
+        self.polarize = Polarize(data, guard)
+
+    @property
+    def url(self) -> str:
+        """The address of Polarize and of the page; Polarion's is that and `/polarion`."""
+        return f"http://{self.address}"
+
+    @property
+    def ws_url(self) -> str:
+        """With `/seneschal` or `/mimir` behind it, their address."""
+        return f"ws://{self.address}"
+
+    def routes(self) -> list[Route]:
+        """All that the port answers."""
+        return [
+            Route("/", self._page, scope="open"),
+            Route("/seneschal", websocket=self.seneschal.serve),
+            Route("/mimir", websocket=self.mimir.serve),
+            Route("/lab/faults", self._switch, methods=("GET", "POST"), max_body=MAX_SWITCHES),
+            *self.polarize.routes,
+        ]
+
+    async def _switch(self, head: Head, body: Body) -> Response:
+        switches: dict[str, msgspec.Struct] = {
+            "polarize": self.polarize.faults,
+            "seneschal": self.seneschal.faults,
+            "mimir": self.mimir.faults,
+        }
+        if head.method == "POST":
+            try:
+                given = msgspec.json.decode(await body.read(), type=dict[str, dict[str, Any]])
+                changes = [(switches[name], _checked(switches[name], some)) for name, some in given.items()]
+            except KeyError as err:
+                raise HttpError(400, f"{err} has no switches; {', '.join(switches)} have") from err
+            except msgspec.DecodeError as err:
+                raise HttpError(400, str(err)) from err
+            for faults, some in changes:
+                for name, value in some.items():
+                    setattr(faults, name, value)
+        return Response(200, (("Content-Type", "application/json"),), msgspec.json.encode(switches))
+
+    async def _page(self, head: Head, body: Body) -> Response:
+        if not (is_loopback(head.peer) and is_loopback(host_name(head.headers.get("host") or ""))):
+            require(head, "read")
+        agents = [(ident, it.version, it.slots, ", ".join(it.labels)) for ident, it in self.seneschal.agents().items()]
+        runs = [
+            (run.run, run.suite.get("id", ""), run.state, run.ident or "", run.complete.verdict if run.complete else "")
+            for run in reversed(self.seneschal.runs()[-MAX_SHOWN:])
+        ]
+        imports = [
+            (item.testrun, item.project, item.how, item.status, _counted(item.counts), ", ".join(item.unmatched))
+            for item in reversed((await self.polarize.imports())[-MAX_SHOWN:])
+        ]
+        text = _PAGE.format(
+            agents=_table(("ident", "version", "slots", "labels"), agents),
+            runs=_table(("run", "suite", "state", "agent", "verdict"), runs),
+            imports=_table(("test run", "project", "by", "status", "records", "unmatched"), imports),
+        )
+        headers = (("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", "default-src 'none'"))
+        return Response(200, headers, text.encode())
+
+
+async def serve_lab(
+    address: str,
+    data: Path,
+    suites: Sequence[Mapping[str, Any]] = (),
+    *,
+    task_status: trio.TaskStatus[Lab] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Serve a lab at "HOST:PORT" until cancelled, with its state in `data`, and hand out the suite documents.
+
+    A document that is still in the queue from before is not queued again. `started` gives the lab. Raises OSError
+    (the address cannot be bound, the folder not be written), FolderInUse, TokenUnusable.
+    """
+    lock = _lock(data)
+    try:
+        token_file = data / "token"
+        guard = Guard([(_own_token(token_file), "control")], {}, False, (), trio.current_time)
+        metrics = Metrics()
+        lab = Lab(data, metrics, guard, token_file)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(lab.mimir.run)
+                await nursery.start(lab.seneschal.run)
+                for suite in suites:
+                    if not any(run.suite == suite and run.state not in ENDED for run in lab.seneschal.runs()):
+                        lab.seneschal.enqueue(suite)
+
+                serve = partial(listen.serve, [address], lab.routes(), guard, metrics=metrics)
+                (lab.address, *_) = await nursery.start(serve)
+                log.info("lab listens address=%s data=%s", lab.address, data)
+                task_status.started(lab)
+        finally:
+            with trio.CancelScope(shield=True):
+                await lab.polarize.close()
+    finally:
+        os.close(lock)
+    raise AssertionError("a port serves until it is cancelled")
+
+
+def _own_token(path: Path) -> str:
+    """The lab's token; made at the first start, readable by its user alone. Raises TokenUnusable."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return read_token(path)
+    with os.fdopen(fd, "w") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+    return read_token(path)
+
+
+def _lock(data: Path) -> int:
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        os.close(lock)
+        raise FolderInUse(f"{data}: another lab uses this folder", remedy="Stop it, or name another folder.") from err
+    return lock
+
+
+def _checked(faults: msgspec.Struct, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Some switches as the struct holds them. Raises msgspec.ValidationError."""
+    known = msgspec.structs.asdict(faults)
+    if unknown := given.keys() - known.keys():
+        raise msgspec.ValidationError(f"unknown switches: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    checked = msgspec.convert(known | dict(given), type(faults))
+    return {name: getattr(checked, name) for name in given}
+
+
+def _table(names: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items()))
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Lab</title></head><body>
+<h1>Lab</h1>
+<h2>Agents</h2>
+{agents}<h2>Runs</h2>
+{runs}<h2>Imports</h2>
+{imports}</body></html>
+"""

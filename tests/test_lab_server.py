@@ -1,0 +1,122 @@
+"""The lab's one port: who may come in, the page, the switches, and what survives a restart."""
+
+import json
+import stat
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from agent.core.errors import PeerRefused
+from agent.core.link import Dial, connect
+from agent.lab.server import FolderInUse, Lab, serve_lab
+
+SUITE = {"id": "login", "runner": "command", "command": ["true"]}
+
+
+@asynccontextmanager
+async def lab_in(folder: Path, suites: Sequence[Mapping[str, Any]] = ()) -> AsyncIterator[Lab]:
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(serve_lab, "127.0.0.1:0", folder, suites)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with lab_in(tmp_path / "lab") as lab:
+        yield lab
+
+
+def client_of(lab: Lab, token: str | None = None) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {token or lab.token_file.read_text().strip()}"} if token != "" else {}
+    return httpx.AsyncClient(base_url=lab.url, headers=headers, trust_env=False)
+
+
+async def test_the_token_is_made_once_and_for_its_user_alone(tmp_path: Path) -> None:
+    async with lab_in(tmp_path) as lab:
+        token = lab.token_file.read_text()
+        assert stat.S_IMODE(lab.token_file.stat().st_mode) == 0o600
+        assert len(token.strip()) >= 40
+    async with lab_in(tmp_path) as lab:
+        assert lab.token_file.read_text() == token
+
+
+@pytest.mark.parametrize("path", ["seneschal", "mimir"])
+async def test_agents_come_in_by_the_token(lab: Lab, path: str) -> None:
+    url = f"{lab.ws_url}/{path}"
+    with pytest.raises(PeerRefused, match="answered 401"):
+        async with connect(Dial(url)):
+            pass
+    async with connect(Dial(url, token_file=lab.token_file)) as ws:
+        await ws.send_message('{"action":"","req_id":7,"posted":false,"payload":{}}')
+        answer = json.loads(await ws.get_message())
+    assert (answer["rsp_id"], answer["payload"]["tool"]) == (7, "emissary")
+
+
+async def test_the_page_shows_runs_and_imports_and_escapes_them(tmp_path: Path) -> None:
+    async with lab_in(tmp_path, [{**SUITE, "id": "<script>"}]) as lab, client_of(lab, "") as client:
+        page = await client.get("/")
+    assert page.status_code == 200
+    assert "&lt;script&gt;" in page.text
+    assert "<script>" not in page.text
+    assert "<td>queued</td>" in page.text
+
+
+async def test_the_page_is_for_this_machine_or_by_the_token(lab: Lab) -> None:
+    async with client_of(lab, "") as client:
+        assert (await client.get("/", headers={"host": "rebound.example"})).status_code == 401
+    async with client_of(lab) as client:
+        assert (await client.get("/", headers={"host": "rebound.example"})).status_code == 200
+
+
+async def test_switches_are_turned_by_the_token(lab: Lab) -> None:
+    async with client_of(lab, "") as client:
+        assert (await client.post("/lab/faults", json={"polarize": {"html": 2}})).status_code == 401
+    async with client_of(lab) as client:
+        reply = await client.post("/lab/faults", json={"polarize": {"html": 2}, "mimir": {"late_s": 0.5}})
+        assert reply.json()["polarize"]["html"] == 2
+        assert (await client.get("/lab/faults")).json() == reply.json()
+    assert lab.polarize.faults.html == 2
+    assert lab.mimir.faults.late_s == 0.5
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ({"eman": {}}, "'eman' has no switches"),
+        ({"polarize": {"smoke": 1}}, "unknown switches: smoke"),
+        ({"polarize": {"html": "yes"}}, "Expected `int`"),
+        ({"polarize": {"html": 1}, "mimir": {"late_s": "long"}}, "Expected `float`"),
+        ([], "Expected `object`"),
+    ],
+)
+async def test_a_switch_that_is_none_is_refused_and_nothing_is_turned(lab: Lab, body: object, complaint: str) -> None:
+    async with client_of(lab) as client:
+        reply = await client.post("/lab/faults", json=body)
+    assert reply.status_code == 400
+    assert complaint in reply.text
+    assert lab.polarize.faults.html == 0
+
+
+async def test_a_restart_keeps_the_queue_and_hands_nothing_out_twice(tmp_path: Path) -> None:
+    async with lab_in(tmp_path, [SUITE]) as lab:
+        before = [run.run for run in lab.seneschal.runs()]
+    assert len(before) == 1
+    async with lab_in(tmp_path, [SUITE]) as lab:
+        assert [run.run for run in lab.seneschal.runs()] == before
+
+
+async def test_two_labs_do_not_share_a_folder(lab: Lab, tmp_path: Path) -> None:
+    with pytest.RaisesGroup(FolderInUse, flatten_subgroups=True):
+        async with lab_in(tmp_path / "lab"):
+            pass
+
+
+async def test_polarize_listens_on_the_same_port(lab: Lab) -> None:
+    async with client_of(lab, "") as client:
+        assert (await client.post("/xunit/import", content=b"")).status_code == 400
+        assert b"j_password" in (await client.get("/polarion/import/xunit-queue")).content
