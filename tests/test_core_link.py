@@ -15,7 +15,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 
 from agent.core.channel import Channel, ungrouped
 from agent.core.envelope import Request
-from agent.core.errors import ActionError, PeerError, PeerRefused, PeerUnreachable
+from agent.core.errors import ActionError, PeerBrokeProtocol, PeerError, PeerRefused, PeerUnreachable
 from agent.core.events import Alert, AlertCleared, LinkChanged
 from agent.core.link import MAX_ANSWER, Dial, connect, keep, redial
 from agent.core.metrics import Metrics
@@ -119,6 +119,8 @@ async def test_a_connection_shows_its_token_and_headers(tmp_path: Path) -> None:
         (b"HTTP/1.1 401 No\r\nContent-Length: 9\r\n\r\nwho", PeerUnreachable, "closed the connection instead"),
         (b"", PeerUnreachable, "closed the connection instead of opening a websocket"),
         (b"220 mail ready\r\n", PeerUnreachable, "closed the connection instead"),
+        (b"220 mail ready\r\n\r\n", PeerBrokeProtocol, "answered what is no HTTP"),
+        (b"HTTP/1.1 101 Go\r\nUpgrade: websocket\r\n\r\n", PeerBrokeProtocol, "answered what is no HTTP"),
         (b"HTTP/1.1 500 No\r\n\r\n" + b"x" * (MAX_ANSWER + 1), PeerRefused, f"more than {MAX_ANSWER} bytes"),
     ],
 )
@@ -151,7 +153,18 @@ async def test_a_server_that_says_nothing_is_given_ten_seconds(scheme: str, cloc
 
 @pytest.mark.parametrize(
     "url",
-    ["http://h/", "ws:///x", "ws://h:port/", "ws://user@h/", "ws://h/#f", "ws://h/ü", "ws://h/a b", "ws://h:99999/"],
+    [
+        "http://h/",
+        "ws:///x",
+        "ws://h:port/",
+        "ws://user@h/",
+        "ws://h/#f",
+        "ws://h/ü",
+        "ws://h/a b",
+        "ws://h:99999/",
+        "ws://a..b/",
+        "ws://.a/",
+    ],
 )
 def test_what_is_no_websocket_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):

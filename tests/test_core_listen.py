@@ -463,6 +463,23 @@ async def test_a_message_over_the_limit_closes_with_1009() -> None:
         assert await ending(ws) == 1009
 
 
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (b"\x81\x82\0\0\0\0\xff\xfe", 1007),  # text that is not UTF-8
+        (b"\x81\x02hi", 1002),  # not masked
+        (b"\xc1\x82\0\0\0\0hi", 1002),  # compressed, which was not agreed on
+        (b"\x83\x80\0\0\0\0", 1002),  # an opcode that is none
+        (b"\x88\x81\0\0\0\0x", 1002),  # half a close code
+    ],
+)
+async def test_a_frame_that_is_none_closes_with_its_code(frame: bytes, code: int) -> None:
+    async with port(ECHO) as address:
+        got = await exchange(address, get("/ws/", *UPGRADE), frame)
+    (close,) = re.findall(rb"\x88[\x02-\x7d]([\x03-\x0f].)", got, re.DOTALL)
+    assert int.from_bytes(close) == code
+
+
 UPGRADE = (
     "Connection: keep-alive, Upgrade",
     "Upgrade: websocket",

@@ -9,6 +9,7 @@ Source: protocols/emissary.md, "Seneschal", "Link states"; protocols/packaging.m
 
 import logging
 import os
+import re
 import socket
 import ssl
 import time
@@ -19,10 +20,11 @@ from random import Random
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+import h11
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
-from wsproto.utilities import LocalProtocolError
+from wsproto.utilities import ProtocolError
 
 from agent.core.channel import (
     CLOSE_S,
@@ -37,8 +39,9 @@ from agent.core.channel import (
     ungrouped,
 )
 from agent.core.envelope import MAX_MESSAGE
-from agent.core.errors import PeerError, PeerRefused, PeerUnreachable
+from agent.core.errors import PeerBrokeProtocol, PeerError, PeerRefused, PeerUnreachable
 from agent.core.events import Alert, AlertCleared, LinkChanged
+from agent.core.guard import is_loopback
 from agent.core.metrics import Metrics
 from agent.core.tls import TlsSettings, TlsUnusable, client_context
 from agent.core.token import TokenUnusable, read_token
@@ -52,6 +55,9 @@ LOUD_AFTER_S = 60.0  # s without a connection, then an Alert: a wrong address lo
 MAX_ANSWER = 64 * 1024  # bytes of an answer that is no websocket
 SUPERSEDED = 4001  # close code: another connection with our ident and instance took over
 REFUSALS = {"ident_taken", "unauthorized", "forbidden"}  # codes that a retry alone does not change
+
+# Labels of 1 to 63 characters: what the resolver's IDNA would fail on is refused with the settings.
+_HOST = re.compile(r"[0-9a-f:.]*:[0-9a-f:.]*|[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 
 Publish = Callable[[LinkChanged | Alert | AlertCleared], None]
 
@@ -112,6 +118,9 @@ async def redial(
     `publish` gets a LinkChanged at each change of state, an Alert `link.<name>` for what a person must mend (or when
     there was no connection for 60 s), and AlertCleared when the link is ready again.
     """
+    secure, host, _, _ = _parts(dial.url)
+    if dial.token_file is not None and not secure and not is_loopback(host):
+        log.warning("link=%s sends its token without TLS url=%s", name, dial.url)
     states = _States(name, publish, clock)
     retry_s = FIRST_RETRY_S
     while True:
@@ -180,8 +189,8 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
     """One connection, closed when the context ends. What the context raises leaves it without a group around it.
 
     Raises PeerUnreachable (name, connection, TLS or upgrade failed or took more than 10 s; the server answered 408, 429
-    or 5xx), PeerRefused (its certificate does not hold; it answered another status), TlsUnusable and TokenUnusable
-    (files of ours).
+    or 5xx), PeerRefused (its certificate does not hold; it answered another status), PeerBrokeProtocol (that was no
+    HTTP), TlsUnusable and TokenUnusable (files of ours).
     """
     secure, host, port, target = _parts(dial.url)
     headers = [(name.encode(), value.encode()) for name, value in dial.headers]
@@ -222,8 +231,11 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
                 nursery.cancel_scope.cancel()
     except ConnectionRejected as err:
         raise _rejected(peer, err) from err
-    except LocalProtocolError as err:  # the library answered a ping behind our close frame
-        raise PeerUnreachable(f"{peer} is closed", remedy="Wait for the next connection.") from err
+    except (h11.ProtocolError, ProtocolError) as err:
+        if line.upgraded.is_set():  # the library answered a ping behind our close frame
+            raise PeerUnreachable(f"{peer} is closed", remedy="Wait for the next connection.") from err
+        # The library tries to refuse what it could not read, as if it were the server.
+        raise PeerBrokeProtocol(f"{peer} answered what is no HTTP", remedy="Look at the url.") from err
     finally:
         await line.aclose()
 
@@ -318,19 +330,14 @@ class _Line:
 def _parts(url: str) -> tuple[bool, str, int, str]:
     """With TLS?, host, port, request target. Raises ValueError."""
     parts = urlsplit(url)
-    if (
-        parts.scheme not in ("ws", "wss")
-        or not parts.hostname
-        or not url.isascii()
-        or not url.isprintable()
-        or " " in url
-    ):
+    writable = url.isascii() and url.isprintable() and " " not in url
+    if parts.scheme not in ("ws", "wss") or not writable or not _HOST.fullmatch(parts.hostname or ""):
         raise ValueError(f"{url!r} is no ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
     if parts.username is not None or parts.fragment:
         raise ValueError(f"the url of {parts.hostname} has a user name or a fragment; use a token file")
     secure = parts.scheme == "wss"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return secure, parts.hostname, parts.port or (443 if secure else 80), target
+    return secure, parts.hostname or "", parts.port or (443 if secure else 80), target
 
 
 def _cause(err: OSError) -> str:

@@ -14,7 +14,7 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, nullcontext
 from email.utils import formatdate
-from http import HTTPStatus
+from http.client import responses
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NoReturn
 
@@ -22,6 +22,8 @@ import h11
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection
 from wsproto.utilities import LocalProtocolError
 
 from agent.core.channel import CLOSE_S, GOODBYE_S, ungrouped
@@ -270,7 +272,11 @@ class _Port:
                         max_message_size=self._max_message,
                         receive_buffer_size=PIECE,
                     )
-                    await self._talk(await request.accept(), head, handler)
+                    ws = await request.accept()
+                    await self._talk(ws, head, handler)
+                    if ws._wsproto.state is ConnectionState.OPEN and ws.closed is not None:
+                        # A frame that is none: the library drops the line without a close frame.
+                        await line.send_last(ws._wsproto.send(CloseConnection(ws.closed.code, ws.closed.reason)))
                     nursery.cancel_scope.cancel()
         except LocalProtocolError:  # the library answered a ping behind our close frame
             log.debug("websocket went on after the close peer=%s", head.peer)
@@ -381,7 +387,7 @@ class _Wire:
             headers.append(("Content-Length", str(len(body))))
         if close or self._is_chunked or not self._body_is_read():
             headers.append(("Connection", "close"))
-        phrase = HTTPStatus(response.status).phrase.encode()
+        phrase = responses.get(response.status, "").encode()
         await self._send(h11.Response(status_code=response.status, headers=headers, reason=phrase))
         if isinstance(body, bytes):
             if body and not self._is_head:
@@ -417,10 +423,14 @@ class _Wire:
 
 
 class _Upgraded:
-    """The byte stream of a websocket: first a head, rebuilt from what was checked, then what the client sends."""
+    """The byte stream of a websocket: first a head, rebuilt from what was checked, then what the client sends.
+
+    Closed by the websocket, it only ends for the websocket: the port says its last words before it closes the line.
+    """
 
     def __init__(self, stream: Stream, head: bytes, peer: str) -> None:
         self._stream, self._head, self._peer = stream, head, peer
+        self._closed = False
 
     def __repr__(self) -> str:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
         return self._peer  # what the websocket gives as its remote end
@@ -429,16 +439,22 @@ class _Upgraded:
         if self._head:
             head, self._head = self._head, b""
             return head
+        if self._closed:
+            await trio.sleep_forever()  # the library's reader asks once more; then it is cancelled
         return await self._stream.receive_some(max_bytes)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
         await self._stream.send_all(data)
 
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
+    async def send_last(self, data: bytes) -> None:
+        """Send behind the close of the websocket."""
+        with trio.move_on_after(CLOSE_S):
+            await self._stream.send_all(data)
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        self._closed = True
 
 
 def _upgrade_head(head: Head) -> bytes:
