@@ -199,7 +199,7 @@ class AvaEvents:
                 long = f" of {len(line) + line.dropped} bytes" if isinstance(line, CutLine) else ""
                 events.append(Warned("ava.events", f"a line{long} on the events' pipe cannot be read: {error}"))
             return
-        if told.type == "unusable":
+        if told.type == "unusable" and self._mode == "open":
             self._fall_back(f"{title(told.reason)}: its results are read as TAP", events)
             return
         self._mode, self._held = "events", []
@@ -262,7 +262,7 @@ class AvaEvents:
             return
         if told.skip or told.todo:
             events.append(self._record(told.test_file, name, state="skipped" if told.skip else "todo"))
-        else:
+        elif told.title not in file.tests:
             file.tests[told.title] = _Test(self._cases.case(told.test_file, name), name)
 
     def _start(self, told: Told, file: _File, events: list[DriverEvent]) -> None:

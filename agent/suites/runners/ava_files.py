@@ -34,6 +34,7 @@ class Files:
         self.single = literals[0] if len(literals) == 1 else None
         # Which prefix means which file; null where it means two.
         self._prefixes: dict[str, str | None] = {}
+        self._is_flat = True  # no prefix goes on where another ends
         is_mixed = len({file.startswith("/") for file in self._files}) > 1
         if None in literals or len(literals) < 2 or is_mixed:
             return  # the common folder of all files is not known
@@ -41,11 +42,16 @@ class Files:
         for file in self._files:
             prefix = _prefix(file[base:].lstrip("/"))
             self._prefixes[prefix] = None if prefix in self._prefixes else file
+        self._is_flat = not any(SEPARATOR in prefix for prefix in self._prefixes)
 
     def split(self, title: str) -> tuple[str | None, str]:
         """The file and the test's own title. What is ambiguous or unknown stays whole, with file null."""
         if not self._prefixes:
             return self.single, title
+        if self._is_flat:
+            prefix, _, name = title.partition(SEPARATOR)
+            file = self._prefixes.get(prefix) if name else None
+            return (file, name) if file else (None, title)
         found: list[tuple[str | None, str]] = []
         at = title.find(SEPARATOR)
         while at >= 0:

@@ -151,7 +151,7 @@ class AvaTap:
     def _take(self, item: Item, events: list[LastEvent]) -> None:
         match item:
             case ava_lines.Passed():
-                self._pass(plain(item.title), events)
+                self._pass(item.title.decode("utf-8", "replace"), events)
             case ava_lines.Failed():
                 self._fail(item, events)
             case ava_lines.Logged():
@@ -355,8 +355,10 @@ class AvaTap:
                 self._missing(file, count, "aborted", f"aborted: {self._stopped}", events)
             elif file in hooked or (None in hooked and file not in hooked) or file in self._crashed_files:
                 self._missing(file, count, "blocked", "a hook failed, or the file crashed", events)
-            else:
+            elif self._has_failed or self._is_crashed:
                 self._missing(file, count, "skipped", "not run: AVA stopped at the first failure", events)
+            else:
+                self._missing(file, count, "blocked", "AVA did not run them", events)
         if left > 0:
             if self._stopped is not None:
                 self._missing(None, left, "aborted", f"aborted: {self._stopped}", events)
