@@ -20,7 +20,7 @@ from agent.core.guard import Guard
 from agent.core.metrics import Metrics
 from agent.core.store import open_store
 from agent.core.supervise import Health
-from agent.lab.polarize import Polarize
+from agent.lab.polarize import MAX_DOCUMENT, Polarize
 from agent.polarize import role, submit
 from agent.polarize.settings import CibusSettings, Mode, PolarizeSettings
 
@@ -63,10 +63,10 @@ class Rig:
             password_file=str(self.folder / "password") if mode == "polarion" else "",
         )
 
-    async def imported(self, mode: Mode, run: str = "r-9") -> ImportFinished:
+    async def imported(self, mode: Mode, run: str = "r-9", xml: bytes = XML) -> ImportFinished:
         """Let an agent submit the report of a run; the outcome."""
         path = self.folder / f"{run}.xml"
-        path.write_bytes(XML)
+        path.write_bytes(xml)
         store = open_store(self.folder / f"state-{run}-{mode}", reserve=4096)
         bus = Bus(store)
         try:
@@ -126,7 +126,12 @@ async def serving(folder: Path, job_s: float = 0.0, clock: Callable[[], float] =
     async with trio.open_nursery() as nursery:
         (address,) = await nursery.start(
             lambda task_status: listen.serve(
-                ["127.0.0.1:0"], polarize.routes, guard, metrics=Metrics(), task_status=task_status
+                ["127.0.0.1:0"],
+                polarize.routes,
+                guard,
+                metrics=Metrics(),
+                max_message=MAX_DOCUMENT,
+                task_status=task_status,
             )
         )
         yield Rig(folder, polarize, address)
@@ -148,6 +153,13 @@ async def test_an_agents_report_is_taken_and_kept(rig: Rig, mode: Mode) -> None:
     assert item.counts == {"Passed": 1, "Failed": 1}
     assert item.response[1].startswith("lab-07.")
     assert rig.polarize.document("r-9").read_bytes().endswith(XML.removeprefix(b"<testsuites>"))
+
+
+@pytest.mark.parametrize("mode", ["polarize-http", "polarize-ws"])
+async def test_a_report_of_some_megabytes_is_taken(rig: Rig, mode: Mode) -> None:
+    output = b"<system-out>" + "größer\n".encode() * 400_000 + b"</system-out>"
+    assert (await rig.imported(mode, xml=XML.replace(b'message="m"/>', b'message="m"/>' + output))).outcome == "passed"
+    assert rig.polarize.document("r-9").stat().st_size > 3_000_000
 
 
 async def test_polarion_takes_a_report_by_its_queue_and_names_what_it_did_not_find(

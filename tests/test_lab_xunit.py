@@ -3,7 +3,11 @@
 import pytest
 
 from agent.core.errors import DocumentError
+from agent.core.events import Counts, State, SuiteFinished, TestFinished
 from agent.lab.xunit import Case, Document, read
+from agent.polarize.submit import prepare
+from agent.suites.document import from_tree
+from agent.suites.xunit import document as document_of
 
 PROPERTIES = """<properties>
 <property name="polarion-project-id" value="RHEL9"/><property name="polarion-lookup-method" value="name"/>
@@ -80,3 +84,37 @@ ONE = 'tests="1" failures="0" errors="0" skipped="0"'
 def test_what_an_importer_would_refuse_is_said(xml: bytes, complaint: str) -> None:
     with pytest.raises(DocumentError, match=complaint):
         read(xml)
+
+
+@pytest.mark.parametrize(
+    "polarion", [None, {"project": "RHEL9", "title": "T", "cases": {"one": "RHEL9-1"}, "properties": {"dry-run": True}}]
+)
+def test_what_the_agent_writes_and_submits_is_taken(polarion: dict[str, object] | None) -> None:
+    report = {"report": {"polarion": polarion}} if polarion else {}
+    suite = from_tree({"id": "login", "runner": "ava", **report})
+    states: tuple[State, ...] = ("passed", "failed", "blocked", "skipped", "todo", "aborted", "lost")
+    records = [
+        TestFinished(run="r.9", suite="login", case=f"c{n}", name=state, file="a.js", state=state, ended=2.0)
+        for n, state in enumerate(states)
+    ]
+    finished = SuiteFinished(
+        run="r.9",
+        suite="login",
+        runner="ava",
+        driver="tap",
+        verdict="failed",
+        result="FAILURE",
+        code=1,
+        signal=None,
+        reason=None,
+        started=1.0,
+        ended=2.0,
+        counts=Counts(),
+    )
+    xml = b"".join(document_of(suite, finished, lambda: records, hostname="lab7"))
+    taken = read(prepare(xml, "r.9", "SAMPLE", ("emissary", "lab-07.abc")).xml)
+    assert taken.project == ("RHEL9" if polarion else "SAMPLE")
+    assert taken.testrun == "r_9"
+    assert [case.verdict for case in taken.cases] == [
+        *("Passed", "Failed", "Blocked", "Waiting", "Waiting", "Blocked", "Blocked"),
+    ]

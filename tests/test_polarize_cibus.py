@@ -1,6 +1,7 @@
 """The CI Bus on trio, against a small broker of our own codec: what is heard, published, retried."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,10 +13,12 @@ import trio
 from agent.core.bus import Bus
 from agent.core.events import Alert, AlertCleared, Counts, LinkChanged, SuiteFinished
 from agent.core.store import Store, open_store
+from agent.core.tls import server_context
 from agent.polarize.cibus import Line
 from agent.polarize.settings import CibusSettings
 from agent.polarize.stomp import Frame, Reader, encode
 from agent.polarize.submit import Finished
+from tests.certificates import authority, issue
 
 CONNECTED = b"CONNECTED\nversion:1.2\nheart-beat:10000,10000\n\n\0"
 
@@ -26,13 +29,17 @@ class Broker:
     def __init__(self, listener: trio.SocketListener) -> None:
         self._listener = listener
         self.port = listener.socket.getsockname()[1]
+        self.tls: ssl.SSLContext | None = None
         self.greeting = CONNECTED
-        self._streams: list[trio.SocketStream] = []
+        self._streams: list[trio.abc.Stream] = []
         self._reader, self._frames = Reader(), list[Frame]()
 
     async def accept(self) -> Frame:
         """Take the next connection and greet it; its CONNECT."""
-        self._streams.append(await self._listener.accept())
+        tcp = await self._listener.accept()
+        self._streams.append(
+            trio.SSLStream(tcp, self.tls, server_side=True, https_compatible=True) if self.tls else tcp
+        )
         self._reader, self._frames = Reader(), []
         connect = await self.next()
         await self._streams[-1].send_all(self.greeting)
@@ -44,7 +51,7 @@ class Broker:
             data = await self._streams[-1].receive_some()
             if not data:
                 raise trio.EndOfChannel
-            self._frames = self._reader.feed(data)
+            self._frames = self._reader.feed(bytes(data))
         return self._frames.pop(0)
 
     async def send(self, *frames: Frame) -> None:
@@ -55,7 +62,7 @@ class Broker:
 
     async def cut(self) -> None:
         for stream in self._streams:
-            await stream.aclose()
+            await trio.aclose_forcefully(stream)
 
 
 class Rig:
@@ -71,11 +78,24 @@ class Rig:
         if self.follows is not None:
             self.bus.publish(self.follows)
 
-    def line(self, *, listens: bool = True, publishes: bool = False, vhost: str = "", destination: str = "") -> Line:
+    def line(
+        self,
+        *,
+        listens: bool = True,
+        publishes: bool = False,
+        vhost: str = "",
+        destination: str = "",
+        ca_file: str = "",
+    ) -> Line:
         return Line(
             self.bus,
             self.store,
-            CibusSettings(url=f"stomp://127.0.0.1:{self.broker.port}", vhost=vhost, destination=destination),
+            CibusSettings(
+                url=f"stomp{'+ssl' if ca_file else ''}://127.0.0.1:{self.broker.port}",
+                vhost=vhost,
+                destination=destination,
+                ca_file=ca_file,
+            ),
             ident="lab-07",
             response_name="emissary",
             complete=self._complete if listens else None,
@@ -239,3 +259,22 @@ async def test_what_is_no_broker_of_ours_is_said(rig: Rig, greeting: bytes, erro
     assert change.state == "offline"
     assert change.error
     assert change.error.startswith(error)
+
+
+async def test_the_bus_may_be_reached_by_tls(rig: Rig, tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    server = issue(ca, tmp_path, "bus")
+    rig.broker.tls = server_context(server.cert, server.key)
+    async with running(rig.line(ca_file=str(ca.cert))):
+        await rig.broker.accept()
+        assert (await rig.broker.next()).command == "SUBSCRIBE"
+
+
+async def test_a_certificate_that_does_not_hold_is_loud(rig: Rig, tmp_path: Path) -> None:
+    server = issue(authority(tmp_path), tmp_path, "bus")
+    rig.broker.tls = server_context(server.cert, server.key)
+    with rig.bus.subscribe(Alert) as loud:
+        async with running(rig.line(ca_file=str(authority(tmp_path, "other").cert))):
+            with pytest.raises((trio.BrokenResourceError, trio.EndOfChannel)):
+                await rig.broker.accept()
+            assert "certificate verify failed" in (await anext(loud)).text

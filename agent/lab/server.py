@@ -31,7 +31,7 @@ from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import read_token
 from agent.lab.mimir import Mimir
-from agent.lab.polarize import Polarize
+from agent.lab.polarize import MAX_DOCUMENT, Polarize
 from agent.lab.seneschal import Seneschal
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ async def serve_lab(
                     if not any(run.suite == suite and run.state not in ENDED for run in lab.seneschal.runs()):
                         lab.seneschal.enqueue(suite)
 
-                serve = partial(listen.serve, [address], lab.routes(), guard, metrics=metrics)
+                # What agents send in one message is bounded by themselves; a document for Polarize is the largest.
+                serve = partial(listen.serve, [address], lab.routes(), guard, metrics=metrics, max_message=MAX_DOCUMENT)
                 (lab.address, *_) = await nursery.start(serve)
                 log.info("lab listens address=%s data=%s", lab.address, data)
                 task_status.started(lab)
