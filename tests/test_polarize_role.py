@@ -31,7 +31,10 @@ from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.polarize import role
+from agent.polarize.progress import POLL_S, Submission
 from agent.polarize.settings import CibusSettings, PolarizeSettings
+from agent.polarize.stomp import Frame
+from tests.stomp_broker import Broker
 
 XML = b'<testsuites>\n<testsuite name="login" tests="1"><testcase name="a"/></testsuite></testsuites>'
 SUCCESS = httpx.Response(200, json={"status": "SUCCESS", "result": "", "errors": "", "new-xunit-path": "/x"})
@@ -427,3 +430,71 @@ async def test_a_job_that_failed_is_a_failed_import(tmp_path: Path, patient_cloc
             rig.finish_a_run(bus)
             event = await anext(events)
     assert (event.outcome, event.reason) == ("failed", "job 7: FAILED")
+
+
+# ---- the CI Bus ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[Broker]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        broker = Broker(listener)
+        yield broker
+        await broker.cut()
+
+
+def completion(response: str, status: str) -> Frame:
+    headers = {"ack": "1", "message-id": "1", "subscription": "ci", "emissary": response}
+    return Frame("MESSAGE", headers, f'{{"status":"{status}","log-url":"http://l"}}'.encode())
+
+
+async def test_a_completion_ends_a_submission_whose_answer_does_not_come(tmp_path: Path, broker: Broker) -> None:
+    rig = Rig(tmp_path, lambda request: SUCCESS)
+    rig.delay_s = 10_000
+    rig.cibus = CibusSettings(url=f"stomp://127.0.0.1:{broker.port}")
+    async with rig.agent() as (bus, store):
+        with bus.subscribe(ImportFinished) as events:
+            await broker.accept()
+            await broker.receipt(await broker.next())
+            rig.finish_a_run(bus)
+            while not rig.requests:
+                await trio.lowlevel.checkpoint()
+            await broker.send(completion(response_of(rig.requests[0][1]), "failed"))
+            event = await anext(events)
+            assert (await broker.next()).command == "ACK"
+            assert len(await store.read(kinds=("ImportFinished",))) == 1  # on disk before it was acknowledged
+        assert await owed(store) == (0, 0)
+    assert (event.outcome, event.log_url) == ("failed", "http://l")
+
+
+async def test_a_completion_ends_a_report_that_was_refused_since(tmp_path: Path, broker: Broker) -> None:
+    rig = Rig(tmp_path, lambda request: httpx.Response(403))
+    rig.cibus = CibusSettings(url=f"stomp://127.0.0.1:{broker.port}")
+    async with rig.agent() as (bus, store):
+        with bus.subscribe(Alert, AlertCleared) as loud:
+            await broker.accept()
+            await broker.receipt(await broker.next())
+            rig.finish_a_run(bus)
+            assert isinstance(await anext(loud), Alert)
+            await broker.send(completion(response_of(rig.requests[0][1]), "passed"))
+            assert await anext(loud) == AlertCleared(code="ImportRefused.r-9")
+        assert await owed(store) == (0, 0)
+
+
+async def test_a_completion_lets_polarion_be_asked_at_once(tmp_path: Path, broker: Broker) -> None:
+    polarion = Polarion("SUCCESS", log="Unable to find work item for 'a'.")
+    rig = polarion_rig(tmp_path, polarion)
+    rig.cibus = CibusSettings(url=f"stomp://127.0.0.1:{broker.port}")
+    async with rig.agent() as (bus, store):
+        with bus.subscribe(ImportFinished) as events:
+            await broker.accept()
+            await broker.receipt(await broker.next())
+            rig.finish_a_run(bus)
+            while (await store.get("polarize.r-9", Submission) or Submission(run="r-9")).phase != "polling":
+                await trio.lowlevel.checkpoint()
+            began = trio.current_time()
+            await broker.send(completion(response_of(rig.requests[1][1]), "partial"))
+            event = await anext(events)
+            assert trio.current_time() - began < POLL_S / 2
+    assert (event.outcome, event.unmatched) == ("partial", ("a",))
