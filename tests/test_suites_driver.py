@@ -31,6 +31,12 @@ def test_cases_are_unique() -> None:
     assert not cases.is_known("a.js", "y")
 
 
+@given(st.lists(st.sampled_from(["a", "a#2", "a#3", "a#2#2", "#2", "#", "a #1"]), max_size=12))
+def test_a_name_that_looks_like_a_repetition_has_a_case_of_its_own(names: list[str]) -> None:
+    cases = Cases()
+    assert len({cases.case(None, name) for name in names}) == len(names)
+
+
 def test_cases_beyond_what_is_remembered_are_unique_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "CASES_MAX", 2)
     cases = Cases()

@@ -34,6 +34,7 @@ YAML_MAX: Final = 256 * 1024  # bytes of a TAP diagnostic block that are read
 CASES_MAX: Final = 200_000  # cases remembered, to number repetitions; some 30 MB
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
+_REPETITION = re.compile(r"(.*)#([1-9]\d{0,8})", re.DOTALL)
 _CUT = "… (cut)"
 
 
@@ -121,6 +122,10 @@ class Cases:
         """The case of the next record of that file and name. Repeated calls give repetitions."""
         plain = f"{file} › {name}" if file else name
         count = self._seen.get(plain, 0) + 1
+        if count == 1 and "#" in plain and (found := _REPETITION.fullmatch(plain)):
+            count += self._seen.get(found[1], 0) >= int(found[2])  # that case is another test's repetition
+        while count > 1 and f"{plain}#{count}" in self._seen:
+            count += 1  # that one is another test's name
         if count > 1 or len(self._seen) < CASES_MAX:
             self._seen[plain] = count
         else:
