@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agent.core.errors import ActionError, ConfigError, DocumentError
+from agent.core.errors import ActionError, ConfigError, DocumentError, unwrap
 
 
 def test_a_config_error_names_file_line_key_and_remedy() -> None:
@@ -20,3 +20,10 @@ def test_a_document_that_came_over_a_link_has_no_line() -> None:
 
 def test_an_action_error_travels_as_code_and_text() -> None:
     assert ActionError("no_such_run", "r-12 is not known here").reason == "no_such_run: r-12 is not known here"
+
+
+def test_unwrap_finds_the_one_error() -> None:
+    inner = ValueError("x")
+    assert unwrap(ExceptionGroup("a", [ExceptionGroup("b", [inner])])) is inner
+    two = ExceptionGroup("a", [inner, ValueError("y")])
+    assert unwrap(two) is two

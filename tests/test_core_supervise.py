@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock
 
 from agent.core.events import RoleChanged
-from agent.core.supervise import Health, Role, Supervisor, unwrap
+from agent.core.supervise import Health, Role, Supervisor
 
 
 class Journal:
@@ -106,10 +106,3 @@ async def test_a_unit_of_work_is_overdue_only_while_it_lasts(autojump_clock: Moc
         await trio.sleep(3)
         assert health.overdue_s() == pytest.approx(2)
     assert health.overdue_s() == 0
-
-
-def test_unwrap_finds_the_one_error() -> None:
-    inner = ValueError("x")
-    assert unwrap(ExceptionGroup("a", [ExceptionGroup("b", [inner])])) is inner
-    two = ExceptionGroup("a", [inner, ValueError("y")])
-    assert unwrap(two) is two

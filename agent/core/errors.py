@@ -84,3 +84,10 @@ class ActionError(AgentError):
 
 class StoreError(AgentError):
     """The event store cannot be opened or written."""
+
+
+def unwrap(err: BaseException) -> BaseException:
+    """The one error inside of nested groups, or the group itself where there are several."""
+    while isinstance(err, BaseExceptionGroup) and len(err.exceptions) == 1:
+        err = err.exceptions[0]
+    return err

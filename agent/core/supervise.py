@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 import trio
 
-from agent.core.errors import ProtocolMisuse
+from agent.core.errors import ProtocolMisuse, unwrap
 from agent.core.events import RoleChanged
 
 log = logging.getLogger(__name__)
@@ -155,10 +155,3 @@ class _Once:
         if self._task_status is not None:
             self._task_status.started()
             self._task_status = None
-
-
-def unwrap(err: BaseException) -> BaseException:
-    """The one error inside of nested groups, or the group itself where there are several."""
-    while isinstance(err, BaseExceptionGroup) and len(err.exceptions) == 1:
-        err = err.exceptions[0]
-    return err

@@ -1,0 +1,168 @@
+"""Gets a suite's files onto the machine, and runs its setup and teardown commands.
+
+    Blocked     the suite cannot be prepared: the run is blocked with this text
+
+Source: protocols/suites.md, "The suite document" (`source`, `setup`, `teardown`), "Limits and security".
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import msgspec
+import trio
+
+from agent.core.cgroup import Leaves
+from agent.core.errors import AgentError, DocumentError
+from agent.core.process import ChildFailedToStart, Limits, Spec, drain, environ, open_child
+from agent.suites import document
+from agent.suites.archive import MAX_BYTES, unpack
+from agent.suites.messages import Source, Suite
+from agent.suites.sources import git_commands
+
+DOCUMENTS = ("suite.toml", "suite.json")
+_BLOCK = 1024 * 1024
+
+
+class Blocked(AgentError):
+    """The suite cannot be prepared: not fetched, not unpacked, or its setup failed."""
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run needs to know of the machine. `leaves` is the delegated cgroup, where there is one."""
+
+    ident: str
+    labels: Mapping[str, str | bool] = {}
+    timeout_factor: float = 1.0
+    leaves: Leaves | None = None
+
+
+class Log(Protocol):
+    """Where the output of the commands goes: suites/capture.py."""
+
+    def write(self, data: bytes) -> None: ...
+
+
+def below(path: Path, roots: Sequence[str]) -> Path:
+    """The real path of `path`, which must lie below one of `roots`. Raises Blocked."""
+    real = Path(os.path.realpath(path))
+    if any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+        return real
+    allowed = ", ".join(roots) or "none is set"
+    raise Blocked(f"{path}: is not below suites.roots ({allowed})", remedy="Add its folder to suites.roots.")
+
+
+def suite_of(path: Path) -> tuple[Suite, Path]:
+    """The suite of a document, or of a folder with one or without, and the folder it is in. Raises DocumentError."""
+    try:
+        if path.is_file():
+            return document.load(path.read_bytes(), path.name), path.parent
+        for name in DOCUMENTS:
+            if (path / name).is_file():
+                return document.load((path / name).read_bytes(), name), path
+        names = [str(found.relative_to(path)) for pattern in ("*", "tests/*") for found in path.glob(pattern)]
+        package = path / "package.json"
+        return document.detect(path.name, names, package.read_bytes() if package.is_file() else None), path
+    except OSError as err:
+        raise DocumentError(path, 0, "", f"cannot be read: {err.strerror}", remedy="Correct the path.") from err
+
+
+def tree_of(path: Path) -> dict[str, Any]:
+    """The document of a folder (or of a file in it), as a link carries it: with the folder as its source."""
+    suite, base = suite_of(path.resolve())
+    source = suite.source or Source(dir=str(base))
+    if source.dir is not None:
+        source = Source(dir=str(base / source.dir))
+    tree: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(suite, source=source))
+    return tree
+
+
+async def fetch(
+    source: Source | None, base: Path | None, folder: Path, roots: Sequence[str], *, mark: str, log: Log
+) -> Path:
+    """The folder with the suite's files: `base` itself, a `dir` below `roots`, or a copy in `folder`.
+
+    `base` is the folder of the document, None where it came over a link. Raises Blocked.
+    """
+    if source is None:
+        if base is None:
+            raise Blocked("source: missing in a document that came over a link", remedy="Give dir, archive or git.")
+        return base
+    if source.dir is not None:
+        project = below((base or Path("/")) / source.dir, roots)
+        if not project.is_dir():
+            raise Blocked(f"source.dir: {project} is not a directory", remedy="Correct the path.")
+        return project
+    target = folder / "source"
+    if source.archive is not None:
+        return await _fetch_archive(source, folder, target, roots)
+    for argv in git_commands(source, target):
+        env = environ(os.environ) | {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+        await command(argv, folder, env, mark=mark, log=log)
+    return target
+
+
+async def command(
+    argv: Sequence[str], cwd: Path, env: Mapping[str, str], *, mark: str, log: Log, limits: Limits | None = None
+) -> None:
+    """Run one command to its end. Raises Blocked when it fails; a cancelled one is ended with all its tree."""
+    spec = Spec(argv=tuple(argv), cwd=cwd, env=dict(env), mark=mark, limits=limits or Limits())
+    shown = " ".join(argv)
+    try:
+        async with open_child(spec) as child, trio.open_nursery() as nursery:
+            for stream in child.streams.values():
+                nursery.start_soon(drain, stream, log.write)
+            ended = await child.finish()
+    except ChildFailedToStart as err:
+        raise Blocked(f"{shown}: {err.what}", remedy=err.remedy) from err
+    if ended.code != 0:
+        how = f"exit code {ended.code}" if ended.signal is None else ended.signal
+        raise Blocked(f"{shown}: ended with {how}", remedy="See setup.log in the run's folder.")
+
+
+async def _fetch_archive(source: Source, folder: Path, target: Path, roots: Sequence[str]) -> Path:
+    archive = source.archive or ""
+    if archive.startswith(("http://", "https://")):
+        path = folder / "archive"
+        digest = await _download(archive, path)
+    else:
+        path = below(Path(archive), roots)
+        digest = await trio.to_thread.run_sync(_sha256, path)
+    if source.sha256 is not None and digest != source.sha256.lower():
+        raise Blocked(f"source.sha256: {archive} has {digest}", remedy="Give the digest of the archive that is meant.")
+    try:
+        await trio.to_thread.run_sync(partial(unpack, path, target))
+    except (OSError, AgentError) as err:
+        raise Blocked(f"source.archive: {archive}: {err}", remedy="Nothing of it is used.") from err
+    inside = [Path(entry.path) for entry in os.scandir(target)]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else target  # a tar of one folder, as most are
+
+
+async def _download(url: str, path: Path) -> str:
+    digest, size = hashlib.sha256(), 0
+    try:
+        async with (
+            httpx.AsyncClient(follow_redirects=True, timeout=30) as client,
+            client.stream("GET", url) as reply,
+            await trio.open_file(path, "wb") as file,
+        ):
+            reply.raise_for_status()
+            async for block in reply.aiter_bytes(_BLOCK):
+                digest.update(block)
+                size += len(block)
+                if size > MAX_BYTES:
+                    raise Blocked(f"source.archive: {url} is larger than {MAX_BYTES} bytes", remedy="Make it smaller.")
+                await file.write(block)
+    except httpx.HTTPError as err:
+        why = str(err) or type(err).__name__
+        raise Blocked(f"source.archive: {url}: {why}", remedy="See that the machine can reach it.") from err
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,438 @@
+"""The suites role on trio: takes runs, decides, gives slots, and after a restart takes up what was left unfinished.
+
+Answers the actions run_suite, cancel, stop, drain, undrain, runs and shut_down. Every state of a run is in the journal
+before it is told. What happens between slot and result is execute.py.
+
+Source: protocols/suites.md, "A run"; protocols/emissary.md, "Control server", "Run states on the agent".
+"""
+
+import logging
+import math
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from agent.core.bus import Bus
+from agent.core.errors import ActionError, AgentError, DocumentError
+from agent.core.events import (
+    RunChanged,
+    RunReceived,
+    RunRefused,
+    RunStarted,
+    SlotsChanged,
+    SuiteFinished,
+    TestFinished,
+    TestStarted,
+    decode,
+)
+from agent.core.process import ChildFailedToStart, Spec, drain, environ, open_child
+from agent.core.processtree import TreeSurvived, sweep
+from agent.core.store import Store
+from agent.core.supervise import Health
+from agent.suites import document, requirements
+from agent.suites.execute import Execution
+from agent.suites.messages import Suite
+from agent.suites.prepare import Machine, below, suite_of
+from agent.suites.runners.driver import Only
+from agent.suites.runs import Run
+from agent.suites.settings import SuitesSettings
+
+log = logging.getLogger(__name__)
+
+RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\Z")
+FULL_DISK_GRACE_S = 60.0  # settings.md, "Ends": on a full disk running ones get 60 s to end
+PROBED = {"node": ("node", "--version"), "python3": ("python3", "--version"), "git": ("git", "--version")}
+# What `run_suite` answers for a refusal: codes of protocols/emissary.md, "The envelope".
+ERROR_CODES = {"busy": "busy", "space": "busy", "draining": "draining"}
+
+
+async def run(
+    bus: Bus,
+    store: Store,
+    settings: SuitesSettings,
+    machine: Machine,
+    health: Health,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer the suite actions and execute runs, until cancelled."""
+    async with trio.open_nursery() as nursery:
+        suites = _Suites(bus, store, settings, machine, health, nursery)
+        await suites.probe()
+        await suites.recover()
+        actions = {
+            "run_suite": suites.run_suite,
+            "cancel": suites.cancel,
+            "stop": suites.stop,
+            "drain": suites.drain,
+            "undrain": suites.undrain,
+            "runs": suites.runs,
+            "shut_down": suites.shut_down,
+        }
+        with ExitStack() as answering:
+            for action, handler in actions.items():
+                answering.enter_context(bus.answer(action, handler))
+            suites.tell_slots()
+            nursery.start_soon(suites.watch_disk)
+            task_status.started()
+            await trio.sleep_forever()
+
+
+class _Suites:
+    def __init__(
+        self, bus: Bus, store: Store, settings: SuitesSettings, machine: Machine, health: Health, nursery: trio.Nursery
+    ) -> None:
+        self._bus, self._store, self._settings, self._machine, self._health = bus, store, settings, machine, health
+        self._nursery = nursery
+        self._active: dict[str, Execution] = {}
+        self._ordering: set[str] = set()
+        self._draining = False
+        self._programs: dict[str, str] = {}
+
+    # ---- actions ---------------------------------------------------------------------------------------------------
+
+    async def run_suite(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Take a run: `{suite}` or `{path}`, `run?`, `reservation?`, `deadline?`, `origin?` -> `{run}`.
+
+        On disk when it returns; the decision is RunStarted or RunRefused. A run id that is known starts nothing. For
+        whoever waits for no event (every origin but the Seneschal) a refusal is an error answer too.
+        """
+        tree, base = self._document(payload)
+        run = payload.get("run") or _new_run_id(tree)
+        if not isinstance(run, str) or not RUN_ID.match(run):
+            raise ActionError("bad_payload", f"run: {run!r} is not 1 to 128 of A-Z a-z 0-9 . _ - without a leading dot")
+        deadline = payload.get("deadline")
+        if deadline is not None and not (isinstance(deadline, int | float) and math.isfinite(deadline)):
+            raise ActionError("bad_payload", f"deadline: {deadline!r} is not a time in epoch seconds")
+        if run in self._ordering or run in self._active or await self._store.read(run=run, limit=1):
+            return {"run": run}
+        received = RunReceived(
+            run=run,
+            suite=tree,
+            origin=str(payload.get("origin", "control")),
+            base=str(base) if base else None,
+            reservation=payload.get("reservation"),
+            deadline=deadline,
+        )
+        self._ordering.add(run)
+        try:
+            self._store.keep(run)
+            self._bus.publish(received)
+            refused = self._decide(received)
+            await self._store.commit()
+        finally:
+            self._ordering.discard(run)
+        if refused is not None and received.origin != "seneschal":
+            code, _, text = refused.partition(": ")
+            raise ActionError(ERROR_CODES.get(code, "bad_payload"), text or code)
+        return {"run": run}
+
+    async def cancel(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """`{run, reason?}` -> {}; the run ends `aborted`."""
+        execution = self._active.get(str(payload.get("run")))
+        if execution is None:
+            raise ActionError("no_such_run", f"{payload.get('run')} is not running here")
+        execution.stop(f"cancel: {payload.get('reason') or 'no reason given'}")
+        return {}
+
+    async def stop(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> {}; every run is aborted, the service stays."""
+        for execution in self._active.values():
+            execution.stop("stop")
+        return {}
+
+    async def drain(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> {}; no new run is accepted, running ones finish."""
+        self._draining = True
+        self.tell_slots()
+        return {}
+
+    async def undrain(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> {}; new runs are accepted again."""
+        self._draining = False
+        self.tell_slots()
+        return {}
+
+    async def runs(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> `{slots, free, draining, runs, runners}`: what runs now, and what could."""
+        now, epoch = trio.current_time(), time.time()
+        return {
+            "slots": self._settings.slots,
+            "free": self._free_slots(),
+            "draining": self._draining,
+            "runs": [execution.run.describe(now, epoch) for execution in self._active.values()],
+            "runners": self._programs,
+        }
+
+    async def shut_down(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> {} when no run is left: resumable ones stay resumable, others are aborted (settings.md, "Ends")."""
+        await self.drain(payload)
+        for execution in list(self._active.values()):
+            if execution.run.suite.resumable:
+                execution.scope.cancel()
+            else:
+                execution.stop("shutdown")
+        for execution in list(self._active.values()):
+            await execution.over.wait()
+        return {}
+
+    # ---- deciding --------------------------------------------------------------------------------------------------
+
+    def _document(self, payload: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+        suite, path = payload.get("suite"), payload.get("path")
+        if isinstance(suite, dict):
+            return suite, None
+        if not isinstance(path, str):
+            raise ActionError("bad_payload", "key suite is missing: a suite document, or path: the folder of one")
+        try:
+            read, base = suite_of(below(Path(path), self._settings.roots))
+        except AgentError as err:
+            raise ActionError("bad_payload", str(err)) from err
+        return msgspec.to_builtins(read), base
+
+    def _decide(self, received: RunReceived) -> str | None:
+        """Start the run, or say why it is refused."""
+        suite, reason = self._check(received)
+        if suite is None or reason is not None:
+            log.warning("run refused run=%s reason=%s", received.run, reason)
+            self._bus.publish(
+                RunRefused(
+                    run=received.run, reason=reason or "", origin=received.origin, reservation=received.reservation
+                )
+            )
+            self._store.release(received.run)
+            return reason
+        self._begin(suite, received, attempt=1)
+        return None
+
+    def _check(self, received: RunReceived) -> tuple[Suite | None, str | None]:
+        try:
+            suite = document.from_tree(received.suite)
+        except DocumentError as err:
+            return None, f"bad_suite: {err}"
+        if self._draining:
+            return suite, "draining"
+        if not self._free_slots():
+            return suite, "busy: every slot is taken"
+        if received.deadline is not None and received.deadline <= time.time():
+            return suite, "deadline: it has passed already"
+        if self._store.full:
+            return suite, "space: the disk is full"
+        space = os.statvfs(self._store.folder)
+        return suite, requirements.unmet(
+            suite.requires,
+            suite.runner,
+            labels=self._machine.labels,
+            runners=self._programs,
+            free=space.f_bavail * space.f_frsize,
+        )
+
+    def _free_slots(self) -> int:
+        return 0 if self._draining else max(0, self._settings.slots - len(self._active))
+
+    def tell_slots(self) -> None:
+        """Tell how many slots are free now."""
+        self._bus.publish(SlotsChanged(free=self._free_slots(), total=self._settings.slots, draining=self._draining))
+
+    def _begin(
+        self,
+        suite: Suite,
+        received: RunReceived,
+        attempt: int,
+        only: tuple[Only, ...] = (),
+        began: float | None = None,
+    ) -> None:
+        """Give it a slot and tell that it is accepted."""
+        taken = {execution.run.slot for execution in self._active.values()}
+        execution = self._execution(suite, received, attempt, slot=min(set(range(len(taken) + 1)) - taken), began=began)
+        run = execution.run
+        self._active[run.run] = execution
+        polarion = suite.report.polarion
+        self._bus.publish(
+            RunStarted(
+                run=run.run,
+                suite=suite.id,
+                title=suite.title or suite.id,
+                runner=suite.runner,
+                driver=suite.driver,
+                source=_source(suite, received.base),
+                origin=run.origin,
+                slot=run.slot,
+                reservation=run.reservation,
+                polarion=polarion.cases if polarion else {},
+                to_mimir=suite.report.mimir,
+                to_polarize=suite.report.polarize,
+                attempt=attempt,
+            )
+        )
+        self.tell_slots()
+        self._nursery.start_soon(self._execute, execution, only)
+
+    def _execution(
+        self, suite: Suite, received: RunReceived, attempt: int, *, slot: int, began: float | None
+    ) -> Execution:
+        now = trio.current_time()
+        run = Run(
+            received.run,
+            suite,
+            origin=received.origin,
+            now=now,
+            slot=slot,
+            reservation=received.reservation,
+            deadline=None if received.deadline is None else now + received.deadline - time.time(),
+            timeout_factor=self._machine.timeout_factor,
+            attempt=attempt,
+        )
+        return Execution(
+            run,
+            Path(received.base) if received.base else None,
+            self._store.folder / "runs" / run.run,
+            bus=self._bus,
+            store=self._store,
+            machine=self._machine,
+            health=self._health,
+            began=began,
+        )
+
+    async def _execute(self, execution: Execution, only: tuple[Only, ...]) -> None:
+        try:
+            await execution.execute(self._settings.roots, only)
+        finally:
+            del self._active[execution.run.run]
+            self.tell_slots()
+        await self._prune_folders()
+
+    async def _prune_folders(self) -> None:
+        """Keep the newest folders of runs, and those of which something is still owed."""
+        spared = await self._store.owed_runs() | set(await self._store.kept())
+        folders = sorted((self._store.folder / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
+        for folder in folders[: -self._settings.keep_runs]:
+            if folder.name not in spared:
+                await trio.to_thread.run_sync(shutil.rmtree, folder, True)
+
+    # ---- starting and failing --------------------------------------------------------------------------------------
+
+    async def probe(self) -> None:
+        """Find out which programs that runners need are here, and their versions."""
+
+        async def ask(name: str, argv: tuple[str, ...]) -> None:
+            said = bytearray()
+            spec = Spec(argv=argv, cwd=Path("/"), env=environ(os.environ), mark=f"probe-{name}")
+            try:
+                with trio.move_on_after(10):
+                    async with open_child(spec) as child, trio.open_nursery() as nursery:
+                        for pipe in child.streams.values():
+                            nursery.start_soon(drain, pipe, said.extend)
+                        await child.finish()
+            except* ChildFailedToStart:
+                log.info("absent program=%s", name)
+            if version := re.search(rb"\d+(\.\d+)+", said):
+                self._programs[name] = version[0].decode()
+
+        async with trio.open_nursery() as nursery:
+            for name, argv in PROBED.items():
+                nursery.start_soon(ask, name, argv)
+
+    async def recover(self) -> None:
+        """Runs that an earlier process left: end their processes, then resume them or report them as interrupted."""
+        for run in await self._store.kept():
+            try:
+                await sweep(run)
+            except TreeSurvived as err:
+                log.error("left over run=%s error=%s", run, err)  # noqa: TRY400 - the run is reported all the same
+            rows = await self._store.read(run=run, kinds=_RECOVERED)
+            began = next((row.at for row in rows if row.kind == "RunStarted"), None)
+            events = [decode(row.kind, row.data) for row in rows]
+            received = next((event for event in events if isinstance(event, RunReceived)), None)
+            over = any(isinstance(event, SuiteFinished | RunRefused) for event in events)
+            if over or received is None:
+                self._store.release(run)
+                continue
+            starts = [event for event in events if isinstance(event, RunStarted)]
+            if not starts:
+                self._decide(received)
+                continue
+            suite = document.from_tree(received.suite)
+            reporting = any(isinstance(event, RunChanged) and event.state == "reporting" for event in events)
+            if suite.resumable and not reporting:
+                self._begin(suite, received, len(starts) + 1, await self._remaining(run), began)
+            else:
+                await self._report_interrupted(suite, received, starts[-1].attempt, began, complete=reporting)
+
+    async def _remaining(self, run: str) -> tuple[Only, ...]:
+        """What an interrupted run still has to run: what was planned and has not ended."""
+        return ()
+
+    async def _report_interrupted(
+        self, suite: Suite, received: RunReceived, attempt: int, began: float | None, *, complete: bool
+    ) -> None:
+        """The service or the machine went down in mid-run: what had finished stands, the rest is aborted."""
+        execution = self._execution(suite, received, attempt, slot=0, began=began)
+        run = execution.run
+        run.state = "running"
+        started: dict[str, TestStarted] = {}
+        rest = False
+        async for event in self._records(run.run):
+            if isinstance(event, TestStarted):
+                started[event.case] = event
+            else:
+                started.pop(event.case, None)
+                rest = rest or event.kind == "rest"
+        if not complete:
+            run.stop("interrupted")
+            for test in started.values():
+                execution.tell(
+                    TestFinished(
+                        run=run.run, suite=suite.id, case=test.case, name=test.name, file=test.file, state="aborted",
+                        started=test.started, ended=time.time(), message="aborted: interrupted", attempt=test.attempt,
+                    )
+                )  # fmt: skip
+            if not rest:
+                execution.tell(execution.rest("aborted", "interrupted"))
+        await execution.report()
+
+    async def _records(self, run: str) -> AsyncIterator[TestStarted | TestFinished]:
+        since = 0
+        while rows := await self._store.read(since, run=run, kinds=("TestStarted", "TestFinished")):
+            for row in rows:
+                event = decode(row.kind, row.data)
+                if isinstance(event, TestStarted | TestFinished):
+                    yield event
+            since = rows[-1].seq
+
+    async def watch_disk(self) -> None:
+        """On a full disk running ones get a minute to end, then they are aborted. Source: settings.md, "Ends"."""
+        while True:
+            await self._store.wait_full()
+            self.tell_slots()
+            with trio.move_on_after(FULL_DISK_GRACE_S):
+                await self._store.wait_room()
+                continue
+            for execution in self._active.values():
+                execution.stop("space: the disk is full")
+            await self._store.wait_room()
+
+
+_RECOVERED = ("RunReceived", "RunRefused", "RunStarted", "RunChanged", "SuiteFinished")
+
+
+def _source(suite: Suite, base: str | None) -> str:
+    source = suite.source
+    if source is None:
+        return base or ""
+    return source.dir or source.archive or f"{source.git}@{source.ref or 'HEAD'}"
+
+
+def _new_run_id(tree: dict[str, Any]) -> str:
+    """An id of ours for a run that whoever ordered it gave none."""
+    suite = re.sub(r"[^A-Za-z0-9_-]", "_", str(tree.get("id", "suite")))[:64]
+    return f"{suite}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"

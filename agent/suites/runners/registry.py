@@ -1,0 +1,43 @@
+"""Which runner and driver of a suite document is which module. Pure.
+
+Source: protocols/suites.md, "The suite document" (`runner`, `driver`), "A run" (restart and power loss).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.suites.messages import Suite
+from agent.suites.runners import ava, command, pytest, tap
+from agent.suites.runners.ava_events import AvaEvents
+from agent.suites.runners.ava_tap import AvaTap
+from agent.suites.runners.driver import CannotLaunch, Driver, Launch, Only
+
+
+def prepare(
+    suite: Suite, project: Path, scratch: Path, run: str, attempt: int, only: Sequence[Only]
+) -> tuple[Launch, Driver]:
+    """How to start an attempt of the suite, and the driver that reads it. Raises CannotLaunch, DocumentError."""
+    match suite.runner:
+        case "ava":
+            ava_driver = AvaEvents if suite.driver == "events" else AvaTap
+            launch = ava.launch(suite, project, scratch, run, only=only)
+            return launch, ava_driver(suite, run, attempt=attempt, only=only)
+        case "pytest":
+            launch = pytest.launch(suite, project, scratch, run, only=only)
+            return launch, pytest.PytestDriver(suite, run, attempt=attempt)
+        case "tap":
+            launch = tap.launch(suite, project, scratch, run)
+            return launch, tap.TapDriver(run, suite.id, grace_s=suite.limits.grace)
+        case "command":
+            launch = command.launch(suite, project, scratch, run)
+            driver = command.CommandDriver(
+                run,
+                suite.id,
+                suite.title or suite.id,
+                codes={int(code): state for code, state in suite.codes.items()},
+                grace_s=suite.limits.grace,
+                output_max=suite.limits.test_output,
+            )
+            return launch, driver
+        case runner:
+            raise CannotLaunch(f"runner {runner} is not part of this agent", remedy="Install a newer release.")

@@ -1,0 +1,153 @@
+"""One run from its slot to its result, with real processes: every test has a state, nothing of it stays alive."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.core.events import (
+    RunChanged,
+    RunReceived,
+    RunStarted,
+    TestFinished,
+)
+from agent.core.processtree import tree
+from tests.suites_house import R, artifact, house, tap
+
+
+async def test_a_good_run_goes_through_its_states_and_leaves_its_files(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.order(command=tap("echo 1..2; echo ok 1 - a; echo noise >&2; echo ok 2 - b"))
+        finished = await here.finished()
+        assert (finished.verdict, finished.result, finished.code) == ("passed", "SUCCESS", 0)
+        assert (finished.counts.total, finished.counts.passed) == (2, 2)
+        await here.store.commit()
+        assert [e.state for e in await here.events(RunChanged)] == ["preparing", "running", "reporting", "done"]
+        assert [type(e).__name__ for e in await here.events(RunReceived, RunStarted)] == ["RunReceived", "RunStarted"]
+        assert [test["case"] for test in here.result()["tests"]] == ["a", "b"]
+        assert artifact(finished, "stderr.log") == b"noise\n"
+        assert b"testcase" in artifact(finished, "xunit.xml")
+
+
+async def test_cancel_ends_the_whole_tree_and_keeps_what_had_passed(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        here.write("daemon.py", DAEMON)
+        hangs = tap(f"echo 1..3; echo ok 1 - early; {sys.executable} daemon.py; sleep 600")
+        with here.bus.subscribe(TestFinished) as results:
+            await here.order(command=hangs, limits={"grace": 0.2})
+            await anext(results)
+        await here.bus.ask("cancel", {"run": R[1], "reason": "by a test"})
+        finished = await here.finished()
+        assert (finished.verdict, finished.result, finished.reason) == ("aborted", "ABORTED", "cancel: by a test")
+        assert (await here.states())["early"] == "passed"
+        assert finished.counts.passed == 1
+        assert tree(R[1]) == []
+
+
+DAEMON = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork():
+    os._exit(0)
+os.setsid()
+if os.fork():
+    os._exit(0)
+time.sleep(600)
+"""
+
+
+async def test_a_daemon_left_behind_by_a_good_run_is_gone_when_it_is_done(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        here.write("daemon.py", DAEMON)
+        await here.order(command=tap(f"echo 1..1; echo ok 1 - a; {sys.executable} daemon.py"))
+        assert (await here.finished()).verdict == "passed"
+        assert tree(R[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"run": 0.3}, "limits.run: not over within 0.3 s"),
+        ({"stall": 0.3}, "limits.stall: no new result for 0.3 s"),
+    ],
+)
+async def test_beyond_a_limit_the_run_is_aborted_by_name(tmp_path: Path, limits: dict[str, float], reason: str) -> None:
+    async with house(tmp_path) as here:
+        await here.order(command=tap("echo 1..2; echo ok 1 - a; sleep 600"), limits={"grace": 0.2, **limits})
+        finished = await here.finished()
+        assert (finished.verdict, finished.reason) == ("aborted", reason)
+        assert set((await here.states()).values()) == {"passed", "aborted"}
+
+
+async def test_a_deadline_of_the_lab_ends_the_run(tmp_path: Path) -> None:
+
+    async with house(tmp_path) as here:
+        suite = here.tree(command=tap("echo 1..1; sleep 600"), limits={"grace": 0.2})
+        await here.bus.ask("run_suite", {"run": R[1], "suite": suite, "deadline": time.time() + 0.5})
+        assert (await here.finished()).reason == "deadline: the lab's deadline has passed"
+
+
+async def test_a_runner_killed_from_outside_loses_what_was_planned(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.order(command=tap("echo 1..3; echo ok 1 - a; kill -9 $$"))
+        finished = await here.finished()
+        assert (finished.verdict, finished.result, finished.signal) == ("lost", "FAILURE", "SIGKILL")
+        assert finished.counts.lost == 2
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"command": ["/no/such/program"]}, "/no/such/program"),
+        ({"command": ["true"], "cwd": "nowhere"}, "nowhere is not a directory of the suite"),
+        ({"command": ["true"], "source": {"dir": "/"}}, "is not below suites.roots"),
+        ({"command": ["true"], "setup": [["sh", "-c", "exit 3"]]}, "ended with exit code 3"),
+        ({"command": ["true"], "setup": [["sleep", "600"]], "limits": {"setup": 0.3}}, "limits.setup: not prepared"),
+        ({"runner": "ava", "command": []}, "ava"),
+    ],
+)
+async def test_what_cannot_be_started_is_blocked_and_says_why(
+    tmp_path: Path, document: dict[str, Any], said: str
+) -> None:
+    async with house(tmp_path) as here:
+        await here.order(**document)
+        finished = await here.finished()
+        assert finished.verdict == "blocked"
+        (record,) = here.result()["tests"]
+        assert (record["state"], record["kind"]) == ("blocked", "crash")
+        assert said in record["message"]
+
+
+async def test_teardown_runs_after_a_failed_setup_and_its_failure_is_a_warning(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.order(command=["true"], setup=[["false"]], teardown=[["sh", "-c", "echo done > torn; exit 4"]])
+        finished = await here.finished()
+        assert finished.verdict == "blocked"
+        assert (here.project / "torn").read_text() == "done\n"
+        assert [warning.code for warning in finished.warnings] == ["teardown"]
+
+
+async def test_the_runner_sees_its_own_environment_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_SECRET", "x")
+    monkeypatch.setenv("PASSED_ON", "yes")
+    async with house(tmp_path) as here:
+        await here.order(command=tap("echo 1..1; echo ok; env > seen"), env={"OWN": "1"}, env_pass=["PASSED_*"])
+        await here.finished()
+        seen = dict(line.split("=", 1) for line in (here.project / "seen").read_text().splitlines() if "=" in line)
+        assert "AGENT_SECRET" not in seen
+        assert (seen["OWN"], seen["PASSED_ON"], seen["EMISSARY_RUN"]) == ("1", "yes", R[1])
+
+
+async def test_output_beyond_its_limit_is_cut_in_the_middle_and_told(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.order(
+            command=tap("echo 1..1; echo ok; head -c 4000000 /dev/zero | tr '\\0' x >&2; echo END >&2"),
+            limits={"output": 10_000},
+        )
+        finished = await here.finished()
+        assert [warning.code for warning in finished.warnings] == ["output_cut"]
+        kept = artifact(finished, "stderr.log")
+        assert len(kept) < 10_100
+        assert kept.endswith(b"END\n")

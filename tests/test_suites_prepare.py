@@ -1,0 +1,124 @@
+"""A suite's files: from where a document may take them, and what is said when it may not or cannot."""
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import trio
+
+from agent.core.errors import DocumentError
+from agent.suites.messages import Source
+from agent.suites.prepare import Blocked, below, command, fetch, suite_of, tree_of
+
+
+class Log:
+    def __init__(self) -> None:
+        self.text = b""
+
+    def write(self, data: bytes) -> None:
+        self.text += data
+
+
+def tar(folder: Path, *names: str) -> Path:
+    path = folder / "suite.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.size = 2
+            archive.addfile(entry, io.BytesIO(b"x\n"))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+async def get(source: Source | None, folder: Path, roots: tuple[str, ...] = (), base: Path | None = None) -> Path:
+    return await fetch(source, base, folder, roots, mark="prepare-test", log=Log())
+
+
+async def test_a_dir_below_the_roots_is_used_where_it_is(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "suites/login").mkdir(parents=True)
+    roots = (str(tmp_path / "suites"),)
+    assert await get(Source(dir=str(tmp_path / "suites/login")), folder, roots) == tmp_path / "suites/login"
+
+
+@pytest.mark.parametrize("path", ["/etc", "suites/../..", "suites/out"])
+async def test_a_dir_elsewhere_is_blocked_also_through_a_link(tmp_path: Path, folder: Path, path: str) -> None:
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites/out").symlink_to("/etc")
+    with pytest.raises(Blocked, match=r"is not below suites\.roots"):
+        await get(Source(dir=str(tmp_path / path)), folder, (str(tmp_path / "suites"),))
+
+
+async def test_a_document_from_a_link_needs_a_source(folder: Path) -> None:
+    with pytest.raises(Blocked, match="source: missing in a document that came over a link"):
+        await get(None, folder)
+    assert await get(None, folder, base=folder) == folder
+
+
+async def test_an_archive_is_unpacked_once_its_digest_holds(tmp_path: Path, folder: Path) -> None:
+    path = tar(tmp_path, "login/test.js", "login/package.json")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    project = await get(Source(archive=str(path), sha256=digest), folder, (str(tmp_path),))
+    assert sorted(entry.name for entry in project.iterdir()) == ["package.json", "test.js"]
+
+
+async def test_an_archive_with_another_digest_or_a_bad_entry_is_blocked(tmp_path: Path, folder: Path) -> None:
+    path = tar(tmp_path, "../evil")
+    with pytest.raises(Blocked, match=r"source\.sha256: .* has [0-9a-f]{64}"):
+        await get(Source(archive=str(path), sha256="0" * 64), folder, (str(tmp_path),))
+    with pytest.raises(Blocked, match=r"source\.archive: .*evil"):
+        await get(Source(archive=str(path)), folder, (str(tmp_path),))
+    assert not (tmp_path / "evil").exists()
+
+
+async def test_an_archive_comes_over_http(tmp_path: Path, folder: Path) -> None:
+    content = tar(tmp_path, "a", "b").read_bytes()
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        await stream.send_all(head.encode() + content)
+
+    async with trio.open_nursery() as nursery:
+        (listener, *_) = await nursery.start(trio.serve_tcp, answer, 0)
+        port = listener.socket.getsockname()[1]
+        project = await get(Source(archive=f"http://127.0.0.1:{port}/s.tar.gz"), folder)
+        nursery.cancel_scope.cancel()
+    assert sorted(entry.name for entry in project.iterdir()) == ["a", "b"]
+
+
+async def test_a_server_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(Blocked, match=r"source\.archive: http://127\.0\.0\.1:1/s\.tar"):
+        await get(Source(archive="http://127.0.0.1:1/s.tar"), folder)
+
+
+async def test_a_failing_command_says_how_it_ended_and_keeps_its_output(tmp_path: Path) -> None:
+    log = Log()
+    with pytest.raises(Blocked, match="ended with exit code 3"):
+        await command(["sh", "-c", "echo said; exit 3"], tmp_path, {"PATH": "/bin:/usr/bin"}, mark="x-test", log=log)
+    assert log.text == b"said\n"
+
+
+def test_a_folder_is_a_suite_by_its_document_or_by_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text("")
+    assert suite_of(tmp_path)[0].runner == "pytest"
+    (tmp_path / "suite.toml").write_text('id = "s"\nrunner = "command"\ncommand = ["true"]\n')
+    suite, base = suite_of(tmp_path)
+    assert (suite.runner, base) == ("command", tmp_path)
+    assert tree_of(tmp_path)["source"]["dir"] == str(tmp_path)
+
+
+def test_a_folder_without_either_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match="names ava, and no test_"):
+        suite_of(tmp_path)
+
+
+def test_below_names_the_roots(tmp_path: Path) -> None:
+    with pytest.raises(Blocked, match=r"suites\.roots \(none is set\)"):
+        below(Path("/etc"), ())

@@ -1,0 +1,125 @@
+"""Taking, refusing, ending and recovering runs, with real processes."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from agent.core.errors import ActionError
+from agent.core.events import (
+    RunRefused,
+    RunStarted,
+    SuiteFinished,
+    TestFinished,
+)
+from agent.core.processtree import tree
+from tests.suites_house import R, house, tap
+
+
+async def test_a_run_that_is_known_starts_nothing_again(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        for _ in range(3):
+            await here.order(command=tap("echo 1..1; echo ok; echo x >> started"))
+        await here.finished()
+        await here.order(command=tap("echo never"))
+        assert (here.project / "started").read_text() == "x\n"
+        assert len(await here.events(RunStarted)) == 1
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({"runner": "avo"}, "bad_suite: suite: runner"),
+        ({"command": ["true"], "requires": {"labels": ["gpu"]}}, "labels: this machine has no gpu"),
+        ({"command": ["true"], "requires": {"runners": {"cobol": ">=85"}}}, "no_runner: this machine has no cobol"),
+        ({"command": ["true"], "requires": {"disk": 2**49}}, "space: "),
+    ],
+)
+async def test_what_the_machine_cannot_take_is_refused_with_its_reason(
+    tmp_path: Path, document: dict[str, Any], reason: str
+) -> None:
+    async with house(tmp_path) as here:
+        await here.order(**document)
+        (refused,) = await here.events(RunRefused)
+        assert refused.reason.startswith(reason)
+        assert await here.store.kept() == []
+        with pytest.raises(ActionError) as caught:
+            await here.bus.ask("run_suite", {"run": R[2], "suite": here.tree(**document)})
+        assert caught.value.reason.split(":")[0] in ("bad_payload", "busy")
+
+
+async def test_a_second_run_is_refused_while_the_slot_is_taken_or_drained(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.order(command=tap("echo 1..1; echo ok; sleep 600"))
+        await here.order(R[2], command=["true"])
+        (busy,) = await here.events(RunRefused, run=R[2])
+        assert busy.reason == "busy: every slot is taken"
+        await here.bus.ask("cancel", {"run": R[1], "reason": "enough"})
+        await here.finished()
+        await here.bus.ask("drain", {})
+        await here.order(R[3], command=["true"])
+        (drained,) = await here.events(RunRefused, run=R[3])
+        assert drained.reason == "draining"
+        await here.bus.ask("undrain", {})
+        await here.order(R[4], command=tap("echo 1..1; echo ok"))
+        assert (await here.finished(R[4])).verdict == "passed"
+
+
+async def test_shutting_down_aborts_runs_and_leaves_resumable_ones(tmp_path: Path) -> None:
+    async with house(tmp_path, slots=2) as here:
+        await here.order(R[1], command=tap("echo 1..1; sleep 600"), limits={"grace": 0.2})
+        await here.order(R[2], runner="pytest", command=["sleep", "600"], resumable=True)
+        with trio.fail_after(10):
+            await here.bus.ask("shut_down", {})
+        assert (await here.finished(R[1])).reason == "shutdown"
+        assert await here.events(SuiteFinished, run=R[2]) == []
+        assert await here.store.kept() == [R[2]]
+
+
+async def test_an_interrupted_run_is_reported_once_with_what_had_finished(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        with here.bus.subscribe(TestFinished) as results:
+            await here.order(command=tap("echo 1..2; echo ok 1 - a; sleep 600"))
+            await anext(results)
+    async with house(tmp_path) as here:
+        finished = await here.finished()
+        assert (finished.verdict, finished.reason) == ("aborted", "interrupted")
+        assert await here.states() == {"a": "passed", "(not reported)": "aborted"}
+        assert tree(R[1]) == []
+    async with house(tmp_path) as here:
+        assert len(await here.events(SuiteFinished)) == 1
+
+
+async def test_the_answer_of_runs_tells_what_runs_now(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        idle = await here.bus.ask("runs", {})
+        assert (idle["slots"], idle["free"], idle["draining"], idle["runs"]) == (1, 1, False, [])
+        assert "python3" in idle["runners"]
+        with here.bus.subscribe(TestFinished) as results:
+            await here.order(command=tap("echo 1..2; echo ok 1 - a; sleep 600"))
+            await anext(results)
+        (busy,) = (await here.bus.ask("runs", {}))["runs"]
+        assert (busy["run"], busy["state"], busy["counts"]) == (R[1], "running", {"passed": 1})
+
+
+async def test_only_the_newest_folders_are_kept(tmp_path: Path) -> None:
+    async with house(tmp_path, keep_runs=2) as here:
+        for n in range(4):
+            await here.order(R[n], command=tap("echo 1..1; echo ok"))
+            await here.finished(R[n])
+            while (await here.bus.ask("runs", {}))["runs"]:
+                await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert sorted(os.listdir(tmp_path / "state/runs")) == [R[2], R[3]]
+
+
+@pytest.mark.parametrize(
+    "payload", [{}, {"path": "/etc"}, {"suite": 3}, {"suite": {}, "run": "../x"}, {"suite": {}, "run": ".x"}]
+)
+async def test_a_bad_order_is_answered_by_bad_payload(tmp_path: Path, payload: dict[str, Any]) -> None:
+    async with house(tmp_path) as here:
+        with pytest.raises(ActionError) as caught:
+            await here.bus.ask("run_suite", payload)
+        assert caught.value.code == "bad_payload"
