@@ -1,0 +1,420 @@
+"""The service: settings to roles. The only file that knows all of them.
+
+    load settings -> open the store -> start roles -> READY -> until a signal
+    SIGHUP    read the settings again; all valid or nothing changes; roles whose table changed are restarted
+    SIGTERM   no new run; running ones end; outboxes get up to 60 s; a second one: at once
+
+Source: ARCHITECTURE.md, "The house"; protocols/settings.md; protocols/packaging.md 4 and 6.
+"""
+
+import gc
+import logging
+import logging.handlers
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import trio
+
+import agent
+from agent.core import config, notify
+from agent.core.bus import Bus
+from agent.core.config import Effective, Size
+from agent.core.errors import ActionError
+from agent.core.events import AgentStarted, Alert, AlertCleared, Reloaded
+from agent.core.link import Dial
+from agent.core.metrics import Metrics
+from agent.core.process import adopt
+from agent.core.store import Store, open_store
+from agent.core.supervise import Health, Role, Supervisor
+from agent.core.tls import TlsSettings
+from agent.lab.settings import LabSettings
+from agent.mimir.settings import MimirSettings
+from agent.polarize.settings import CibusSettings, PolarizeSettings
+from agent.seneschal.settings import SeneschalSettings
+from agent.suites.requirements import labels_of
+from agent.suites.settings import SuitesSettings
+
+log = logging.getLogger(__name__)
+
+P = TypeVar("P", PolarizeSettings, CibusSettings)
+
+DELIVER_S = 60.0  # settings.md, "Ends": links and outbox get that long at SIGTERM
+STUCK_S = 10.0  # an outbox of which nothing leaves for that long waits on disk instead
+
+
+class ClockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`wait_sync_s`: wait that long for a synchronised clock before READY."""
+
+    wait_sync_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0
+
+
+class StateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state directory, and how its store is kept. An empty `dir` is the default of the user."""
+
+    dir: str = ""
+    group_commit_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 10
+    journal_max: Size = 256 * 2**20
+    reserve: Size = 16 * 2**20
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The agent's own log. `to` is "auto" (standard error) or a file, rotated at `max`."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    to: str = "auto"
+    max: Size = 16 * 2**20
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[tls]`: for every outgoing link that has none of its own."""
+
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """agent.toml, whole. Each folder's table is its `settings.py`."""
+
+    ident: Annotated[
+        str, msgspec.Meta(pattern=r"^([A-Za-z0-9._-]{1,128})?$", description="1 to 128 of A-Z a-z 0-9 . _ -")
+    ] = ""
+    labels: dict[str, str | bool] = {}
+    profile: str = "auto"
+    timeout_factor: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1.0
+    clock: ClockSettings = ClockSettings()
+    state: StateSettings = StateSettings()
+    log: LogSettings = LogSettings()
+    tls: Tls = Tls()
+    suites: SuitesSettings = SuitesSettings()
+    seneschal: SeneschalSettings = SeneschalSettings()
+    mimir: MimirSettings = MimirSettings()
+    polarize: PolarizeSettings = PolarizeSettings()
+    cibus: CibusSettings = CibusSettings()
+    lab: LabSettings = LabSettings()
+
+    @property
+    def name(self) -> str:
+        """The machine's name in the lab: `ident`, by default the host name."""
+        return self.ident or socket.gethostname()
+
+
+# A change of these is taken up at the next start only.
+NEEDS_RESTART = ("ident", "labels", "profile", "timeout_factor", "clock", "state", "log")
+# Which tables a role reads: a change in one of them restarts it.
+ROLE_TABLES = {
+    "mimir": ("mimir", "tls"),
+    "polarize": ("polarize", "cibus", "tls"),
+    "suites": ("suites",),
+    "seneschal": ("seneschal", "tls"),
+}
+
+
+def state_dir(settings: Settings) -> Path:
+    """Where the state is: `state.dir`, else by user (protocols/settings.md)."""
+    if settings.state.dir:
+        return Path(settings.state.dir)
+    if os.geteuid() == 0:
+        return Path("/var/lib/agent")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "agent"
+
+
+def load_settings(files: Sequence[Path] = (), *, profile: str | None = None) -> Effective[Settings]:
+    """The effective settings: `files` (the `--config` options) or /etc/agent, environment, flags.
+
+    Raises ConfigErrors.
+    """
+    return config.load(Settings, config.default_files(files), env=os.environ, flags={"profile": profile})
+
+
+def log_to(settings: LogSettings) -> None:
+    """Send the agent's own log where the settings say."""
+    handler: logging.Handler
+    if settings.to == "auto":
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        handler = logging.handlers.RotatingFileHandler(settings.to, maxBytes=settings.max, backupCount=2, delay=True)
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "  # the journal has its own clock
+    handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+    logging.getLogger("trio-websocket").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+async def serve(load: Callable[[], Effective[Settings]]) -> int:
+    """The service from start to end, led by signals; the exit code."""
+    gc.disable()  # nothing made during the start is garbage
+    service = Service(load)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(service.run)
+            gc.freeze()
+            gc.enable()
+            notify.ready(service.summary())
+            async for received in signals:
+                if received != signal.SIGHUP:
+                    break
+                await _reload(service)
+            notify.stopping(DELIVER_S)
+            log.info("stopping signal=%s", signal.Signals(received).name)
+            async with trio.open_nursery() as ending:
+
+                async def at_the_second_signal() -> None:
+                    async for again in signals:
+                        if again != signal.SIGHUP:
+                            log.warning("stopping at once signal=%s", signal.Signals(again).name)
+                            ending.cancel_scope.cancel()
+
+                ending.start_soon(at_the_second_signal)
+                await service.end_orderly()
+                ending.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
+    return 0
+
+
+async def _reload(service: "Service") -> None:
+    notify.reloading()
+    try:
+        await service.bus.ask("reload", {})
+    except ActionError as err:
+        log.error("reload refused, nothing changed error=%s", err)  # noqa: TRY400 - the person at the file reads this
+    notify.ready(service.summary())
+
+
+class Service:
+    """The agent as it runs: its bus, its store, its roles. `load` reads the settings, again at each reload."""
+
+    def __init__(self, load: Callable[[], Effective[Settings]]) -> None:
+        self.effective = load()
+        self.metrics = Metrics()
+        self._load = load
+        settings = self.effective.settings
+        self.store: Store = open_store(
+            state_dir(settings),
+            group_commit_s=settings.state.group_commit_ms / 1000,
+            journal_max=settings.state.journal_max,
+            reserve=settings.state.reserve,
+        )
+        self.bus = Bus(self.store)
+        self.supervisor = Supervisor(self.bus.publish)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run every role that the settings say enough for, until cancelled. The store is written to the end."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.store.run)
+                async with trio.open_nursery() as inner:
+                    await inner.start(adopt)
+                    inner.start_soon(self._tell_full_disk)
+                    roles = self._roles()
+                    await inner.start(self.supervisor.run, list(roles.values()))
+                    with self.bus.answer("reload", self._reload):
+                        self.bus.publish(
+                            AgentStarted(
+                                version=agent.__version__,
+                                ident=self.effective.settings.name,
+                                instance=self.store.instance,
+                            )
+                        )
+                        task_status.started()
+                        await trio.sleep_forever()
+        finally:
+            self.store.close()
+
+    def summary(self) -> str:
+        """One line for the supervisor: which roles are in which state."""
+        states = ", ".join(f"{name} {status.state}" for name, status in self.supervisor.status.items())
+        return f"{self.effective.settings.name}: {states}"
+
+    async def end_orderly(self) -> None:
+        """No new run, running ones end; then the outboxes get DELIVER_S. What is undelivered waits on disk."""
+        with trio.move_on_after(DELIVER_S):
+            try:
+                await self.bus.ask("shut_down", {})
+            except ActionError as err:
+                log.warning("cannot end runs error=%s", err)  # the role is in backoff; its runs are found at the start
+            await self.store.commit()
+            await self.deliver()
+
+    async def deliver(self) -> None:
+        """Wait until nothing is owed any more, or nothing of it has left for STUCK_S."""
+        waiting, since = -1, trio.current_time()
+        while waiting and trio.current_time() - since < STUCK_S:
+            depths = await self.store.depths()
+            now = sum(depth.waiting - depth.held for depth in depths.values())
+            if now != waiting:
+                waiting, since = now, trio.current_time()
+            if waiting:
+                await trio.sleep(0.1)
+        if waiting:
+            log.warning("undelivered, kept on disk waiting=%d", waiting)
+
+    async def _tell_full_disk(self) -> None:
+        while True:
+            await self.store.wait_full()
+            self.bus.publish(
+                Alert(
+                    code="disk.full",
+                    text=f"{self.store.folder}: the disk is full; new runs are refused, results wait in memory",
+                    remedy="Make room; nothing else is needed.",
+                    since=time.time(),
+                )
+            )
+            await self.store.wait_room()
+            self.bus.publish(AlertCleared(code="disk.full"))
+
+    async def _reload(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Read the settings again; roles whose table changed are restarted. Raises ActionError: nothing has changed."""
+        try:
+            new = self._load()
+        except config.ConfigErrors as errors:
+            raise ActionError("bad_payload", str(errors)) from errors
+        changed = config.diff(self.effective, new)
+        needs_restart = [key for key in changed if key.split(".")[0] in NEEDS_RESTART]
+        before, self.effective = self._roles(), new
+        after = self._roles()
+        tables = {key.split(".")[0].split("[")[0] for key in changed}
+        for name, role in after.items():
+            if name not in before or tables & set(ROLE_TABLES[name]):
+                await self.supervisor.stop(name)
+                await self.supervisor.start(role)
+        for name in before.keys() - after.keys():
+            await self.supervisor.stop(name)
+        self.bus.publish(Reloaded())
+        log.info("reloaded changed=%s needs_restart=%s", ",".join(changed) or "nothing", ",".join(needs_restart))
+        return {"changed": changed, "needs_restart": needs_restart}
+
+    def _roles(self) -> dict[str, Role]:
+        """The roles that the settings say enough for, in the order of their start. Each is imported in its own task."""
+        settings = self.effective.settings
+        active = {
+            "mimir": bool(settings.mimir.url),
+            "polarize": bool(settings.polarize.url or settings.cibus.url),
+            "suites": True,
+            "seneschal": bool(settings.seneschal.url),
+        }
+        starts = {
+            "mimir": self._mimir,
+            "polarize": self._polarize,
+            "suites": self._suites,
+            "seneschal": self._seneschal,
+        }
+        return {name: Role(name, starts[name]) for name, runs in active.items() if runs}
+
+    async def _mimir(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.mimir import role
+
+        settings = self.effective.settings
+        await role.run(
+            self.bus,
+            self.store,
+            settings.name,
+            health,
+            dial=self._dial(settings.mimir),
+            platform=self._platform(),
+            metrics=self.metrics,
+            task_status=task_status,
+        )
+
+    async def _polarize(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.polarize import role
+
+        settings = self.effective.settings
+        await role.run(
+            self.bus,
+            self.store,
+            self._with_paths(settings.polarize),
+            self._with_paths(settings.cibus),
+            settings.name,
+            health,
+            random=Random(),
+            metrics=self.metrics,
+            task_status=task_status,
+        )
+
+    async def _seneschal(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.seneschal import role
+
+        settings, machine = self.effective.settings, self._platform()
+        about = role.About(
+            server=machine["server"],
+            profile={name: machine[name] for name in ("profile", "arch", "os", "hostname")},
+            labels=tuple(machine["labels"]),
+        )
+        await role.run(
+            self.bus,
+            self.store,
+            settings.seneschal,
+            settings.name,
+            health,
+            dial=self._dial(settings.seneschal),
+            about=about,
+            metrics=self.metrics,
+            task_status=task_status,
+        )
+
+    async def _suites(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.suites import role
+        from agent.suites.prepare import Machine
+
+        settings = self.effective.settings
+        machine = Machine(ident=settings.name, labels=settings.labels, timeout_factor=settings.timeout_factor)
+        await role.run(self.bus, self.store, settings.suites, machine, health, task_status=task_status)
+
+    def _platform(self) -> dict[str, Any]:
+        """The props of this machine's TestPlatform vertex (protocols/emissary.md, "Mimir")."""
+        settings = self.effective.settings
+        return {
+            "hostname": socket.gethostname(),
+            "arch": platform.machine(),
+            "os": _os_name(),
+            "profile": settings.profile,
+            "labels": labels_of(settings.labels),
+            "version": agent.__version__,
+            "server": "",
+        }
+
+    def _dial(self, peer: SeneschalSettings | MimirSettings) -> Dial:
+        return Dial(
+            url=peer.url,
+            token_file=self.find(peer.token_file) if peer.token_file else None,
+            tls=self._tls(peer),
+        )
+
+    def _tls(self, peer: SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings) -> TlsSettings:
+        """The peer's own certificate files, else those of `[tls]`."""
+        own = peer if peer.ca_file or peer.cert_file or peer.key_file else self.effective.settings.tls
+        return TlsSettings(*(self.find(name) if name else None for name in (own.ca_file, own.cert_file, own.key_file)))
+
+    def _with_paths(self, peer: P) -> P:
+        """The settings with every file found, and the certificates of `[tls]` where it has none of its own."""
+        tls = self._tls(peer)
+        paths = {"ca_file": tls.ca_file, "cert_file": tls.cert_file, "key_file": tls.key_file}
+        password = self.find(peer.password_file) if peer.password_file else None
+        return msgspec.structs.replace(
+            peer, password_file=str(password or ""), **{name: str(path or "") for name, path in paths.items()}
+        )
+
+    def find(self, name: str) -> Path:
+        """A file that the settings name: relative to the credentials directory, /etc/agent, the state directory."""
+        places = [Path(os.environ["CREDENTIALS_DIRECTORY"])] if "CREDENTIALS_DIRECTORY" in os.environ else []
+        places += [Path("/etc/agent"), self.store.folder]
+        found = [place / name for place in places if (place / name).exists()]
+        return found[0] if found else places[-1] / name
+
+
+def _os_name() -> str:
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return platform.system()
+    return f"{release.get('ID', '')} {release.get('VERSION_ID', '')}".strip()

@@ -1,0 +1,167 @@
+"""The command line: `agent run`, `agent demo`, `agent lab`, `agent config`.
+
+Standard output is for results, standard error for logs. Exit codes: 0 done, 1 the work itself failed, 2 usage or
+configuration, 3 a peer could not be reached in time.
+
+Source: ARCHITECTURE.md, "The commands". Imports stand inside the branches: a command loads what it needs.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from agent.core.config import ConfigErrors
+from agent.core.errors import AgentError, ConfigError, PeerUnreachable, unwrap
+
+DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; its exit code."""
+    given = _parser().parse_args(argv)
+    try:
+        code: int = given.run(given)
+    except (ConfigErrors, ConfigError) as err:
+        print(err, file=sys.stderr)
+        return USAGE
+    except PeerUnreachable as err:
+        print(err, file=sys.stderr)
+        return UNREACHABLE
+    except AgentError as err:
+        print(err, file=sys.stderr)
+        return FAILED
+    except BaseExceptionGroup as group:
+        return _failed(group)
+    except KeyboardInterrupt:
+        return FAILED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return code
+
+
+def _failed(group: BaseExceptionGroup[BaseException]) -> int:
+    """What ended a nursery: an error that was raised on purpose is a sentence, anything else a traceback."""
+    err = unwrap(group)
+    if isinstance(err, KeyboardInterrupt):
+        return FAILED
+    if not isinstance(err, AgentError | OSError):
+        raise group
+    print(err, file=sys.stderr)
+    return UNREACHABLE if isinstance(err, PeerUnreachable) else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="agent", description="Emissary: the service agent of a lab test machine.")
+    parser.add_argument("--version", action="store_true", help="version, build and native engine")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, about: str, run: Any, to: Any = commands) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = to.add_parser(name, help=about, description=about)
+        command.set_defaults(run=run)
+        return command
+
+    serve = add("run", "the service; what init scripts start", _run)
+    _settings_of(serve)
+    demo = add("demo", "a lab and an agent on this machine alone: one real suite, from order to report", _demo)
+    demo.add_argument("--suite", type=Path, metavar="DIR", help="your own project, in place of the sample")
+    demo.add_argument("--keep", action="store_true", help="keep the folder with everything the run left")
+    demo.add_argument("--json", action="store_true", help="only the result document on standard output")
+    lab = add("lab", "the embedded lab server: Seneschal, Mimir, Polarize", _lab)
+    lab.add_argument("--listen", metavar="HOST:PORT", help="default: lab.listen of the settings")
+    lab.add_argument("--data", type=Path, metavar="DIR", help="default: lab.data of the settings")
+    lab.add_argument("--suite", type=Path, metavar="DIR", action="append", default=[], help="a suite to hand out")
+    _config_option(lab)
+    settings = add("config", "show or check the settings", None).add_subparsers(metavar="show|check", required=True)
+    show = add("show", "the effective settings", _config_show, settings)
+    show.add_argument("--origin", action="store_true", help="where each value comes from")
+    show.add_argument("--json", action="store_true")
+    _settings_of(show)
+    check = add("check", "validate files: every error with file, line and key", _config_check, settings)
+    check.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    return parser
+
+
+def _config_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config", type=Path, metavar="FILE", action="append", default=[], help="in place of /etc/agent/agent.toml"
+    )
+
+
+def _settings_of(command: argparse.ArgumentParser) -> None:
+    _config_option(command)
+    command.add_argument("--profile", metavar="NAME", help="a hardware profile, in place of the one that fits")
+
+
+def _load(given: argparse.Namespace) -> Any:
+    from agent.app import load_settings
+
+    return load_settings(given.config, profile=getattr(given, "profile", None))
+
+
+def _run(given: argparse.Namespace) -> int:
+    from functools import partial
+
+    import trio
+
+    from agent import app
+
+    load = partial(app.load_settings, given.config, profile=given.profile)
+    app.log_to(load().settings.log)
+    return trio.run(app.serve, load)
+
+
+def _demo(given: argparse.Namespace) -> int:
+    import trio
+
+    from agent import demo
+
+    return trio.run(demo.run, given.suite, given.keep, given.json)
+
+
+def _lab(given: argparse.Namespace) -> int:
+    import trio
+
+    from agent import app
+    from agent.lab.server import Lab, serve_lab
+    from agent.suites.prepare import tree_of
+
+    settings = _load(given).settings
+    app.log_to(settings.log)
+    address = given.listen or settings.lab.listen
+    data = given.data or Path(settings.lab.data or app.state_dir(settings) / "lab")
+    suites = [tree_of(folder) for folder in given.suite]
+
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            lab: Lab = await nursery.start(serve_lab, address, data, suites)
+            print(f"{lab.url} token_file={lab.token_file}", flush=True)
+
+    trio.run(serve)
+    return DONE
+
+
+def _config_show(given: argparse.Namespace) -> int:
+    import json
+
+    effective = _load(given)
+    if given.json:
+        print(json.dumps(effective.as_dict(), indent=2))
+    else:
+        print("\n".join(effective.show(origin=given.origin)))
+    for warning in effective.warnings:
+        print(warning, file=sys.stderr)
+    return DONE
+
+
+def _config_check(given: argparse.Namespace) -> int:
+    from agent.app import Settings
+    from agent.core.config import load
+
+    effective = load(Settings, given.files, env={})
+    for warning in effective.warnings:
+        print(warning, file=sys.stderr)
+    print(f"{', '.join(map(str, given.files))}: good")
+    return DONE

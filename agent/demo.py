@@ -1,0 +1,283 @@
+"""`agent demo`: the main job on this machine alone.
+
+A lab and an agent in one process on loopback; the lab's Seneschal hands out one real suite, the agent runs it, tells
+Mimir of each test as it ends, and submits the xUnit report to Polarize. Progress goes to standard error, the result (a
+table, or with `--json` the result document) to standard output.
+
+Source: ARCHITECTURE.md, "The commands"; protocols/suites.md, "Records, events, result".
+"""
+
+import fcntl
+import itertools
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+import trio
+
+from agent.app import Service, Settings
+from agent.core import config
+from agent.core.errors import AgentError
+from agent.core.events import (
+    ImportFinished,
+    RunReceived,
+    RunRefused,
+    SuiteFinished,
+    TestFinished,
+    TestStarted,
+)
+from agent.lab.server import Lab, serve_lab
+from agent.suites.prepare import tree_of
+
+SAMPLES = Path(__file__).parent / "lab" / "samples"
+IDENT = "demo"
+DELIVERY_S = 30.0  # s for Mimir and Polarize after the suite's end; both are in this process
+INSTALL_S = 180.0  # s for npm
+OLDEST_NODE = (18, 18)  # AVA 6.4's
+
+HEARD = (RunReceived, RunRefused, TestStarted, TestFinished, SuiteFinished, ImportFinished)
+MARKS = {"passed": "ok", "failed": "FAILED", "blocked": "BLOCKED", "skipped": "skip", "todo": "todo"}
+
+
+class NoSample(AgentError):
+    """A sample suite cannot be run on this machine; the text says why."""
+
+
+async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
+    """Run `suite` (a project's folder) or the best sample; the exit code: 0 iff the verdict is passed."""
+    say = Progress(sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    project: Path = suite if suite is not None else await trio.to_thread.run_sync(sample, say)
+    tree = tree_of(project)
+    folder = await trio.to_thread.run_sync(_folder, keep)
+    async with trio.open_nursery() as nursery:
+        lab: Lab = await nursery.start(serve_lab, "127.0.0.1:0", folder / "lab")
+        service = Service(lambda: _settings(lab, folder, project))
+        say.line(f"lab     {lab.url}")
+        watch = Watch(say)
+        with service.bus.subscribe(
+            RunReceived, RunRefused, TestStarted, TestFinished, SuiteFinished, ImportFinished
+        ) as events:
+            await nursery.start(service.run)
+            ordered = lab.seneschal.enqueue(tree)
+            async for event in events:
+                if watch.feed(event):
+                    break
+            if watch.finished is not None:
+                await _deliver(service, events, watch)
+        outcomes = await lab.mimir.outcomes(ordered) if watch.finished else {}
+        await service.end_orderly()
+        nursery.cancel_scope.cancel()
+    if watch.finished is None:
+        say.line(f"refused: {watch.refused}")
+        return 1
+    result = (folder / "agent" / "runs" / watch.finished.run / "result.json").read_bytes()
+    if as_json:
+        sys.stdout.write(result.decode().rstrip("\n") + "\n")
+    else:
+        sys.stdout.write(summary(watch, outcomes, folder))
+    return 0 if watch.finished.verdict == "passed" else 1
+
+
+class Progress:
+    """Lines for a person: on a terminal the last one is rewritten while a test runs, elsewhere each is a line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._tty, self._open = stream, stream.isatty(), False
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._clear()
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def now(self, text: str) -> None:
+        """What is going on now; only a terminal shows it."""
+        if self._tty:
+            self._clear()
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write(text[:width])
+            self._stream.flush()
+            self._open = True
+
+    def _clear(self) -> None:
+        if self._open:
+            self._stream.write("\r\x1b[K")
+            self._open = False
+
+
+class Watch:
+    """What was heard of the run so far."""
+
+    def __init__(self, say: Progress) -> None:
+        self._say = say
+        self.finished: SuiteFinished | None = None
+        self.imported: ImportFinished | None = None
+        self.refused: str | None = None
+        self.records: dict[str, TestFinished] = {}
+
+    def feed(self, event: Any) -> bool:
+        """Take an event; true when the run is over."""
+        match event:
+            case RunReceived():
+                self._say.line(f"run     {event.run}")
+            case RunRefused():
+                self.refused = event.reason
+            case TestStarted():
+                self._say.now(f"        {event.case} ...")
+            case TestFinished():
+                before = self.records.get(event.case)
+                self.records[event.case] = event
+                if before is not None and before.state == event.state:
+                    return False  # a correction that adds its log or details
+                took = f"  ({event.duration * 1000:.0f} ms)" if event.duration is not None else ""
+                note = f"  {event.message}" if event.message and event.state not in ("passed", "todo") else ""
+                self._say.line(
+                    f"{MARKS.get(event.state, event.state.upper()):7} {printable(event.case)}{took}{printable(note)}"
+                )
+            case SuiteFinished():
+                self.finished = event
+            case ImportFinished():
+                self.imported = event
+        return self.refused is not None or self.finished is not None
+
+
+async def _deliver(service: Service, events: Any, watch: Watch) -> None:
+    """Wait until Polarize has answered and Mimir knows all."""
+    with trio.move_on_after(DELIVERY_S):
+        while watch.imported is None:
+            watch.feed(await anext(events))
+        await service.store.commit()
+        await service.deliver()
+
+
+def summary(watch: Watch, outcomes: dict[str, int], folder: Path) -> str:
+    """The table at the end."""
+    finished = watch.finished
+    if finished is None:
+        return ""
+    counts = {name: n for name, n in msgspec.structs.asdict(finished.counts).items() if n and name != "total"}
+    in_mimir = ", ".join(f"{n} {result}" for result, n in sorted(outcomes.items())) or "nothing"
+    imported = watch.imported
+    polarize = imported.outcome if imported else f"no answer within {DELIVERY_S:g} s"
+    if imported and imported.unmatched:
+        polarize += f" (unmatched: {', '.join(imported.unmatched)})"
+    xunit = finished.artifacts.get("xunit.xml")
+    rows = [
+        ("suite", f"{finished.suite} by {finished.runner} in {finished.ended - finished.started:.1f} s"),
+        ("verdict", finished.verdict + (f" ({finished.reason})" if finished.reason else "")),
+        ("tests", f"{finished.counts.total}: " + ", ".join(f"{n} {name}" for name, n in counts.items())),
+        ("Mimir", f"outcomes: {in_mimir}"),
+        ("Polarize", f"import {polarize}"),
+        ("xUnit", xunit.path if xunit else "none"),
+        ("folder", str(folder)),
+        *(("warning", f"{warning.code}: {warning.text}") for warning in finished.warnings),
+    ]
+    return "\n" + "".join(f"{name:9} {printable(text)}\n" for name, text in rows)
+
+
+def printable(text: str) -> str:
+    """Without control characters: a test's title must not steer the terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def sample(say: Progress) -> Path:
+    """The best sample that this machine can run, ready to run; the choice is told. Blocks; raises NoSample for none."""
+    for prepare in (_ava_sample, _pytest_sample):
+        try:
+            project, why = prepare(say)
+        except NoSample as err:
+            say.line(f"sample  not {prepare.__name__.split('_')[1]}: {err.what}")
+        else:
+            say.line(f"sample  {project}: {why}")
+            return project
+    say.line("sample  command: a shell is all it needs")
+    return SAMPLES / "command"
+
+
+def _ava_sample(say: Progress) -> tuple[Path, str]:
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        raise NoSample("node and npm are not both here", remedy="Install Node to see it.")
+    version = _output([node, "--version"]).strip().removeprefix("v")
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_NODE:
+        raise NoSample(f"node {version} is older than AVA wants", remedy="Install Node 20.")
+    project = _cache() / "sample-ava"
+    shutil.copytree(SAMPLES / "ava", project, dirs_exist_ok=True)
+    wanted = msgspec.json.decode((project / "package.json").read_bytes())["devDependencies"]["ava"]
+    if _installed(project) != wanted:
+        say.line(f"sample  installing ava {wanted} from npm into {project}, once")
+        _output([npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"], cwd=project)
+    return project, f"AVA {wanted} on node {version}"
+
+
+def _installed(project: Path) -> str | None:
+    try:
+        installed: str = msgspec.json.decode((project / "node_modules/ava/package.json").read_bytes())["version"]
+    except (OSError, msgspec.DecodeError, KeyError):
+        return None
+    # npm writes this file last: without it an install was cut short
+    return installed if (project / "node_modules/.package-lock.json").exists() else None
+
+
+def _pytest_sample(say: Progress) -> tuple[Path, str]:
+    python = shutil.which("python3")
+    if python is None:
+        raise NoSample("python3 is not here", remedy="Install Python to see it.")
+    version = _output([python, "-m", "pytest", "--version"]).strip()
+    return SAMPLES / "pytest", version
+
+
+def _output(argv: list[str], cwd: Path | None = None) -> str:
+    try:
+        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_S, check=True)
+    except subprocess.CalledProcessError as err:
+        last = (err.stderr.strip() or err.stdout.strip() or "no output").splitlines()[-1]
+        raise NoSample(f"{' '.join(argv[:3])} ended with {err.returncode}: {last}", remedy="See above.") from err
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise NoSample(f"{' '.join(argv[:3])}: {err}", remedy="See above.") from err
+    return done.stdout or done.stderr
+
+
+def _cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emissary"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _folder(keep: bool) -> Path:
+    """Where lab and agent keep their state: a folder of its own to keep, else one that a later demo replaces."""
+    if keep:
+        return Path(f"emissary-demo-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
+    for n in itertools.count(1):
+        folder = _cache() / f"demo-{n}"
+        lock = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends: two demos do not meet
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+    raise AssertionError("the numbers do not end")
+
+
+def _settings(lab: Lab, folder: Path, project: Path) -> config.Effective[Settings]:
+    flags = {
+        "ident": IDENT,
+        "state.dir": str(folder / "agent"),
+        "suites.roots": [str(project.resolve())],
+        "seneschal.url": f"{lab.ws_url}/seneschal",
+        "seneschal.token_file": str(lab.token_file),
+        "mimir.url": f"{lab.ws_url}/mimir",
+        "mimir.token_file": str(lab.token_file),
+        "polarize.url": lab.url,
+        "polarize.project": "DEMO",
+    }
+    return config.load(Settings, [], env={}, flags=flags)

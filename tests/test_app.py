@@ -1,0 +1,82 @@
+"""The service: settings to roles, reload, and its ends, as an init script sees them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.app import ROLE_TABLES, Settings, load_settings, state_dir
+
+
+@pytest.fixture
+def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield listening
+
+
+@pytest.fixture
+def service(tmp_path: Path, notified: socket.socket) -> Iterator["subprocess.Popen[str]"]:
+    """`agent run`, up."""
+    (tmp_path / "agent.toml").write_text(f'ident = "lab-07"\n[state]\ndir = "{tmp_path}/state"\nreserve = "4KiB"\n')
+    argv = [sys.executable, "-m", "agent", "run", "--config", str(tmp_path / "agent.toml")]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        assert heard(notified) == "READY=1"
+        yield process
+        process.kill()
+
+
+def heard(notified: socket.socket) -> str:
+    return notified.recv(4096).decode().splitlines()[0]
+
+
+def test_sigterm_ends_it_orderly_with_0(service: "subprocess.Popen[str]", notified: socket.socket) -> None:
+    service.send_signal(signal.SIGTERM)
+    assert heard(notified) == "STOPPING=1"
+    _, err = service.communicate(timeout=30)
+    assert service.returncode == 0
+    assert "Traceback" not in err
+
+
+def test_sighup_reloads_and_a_broken_file_changes_nothing(
+    service: "subprocess.Popen[str]", notified: socket.socket, tmp_path: Path
+) -> None:
+    config = tmp_path / "agent.toml"
+    good = config.read_text()
+    config.write_text(f"{good}[suites]\nslots = 0\n")
+    service.send_signal(signal.SIGHUP)
+    assert [heard(notified), heard(notified)] == ["RELOADING=1", "READY=1"]
+    config.write_text(f"{good}[suites]\nslots = 3\n")
+    service.send_signal(signal.SIGHUP)
+    assert [heard(notified), heard(notified)] == ["RELOADING=1", "READY=1"]
+    service.send_signal(signal.SIGTERM)
+    _, err = service.communicate(timeout=30)
+    assert "suites.slots: 0 is less than 1" in err
+    assert "reloaded changed=suites.slots" in err
+    assert service.returncode == 0
+
+
+def test_every_role_has_the_tables_that_restart_it() -> None:
+    tables = {field for names in ROLE_TABLES.values() for field in names}
+    assert tables <= set(Settings.__struct_fields__)
+
+
+def test_the_state_directory_is_the_users_own_unless_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/x/.state")
+    assert state_dir(Settings()) == Path("/home/x/.state/agent")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert state_dir(Settings()) == Path("/var/lib/agent")
+
+
+def test_the_ident_is_the_host_name_unless_set(tmp_path: Path) -> None:
+    assert Settings().name == socket.gethostname()
+    (tmp_path / "agent.toml").write_text('ident = "lab-07"\n')
+    assert load_settings([tmp_path / "agent.toml"]).settings.name == "lab-07"

@@ -1,0 +1,89 @@
+"""The command line: exit codes, where errors go, what `config` prints."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.cli import main
+
+
+def test_config_check_names_every_error_with_file_line_and_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('ident = "lab-07"\n\n[suites]\nslots = 0\n[mimir]\nurl = "http://x"\nurll = 1\n')
+    assert main(["config", "check", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert f"{file}:4: suites.slots: 0 is less than 1. Use a number from 1 to 64." in err
+    assert f"{file}:6: mimir.url" in err
+    assert f"{file}:7: mimir.urll" in err
+
+
+def test_config_check_of_a_good_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("[suites]\nslots = 2\n")
+    assert main(["config", "check", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: good\n"
+
+
+def test_config_show_tells_where_each_value_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("[suites]\nslots = 2\n")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d/20-lab.toml").write_text("[suites]\nslots = 4\n")
+    monkeypatch.setenv("AGENT_SUITES__KEEP_RUNS", "7")
+    assert main(["config", "show", "--origin", "--config", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (slots,) = [line for line in lines if line.startswith("suites.slots")]
+    assert slots.split("#")[0].strip() == "suites.slots = 4"
+    assert f"{tmp_path}/conf.d/20-lab.toml:2, over {file}:2 (2)" in slots
+    (keep,) = [line for line in lines if line.startswith("suites.keep_runs")]
+    assert keep.endswith("# AGENT_SUITES__KEEP_RUNS")
+    assert main(["config", "show", "--json", "--config", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["suites.slots"]["value"] == 4
+
+
+def test_a_service_with_broken_settings_ends_with_2_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("[suites]\nslots = 0\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "run", "--config", str(file)], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 2
+    assert f"{file}:2: suites.slots: 0 is less than 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unusable_state_directory_ends_with_1_and_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    file = tmp_path / "agent.toml"
+    file.write_text(f'[state]\ndir = "{tmp_path}/taken"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "run", "--config", str(file)], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert "cannot be used as state directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("argv", [[], ["frobnicate"], ["run", "--no-such"], ["config"], ["config", "check"]])
+def test_a_wrong_command_line_ends_with_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+
+
+def test_output_to_a_closed_pipe_is_no_traceback() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    show = [sys.executable, "-m", "agent", "config", "show"]
+    done = subprocess.run(show, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=30)
+    os.close(theirs)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,89 @@
+"""`agent demo`, whole: a lab, an agent, a real suite, its report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def demo(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    argv = [sys.executable, "-m", "agent", "demo", *args]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "project").mkdir()
+    return tmp_path / "project"
+
+
+def write_suite(project: Path, script: str) -> None:
+    (project / "suite.toml").write_text(f'id = "own"\nrunner = "tap"\ncommand = ["sh", "-c", """{script}"""]\n')
+
+
+def test_a_good_suite_ends_with_0_and_a_table(project: Path) -> None:
+    write_suite(project, "echo 1..2; echo ok 1 - first; echo 'ok 2 - second # SKIP later'")
+    done = demo(project.parent, "--suite", str(project))
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.split(None, 1) for line in done.stdout.splitlines() if line)
+    assert rows["verdict"] == "passed"
+    assert rows["tests"] == "2: 1 passed, 1 skipped"
+    assert rows["Mimir"] == "outcomes: 1 PASSED, 1 SKIPPED"
+    assert rows["Polarize"] == "import passed"
+    assert "<testsuites>" in Path(rows["xUnit"]).read_text()
+    assert "ok      first" in done.stderr
+
+
+def test_json_is_exactly_the_result_document_and_a_failing_suite_ends_with_1(project: Path) -> None:
+    write_suite(project, "echo 1..2; echo ok 1 - first; echo not ok 2 - second; exit 1")
+    done = demo(project.parent, "--suite", str(project), "--json")
+    assert done.returncode == 1
+    result = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert [*result] == [
+        "run", "suite", "runner", "driver", "verdict", "result", "code", "signal", "reason", "started", "ended",
+        "counts", "tests", "warnings", "artifacts",
+    ]  # fmt: skip
+    assert {test["name"]: test["state"] for test in result["tests"]} == {"first": "passed", "second": "failed"}
+
+
+def test_keep_leaves_a_folder_with_everything(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_suite(project, "echo 1..1; echo ok 1")
+    monkeypatch.chdir(tmp_path)
+    assert demo(project.parent, "--suite", str(project), "--keep").returncode == 0
+    (kept,) = tmp_path.glob("emissary-demo-*")
+    assert list(kept.glob("agent/runs/*/xunit.xml"))
+    assert (kept / "lab").is_dir()
+
+
+def test_a_folder_that_is_no_suite_ends_with_1_and_says_what_is_missing(project: Path) -> None:
+    done = demo(project.parent, "--suite", str(project))
+    assert done.returncode == 1
+    assert "holds no suite.toml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_titles_cannot_steer_the_terminal(project: Path) -> None:
+    write_suite(project, "echo 1..1; printf 'ok 1 - \\\\033[2Jevil\\\\007\\n'")
+    done = demo(project.parent, "--suite", str(project))
+    assert done.returncode == 0, done.stderr
+    assert "evil" in done.stderr
+    assert not any(char in done.stderr + done.stdout for char in "\x1b\x07")
+
+
+def test_without_node_the_sample_is_pytests_or_the_shells(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "env"):
+        (tools / name).symlink_to(f"/bin/{name}" if name == "sh" else "/usr/bin/env")
+    env = {"PATH": str(tools), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    argv = [sys.executable, "-m", "agent", "demo", "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "sample  not ava: node and npm are not both here" in done.stderr
+    assert "sample  not pytest: python3 is not here" in done.stderr
+    assert json.loads(done.stdout)["suite"] == "sample-command"
