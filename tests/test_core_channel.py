@@ -376,6 +376,22 @@ async def test_a_close_that_the_peer_does_not_answer_takes_two_seconds(autojump_
         assert trio.current_time() == pytest.approx(2)
 
 
+async def test_what_was_asked_before_a_close_is_still_carried_out(autojump_clock: MockClock) -> None:
+    done: list[Any] = []
+
+    async def slow(request: Request) -> Mapping[str, Any]:
+        await trio.sleep(1)
+        done.append(request.req_id)
+        return {}
+
+    async with websockets() as (client, server, _), trio.open_nursery() as nursery:
+        nursery.start_soon(partial(converse, server, slow, idle, metrics=Metrics()))
+        for number in range(20):
+            await client.send_message(json.dumps({"action": "a", "req_id": number, "posted": number % 2 == 0}))
+        await client.aclose()
+    assert done == list(range(9))  # in 10 s
+
+
 async def test_what_talk_raises_leaves_alone() -> None:
     async def talk(channel: Channel) -> None:
         raise KeyError("a bug")

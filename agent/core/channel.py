@@ -9,7 +9,7 @@ Source: protocols/emissary.md, "The envelope", "Link states" and the last rule o
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import msgspec
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FRAGMENT = 64 * 1024  # bytes of a message that go out without a chance for a ping or pong to overtake
 MAX_REQUESTS = 64  # requests of the peer that wait for their answer; then no more are read
 CLOSE_S = 2.0  # s for the closing handshake
+LAST_REQUESTS_S = 10.0  # s for what was asked before the connection ended
 GOODBYE_S = 0.2  # s for the close frame of a cancelled connection: nobody reads the answer any more
 IDENTITY: Mapping[str, Any] = {"tool": "emissary", "version": agent.__version__}
 
@@ -62,7 +63,8 @@ class _Asked:
 class Channel:
     """One open websocket that speaks the envelope. Made by `converse`; usable by other tasks as long as that runs.
 
-    `peer` is the other side's address, `last_heard` the trio time of its last frame (pongs count).
+    `peer` is the other side's address, `last_heard` the trio time of its last frame (pongs count). `state("ready")`
+    tells the state of an outgoing link (core/link.py); a server's end has none to tell.
     """
 
     def __init__(self, ws: WebSocketConnection, metrics: Metrics, tell: Tell) -> None:
@@ -146,73 +148,86 @@ class Channel:
         deadline_s: float,
         ping_s: float,
     ) -> None:
-        try:
-            with ungrouped():
-                async with trio.open_nursery() as nursery:
-                    self._scope = nursery.cancel_scope
-                    nursery.start_soon(self._until_closed, self._read)
-                    nursery.start_soon(self._until_closed, self._write)
-                    nursery.start_soon(self._until_closed, self._ping, ping_s)
-                    nursery.start_soon(self._answer_all, answer, identity)
-                    nursery.start_soon(self._watch, deadline_s)
-                    await talk(self)
-                    await self.close()
-        finally:
-            self._ended.set()
-            self._to_write.close()
-            for asked in self._asked.values():
-                asked.answered.set()
+        with ungrouped():
+            async with trio.open_nursery() as answering:
+                answering.start_soon(self._answer_all, answer, identity)
+                try:
+                    async with trio.open_nursery() as nursery:
+                        self._scope = nursery.cancel_scope
+                        nursery.start_soon(self._read)
+                        nursery.start_soon(self._write)
+                        nursery.start_soon(self._ping, ping_s)
+                        nursery.start_soon(self._watch, deadline_s)
+                        await talk(self)
+                        await self.close()
+                finally:
+                    self._ended.set()
+                    for asked in self._asked.values():
+                        asked.answered.set()
+                # What was asked before the end is carried out, though nobody hears the answer.
+                self._requests.close()
+                answering.cancel_scope.deadline = trio.current_time() + LAST_REQUESTS_S
 
-    async def _until_closed(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+    async def _read(self) -> None:
         try:
-            await work(*args)
-        except (ConnectionClosed, LocalProtocolError):  # the latter: a frame after the close frame
+            while True:
+                await self._take(await self._ws.get_message())
+        except ConnectionClosed:
             if not self._closing:
                 self._scope.cancel()
 
-    async def _read(self) -> None:
-        while True:
-            frame = await self._ws.get_message()
-            self.last_heard = trio.current_time()
-            match self._envelope.feed(frame):
-                case Request() as request:
-                    self._busy_reader = True  # what we do not read is no silence of the peer
-                    await self._requests.send(request)
-                    self._busy_reader, self.last_heard = False, trio.current_time()
-                case Answer() as answer:
-                    asked = self._asked[answer.req_id]
-                    asked.answer = answer
-                    asked.answered.set()
-                case Stray() as stray:
-                    self._metrics.count("link_stray_answers_total")
-                    log.info("answer to no request peer=%s rsp_id=%r reason=%s", self.peer, stray.rsp_id, stray.reason)
-                case Unreadable() as bad:
-                    self._metrics.count("link_bad_frames_total")
-                    log.warning("unreadable frame peer=%s reason=%s", self.peer, bad.reason)
-                    await self._outgoing.send(bad.answer)
-                    if bad.close:
-                        await self.close(1007, "too many unreadable frames")
+    async def _take(self, frame: str | bytes) -> None:
+        self.last_heard = trio.current_time()
+        match self._envelope.feed(frame):
+            case Request() as request:
+                self._busy_reader = True  # what we do not read is no silence of the peer
+                await self._requests.send(request)
+                self._busy_reader, self.last_heard = False, trio.current_time()
+            case Answer() as answer:
+                asked = self._asked[answer.req_id]
+                asked.answer = answer
+                asked.answered.set()
+            case Stray() as stray:
+                self._metrics.count("link_stray_answers_total")
+                log.info("answer to no request peer=%s rsp_id=%r reason=%s", self.peer, stray.rsp_id, stray.reason)
+            case Unreadable() as bad:
+                self._metrics.count("link_bad_frames_total")
+                log.warning("unreadable frame peer=%s reason=%s", self.peer, bad.reason)
+                await self._say(bad.answer)
+                if bad.close:
+                    await self.close(1007, "too many unreadable frames")
+
+    async def _say(self, text: str) -> None:
+        with suppress(trio.BrokenResourceError):  # the writer ended with the connection
+            await self._outgoing.send(text)
 
     async def _write(self) -> None:
-        async for item in self._to_write:
-            if isinstance(item, _Close):
-                self._closing = True  # the other tasks end now, and leave the handshake time
-                await self._ws.aclose(item.code, item.reason)
-                self._scope.cancel()
-                return
-            step = FRAGMENT if item.isascii() else FRAGMENT // 4  # characters; at most 4 bytes each
-            for at in range(0, len(item), step):
-                self._writing_since = trio.current_time()
-                # send_message() makes one frame of a message, and nothing overtakes a frame.
-                last = at + step >= len(item)
-                await self._ws._send(TextMessage(data=item[at : at + step], message_finished=last))
-                self._writing_since = None
+        # The reader decides when it is over: it may still have something that came before the close.
+        with self._to_write, suppress(ConnectionClosed, LocalProtocolError):
+            async for item in self._to_write:
+                await self._carry_out(item)
+        self._writing_since = None
+
+    async def _carry_out(self, item: str | _Close) -> None:
+        if isinstance(item, _Close):
+            self._closing = True  # the reader ends now, and leaves the handshake time
+            await self._ws.aclose(item.code, item.reason)
+            self._scope.cancel()
+            return
+        step = FRAGMENT if item.isascii() else FRAGMENT // 4  # characters; at most 4 bytes each
+        for at in range(0, len(item), step):
+            self._writing_since = trio.current_time()
+            # send_message() makes one frame of a message, and nothing overtakes a frame.
+            last = at + step >= len(item)
+            await self._ws._send(TextMessage(data=item[at : at + step], message_finished=last))
+            self._writing_since = None
 
     async def _ping(self, ping_s: float) -> None:
-        while True:
-            await self._ws.ping()
-            self.last_heard = trio.current_time()
-            await trio.sleep(ping_s)
+        with suppress(ConnectionClosed, LocalProtocolError):
+            while True:
+                await self._ws.ping()
+                self.last_heard = trio.current_time()
+                await trio.sleep(ping_s)
 
     async def _watch(self, deadline_s: float) -> NoReturn:
         while True:
@@ -235,7 +250,7 @@ class Channel:
             else:
                 text = await self._answer(request, answer)
             if not request.posted:
-                await self._outgoing.send(text)
+                await self._say(text)
 
     async def _answer(self, request: Request, answer: Answerer) -> str:
         try:
@@ -263,6 +278,8 @@ async def converse(
     tell: Tell = lambda state: None,
 ) -> None:
     """Speak the envelope on an open websocket until either side closes it, or `talk` returns: then it closes with 1000.
+
+    What the peer asked before it closed is still carried out, for at most 10 s.
 
     Requests are answered one by one in order of arrival: `answer` gives the payload or raises ActionError; any other
     error is logged and answered `internal`. `identify` (and an empty action) is answered with `identity`. A ping goes
