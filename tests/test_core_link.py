@@ -441,6 +441,16 @@ async def test_the_token_is_read_at_every_connect(tmp_path: Path, clock: MockClo
     assert alert.text == f"lab: {token}: No such file or directory"
 
 
+async def test_a_token_that_goes_out_without_tls_is_warned_of(
+    tmp_path: Path, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for host, warned in (("192.0.2.1", True), ("127.0.0.1", False)):
+        caplog.clear()
+        async with keeping(Dial(f"ws://{host}:1/", tmp_path / "absent"), register) as (told, _):
+            await told.until(is_state("offline"))
+        assert ("link=lab sends its token without TLS" in caplog.text) == warned
+
+
 async def test_a_bug_in_the_talk_leaves_the_link(clock: MockClock) -> None:
     async def talk(channel: Channel) -> None:
         raise KeyError("a bug")

@@ -149,10 +149,14 @@ class _Port:
 
     async def handle(self, tcp: trio.SocketStream) -> None:
         """One connection, from accept to close. Nothing it does ends the port."""
-        self._open += 1
-        peer = ""
         try:
             peer = _peer(tcp)
+        except OSError as err:
+            log.debug("connection gone before it was served error=%s", err)
+            await trio.aclose_forcefully(tcp)
+            return
+        self._open += 1
+        try:
             if self._open > self._max_connections:
                 await self._turn_away(tcp, peer)
             else:
@@ -160,7 +164,7 @@ class _Port:
         except trio.TooSlowError:
             self._metrics.count("http_slow_readers_total")
             log.info("client took nothing for %g s peer=%s", PIECE_S, peer)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError, _ClientGone) as err:
+        except (trio.BrokenResourceError, trio.ClosedResourceError, _ClientGone) as err:
             log.debug("connection broken peer=%s error=%s", peer, err)
         except Exception:  # a connection's border
             self._metrics.count("http_internal_errors_total")
