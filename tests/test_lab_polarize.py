@@ -15,7 +15,7 @@ from trio_websocket import open_websocket_url
 
 from agent.core import listen
 from agent.core.bus import Bus
-from agent.core.events import Artifact, Counts, ImportFinished, RunStarted, SuiteFinished
+from agent.core.events import ImportFinished
 from agent.core.guard import Guard
 from agent.core.metrics import Metrics
 from agent.core.store import open_store
@@ -23,6 +23,7 @@ from agent.core.supervise import Health
 from agent.lab.polarize import MAX_DOCUMENT, Polarize
 from agent.polarize import role, submit
 from agent.polarize.settings import CibusSettings, Mode, PolarizeSettings
+from tests.ended_run import finished, started
 
 XML = (
     b'<testsuites><testsuite name="login" tests="2" failures="1" errors="0" skipped="0">'
@@ -93,30 +94,6 @@ class Rig:
         finally:
             store.close()
         return event
-
-
-def started(run: str) -> RunStarted:
-    return RunStarted(
-        run=run, suite="login", title="Login", runner="ava", driver="tap", source="dir", origin="demo", slot=0
-    )
-
-
-def finished(run: str, xunit: Path) -> SuiteFinished:
-    return SuiteFinished(
-        run=run,
-        suite="login",
-        runner="ava",
-        driver="tap",
-        verdict="failed",
-        result="FAILURE",
-        code=1,
-        signal=None,
-        reason=None,
-        started=1.0,
-        ended=2.0,
-        counts=Counts(total=2, passed=1, failed=1),
-        artifacts={"xunit.xml": Artifact(path=str(xunit), sha256="0" * 64, size=len(XML))},
-    )
 
 
 @asynccontextmanager

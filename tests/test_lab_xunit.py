@@ -3,11 +3,12 @@
 import pytest
 
 from agent.core.errors import DocumentError
-from agent.core.events import Counts, State, SuiteFinished, TestFinished
+from agent.core.events import State, TestFinished
 from agent.lab.xunit import Case, Document, read
 from agent.polarize.submit import prepare
 from agent.suites.document import from_tree
 from agent.suites.xunit import document as document_of
+from tests.ended_run import finished
 
 PROPERTIES = """<properties>
 <property name="polarion-project-id" value="RHEL9"/><property name="polarion-lookup-method" value="name"/>
@@ -97,21 +98,7 @@ def test_what_the_agent_writes_and_submits_is_taken(polarion: dict[str, object] 
         TestFinished(run="r.9", suite="login", case=f"c{n}", name=state, file="a.js", state=state, ended=2.0)
         for n, state in enumerate(states)
     ]
-    finished = SuiteFinished(
-        run="r.9",
-        suite="login",
-        runner="ava",
-        driver="tap",
-        verdict="failed",
-        result="FAILURE",
-        code=1,
-        signal=None,
-        reason=None,
-        started=1.0,
-        ended=2.0,
-        counts=Counts(),
-    )
-    xml = b"".join(document_of(suite, finished, lambda: records, hostname="lab7"))
+    xml = b"".join(document_of(suite, finished("r.9"), lambda: records, hostname="lab7"))
     taken = read(prepare(xml, "r.9", "SAMPLE", ("emissary", "lab-07.abc")).xml)
     assert taken.project == ("RHEL9" if polarion else "SAMPLE")
     assert taken.testrun == "r_9"

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from agent.core.bus import Bus
-from agent.core.events import Alert, AlertCleared, Counts, LinkChanged, SuiteFinished
+from agent.core.events import Alert, AlertCleared, LinkChanged, SuiteFinished
 from agent.core.store import Store, open_store
 from agent.core.tls import server_context
 from agent.polarize.cibus import Line
@@ -18,6 +18,7 @@ from agent.polarize.settings import CibusSettings
 from agent.polarize.stomp import Frame
 from agent.polarize.submit import Finished
 from tests.certificates import authority, issue
+from tests.ended_run import finished
 from tests.stomp_broker import CONNECTED, Broker
 
 
@@ -85,23 +86,6 @@ async def running(line: Line) -> AsyncIterator[None]:
 def message(ack: str, response: str | None, body: object) -> Frame:
     headers = {"ack": ack, "message-id": ack, "subscription": "ci"}
     return Frame("MESSAGE", headers | ({"emissary": response} if response else {}), json.dumps(body).encode())
-
-
-def finished(run: str) -> SuiteFinished:
-    return SuiteFinished(
-        run=run,
-        suite="login",
-        runner="ava",
-        driver="tap",
-        verdict="passed",
-        result="SUCCESS",
-        code=0,
-        signal=None,
-        reason=None,
-        started=1.0,
-        ended=2.0,
-        counts=Counts(),
-    )
 
 
 async def test_a_completion_of_ours_is_heard_and_each_message_acknowledged(rig: Rig) -> None:

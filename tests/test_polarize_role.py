@@ -3,7 +3,7 @@
 import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -19,12 +19,8 @@ from agent.core.bus import Bus
 from agent.core.events import (
     Alert,
     AlertCleared,
-    Artifact,
-    Counts,
     ImportFinished,
     Reloaded,
-    RunStarted,
-    SuiteFinished,
     decode,
 )
 from agent.core.metrics import Metrics
@@ -34,12 +30,14 @@ from agent.polarize import role
 from agent.polarize.progress import POLL_S, Submission
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.polarize.stomp import Frame
+from tests.ended_run import finished, started
 from tests.stomp_broker import Broker
 
 XML = b'<testsuites>\n<testsuite name="login" tests="1"><testcase name="a"/></testsuite></testsuites>'
 SUCCESS = httpx.Response(200, json={"status": "SUCCESS", "result": "", "errors": "", "new-xunit-path": "/x"})
 LOGIN_PAGE = httpx.Response(200, html="<html><form><input name='j_password'></form></html>")
-EPOCH = 1_795_295_127.0
+
+NOTHING: Mapping[str, object] = {}
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -93,32 +91,14 @@ class Rig:
             nursery.cancel_scope.cancel()
         store.close()
 
-    def finish_a_run(self, bus: Bus, run: str = "r-9", xml: bytes | None = XML, **started: object) -> None:
+    def finish_a_run(
+        self, bus: Bus, run: str = "r-9", more: Mapping[str, object] = NOTHING, xml: bytes | None = XML
+    ) -> None:
         path = self.folder / f"{run}.xml"
         if xml is not None:
             path.write_bytes(xml)
-        usual = {
-            **{"run": run, "suite": "login", "title": "Login", "runner": "ava", "driver": "tap"},
-            **{"source": "dir", "origin": "control", "slot": 0},
-        }
-        bus.publish(msgspec.convert(usual | started, RunStarted))
-        bus.publish(
-            SuiteFinished(
-                run=run,
-                suite="login",
-                runner="ava",
-                driver="tap",
-                verdict="passed",
-                result="SUCCESS",
-                code=0,
-                signal=None,
-                reason=None,
-                started=EPOCH,
-                ended=EPOCH + 1,
-                counts=Counts(total=1, passed=1),
-                artifacts={"xunit.xml": Artifact(path=str(path), sha256="0" * 64, size=len(XML))},
-            )
-        )
+        bus.publish(started(run, **more))
+        bus.publish(finished(run, path))
 
 
 async def alerts(store: Store) -> list[tuple[str, str]]:
@@ -271,21 +251,16 @@ async def test_a_polarize_that_never_answers_is_left_after_330_s(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("xml", "started", "project"),
-    [
-        (XML, {"to_polarize": False}, "RHEL9"),
-        (XML, {}, ""),
-    ],
+    ("more", "project"),
+    [({"to_polarize": False}, "RHEL9"), ({}, "")],
     ids=["the suite does not want it", "no project anywhere"],
 )
-async def test_what_is_not_to_be_submitted_is_not(
-    tmp_path: Path, xml: bytes, started: dict[str, object], project: str
-) -> None:
+async def test_what_is_not_to_be_submitted_is_not(tmp_path: Path, more: dict[str, object], project: str) -> None:
     rig = Rig(tmp_path, lambda request: SUCCESS)
     rig.settings = msgspec.structs.replace(rig.settings, project=project)
     async with rig.agent() as (bus, store):
-        rig.finish_a_run(bus, "r-1", xml, **started)
-        rig.finish_a_run(bus, "r-2", polarion={"project": "OTHER"})
+        rig.finish_a_run(bus, "r-1", more)
+        rig.finish_a_run(bus, "r-2", {"polarion": {"project": "OTHER"}})
         with bus.subscribe(ImportFinished) as events:
             assert (await anext(events)).run == "r-2"
         while await owed(store) != (0, 0):

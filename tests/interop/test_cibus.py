@@ -14,12 +14,13 @@ import pytest
 import trio
 
 from agent.core.bus import Bus
-from agent.core.events import Artifact, Counts, ImportFinished, LinkChanged, RunStarted, SuiteFinished
+from agent.core.events import ImportFinished, LinkChanged
 from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.polarize import role
 from agent.polarize.settings import CibusSettings, PolarizeSettings
+from tests.ended_run import finished, started
 
 pytestmark = pytest.mark.interop
 
@@ -163,28 +164,8 @@ class Agent:
     def finish_a_run(self, bus: Bus, run: str) -> None:
         path = self.folder / f"{run}.xml"
         path.write_bytes(XML)
-        bus.publish(
-            RunStarted(
-                run=run, suite="login", title="", runner="ava", driver="tap", source="dir", origin="demo", slot=0
-            )
-        )
-        bus.publish(
-            SuiteFinished(
-                run=run,
-                suite="login",
-                runner="ava",
-                driver="tap",
-                verdict="passed",
-                result="SUCCESS",
-                code=0,
-                signal=None,
-                reason=None,
-                started=1.0,
-                ended=2.0,
-                counts=Counts(total=1, passed=1),
-                artifacts={"xunit.xml": Artifact(path=str(path), sha256="0" * 64, size=len(XML))},
-            )
-        )
+        bus.publish(started(run))
+        bus.publish(finished(run, path))
 
     async def wait_until_only_the_bus_can_tell(self, store: Store, run: str) -> str:
         """The response value by which it will."""
