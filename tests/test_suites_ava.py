@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.core.errors import DocumentError
-from agent.suites.messages import Limits, Suite
+from agent.suites.messages import Limits, Requires, Suite
 from agent.suites.runners.ava import launch, pattern
 from agent.suites.runners.driver import CannotLaunch, Launch, Only
 
@@ -60,12 +60,21 @@ def test_without_ava_it_says_so(tmp_path: Path) -> None:
         start(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["not json", "[]", "{}", '{"version": "x", "bin": {"ava": "c"}}', '{"bin": "c.js"}'])
+@pytest.mark.parametrize("text", ["not json", "[]", "{}", '{"version": "7", "bin": "c.js"}', '{"bin": "c.js"}'])
 def test_an_ava_that_cannot_be_used(tmp_path: Path, text: str) -> None:
     install(tmp_path)
     (tmp_path / "node_modules/ava/package.json").write_text(text)
     with pytest.raises(CannotLaunch, match=r"node_modules/ava/package\.json cannot be used"):
         start(tmp_path)
+
+
+def test_a_required_version(tmp_path: Path) -> None:
+    with pytest.raises(CannotLaunch, match=r"AVA is not in node_modules, the suite requires >=6"):
+        start(tmp_path, command=("x",), requires=Requires(runners={"ava": ">=6"}))
+    cli = install(tmp_path, "6.4.1")
+    assert start(tmp_path, requires=Requires(runners={"ava": ">=6, <7"})).argv[1] == cli
+    with pytest.raises(CannotLaunch, match=r"AVA is 6\.4\.1, the suite requires >=7"):
+        start(tmp_path, requires=Requires(runners={"ava": ">=7"}))
 
 
 def test_command_stands_in_for_node_and_ava(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ Source: protocols/suites.md, "AVA, driver tap" (rows 15, 18, 20, 25 and the comm
 import json
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from agent.core.errors import DocumentError
 from agent.suites.messages import Suite
+from agent.suites.requirements import satisfies
 from agent.suites.runners.driver import CannotLaunch, Launch, Only
 
 EVENTS: Final = "events"  # the pipe's name
+OBSERVED: Final = ">=6.4, <9"  # versions of AVA that have the experiment
 CONFIG: Final = "config.mjs"  # in the scratch folder
 PLUGIN: Final = "plugins/emissary_ava.mjs"
 
@@ -54,11 +56,16 @@ def launch(suite: Suite, project: Path, scratch: Path, run: str, *, only: Sequen
             f"there is no AVA in {project}: no node_modules/ava there or above",
             remedy='Let `setup` install it, as setup = [["npm", "ci"]].',
         )
+    if (bound := suite.requires.runners.get("ava")) and not (version and satisfies(version, bound)):
+        raise CannotLaunch(
+            f"AVA is {version or 'not in node_modules'}, the suite requires {bound}",
+            remedy="Let `setup` install such a version.",
+        )
     args, behind = _split(suite.args, "--")
     env = {"CI": "1", "NO_COLOR": "1", "EMISSARY_RUN": run, "EMISSARY_SUITE": suite.id}
     files: dict[str, bytes] = {}
     pipes: tuple[str, ...] = ()
-    if suite.driver == "events" and (version is None or (6, 4) <= version < (9, 0)):
+    if suite.driver == "events" and (version is None or satisfies(version, OBSERVED)):
         args, config = _without_config(args)
         if config is not None:
             env["EMISSARY_AVA_CONFIG"] = config
@@ -87,9 +94,15 @@ def launch(suite: Suite, project: Path, scratch: Path, run: str, *, only: Sequen
 
 
 def check_args(args: Sequence[str]) -> None:
-    """Refuse what would break the reading of results. Raises DocumentError that names the argument."""
+    """Refuse what would break the reading of results. Raises DocumentError that names the first such argument."""
+    for _, what in refused(args):
+        raise DocumentError("suite", 0, "args", what, remedy="Take it out.")
+
+
+def refused(args: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Each argument that would break the reading of results: its index, and what is wrong with it."""
     own, _ = _split(args, "--")
-    for arg in own:
+    for i, arg in enumerate(own):
         name = arg.partition("=")[0]
         if re.match(r"-[A-Za-z]", arg):
             for letter in arg[1:]:
@@ -97,9 +110,9 @@ def check_args(args: Sequence[str]) -> None:
                     break  # the rest is a value
                 name = _SHORT.get(letter, name)
         if why := _REFUSED.get(name):
-            raise DocumentError("suite", 0, "args", f"{arg} cannot be given to AVA: {why}", remedy="Take it out.")
+            yield i, f"{arg} cannot be given to AVA: {why}"
     if own and own[0] in _MODES:
-        raise DocumentError("suite", 0, "args", f"{own[0]!r} is a command of AVA's, no test run", remedy="Take it out.")
+        yield 0, f"{own[0]!r} is a command of AVA's, no test run"
 
 
 def pattern(name: str) -> str:
@@ -108,21 +121,20 @@ def pattern(name: str) -> str:
     return f"*{escaped[1:]}" if escaped.startswith("!") else escaped
 
 
-def _ava(project: Path) -> tuple[tuple[int, int] | None, tuple[str, ...]]:
-    """The version (major, minor) and the command of the AVA that Node would find from the project's folder."""
+def _ava(project: Path) -> tuple[str | None, tuple[str, ...]]:
+    """The version and the command of the AVA that Node would find from the project's folder."""
     for folder in (project, *project.parents):
         package = folder / "node_modules/ava/package.json"
         try:
             facts = json.loads(package.read_bytes())
-            program = facts["bin"]["ava"]
-            major, minor, *_ = map(int, re.findall(r"\d+", facts["version"]))
+            version, program = str(facts["version"]), str(facts["bin"]["ava"])
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CannotLaunch(
                 f"{package} cannot be used: {error!r}", remedy="Install the project's packages again."
             ) from error
-        return (major, minor), ("node", str(package.parent / program))
+        return version, ("node", str(package.parent / program))
     return None, ()
 
 

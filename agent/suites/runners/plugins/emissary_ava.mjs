@@ -10,6 +10,9 @@ import {pathToFileURL} from 'node:url';
 
 const PIPE = Number(process.env.EMISSARY_PIPE_EVENTS);
 const OWN_CONFIG = process.env.EMISSARY_AVA_CONFIG;
+// Not for the tests, whose environment is a copy of this one.
+delete process.env.EMISSARY_PIPE_EVENTS;
+delete process.env.EMISSARY_AVA_CONFIG;
 // UTF-16 units of one text. The agent cuts to the same order of size; this keeps a line within its limit.
 const TEXT_MAX = 65_536;
 const LOGS_MAX = 1000;
@@ -26,6 +29,8 @@ function write(event) {
 			if (error.code !== 'EAGAIN') {
 				return; // Nobody reads any more; the results still go out as TAP.
 			}
+
+			Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5); // The pipe is full: 5 ms.
 		}
 	}
 }
