@@ -184,7 +184,7 @@ def test_the_code_keeps(rule: Rule) -> None:
         (stands_on_a_floor, "agent/utils.py", ""),
         (imports_only_lower_floors, "agent/core/bus.py", "from agent.logs.messages import Match"),
         (imports_only_lower_floors, "agent/logs/role.py", "from agent.suites import messages"),
-        (imports_only_lower_floors, "agent/app.py", "def run():\n    import agent.lab.server"),
+        (imports_only_lower_floors, "agent/lab/server.py", "def run():\n    import agent.app"),
         (imports_only_lower_floors, "agent/core/bus.py", "from .events import Event"),
         (imports_no_role, "agent/eman/hub.py", "from agent.eman.role import run"),
         (imports_no_role, "agent/lab/server.py", "from agent.eman import role"),
