@@ -8,6 +8,7 @@ import pytest
 
 from agent.core.errors import DocumentError
 from agent.suites.messages import Limits, Requires, Suite
+from agent.suites.runners import ava
 from agent.suites.runners.ava import launch, pattern
 from agent.suites.runners.driver import CannotLaunch, Launch, Only
 
@@ -113,7 +114,8 @@ def test_driver_events_puts_the_observer_between(tmp_path: Path, version: str, c
     assert started.argv[4:] == ("--serial", "--config", "/scratch/config.mjs", "a.js")
     assert started.set_env["EMISSARY_AVA_CONFIG"] == "my.mjs"
     assert started.pipes == ("events",)
-    assert b"observeRunsFromConfig" in started.files["config.mjs"]
+    plugin = Path(ava.__file__).with_name("plugins") / "emissary_ava.mjs"
+    assert started.files == {"config.mjs": plugin.read_bytes()}
     assert "EMISSARY_AVA_CONFIG" not in start(tmp_path, driver="events").set_env
 
 

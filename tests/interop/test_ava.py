@@ -1,4 +1,4 @@
-"""The drivers against real AVAs: 6.4 and 7 on the system's Node, 8 on Node 22."""
+"""The drivers and the observer (emissary_ava.mjs) against real AVAs: 6.4 and 7 on the system's Node, 8 on Node 22."""
 
 import os
 import shutil
