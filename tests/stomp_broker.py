@@ -34,11 +34,15 @@ class Broker:
     async def next(self) -> Frame:
         """The next frame that came. The line being closed raises EndOfChannel."""
         while not self._frames:
-            data = await self._streams[-1].receive_some()
-            if not data:
-                raise trio.EndOfChannel
-            self._frames = self._reader.feed(bytes(data))
+            self._frames = self._reader.feed(await self.receive())
         return self._frames.pop(0)
+
+    async def receive(self) -> bytes:
+        """What comes next, heart-beats too."""
+        data = await self._streams[-1].receive_some()
+        if not data:
+            raise trio.EndOfChannel
+        return bytes(data)
 
     async def send(self, *frames: Frame) -> None:
         await self._streams[-1].send_all(b"".join(map(encode, frames)))

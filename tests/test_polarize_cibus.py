@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from agent.core.bus import Bus
 from agent.core.events import Alert, AlertCleared, LinkChanged, SuiteFinished
@@ -78,7 +79,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 async def running(line: Line) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(line.run)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             yield
         nursery.cancel_scope.cancel()
 
@@ -180,6 +181,20 @@ async def test_leaving_is_said(rig: Rig) -> None:
         await rig.broker.accept()
         await rig.broker.receipt(await rig.broker.next())
     assert (await rig.broker.next()).command == "DISCONNECT"
+
+
+async def test_heart_beats_are_sent_and_their_absence_ends_the_line(rig: Rig, mock_clock: MockClock) -> None:
+    with rig.bus.subscribe(LinkChanged) as links:
+        async with running(rig.line()):
+            await rig.broker.accept()
+            await rig.broker.receipt(await rig.broker.next())
+            assert [(await anext(links)).state for _ in range(2)] == ["connecting", "ready"]
+            mock_clock.jump(6)  # half of the 10 s, and a little
+            assert await rig.broker.receive() == b"\n"
+            mock_clock.jump(16)  # 20 s without a word from the broker, and a little
+            change = await anext(links)
+    assert change.state == "offline"
+    assert change.error == f"stomp://127.0.0.1:{rig.broker.port} is silent"
 
 
 @pytest.mark.parametrize(
