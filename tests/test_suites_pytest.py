@@ -273,8 +273,8 @@ def test_a_command_replaces_the_executable_and_only_goes_by_file(tmp_path: Path)
     got = launch(suite, tmp_path, tmp_path, "r1", only=[Only("a.py", "t"), Only("b.py")])
     assert got.argv == ("poetry", "run", "pytest", "-p", "emissary_report")
     assert got.set_env["PYTHONPATH"] == str(tmp_path)
-    assert got.set_env["EMISSARY_ONLY"] == f"{tmp_path}/only.json"
-    assert json.loads(got.files["only.json"]) == [["a.py", "t"], ["b.py", None]]
+    assert got.set_env["EMISSARY_SELECTION"] == f"{tmp_path}/selection.json"
+    assert json.loads(got.files["selection.json"]) == {"only": [["a.py", "t"], ["b.py", None]], "ended": []}
 
 
 # The plugin, in the pytest that runs these tests
@@ -333,7 +333,12 @@ ROWS = {
 
 
 def played(
-    tmp_path: Path, files: dict[str, str], *args: str, only: tuple[Only, ...] = (), stop_at: str = ""
+    tmp_path: Path,
+    files: dict[str, str],
+    *args: str,
+    only: tuple[Only, ...] = (),
+    ended: tuple[Only, ...] = (),
+    stop_at: str = "",
 ) -> list[DriverEvent]:
     """Run the files by the real pytest."""
     project, scratch = tmp_path / "project", tmp_path / "scratch"
@@ -348,7 +353,7 @@ def played(
     def is_running(events: list[DriverEvent]) -> bool:
         return any(isinstance(event, TestStarted) and event.name == stop_at for event in events)
 
-    got = launch(suite, project, scratch, "r1", only=only)
+    got = launch(suite, project, scratch, "r1", only=only, ended=ended)
     return run(got, PytestDriver(suite, "r1"), project, scratch, stop_when=is_running if stop_at else None)
 
 
@@ -378,6 +383,16 @@ def test_only_some_tests_are_run_again(tmp_path: Path) -> None:
         "test_a.py › test_parameter[a b]": "passed",
         "test_b.py › test_x": "passed",
     }
+
+
+def test_what_has_ended_is_not_run_again(tmp_path: Path) -> None:
+    files = {"test_a.py": "def test_x(): 1/0\ndef test_y(): pass", "test_b.py": "def test_z(): 1/0"}
+    ended = (Only("test_a.py", "test_x"), Only("test_b.py"))
+    assert states(played(tmp_path, files, ended=ended)) == {"test_a.py › test_y": "passed"}
+
+
+def test_nothing_left_to_run_is_no_failure(tmp_path: Path) -> None:
+    assert states(played(tmp_path, {"test_a.py": "def test_x(): 1/0"}, ended=(Only("test_a.py"),))) == {}
 
 
 def test_files_that_cannot_be_read_block_what_else_was_collected(tmp_path: Path) -> None:

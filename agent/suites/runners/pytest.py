@@ -40,6 +40,7 @@ from agent.suites.runners.driver import (
 
 EVENTS: Final = "events"  # the pipe
 PLUGIN: Final = "emissary_report"
+SELECTION: Final = "selection.json"  # in the scratch folder
 TERM_WAIT_S: Final = 5.0
 WARNINGS_MAX: Final = 100
 _STDERR_MAX: Final = 4096  # bytes that are kept, to say why pytest never came up
@@ -48,8 +49,19 @@ _NO_TESTS: Final = 5  # exit status
 _ENDS: Final = {3: "pytest had an internal error", 4: "pytest was called in a wrong way", _NO_TESTS: "no tests"}
 
 
-def launch(suite: Suite, project: Path, scratch: Path, run: str, *, only: Sequence[Only] = ()) -> Launch:
-    """pytest of the `python3` in PATH, or `command` in its place. Raises CannotLaunch."""
+def launch(
+    suite: Suite,
+    project: Path,
+    scratch: Path,
+    run: str,
+    *,
+    only: Sequence[Only] = (),
+    ended: Sequence[Only] = (),
+) -> Launch:
+    """pytest of the `python3` in PATH, or `command` in its place. Raises CannotLaunch.
+
+    `only` are the tests to run (a retry; empty: all), `ended` those not to run (a run that is resumed).
+    """
     plugin = pkgutil.get_data("agent.suites.runners", f"plugins/{PLUGIN}.py")
     if plugin is None:
         raise CannotLaunch(f"{PLUGIN}.py is not part of this installation", remedy="Install the agent again.")
@@ -62,9 +74,10 @@ def launch(suite: Suite, project: Path, scratch: Path, run: str, *, only: Sequen
         "EMISSARY_SUITE": suite.id,
         "EMISSARY_OUTPUT_MAX": str(suite.limits.test_output),
     }
-    if only:
-        files["only.json"] = json.dumps([[one.file, one.name] for one in only]).encode()
-        env["EMISSARY_ONLY"] = str(scratch / "only.json")
+    if only or ended:
+        rows = {key: [[one.file, one.name] for one in tests] for key, tests in (("only", only), ("ended", ended))}
+        files[SELECTION] = json.dumps(rows).encode()
+        env["EMISSARY_SELECTION"] = str(scratch / SELECTION)
     selection = ("-k", " or ".join(f"({match})" for match in suite.match)) if suite.match else ()
     return Launch(
         argv=(
@@ -75,7 +88,7 @@ def launch(suite: Suite, project: Path, scratch: Path, run: str, *, only: Sequen
             *expanded(suite.files, project),
         ),
         set_env=env,
-        unset_env=("EMISSARY_ONLY", "PYTEST_XDIST_WORKER"),
+        unset_env=("EMISSARY_SELECTION", "PYTEST_XDIST_WORKER"),
         pipes=(EVENTS,),
         files=files,
     )
