@@ -153,10 +153,11 @@ def wrong(text: str, name: str = "suite.toml") -> str:
         ("cwd = ''", "cwd: is empty. "),
         ("files = ['a', 'b/../../c']", "files[1]: 'b/../../c' leaves the work directory. "),
         ("files = ['--tap']", "files[0]: '--tap' would be read as an option. "),
-        ("args = ['--tap']", "args[0]: '--tap' cannot be given to AVA here. The agent gives it itself."),
-        ("args = ['-v', '--watch']", "args[1]: '--watch' cannot be given to AVA here. "),
-        ("args = ['-vw']", "args[0]: '-vw' cannot be given to AVA here. "),
-        ("args = ['--timeout=5s']", "args[0]: '--timeout=5s' cannot be given to AVA here. Use limits.run"),
+        ("args = ['--tap']", "args[0]: --tap cannot be given to AVA: "),
+        ("args = ['-v', '--watch']", "args[1]: --watch cannot be given to AVA: "),
+        ("args = ['-vw']", "args[0]: -vw cannot be given to AVA: "),
+        ("args = ['--timeout=5s']", "args[0]: --timeout=5s cannot be given to AVA: "),
+        ("args = ['debug']", "args[0]: 'debug' is a command of AVA's, no test run. Take it out."),
         ("retries = 1", 'retries: failed tests cannot be run again here. Use runner pytest, or ava with'),
         ("codes = { 3 = 'skipped' }", "codes: runner ava is not judged by its exit code. "),
         ("codes = { 256 = 'skipped' }", "codes.256: "),
@@ -255,8 +256,8 @@ def test_a_tree_has_no_lines() -> None:
 
 
 def test_ava_options_behind_two_dashes_are_the_tests_own() -> None:
-    suite = load(b"id = 'a'\nrunner = 'ava'\nargs = ['--serial', '--', '--watch']", "suite.toml")
-    assert suite.args == ("--serial", "--", "--watch")
+    suite = load(b"id = 'a'\nrunner = 'ava'\nargs = ['-mtest', '--', '--watch']", "suite.toml")
+    assert suite.args == ("-mtest", "--", "--watch")
 
 
 @pytest.mark.parametrize("git", ["https://h/x.git", "ssh://git@h/x", "git@h:org/x.git"])

@@ -21,18 +21,10 @@ from agent.core import toml, typed
 from agent.core.errors import AgentError, ConfigError, DocumentError
 from agent.suites import requirements
 from agent.suites.messages import Source, Suite
+from agent.suites.runners import ava
 
 MAX_DOCUMENT: Final = 16 * 1024 * 1024  # bytes
 
-# What AVA must be called with is ours: the form of its report, and a time-out that never ends a run by itself.
-AVA_REFUSED: Final = {
-    "--tap": "The agent gives it itself.",
-    "-t": "The agent gives --tap itself.",
-    "--watch": "A run must come to an end.",
-    "-w": "A run must come to an end.",
-    "--timeout": "Use limits.run, limits.stall or limits.test.",
-    "-T": "Use limits.run, limits.stall or limits.test.",
-}
 # Test run properties of Polarion's importer that are not keys of `report.polarion`; protocols/suites.md, "xUnit".
 PROPERTIES: Final = (
     *("testrun-type-id", "testrun-status-id", "set-testrun-finished", "include-skipped", "dry-run", "user-id"),
@@ -179,10 +171,8 @@ def _runner_faults(suite: Suite) -> Iterator[_Fault]:
     if suite.command and not suite.command[0]:
         yield ("command", 0), "is empty", "Name a program."
     if runner == "ava":
-        options = suite.args[: suite.args.index("--")] if "--" in suite.args else suite.args
-        for i, arg in enumerate(options):
-            if remedy := _ava_refuses(arg):
-                yield ("args", i), f"{arg[:200]!r} cannot be given to AVA here", remedy
+        for i, what in ava.refused(suite.args):
+            yield ("args", i), what, "Take it out."
     if suite.driver == "events" and runner != "ava":
         yield ("driver",), f'"events" is for runner ava, not for {runner}', "Leave it out."
     if suite.retries and not (runner == "pytest" or (runner == "ava" and suite.driver == "events")):
@@ -197,16 +187,6 @@ def _runner_faults(suite: Suite) -> Iterator[_Fault]:
         for i, argv in enumerate(getattr(suite, key)):
             if not argv[0]:
                 yield (key, i), "names no program", "Put the program's name first."
-
-
-def _ava_refuses(arg: str) -> str | None:
-    """Why, if the option is one of AVA_REFUSED: whole, with `=`, or among short ones written together."""
-    option = arg.partition("=")[0]
-    if option in AVA_REFUSED:
-        return AVA_REFUSED[option]
-    if re.fullmatch(r"-[A-Za-z]+", option):
-        return next((remedy for letter in option[1:] if (remedy := AVA_REFUSED.get(f"-{letter}"))), None)
-    return None
 
 
 def _source_faults(source: Source) -> Iterator[_Fault]:
