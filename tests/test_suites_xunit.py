@@ -172,7 +172,7 @@ def test_polarion_properties_stand_first() -> None:
     [
         ("]]> <a> & \"'", "]]> <a> & \"'"),
         ("\x1b[31mred\x1b[0m", "red"),
-        ("nul \x00 bell \x07 esc \x1b end \ufffe", "nul \\x00 bell \\x07 esc \\x1b end \\ufffe"),
+        ("nul \x00 bell \x07 \ufffe esc \x1b", "nul \\x00 bell \\x07 \\ufffe esc \\x1b"),
         ("emoji 🦊, tab\t, end", "emoji 🦊, tab\t, end"),
         ("a\r\nb\rc\n\u2028", "a\r\nb\rc\n\u2028"),
         ("\ud800", "\\ud800"),
