@@ -25,7 +25,7 @@ import msgspec
 import trio
 
 import agent
-from agent.core import config, notify
+from agent.core import cgroup, config, notify
 from agent.core.bus import Bus
 from agent.core.config import Effective, Size
 from agent.core.errors import ActionError
@@ -206,6 +206,7 @@ class Service:
         )
         self.bus = Bus(self.store)
         self.supervisor = Supervisor(self.bus.publish)
+        self._leaves = cgroup.claim()  # before the first child: the agent itself moves into a leaf
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run every role that the settings say enough for, until cancelled. The store is written to the end."""
@@ -367,7 +368,12 @@ class Service:
         from agent.suites.prepare import Machine
 
         settings = self.effective.settings
-        machine = Machine(ident=settings.name, labels=settings.labels, timeout_factor=settings.timeout_factor)
+        machine = Machine(
+            ident=settings.name,
+            labels=settings.labels,
+            timeout_factor=settings.timeout_factor,
+            leaves=self._leaves,
+        )
         await role.run(self.bus, self.store, settings.suites, machine, health, task_status=task_status)
 
     def _platform(self) -> dict[str, Any]:

@@ -34,7 +34,10 @@ DOES_IO = (
 IO_MODULES = {
     *("trio", "trio_websocket", "socket", "ssl", "select", "selectors", "httpx", "http.client", "urllib.request"),
     *("subprocess", "sqlite3", "threading", "inotify_simple", "jeepney.io"),
-    *(f"agent.core.{module}" for module in ("bus", "link", "listen", "process", "store", "supervise")),
+    *(
+        f"agent.core.{module}"
+        for module in ("bus", "cgroup", "channel", "link", "listen", "process", "processtree", "store", "supervise")
+    ),
 }
 IO_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
 CLOCKS = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.events import TestFinished, TestStarted, Warned
+from agent.core.events import TestFinished, TestsSelected, TestStarted, Warned
 from agent.suites.messages import Limits, Suite
 from agent.suites.runners.driver import DriverEvent, Only, Stop
 from agent.suites.runners.pytest import WARNINGS_MAX, PytestDriver, launch
@@ -51,7 +51,8 @@ def records(events: list[DriverEvent]) -> list[TestFinished]:
 
 def test_a_test_is_told_when_it_begins_and_with_its_call() -> None:
     driver = PytestDriver(SUITE, "r1")
-    assert driver.feed("events", line("session", pytest="9") + line("collected", ids=["t/a.py::test_x[1]"]), 4.0) == []
+    told = driver.feed("events", line("session", pytest="9") + line("collected", ids=["t/a.py::test_x[1]"]), 4.0)
+    assert told == [TestsSelected(run="r1", suite="s1", tests=(("t/a.py", "test_x[1]"),))]
     (started,) = driver.feed("events", line("start", id="t/a.py::test_x[1]"), 5.0)
     assert started == TestStarted(
         run="r1", suite="s1", case="t/a.py › test_x[1]", name="test_x[1]", file="t/a.py", started=5.0
@@ -273,8 +274,8 @@ def test_a_command_replaces_the_executable_and_only_goes_by_file(tmp_path: Path)
     got = launch(suite, tmp_path, tmp_path, "r1", only=[Only("a.py", "t"), Only("b.py")])
     assert got.argv == ("poetry", "run", "pytest", "-p", "emissary_report")
     assert got.set_env["PYTHONPATH"] == str(tmp_path)
-    assert got.set_env["EMISSARY_SELECTION"] == f"{tmp_path}/selection.json"
-    assert json.loads(got.files["selection.json"]) == {"only": [["a.py", "t"], ["b.py", None]], "ended": []}
+    assert got.set_env["EMISSARY_ONLY"] == f"{tmp_path}/only.json"
+    assert json.loads(got.files["only.json"]) == [["a.py", "t"], ["b.py", None]]
 
 
 # The plugin, in the pytest that runs these tests
@@ -337,7 +338,6 @@ def played(
     files: dict[str, str],
     *args: str,
     only: tuple[Only, ...] = (),
-    ended: tuple[Only, ...] = (),
     stop_at: str = "",
 ) -> list[DriverEvent]:
     """Run the files by the real pytest."""
@@ -353,7 +353,7 @@ def played(
     def is_running(events: list[DriverEvent]) -> bool:
         return any(isinstance(event, TestStarted) and event.name == stop_at for event in events)
 
-    got = launch(suite, project, scratch, "r1", only=only, ended=ended)
+    got = launch(suite, project, scratch, "r1", only=only)
     return run(got, PytestDriver(suite, "r1"), project, scratch, stop_when=is_running if stop_at else None)
 
 
@@ -383,16 +383,6 @@ def test_only_some_tests_are_run_again(tmp_path: Path) -> None:
         "test_a.py › test_parameter[a b]": "passed",
         "test_b.py › test_x": "passed",
     }
-
-
-def test_what_has_ended_is_not_run_again(tmp_path: Path) -> None:
-    files = {"test_a.py": "def test_x(): 1/0\ndef test_y(): pass", "test_b.py": "def test_z(): 1/0"}
-    ended = (Only("test_a.py", "test_x"), Only("test_b.py"))
-    assert states(played(tmp_path, files, ended=ended)) == {"test_a.py › test_y": "passed"}
-
-
-def test_nothing_left_to_run_is_no_failure(tmp_path: Path) -> None:
-    assert states(played(tmp_path, {"test_a.py": "def test_x(): 1/0"}, ended=(Only("test_a.py"),))) == {}
 
 
 def test_files_that_cannot_be_read_block_what_else_was_collected(tmp_path: Path) -> None:

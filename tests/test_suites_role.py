@@ -1,6 +1,7 @@
 """Taking, refusing, ending and recovering runs, with real processes."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from agent.core.events import (
     RunStarted,
     SuiteFinished,
     TestFinished,
+    TestStarted,
 )
 from agent.core.processtree import tree
 from tests.suites_house import R, house, tap
@@ -123,3 +125,47 @@ async def test_a_bad_order_is_answered_by_bad_payload(tmp_path: Path, payload: d
         with pytest.raises(ActionError) as caught:
             await here.bus.ask("run_suite", payload)
         assert caught.value.code == "bad_payload"
+
+
+PYTEST = """
+import os, time
+
+def test_first():
+    pass
+
+def test_hangs_the_first_time():
+    if os.path.exists("first time"):
+        time.sleep(600)
+
+def test_last():
+    pass
+"""
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+async def test_after_an_interruption_what_was_left_runs_again_or_is_aborted_by_name(
+    tmp_path: Path, resumable: bool
+) -> None:
+    async with house(tmp_path) as here:
+        here.write("test_it.py", PYTEST)
+        here.write("first time", "")
+        with here.bus.subscribe(TestStarted) as starts:
+            await here.order(
+                runner="pytest", command=[sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], resumable=resumable
+            )
+            assert [(await anext(starts)).name for _ in range(2)] == ["test_first", "test_hangs_the_first_time"]
+    (tmp_path / "project/first time").unlink()
+    async with house(tmp_path) as here:
+        finished = await here.finished()
+        states = {case.removeprefix("test_it.py › "): state for case, state in (await here.states()).items()}
+        if resumable:
+            assert states == {
+                "test_first": "passed", "test_hangs_the_first_time@2": "passed", "test_last@2": "passed",
+            }  # fmt: skip
+            assert (finished.verdict, finished.counts.total) == ("passed", 3)
+        else:
+            assert states == {
+                "test_first": "passed", "test_hangs_the_first_time": "aborted", "test_last": "aborted",
+            }  # fmt: skip
+            assert (finished.verdict, finished.reason) == ("aborted", "interrupted")
+        assert not tree(R[1])

@@ -124,6 +124,15 @@ class RunRecalled(Event, frozen=True, kw_only=True):
     why: str
 
 
+class TestsSelected(Event, frozen=True, kw_only=True):
+    """The runner will run these tests, by `file` and `name` of their records: what is left of them can be named."""
+
+    run: str
+    suite: str
+    tests: tuple[tuple[str | None, str], ...]
+    attempt: int = 1
+
+
 class TestStarted(Event, frozen=True, kw_only=True):
     """A test began, as its runner told. `started` is epoch seconds."""
 
@@ -273,6 +282,7 @@ AnyEvent: TypeAlias = (
     | RunStarted
     | RunChanged
     | RunRecalled
+    | TestsSelected
     | TestStarted
     | TestFinished
     | SuiteFinished

@@ -30,7 +30,6 @@ from agent.core.events import (
     State,
     SuiteFinished,
     TestFinished,
-    TestStarted,
     Warned,
 )
 from agent.core.process import Child, ChildFailedToStart, Exit, Limits, Pipe, Spec, Step, environ, open_child
@@ -41,7 +40,7 @@ from agent.suites.capture import Capture
 from agent.suites.prepare import Blocked, Machine, below, command, fetch
 from agent.suites.report import write_report
 from agent.suites.runners import registry
-from agent.suites.runners.driver import CannotLaunch, Driver, Only
+from agent.suites.runners.driver import CannotLaunch, Driver, DriverEvent, Only
 from agent.suites.runs import Run
 
 log = logging.getLogger(__name__)
@@ -258,7 +257,7 @@ class Execution:
             with trio.move_on_at(run.next_check() or math.inf):
                 await self._changed.wait()
 
-    def tell(self, event: TestStarted | TestFinished | Warned) -> None:
+    def tell(self, event: DriverEvent) -> None:
         """Publish what the driver said, or keep its warning for the result."""
         if isinstance(event, Warned):
             self._warnings.append(event)

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import trio
@@ -24,6 +24,7 @@ import trio
 from agent.core.bus import Bus
 from agent.core.errors import ActionError, AgentError, DocumentError
 from agent.core.events import (
+    AnyEvent,
     RunChanged,
     RunReceived,
     RunRefused,
@@ -31,6 +32,7 @@ from agent.core.events import (
     SlotsChanged,
     SuiteFinished,
     TestFinished,
+    TestsSelected,
     TestStarted,
     decode,
 )
@@ -42,7 +44,8 @@ from agent.suites import document, requirements
 from agent.suites.execute import Execution
 from agent.suites.messages import Suite
 from agent.suites.prepare import Machine, below, suite_of
-from agent.suites.runners.driver import Only
+from agent.suites.runners import registry
+from agent.suites.runners.driver import Cases, Only
 from agent.suites.runs import Run
 from agent.suites.settings import SuitesSettings
 
@@ -85,6 +88,16 @@ async def run(
             nursery.start_soon(suites.watch_disk)
             task_status.started()
             await trio.sleep_forever()
+
+
+class _Left(NamedTuple):
+    """Tests without an end, by file and name, with their start where they had one.
+
+    `is_complete`: nothing but these can be left.
+    """
+
+    tests: dict[tuple[str | None, str], TestStarted | None]
+    is_complete: bool
 
 
 class _Suites:
@@ -364,13 +377,11 @@ class _Suites:
             suite = document.from_tree(received.suite)
             reporting = any(isinstance(event, RunChanged) and event.state == "reporting" for event in events)
             if suite.resumable and not reporting:
-                self._begin(suite, received, len(starts) + 1, await self._remaining(run), began)
+                left = await self._left_over(run)
+                only = registry.remaining(suite, list(left.tests))
+                self._begin(suite, received, len(starts) + 1, only, began)
             else:
                 await self._report_interrupted(suite, received, starts[-1].attempt, began, complete=reporting)
-
-    async def _remaining(self, run: str) -> tuple[Only, ...]:
-        """What an interrupted run still has to run: what was planned and has not ended."""
-        return ()
 
     async def _report_interrupted(
         self, suite: Suite, received: RunReceived, attempt: int, began: float | None, *, complete: bool
@@ -379,34 +390,44 @@ class _Suites:
         execution = self._execution(suite, received, attempt, slot=0, began=began)
         run = execution.run
         run.state = "running"
-        started: dict[str, TestStarted] = {}
-        rest = False
-        async for event in self._records(run.run):
-            if isinstance(event, TestStarted):
-                started[event.case] = event
-            else:
-                started.pop(event.case, None)
-                rest = rest or event.kind == "rest"
         if not complete:
             run.stop("interrupted")
-            for test in started.values():
+            left = await self._left_over(run.run)
+            cases = Cases(attempt)
+            for (file, name), started in left.tests.items():
                 execution.tell(
                     TestFinished(
-                        run=run.run, suite=suite.id, case=test.case, name=test.name, file=test.file, state="aborted",
-                        started=test.started, ended=time.time(), message="aborted: interrupted", attempt=test.attempt,
+                        run=run.run, suite=suite.id, case=started.case if started else cases.case(file, name),
+                        name=name, file=file, state="aborted", started=started.started if started else None,
+                        ended=time.time(), message="aborted: interrupted", attempt=attempt,
                     )
                 )  # fmt: skip
-            if not rest:
+            if not (left.tests or left.is_complete):
                 execution.tell(execution.rest("aborted", "interrupted"))
         await execution.report()
 
-    async def _records(self, run: str) -> AsyncIterator[TestStarted | TestFinished]:
+    async def _left_over(self, run: str) -> "_Left":
+        """Which tests of an interrupted run were selected or had started, and have not ended."""
+        left: dict[tuple[str | None, str], TestStarted | None] = {}
+        is_complete = False
+        async for event in self._records(run):
+            match event:
+                case TestsSelected():
+                    is_complete = True
+                    left |= dict.fromkeys(event.tests)
+                case TestStarted():
+                    left[event.file, event.name] = event
+                case TestFinished() if event.kind == "test":
+                    left.pop((event.file, event.name), None)
+                case TestFinished() if event.kind == "rest":
+                    is_complete = True
+        return _Left(left, is_complete)
+
+    async def _records(self, run: str) -> AsyncIterator[AnyEvent]:
         since = 0
-        while rows := await self._store.read(since, run=run, kinds=("TestStarted", "TestFinished")):
+        while rows := await self._store.read(since, run=run, kinds=("TestsSelected", "TestStarted", "TestFinished")):
             for row in rows:
-                event = decode(row.kind, row.data)
-                if isinstance(event, TestStarted | TestFinished):
-                    yield event
+                yield decode(row.kind, row.data)
             since = rows[-1].seq
 
     async def watch_disk(self) -> None:

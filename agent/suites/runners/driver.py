@@ -20,12 +20,13 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 
 from agent.core.errors import AgentError
-from agent.core.events import TestFinished, TestStarted, Warned
+from agent.core.events import TestFinished, TestsSelected, TestStarted, Warned
 from agent.suites.messages import Suite
 
-DriverEvent: TypeAlias = TestStarted | TestFinished | Warned
+DriverEvent: TypeAlias = TestsSelected | TestStarted | TestFinished | Warned
 LastEvent: TypeAlias = TestFinished | Warned
 
+UNREPORTED: Final = "(not reported)"  # the name of a `rest`: tests known only by number
 TITLE_MAX: Final = 1024  # bytes of a name; the sheet's "title 1 KiB"
 MESSAGE_MAX: Final = 1024  # bytes of a record's message
 TEXT_MAX: Final = 64 * 1024  # bytes of one text among a record's details

@@ -18,13 +18,14 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from agent.core.events import State, TestFinished, TestStarted, Warned
+from agent.core.events import State, TestFinished, TestsSelected, TestStarted, Warned
 from agent.core.lines import CutLine, Lines
 from agent.suites.messages import Suite
 from agent.suites.runners.command import expanded
 from agent.suites.runners.driver import (
     MESSAGE_MAX,
     TEXT_MAX,
+    UNREPORTED,
     CannotLaunch,
     Cases,
     DriverEvent,
@@ -40,28 +41,16 @@ from agent.suites.runners.driver import (
 
 EVENTS: Final = "events"  # the pipe
 PLUGIN: Final = "emissary_report"
-SELECTION: Final = "selection.json"  # in the scratch folder
+ONLY: Final = "only.json"  # in the scratch folder
 TERM_WAIT_S: Final = 5.0
 WARNINGS_MAX: Final = 100
 _STDERR_MAX: Final = 4096  # bytes that are kept, to say why pytest never came up
-NOT_REPORTED: Final = "(not reported)"
 _NO_TESTS: Final = 5  # exit status
 _ENDS: Final = {3: "pytest had an internal error", 4: "pytest was called in a wrong way", _NO_TESTS: "no tests"}
 
 
-def launch(
-    suite: Suite,
-    project: Path,
-    scratch: Path,
-    run: str,
-    *,
-    only: Sequence[Only] = (),
-    ended: Sequence[Only] = (),
-) -> Launch:
-    """pytest of the `python3` in PATH, or `command` in its place. Raises CannotLaunch.
-
-    `only` are the tests to run (a retry; empty: all), `ended` those not to run (a run that is resumed).
-    """
+def launch(suite: Suite, project: Path, scratch: Path, run: str, *, only: Sequence[Only] = ()) -> Launch:
+    """pytest of the `python3` in PATH, or `command` in its place. Raises CannotLaunch."""
     plugin = pkgutil.get_data("agent.suites.runners", f"plugins/{PLUGIN}.py")
     if plugin is None:
         raise CannotLaunch(f"{PLUGIN}.py is not part of this installation", remedy="Install the agent again.")
@@ -74,10 +63,9 @@ def launch(
         "EMISSARY_SUITE": suite.id,
         "EMISSARY_OUTPUT_MAX": str(suite.limits.test_output),
     }
-    if only or ended:
-        rows = {key: [[one.file, one.name] for one in tests] for key, tests in (("only", only), ("ended", ended))}
-        files[SELECTION] = json.dumps(rows).encode()
-        env["EMISSARY_SELECTION"] = str(scratch / SELECTION)
+    if only:
+        files[ONLY] = json.dumps([[one.file, one.name] for one in only]).encode()
+        env["EMISSARY_ONLY"] = str(scratch / ONLY)
     selection = ("-k", " or ".join(f"({match})" for match in suite.match)) if suite.match else ()
     return Launch(
         argv=(
@@ -88,7 +76,7 @@ def launch(
             *expanded(suite.files, project),
         ),
         set_env=env,
-        unset_env=("EMISSARY_SELECTION", "PYTEST_XDIST_WORKER"),
+        unset_env=("EMISSARY_ONLY", "PYTEST_XDIST_WORKER"),
         pipes=(EVENTS,),
         files=files,
     )
@@ -221,10 +209,10 @@ class PytestDriver:
     def _judge_silence(self, how: str, reason: str | None, now: float, events: list[DriverEvent]) -> None:
         """The session has no end, and nothing is known of what it was to run yet."""
         if reason is not None:
-            self._add(events, now, "", "aborted", kind="rest", name=NOT_REPORTED, message=reason)
+            self._add(events, now, "", "aborted", kind="rest", name=UNREPORTED, message=reason)
         elif self._is_up:
             why = f"{how}, in the middle of its session"
-            self._add(events, now, "", "lost", kind="rest", name=NOT_REPORTED, message=why)
+            self._add(events, now, "", "lost", kind="rest", name=UNREPORTED, message=why)
         else:
             said = [line.strip() for line in plain(bytes(self._stderr)).splitlines() if line.strip()]
             self._crash(events, now, "blocked", f"{how}: {said[-1]}" if said else f"{how}, and said nothing")
@@ -258,8 +246,10 @@ class PytestDriver:
                 self._is_up = True
             case _Collected():
                 self._due.update(dict.fromkeys(line.ids))
+                tests = tuple(_split(nodeid) for nodeid in line.ids)
+                events.append(TestsSelected(run=self._run, suite=self._suite.id, tests=tests, attempt=self._attempt))
             case _Ignored():
-                self._add(events, now, line.id, "skipped", kind="rest", name=NOT_REPORTED, message=line.message)
+                self._add(events, now, line.id, "skipped", kind="rest", name=UNREPORTED, message=line.message)
             case _Uncollected():
                 details = {"longrepr": clip(plain(line.text.encode()), TEXT_MAX)} if line.text else {}
                 self._crash(events, now, "blocked", line.message or "", nodeid=line.id, details=details, at=line.at)
@@ -345,6 +335,8 @@ class PytestDriver:
         message: str | None = None,
         **more: Any,
     ) -> None:
+        if message and state in ("aborted", "lost"):
+            message = f"{state}: {message}"
         file, own_name = _split(nodeid)
         name = own_name if name is None else title(name)
         record = TestFinished(

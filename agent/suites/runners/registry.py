@@ -13,6 +13,17 @@ from agent.suites.runners.ava_tap import AvaTap
 from agent.suites.runners.driver import CannotLaunch, Driver, Launch, Only
 
 
+def remaining(suite: Suite, left: Sequence[tuple[str | None, str]]) -> tuple[Only, ...]:
+    """What a resumed run has to run, of which `left` (file, name) was selected and has not ended; (): all of it.
+
+    pytest tells all that it will run before it begins. AVA tells of a file when it comes to it, if at all: so all of
+    its files are run again, and what they give is what counts.
+    """
+    if suite.runner == "pytest":
+        return tuple(Only(file, name) for file, name in left)
+    return ()
+
+
 def prepare(
     suite: Suite, project: Path, scratch: Path, run: str, attempt: int, only: Sequence[Only]
 ) -> tuple[Launch, Driver]:
