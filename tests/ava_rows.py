@@ -9,8 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from agent.core.events import TestFinished, TestStarted, Warned
+from agent.core.events import TestFinished
 from agent.suites.messages import Suite
+from agent.suites.runners.driver import DriverEvent
+from agent.suites.runners.driver import DriverEvent
 
 DATA = Path(__file__).parent / "data/ava"
 
@@ -40,7 +42,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return (DATA / f"{self.name}.{driver}").read_bytes()
 
 
-def final(told: Iterable[TestStarted | TestFinished | Warned]) -> dict[str, TestFinished]:
+def final(told: Iterable[DriverEvent]) -> dict[str, TestFinished]:
     """The last word on each case. A correction must follow what it corrects."""
     records: dict[str, TestFinished] = {}
     for event in told:
@@ -206,6 +208,19 @@ ROWS: Sequence[Row] = (
         blocked/crash crash-exit.js › process.exit() was called in crash-exit.js
         blocked crash-exit.js › exits
         blocked crash-exit.js › never starts
+        """,
+    ),
+    Row(
+        name="crash-exit-early",
+        files=("crash-exit.js", "good.js"),
+        args=("--serial",),
+        both="passed crash-exit.js › done before\n",
+        tap="lost/rest (not reported) x?",
+        events="""
+        blocked/crash crash-exit.js › process.exit() was called in crash-exit.js
+        blocked crash-exit.js › exits
+        blocked crash-exit.js › never starts
+        lost/crash AVA ended with exit code 1 before it was done: 1 of 2 files had not begun
         """,
     ),
     Row(

@@ -166,6 +166,18 @@ def test_killed_before_anything_was_selected_the_runner_is_lost() -> None:
     assert crash.message == "lost: AVA ended by SIGKILL before it was done"
 
 
+def test_files_that_had_not_begun_are_lost_with_the_runner() -> None:
+    play = Play()
+    play.tell("files", file=None, total=3)
+    play.select("a")
+    play.tell("test-failed", "a", err={"name": "E"})
+    play.finish(None, "SIGKILL")
+    assert play.shown() == [
+        "failed a.js › a",
+        "lost/crash AVA ended by SIGKILL before it was done: 2 of 3 files had not begun",
+    ]
+
+
 def test_stopped_what_was_selected_is_aborted_by_name() -> None:
     play = Play(limits=Limits(grace=3))
     play.select("a", "b")
@@ -252,7 +264,7 @@ def test_only_what_was_asked_for_gives_records() -> None:
         play.tell("test-passed", title)
     play.tell("end", file=None)
     play.finish(0)
-    assert [event.case for event in play.told if not isinstance(event, Warned)] == ["a.js › a@2"] * 2
+    assert [event.case for event in play.told if isinstance(event, TestStarted | TestFinished)] == ["a.js › a@2"] * 2
 
 
 def test_without_events_two_seconds_after_the_first_result_tap_is_read() -> None:

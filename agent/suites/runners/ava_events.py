@@ -63,6 +63,7 @@ class Told(msgspec.Struct, frozen=True, rename="camel"):
     pending_tests: dict[str, list[str]] = {}
     chunk: str = ""  # base64
     reason: str = ""
+    total: int = 0  # files
 
 
 class _Test:
@@ -108,6 +109,7 @@ class AvaEvents:
         self._now = 0.0
         self._files: dict[str | None, _File] = {}
         self._running: dict[tuple[str | None, str], str] = {}  # cases, the longest-running first
+        self._total = 0  # files that AVA would run
         self._has_selected = False
         self._has_ended = False  # AVA's own `end`
         self._is_explained = False  # something failed, or crashed
@@ -177,8 +179,15 @@ class AvaEvents:
         if not self._has_ended and self._stopped is not None and "aborted" not in states:
             message = f"aborted: {self._stopped}"  # files that had not begun are not known
             events.append(self._record(None, UNREPORTED, state="aborted", kind="rest", message=message))
-        elif self._stopped is None and not states and not was_explained and not (code == 0 and self._has_ended):
-            events.append(self._unexplained(code, signal))
+        elif self._stopped is None:
+            is_explained = was_explained or bool(states)
+            if self._has_ended:
+                if code != 0 and not is_explained:
+                    what = unexplained(code, signal, has_selected=self._has_selected)
+                    events.append(self._runner_crash(what, "blocked"))
+            elif (left := self._total - len(self._files.keys() - {None})) > 0 or not is_explained:
+                unbegun = f": {left} of {self._total} files had not begun" if left > 0 else ""
+                events.append(self._runner_crash(f"AVA ended {how(code, signal)} before it was done{unbegun}", "lost"))
         return _last(events)
 
     def _fall_back(self, why: str | None, events: list[DriverEvent]) -> None:
@@ -244,6 +253,8 @@ class AvaEvents:
                 self._hear(told, file)
             case "line-number-selection-error":
                 events.append(Warned("ava.lines", f"{told.test_file}: {said(told.err or {})}"))
+            case "files":
+                self._total = told.total
             case "end":
                 self._has_ended = True
             case _:
@@ -389,13 +400,9 @@ class AvaEvents:
             **more,
         )
 
-    def _unexplained(self, code: int | None, signal: str | None) -> TestFinished:
-        """AVA ended badly, and no record says why; or it was killed before any test was selected."""
-        state: State = "blocked" if self._has_ended else "lost"
-        text = f"lost: AVA ended {how(code, signal)} before it was done"
-        if self._has_ended:
-            text = unexplained(code, signal, has_selected=self._has_selected)
-        return self._record(None, text, state=state, kind="crash", message=text, output=plain(self._stderr).strip())
+    def _runner_crash(self, what: str, state: State) -> TestFinished:
+        message = f"lost: {what}" if state == "lost" else what
+        return self._record(None, what, state=state, kind="crash", message=message, output=plain(self._stderr).strip())
 
 
 def said_first(told: Told) -> str:

@@ -166,7 +166,13 @@ function translate(event) {
 }
 
 async function observeRun({events}) {
+	let total;
 	for await (const event of events) {
+		if (total === undefined && event.type === 'stats') {
+			total = event.stats.files;
+			write({type: 'files', total});
+		}
+
 		const told = translate(event);
 		if (told) {
 			write(told);
