@@ -36,8 +36,8 @@ def test_the_exit_code_is_the_state(code: int, state: str, message: str | None) 
 
 def test_other_ends() -> None:
     assert judged(None, "SIGSEGV") == ("blocked", "ended by SIGSEGV")
-    assert judged(None, "SIGTERM", "cancelled by the lab") == ("aborted", "cancelled by the lab")
-    assert judged(None) == ("lost", "it ended, and nobody knows how")
+    assert judged(None, "SIGTERM", "cancelled by the lab") == ("aborted", "aborted: cancelled by the lab")
+    assert judged(None) == ("lost", "lost: it ended, and nobody knows how")
 
 
 def test_the_test_begins_with_the_first_block() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.errors import ProtocolMisuse
-from agent.core.events import TestFinished, TestStarted, Warned
+from agent.core.events import TestFinished, TestsSelected, TestStarted, Warned
 from agent.suites.messages import Suite
 from agent.suites.runners.driver import CannotLaunch, DriverEvent, Only, Stop
 from agent.suites.runners.tap import WAITING_MAX, WARNINGS_MAX, TapDriver, launch
@@ -19,8 +19,8 @@ def shown(event: DriverEvent) -> str:
     match event:
         case Warned():
             return f"warning {event.code}"
-        case TestStarted():
-            return f"started {event.case}"
+        case TestStarted() | TestsSelected():
+            raise AssertionError(f"TAP tells ends only, and this is {event}")
     text = f"{event.state} {event.case}"
     if event.kind != "test":
         text = f"{event.kind} {text}"
@@ -400,7 +400,7 @@ def test_a_subtest_keeps_its_own_plan() -> None:
         T     ok 1 - a
         = passed short › a
         T not ok 1 - short
-        = rest lost short › (not reported) x2: 2 of 3 planned tests were not reported
+        = rest lost short › (not reported) x2: lost: 2 of 3 planned tests were not reported
         T # Subtest: long
         T     1..1
         T     ok 1 - a
@@ -493,15 +493,15 @@ def test_bail_out_without_a_plan_and_after_all_tests() -> None:
     )
 
 
-MISSING = "(not reported) x1: 1 of 2 planned tests were not reported"
+MISSING = "(not reported) x1: %s1 of 2 planned tests were not reported"
 
 
 @pytest.mark.parametrize(
     ("code", "ended_by", "reason", "record"),
     [
-        (0, None, None, f"lost {MISSING}; the runner exited with code 0"),
-        (None, "SIGKILL", None, f"lost {MISSING}; the runner was ended by SIGKILL"),
-        (None, "SIGTERM", "cancelled by the lab", "aborted (not reported) x1: cancelled by the lab"),
+        (0, None, None, f"lost {MISSING % 'lost: '}; the runner exited with code 0"),
+        (None, "SIGKILL", None, f"lost {MISSING % 'lost: '}; the runner was ended by SIGKILL"),
+        (None, "SIGTERM", "cancelled by the lab", "aborted (not reported) x1: aborted: cancelled by the lab"),
     ],
 )  # fmt: skip
 def test_planned_but_missing(code: int | None, ended_by: str | None, reason: str | None, record: str) -> None:
@@ -525,7 +525,7 @@ def test_without_a_plan_nobody_knows_how_many_are_missing() -> None:
         T ok 1 - a
         = passed a
         END
-        = rest lost (not reported) xNone: no plan; the runner exited with code 0
+        = rest lost (not reported) xNone: lost: no plan; the runner exited with code 0
         """
     )
 
@@ -548,7 +548,7 @@ def test_more_than_planned_is_a_crash() -> None:
     ("code", "ended_by", "record"),
     [
         (3, None, "blocked the runner exited with code 3, and no test failed"),
-        (None, "SIGSEGV", "lost the runner was ended by SIGSEGV"),
+        (None, "SIGSEGV", "lost the runner was ended by SIGSEGV: lost: the runner was ended by SIGSEGV"),
     ],
 )
 def test_an_exit_that_no_failure_explains_is_a_crash(code: int | None, ended_by: str | None, record: str) -> None:

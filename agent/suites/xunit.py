@@ -17,10 +17,9 @@ import msgspec
 
 from agent.core.events import SuiteFinished, TestFinished
 from agent.suites.messages import Polarion, Suite
-from agent.suites.runners.driver import MESSAGE_MAX, TEXT_MAX, clip, plain
+from agent.suites.runners.driver import MESSAGE_MAX, TEXT_MAX, UNREPORTED, clip, plain
 
 DOCUMENT_MAX: Final = 64 * 1024 * 1024  # bytes
-NOT_REPORTED: Final = "(not reported)"  # how drivers name what they know only by number
 
 # What XML 1.0 forbids; surrogates cannot be written as UTF-8 either.
 _FORBIDDEN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
@@ -197,7 +196,7 @@ def _name(record: TestFinished) -> str:
             said = "1 test not reported"
         case count:
             said = f"{count} tests not reported"
-    return record.name.replace(NOT_REPORTED, said)
+    return record.name.replace(UNREPORTED, said)
 
 
 def _message(record: TestFinished) -> str:

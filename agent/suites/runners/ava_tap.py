@@ -23,6 +23,7 @@ from agent.suites.runners import ava_lines, diagnostics
 from agent.suites.runners.ava_files import Files
 from agent.suites.runners.ava_lines import AvaLines, Item
 from agent.suites.runners.driver import (
+    UNREPORTED,
     Cases,
     DriverEvent,
     LastEvent,
@@ -35,7 +36,6 @@ from agent.suites.runners.driver import (
 )
 
 SKIP: Final = " # SKIP"
-UNREPORTED: Final = "(not reported)"
 TERM_WAIT_S: Final = 5.0  # row 17
 STDERR_MAX: Final = 4096  # bytes of the last output that a lost run shows
 _KEPT_MAX: Final = 8 * 1024 * 1024  # bytes of failures kept whole until the plan; beyond it, without details and log

@@ -119,11 +119,11 @@ class CommandDriver:
 
     def _judged(self, code: int | None, signal: str | None, reason: str | None) -> tuple[State, str | None]:
         if reason is not None:
-            return "aborted", clip(reason, MESSAGE_MAX)
+            return "aborted", clip(f"aborted: {reason}", MESSAGE_MAX)
         if signal is not None:
             return "blocked", f"ended by {signal}"
         if code is None:
-            return "lost", "it ended, and nobody knows how"
+            return "lost", "lost: it ended, and nobody knows how"
         state = self._codes.get(code, "failed")
         said = _MEANINGS.get(code, f"exited with code {code}")
         return state, None if state == "passed" else said

@@ -30,6 +30,7 @@ from agent.suites.runners.driver import (
     LOG_MAX,
     MESSAGE_MAX,
     TITLE_MAX,
+    UNREPORTED,
     YAML_MAX,
     Cases,
     DriverEvent,
@@ -283,7 +284,7 @@ class TapDriver:
             kind="crash",
             state=state,
             ended=now,
-            message=first_line(what),
+            message=first_line(_explained(state, what)),
         )
         self._add(record, events)
 
@@ -292,13 +293,13 @@ class TapDriver:
             run=self._run,
             suite=self._suite,
             case="",
-            name="(not reported)",
+            name=UNREPORTED,
             file=None,
             kind="rest",
             state=state,
             ended=now,
             count=count,
-            message=why and first_line(why),
+            message=why and first_line(_explained(state, why)),
         )
         self._add(record, events)
 
@@ -461,6 +462,10 @@ def _seconds(milliseconds: object) -> float | None:
     if isinstance(milliseconds, int | float) and not isinstance(milliseconds, bool) and 0 <= milliseconds < math.inf:
         return milliseconds / 1000
     return None
+
+
+def _explained(state: State, why: str) -> str:
+    return f"{state}: {why}" if state in ("aborted", "lost") else why
 
 
 def _ending(code: int | None, signal: str | None) -> str:

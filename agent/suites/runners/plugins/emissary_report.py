@@ -10,9 +10,8 @@ EMISSARY_PIPE_EVENTS. It runs in the project's Python (3.8 and newer) and needs 
     finish       {id}
     end          {exitstatus, failfast}
 
-EMISSARY_SELECTION names a JSON file {only, ended}: two lists of [file, name or null]. All tests are deselected that are
-not among `only`, unless that is empty, and all that are among `ended`. Workers of pytest-xdist deselect too, and tell
-nothing: what they do, the controller hears.
+With EMISSARY_ONLY, the name of a JSON file [[file, name or null], ...], all other tests are deselected. Workers of
+pytest-xdist deselect too, and tell nothing: what they do, the controller hears.
 
 Read by agent/suites/runners/pytest.py. Source: protocols/suites.md, "pytest, TAP, command".
 """
@@ -34,10 +33,10 @@ PROPERTIES_MAX = 64
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    selection = os.environ.get("EMISSARY_SELECTION")
-    if selection:
-        with open(selection, encoding="utf-8") as file:
-            config.pluginmanager.register(_Selection(**json.load(file)), "emissary-selection")
+    only = os.environ.get("EMISSARY_ONLY")
+    if only:
+        with open(only, encoding="utf-8") as file:
+            config.pluginmanager.register(_Selection(json.load(file)), "emissary-selection")
     pipe = os.environ.get("EMISSARY_PIPE_EVENTS")
     if pipe and not hasattr(config, "workerinput"):
         # A pytest that a test starts is not ours to tell of, and no child may keep the pipe open.
@@ -47,39 +46,22 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Reporter(int(pipe), output_max), "emissary-reporter")
 
 
-class _Tests:
-    """Tests by file and name; a name of null is the whole file."""
-
-    def __init__(self, rows: list[list[str | None]]) -> None:
-        self.rows = {(file, name) for file, name in rows}
-
-    def __contains__(self, nodeid: str) -> bool:
-        file, _, name = nodeid.partition("::")
-        return (file, None) in self.rows or (file, _as_recorded(name)) in self.rows
-
-
 class _Selection:
-    """Deselects what is not to be run in this attempt."""
+    """Deselects all but the wanted tests. They come by file and name; a name of null is the whole file."""
 
-    def __init__(self, only: list[list[str | None]], ended: list[list[str | None]]) -> None:
-        self.only, self.ended = _Tests(only), _Tests(ended)
-        self.has_deselected = False
+    def __init__(self, wanted: list[list[str | None]]) -> None:
+        self.wanted = {(file, name) for file, name in wanted}
 
     def wants(self, nodeid: str) -> bool:
-        return (nodeid in self.only or not self.only.rows) and nodeid not in self.ended
+        file, _, name = nodeid.partition("::")
+        return (file, None) in self.wanted or (file, _as_recorded(name)) in self.wanted
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         others = [item for item in items if not self.wants(item.nodeid)]
         if others:
-            self.has_deselected = True
             config.hook.pytest_deselected(items=others)
             items[:] = [item for item in items if self.wants(item.nodeid)]
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if session.exitstatus == 5 and self.has_deselected:  # nothing was left to run: that is no failure
-            session.exitstatus = 0
 
 
 def _as_recorded(name: str) -> str:
@@ -157,9 +139,9 @@ class _Reporter:
         self.tell("finish", id=nodeid)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         failures = session.config.getoption("maxfail", 0) or 0
-        self.tell("end", exitstatus=int(session.exitstatus), failfast=0 < failures <= session.testsfailed)
+        self.tell("end", exitstatus=int(exitstatus), failfast=0 < failures <= session.testsfailed)
 
 
 def _said(report: pytest.CollectReport | pytest.TestReport) -> tuple[str | None, str | None]:
