@@ -222,7 +222,7 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
                 limit_s = CLOSE_S
                 try:
                     yield ws
-                except (trio.Cancelled, PeerUnreachable):
+                except (trio.Cancelled, BaseExceptionGroup, PeerUnreachable):  # a group: a nursery was cancelled
                     limit_s = GOODBYE_S
                     raise
                 finally:
