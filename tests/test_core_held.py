@@ -26,7 +26,7 @@ class Sink:
         self.store: Store = open_store(folder, reserve=4096)
         self.bus = Bus(self.store)
         self.box: Outbox = self.store.owe("mimir", lambda event: isinstance(event, RunChanged))
-        self.held = Held(self.bus, self.box, clock=epoch)
+        self.held = Held(self.bus, self.store, self.box, clock=epoch)
 
 
 @pytest.fixture
@@ -54,7 +54,6 @@ async def refuse_one(sink: Sink) -> int:
     sink.bus.publish(RunChanged(run="r", state="running"))
     (owed,) = await sink.box.due()
     sink.held.hold(owed.n, "bad_payload: poison")
-    await sink.store.commit()
     return owed.n
 
 
@@ -90,7 +89,7 @@ async def test_it_is_offered_again_after_an_hour_and_not_before(
 
 async def test_what_was_held_before_a_restart_is_an_alert_again(sink: Sink, nursery: trio.Nursery) -> None:
     await refuse_one(sink)
-    sink.held = Held(sink.bus, sink.box, clock=epoch)
+    sink.held = Held(sink.bus, sink.store, sink.box, clock=epoch)
     got = await alerts(sink, nursery)
     with trio.fail_after(5):
         while not got:

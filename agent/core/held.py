@@ -12,7 +12,7 @@ import trio
 
 from agent.core.bus import Bus
 from agent.core.events import Alert, AlertCleared, Reloaded
-from agent.core.store import HELD_RETRY_S, Outbox
+from agent.core.store import HELD_RETRY_S, Outbox, Store
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ LOOK_S = 60.0  # how often a held delivery's hour is looked at
 class Held:
     """The held deliveries of one outbox; `run` must be running. `clock` gives epoch seconds."""
 
-    def __init__(self, bus: Bus, box: Outbox, *, clock: Callable[[], float] = time.time) -> None:
-        self._bus, self._box, self._clock = bus, box, clock
+    def __init__(self, bus: Bus, store: Store, box: Outbox, *, clock: Callable[[], float] = time.time) -> None:
+        self._bus, self._store, self._box, self._clock = bus, store, box, clock
         self._is_alerting = False
 
     def hold(self, n: int, reason: str) -> None:
@@ -34,12 +34,15 @@ class Held:
 
     async def settle(self) -> None:
         """Nothing waits to be sent: where nothing is held either, the alert is over."""
-        if self._is_alerting and not await self._box.held():
-            self._is_alerting = False
-            self._bus.publish(AlertCleared(code=self._code))
+        if self._is_alerting:
+            await self._store.commit()  # what was just held is seen only then
+            if not await self._box.held():
+                self._is_alerting = False
+                self._bus.publish(AlertCleared(code=self._code))
 
     async def run(self) -> NoReturn:
         """Offer what is held again, under new numbers."""
+        await self._store.commit()
         if left := await self._box.held():
             self._alert(left[0][2])
         with self._bus.subscribe(Reloaded) as reloads:
