@@ -18,15 +18,16 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from agent.core.events import State, TestFinished, TestStarted, Warned
+from agent.core.events import State, TestFinished, TestsSelected, TestStarted, Warned
 from agent.core.lines import CutLine, Lines
 from agent.suites.messages import Suite
 from agent.suites.runners import diagnostics
 from agent.suites.runners.ava import EVENTS
-from agent.suites.runners.ava_tap import STDERR_MAX, TERM_WAIT_S, UNREPORTED, AvaTap, how, said, unexplained
+from agent.suites.runners.ava_tap import STDERR_MAX, TERM_WAIT_S, AvaTap, how, said, unexplained
 from agent.suites.runners.driver import (
     LOG_MAX,
     MESSAGE_MAX,
+    UNREPORTED,
     Cases,
     DriverEvent,
     LastEvent,
@@ -275,6 +276,8 @@ class AvaEvents:
             events.append(self._record(told.test_file, name, state="skipped" if told.skip else "todo"))
         elif told.title not in file.tests:
             file.tests[told.title] = _Test(self._cases.case(told.test_file, name), name)
+            tests = ((told.test_file, name),)
+            events.append(TestsSelected(run=self._run, suite=self._suite.id, tests=tests, attempt=self._attempt))
 
     def _start(self, told: Told, file: _File, events: list[DriverEvent]) -> None:
         test = file.tests.get(told.title)
@@ -418,4 +421,4 @@ def _lines(logs: Sequence[str]) -> tuple[str, ...]:
 
 def _last(events: Sequence[DriverEvent]) -> list[LastEvent]:
     """No test starts when the runner has ended: a start that was read last is not told."""
-    return [event for event in events if not isinstance(event, TestStarted)]
+    return [event for event in events if not isinstance(event, TestStarted | TestsSelected)]
