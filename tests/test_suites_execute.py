@@ -151,3 +151,12 @@ async def test_output_beyond_its_limit_is_cut_in_the_middle_and_told(tmp_path: P
         kept = artifact(finished, "stderr.log")
         assert len(kept) < 10_100
         assert kept.endswith(b"END\n")
+
+
+async def test_a_silent_command_is_ended_when_its_one_test_takes_too_long(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.order(runner="command", command=["sleep", "600"], limits={"test": 0.3, "grace": 0.2})
+        finished = await here.finished()
+        assert finished.verdict == "aborted"
+        assert str(finished.reason).startswith("limits.test: ")
+        assert list((await here.states()).values()) == ["aborted"]

@@ -213,6 +213,7 @@ class Execution:
 
         try:
             async with open_child(spec, leaves=self._machine.leaves) as child, trio.open_nursery() as nursery:
+                feed("stdout", b"")  # it has started, which a silent one does not say itself
                 for name, pipe in child.streams.items():
                     nursery.start_soon(read, name, pipe)
                 self._exit = await self._until_exit(driver, child)
@@ -302,7 +303,7 @@ class Execution:
     async def report(self) -> None:
         """Write result and xUnit from the journal, then tell that the run is over."""
         run = self.run
-        self._advance("reporting")
+        self._advance("reporting", run.stop_reason)
         await self._store.commit()
         ended = self._exit
         finished = SuiteFinished(
