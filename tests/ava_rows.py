@@ -12,7 +12,6 @@ import msgspec
 from agent.core.events import TestFinished
 from agent.suites.messages import Suite
 from agent.suites.runners.driver import DriverEvent
-from agent.suites.runners.driver import DriverEvent
 
 DATA = Path(__file__).parent / "data/ava"
 
