@@ -57,6 +57,23 @@ async def test_events_can_be_read_by_run_and_kind_and_from_a_number_on(store: St
     assert await store.oldest() == 1
 
 
+async def test_a_follower_gets_each_event_once_right_after_its_commit(store: Store) -> None:
+    store.append(cleared("before"), 1.0)
+    await store.commit()
+    got: list[tuple[int, str]] = []
+    with store.follow(lambda events: got.extend((event.seq, event.kind) for event in events)) as seq:
+        assert seq == 1
+        store.append(cleared("a"), 2.0)
+        store.put("key", 1)
+        store.append(RunChanged(run="r-1", state="running"), 2.0)
+        assert got == []
+        await store.commit()
+        assert got == [(2, "AlertCleared"), (3, "RunChanged")]
+    store.append(cleared("after"), 3.0)
+    await store.commit()
+    assert len(got) == 2
+
+
 async def test_a_sink_is_owed_what_it_wants_until_it_acknowledges(store: Store) -> None:
     box = store.owe("mimir", only_cleared)
     store.append(Alert(code="x", text="t", remedy="r", since=0.0), 1.0)

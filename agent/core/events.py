@@ -62,6 +62,19 @@ class AlertCleared(Event, frozen=True, kw_only=True):
     code: str
 
 
+class Logged(Event, frozen=True, kw_only=True):
+    """A client's message, tagged with the run and the test that were active when these were unambiguous.
+
+    `timestamp` is the client's own, epoch seconds. Source: seeds/gator-websocket-api.md, "Log".
+    """
+
+    severity: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+    message: str
+    timestamp: float | None = None
+    run: str | None = None
+    test: str | None = None
+
+
 class RunReceived(Event, frozen=True, kw_only=True):
     """A run was ordered and is on disk. `suite` is the document as it came; `base` the folder that holds it, if any.
 
@@ -277,6 +290,7 @@ AnyEvent: TypeAlias = (
     | LinkChanged
     | Alert
     | AlertCleared
+    | Logged
     | RunReceived
     | RunRefused
     | RunStarted

@@ -17,7 +17,8 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ class Store:
         self._reader = _connect(folder / "store.db")
         self.instance = self._meta("instance", lambda: str(uuid.uuid4()))
         self.seq = int(self._db.execute("SELECT coalesce(max(seq), 0) FROM journal").fetchone()[0])
+        self._told, self._followers = self.seq, list[Callable[[list[Recorded]], None]]()
         highest = self._db.execute("SELECT coalesce(max(n), 0) FROM outbox").fetchone()[0]
         self._n = max(int(self._meta("outbox_n", lambda: "0")), int(highest))
 
@@ -199,10 +201,21 @@ class Store:
         if self.full and await trio.to_thread.run_sync(self._restore_reserve, limiter=self._one_writer):
             self.full, self._on_full = False, trio.Event()
             log.warning("disk has room again folder=%s", self.folder)
+        self._tell_followers(rows)
         self._done, self._pending_bytes = ticket, self._pending_bytes - size
         self._behind_since = trio.current_time() if self._rows or self._orders else None
         committed, self._committed = self._committed, trio.Event()
         committed.set()
+
+    def _tell_followers(self, rows: list[_Row]) -> None:
+        if self._followers and rows:
+            events = [
+                _recorded(seq, row.at, row.kind, row.run, row.test, row.data)
+                for seq, row in enumerate(rows, self._told + 1)
+            ]
+            for take in self._followers:
+                take(events)
+        self._told += len(rows)
 
     def _write(self, rows: list[_Row], orders: list[tuple[str, tuple[Any, ...]]]) -> None:
         seq, n = self.seq, self._n
@@ -277,6 +290,18 @@ class Store:
             where, values = [*where, f"kind IN ({','.join('?' * len(wanted))})"], [*values, *wanted]
         sql = f"SELECT seq, at, kind, run, test, data FROM journal WHERE {' AND '.join(where)} ORDER BY seq LIMIT ?"
         return [_recorded(*row) for row in await self._query(sql, *values, limit)]
+
+    @contextmanager
+    def follow(self, take: Callable[[list[Recorded]], None]) -> Generator[int, None, None]:
+        """Hand each group of events to `take` right after its commit, in order; `take` neither waits nor raises.
+
+        Gives the journal's number at the beginning: the first event that comes has the next one.
+        """
+        self._followers.append(take)
+        try:
+            yield self._told
+        finally:
+            self._followers.remove(take)
 
     def scan(self, run: str, kind: str) -> Iterator[bytes]:
         """The `data` of a run's committed events of one kind, in order. For threads: it opens its own connection."""
