@@ -115,7 +115,9 @@ class Line:
         try:
             with ungrouped():
                 with trio.fail_after(CONNECT_S):
-                    stream = await self._connect()
+                    stream = tcp = await self._connect()
+                    if self._secure:
+                        stream = await self._shake_hands(tcp)
                     greeting = await self._greet(stream, session)
                 await self._use(stream, session, greeting)
         except trio.TooSlowError as err:
@@ -128,25 +130,24 @@ class Line:
                     await _leave(stream, session)
                 await trio.aclose_forcefully(stream)
 
-    async def _connect(self) -> trio.abc.Stream:
+    async def _connect(self) -> trio.SocketStream:
         try:
             stream = await trio.open_tcp_stream(self._host, self._port)
         except OSError as err:
             raise _unreachable(f"{self._settings.url}: {err}") from err
         # A broker that sends no heart-beats would otherwise be waited for for ever after a cut.
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if not self._secure:
-            return stream
+        return stream
+
+    async def _shake_hands(self, tcp: trio.SocketStream) -> trio.abc.Stream:
         files = (self._settings.ca_file, self._settings.cert_file, self._settings.key_file)
         context = client_context(TlsSettings(*(Path(name) if name else None for name in files)))
-        tls = trio.SSLStream(stream, context, server_hostname=self._host)
+        tls = trio.SSLStream(tcp, context, server_hostname=self._host)
         try:
             await tls.do_handshake()
         except trio.BrokenResourceError as err:
-            await trio.aclose_forcefully(stream)
-            raise PeerRefused(
-                f"{self._settings.url}: TLS: {err.__cause__}", remedy="Look at the certificates."
-            ) from err
+            what = f"{self._settings.url}: TLS: {err.__cause__}"
+            raise PeerRefused(what, remedy="Look at the certificates on both sides.") from err
         return tls
 
     async def _greet(self, stream: trio.abc.Stream, session: Session) -> Connected:

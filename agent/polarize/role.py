@@ -386,7 +386,7 @@ class _Reports:
     async def _submit(self, case: _Case) -> Reply | None:
         run = case.submission.run
         try:
-            xml = await trio.Path(case.path).read_bytes()
+            xml = await trio.to_thread.run_sync(case.path.read_bytes)
             project = submit.project_of(xml) or case.project
             if not project:
                 return None
