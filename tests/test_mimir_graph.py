@@ -199,7 +199,7 @@ def test_other_events_are_not_owed() -> None:
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_batch_says_of_one_vertex_becomes_one() -> None:
+def test_what_a_batch_says_of_a_vertex_at_one_rev_becomes_one() -> None:
     batch = Batch()
     start = TestStarted(run="r-1", suite="login", case="f › refuses", name="refuses", file="f", started=5.0)
     events: list[AnyEvent] = [STARTED, start, record(message="late")]
@@ -209,18 +209,23 @@ def test_what_a_batch_says_of_one_vertex_becomes_one() -> None:
     payload = batch.payload()
     assert (payload["seq"], batch.seq) == (13, 13)
     assert len(payload["edges"]) == 6
-    (outcome,) = [vertex for vertex in payload["vertices"] if vertex["label"] == "TestOutcome"]
-    assert (outcome["rev"], outcome["props"]["result"], outcome["props"]["message"]) == (1, "PASSED", "late")
+    outcomes = [vertex for vertex in payload["vertices"] if vertex["label"] == "TestOutcome"]
+    assert [(outcome["rev"], outcome["props"]["result"]) for outcome in outcomes] == [(0, "PENDING"), (1, "PASSED")]
+    assert [vertex["label"] for vertex in payload["vertices"]].count("TestCase") == 1
     assert {"from": "r-1", "label": "of", "to": "login"} in payload["edges"]
 
 
-def test_a_lower_rev_in_the_same_batch_is_ignored_and_none_keeps_the_stored_one() -> None:
+def test_different_revs_stay_apart_and_equal_ones_merge() -> None:
     batch = Batch()
     writes: list[tuple[int | None, dict[str, Any]]]
-    writes = [(2, {"a": 1, "b": 1}), (1, {"a": 0}), (None, {"b": 2}), (3, {"c": None})]
+    writes = [(2, {"a": 1, "b": 1}), (2, {"b": 2}), (1, {"a": 0}), (None, {"c": 1}), (None, {"c": None})]
     for n, (rev, props) in enumerate(writes):
         batch.take(n, Told([Vertex(id="x", label="Run", rev=rev, props=props)], []))
-    assert batch.payload()["vertices"] == [{"id": "x", "label": "Run", "rev": 3, "props": {"a": 1, "b": 2, "c": None}}]
+    assert batch.payload()["vertices"] == [
+        {"id": "x", "label": "Run", "rev": 2, "props": {"a": 1, "b": 2}},
+        {"id": "x", "label": "Run", "rev": 1, "props": {"a": 0}},
+        {"id": "x", "label": "Run", "props": {"c": None}},
+    ]
 
 
 def test_an_empty_batch_is_nothing_to_write() -> None:

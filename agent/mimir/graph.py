@@ -95,11 +95,15 @@ def tell(event: AnyEvent, ident: str, platform: Mapping[str, Any], started: RunS
 
 
 class Batch:
-    """The events that go into one upsert: what they say of one vertex becomes one vertex."""
+    """The events that go into one upsert: what they say of a vertex at one rev becomes one vertex.
+
+    At different revs they stay apart: the graph may know of a rev between them, and ignores the lower ones only.
+    """
 
     def __init__(self) -> None:
         self.events: list[tuple[int, Told]] = []
-        self._vertices: dict[str, Vertex] = {}
+        self._vertices: list[Vertex] = []
+        self._last: dict[str, int] = {}  # id -> where its last vertex is
         self._edges: dict[tuple[str, str, str], Edge] = {}
         self._size = 0
 
@@ -111,13 +115,19 @@ class Batch:
     def take(self, n: int, told: Told) -> bool:
         """Add an event; False, and nothing added, where the upsert would be too big. The first one always fits."""
         size = sum(len(_encode(part)) + 1 for part in (*told.vertices, *told.edges))
-        ids = self._vertices.keys() | {vertex.id for vertex in told.vertices}
-        if self.events and (len(ids) > MAX_VERTICES or self._size + size > MAX_UPSERT):
+        added = sum(not self._merges(vertex) for vertex in told.vertices)
+        if self.events and (len(self._vertices) + added > MAX_VERTICES or self._size + size > MAX_UPSERT):
             return False
         self._size += size
         self.events.append((n, told))
         for vertex in told.vertices:
-            self._vertices[vertex.id] = _merge(self._vertices.get(vertex.id), vertex)
+            if self._merges(vertex):
+                earlier = self._vertices[self._last[vertex.id]]
+                merged = msgspec.structs.replace(vertex, props={**earlier.props, **vertex.props})
+                self._vertices[self._last[vertex.id]] = merged
+            else:
+                self._last[vertex.id] = len(self._vertices)
+                self._vertices.append(vertex)
         self._edges.update(((edge.src, edge.label, edge.dst), edge) for edge in told.edges)
         return True
 
@@ -130,23 +140,15 @@ class Batch:
 
     def payload(self) -> dict[str, Any]:
         """The payload of `upsert`."""
-        parts = {"vertices": list(self._vertices.values()), "edges": list(self._edges.values())}
+        parts = {"vertices": self._vertices, "edges": list(self._edges.values())}
         return {"seq": self.seq, **msgspec.to_builtins(parts)}
 
     def __bool__(self) -> bool:
         """Is there anything to write?"""
         return bool(self._vertices or self._edges)
 
-
-def _merge(earlier: Vertex | None, later: Vertex) -> Vertex:
-    """As the graph itself would: a lower rev is ignored, props merge."""
-    if earlier is None:
-        return later
-    if later.rev is None:
-        return msgspec.structs.replace(earlier, props={**earlier.props, **later.props})
-    if earlier.rev is not None and later.rev < earlier.rev:
-        return earlier
-    return msgspec.structs.replace(later, props={**earlier.props, **later.props})
+    def _merges(self, vertex: Vertex) -> bool:
+        return vertex.id in self._last and self._vertices[self._last[vertex.id]].rev == vertex.rev
 
 
 def _reservation(event: ReservationChanged, ident: str) -> Told:
