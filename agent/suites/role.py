@@ -339,7 +339,7 @@ class _Suites:
 
         async def ask(name: str, argv: tuple[str, ...]) -> None:
             said = bytearray()
-            spec = Spec(argv=argv, cwd=Path("/"), env=environ(os.environ), mark=f"probe-{name}")
+            spec = Spec(argv=argv, cwd=Path("/"), env=environ(os.environ), mark=f"probe-{name}-{os.getpid()}")
             try:
                 with trio.move_on_after(10):
                     async with open_child(spec) as child, trio.open_nursery() as nursery:
@@ -375,33 +375,34 @@ class _Suites:
                 self._decide(received)
                 continue
             suite = document.from_tree(received.suite)
-            reporting = any(isinstance(event, RunChanged) and event.state == "reporting" for event in events)
-            if suite.resumable and not reporting:
+            changes = [event for event in events if isinstance(event, RunChanged)]
+            reporting = next((event for event in changes if event.state == "reporting"), None)
+            if suite.resumable and reporting is None:
                 left = await self._left_over(run)
+                for test in filter(None, left.tests.values()):  # it begins again, as another attempt
+                    self._bus.publish(_interrupted(suite, run, test.file, test.name, test.case, test.attempt, test))
                 only = registry.remaining(suite, list(left.tests))
                 self._begin(suite, received, len(starts) + 1, only, began)
             else:
-                await self._report_interrupted(suite, received, starts[-1].attempt, began, complete=reporting)
+                await self._report_interrupted(suite, received, starts[-1].attempt, began, reporting)
 
     async def _report_interrupted(
-        self, suite: Suite, received: RunReceived, attempt: int, began: float | None, *, complete: bool
+        self, suite: Suite, received: RunReceived, attempt: int, began: float | None, reporting: RunChanged | None
     ) -> None:
         """The service or the machine went down in mid-run: what had finished stands, the rest is aborted."""
         execution = self._execution(suite, received, attempt, slot=0, began=began)
         run = execution.run
         run.state = "running"
-        if not complete:
+        if reporting is not None:  # all was told already, and why it ended
+            if reporting.reason is not None:
+                run.stop(reporting.reason)
+        else:
             run.stop("interrupted")
             left = await self._left_over(run.run)
             cases = Cases(attempt)
             for (file, name), started in left.tests.items():
-                execution.tell(
-                    TestFinished(
-                        run=run.run, suite=suite.id, case=started.case if started else cases.case(file, name),
-                        name=name, file=file, state="aborted", started=started.started if started else None,
-                        ended=time.time(), message="aborted: interrupted", attempt=attempt,
-                    )
-                )  # fmt: skip
+                case = started.case if started else cases.case(file, name)
+                execution.tell(_interrupted(suite, run.run, file, name, case, attempt, started))
             if not (left.tests or left.is_complete):
                 execution.tell(execution.rest("aborted", "interrupted"))
         await execution.report()
@@ -417,6 +418,8 @@ class _Suites:
                     left |= dict.fromkeys(event.tests)
                 case TestStarted():
                     left[event.file, event.name] = event
+                case TestFinished(kind="test", message="aborted: interrupted"):  # by an earlier recovery
+                    left[event.file, event.name] = None
                 case TestFinished() if event.kind == "test":
                     left.pop((event.file, event.name), None)
                 case TestFinished() if event.kind == "rest":
@@ -444,6 +447,16 @@ class _Suites:
 
 
 _RECOVERED = ("RunReceived", "RunRefused", "RunStarted", "RunChanged", "SuiteFinished")
+
+
+def _interrupted(
+    suite: Suite, run: str, file: str | None, name: str, case: str, attempt: int, started: TestStarted | None
+) -> TestFinished:
+    """The record of a test that was to run or ran when the service or the machine went down."""
+    return TestFinished(
+        run=run, suite=suite.id, case=case, name=name, file=file, state="aborted", ended=time.time(), attempt=attempt,
+        started=started.started if started else None, message="aborted: interrupted",
+    )  # fmt: skip
 
 
 def _source(suite: Suite, base: str | None) -> str:

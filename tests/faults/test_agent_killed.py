@@ -1,0 +1,139 @@
+"""kill -9 of the agent at random moments of a run: after its restart every side holds each test once.
+
+Source: protocols/suites.md, "A run" (restart and power loss), acceptance 3; protocols/emissary.md, acceptance 4.
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+
+from agent.core.processtree import tree
+from agent.lab import queue
+from tests.faults.station import ELEMENTS, RESULTS, Bench, Station, bench
+
+KILLS = 10  # of each machine
+TESTS = 20
+RUN_S = 0.9  # about what the suites take
+
+STATES = ("passed", "failed", "skipped", "todo")  # of test n: STATES[n % 4]
+
+# Beside its tests it leaves a daemon that ignores everything, in a session of its own.
+TAP = f"""
+(trap '' HUP INT TERM; exec setsid sleep 1000) >/dev/null 2>&1 &
+echo 1..{TESTS}; n=0
+while [ $n -lt {TESTS} ]; do
+  case $((n % 4)) in
+    0) echo "ok - test $n" ;;
+    1) echo "not ok - test $n" ;;
+    2) echo "ok - test $n # SKIP not here" ;;
+    3) echo "not ok - test $n # TODO" ;;
+  esac
+  n=$((n + 1)); sleep 0.03
+done; exit 1
+"""
+
+PYTEST = f"""
+import pytest, time
+@pytest.mark.parametrize("n", range({TESTS}))
+def test_each(n, request):
+    time.sleep(0.03)
+    if n % 4 == 3:
+        pytest.xfail("later")
+    if n % 4 == 2:
+        pytest.skip("not here")
+    assert n % 4 != 1
+"""
+
+
+def tap_suite(machine: Station) -> dict[str, Any]:
+    return machine.write_suite(TAP)
+
+
+def pytest_suite(machine: Station) -> dict[str, Any]:
+    source = machine.source()
+    (Path(source["dir"]) / "test_it.py").write_text(PYTEST)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    return {"id": "s", "runner": "pytest", "command": command, "source": source, "resumable": True}
+
+
+def number(name: str) -> int:
+    """Which test it is: `test 7`, `test_each[7]`."""
+    return int("".join(char for char in name if char.isdigit()))
+
+
+async def kill_in_mid_run(lab: Bench, machine: Station, suite: dict[str, Any], random: Random) -> None:
+    """Order a run, kill the agent at some moment of it, perhaps again in its recovery, and look at all that is told."""
+    ordered = lab.lab.seneschal.enqueue(suite)
+    await trio.sleep(random.uniform(0, RUN_S))
+    before = await lab.outcomes(ordered)
+    await machine.end()
+    machine.start()
+    if random.random() < 0.3:
+        await trio.sleep(random.uniform(0, 1))
+        await machine.end()
+        machine.start()
+    row = await lab.told(ordered)
+    run = row.run
+    result = machine.result(run)
+
+    if run != ordered:  # the kill had swallowed the order, and when it came again its offer was void
+        assert lab.heard.count(ordered) == {"Refused": 1}
+    assert lab.heard.count(run) == {"Accepted": 1, "Complete": 1}
+    assert len(await lab.imports(run)) == 1
+    assert tree(run) == []
+
+    # An attempt that the kill cut short stands beside the one that counts.
+    tests = [record for record in result["tests"] if record["kind"] == "test"]
+    records = [record for record in tests if record["message"] != "aborted: interrupted"]
+    names = Counter(number(record["name"]) for record in records)
+    assert all(times == 1 for times in names.values()), names
+    assert [record["state"] for record in records] == [STATES[number(record["name"]) % 4] for record in records]
+    assert row.complete is not None
+    if result["reason"] is None:
+        assert sorted(names) == list(range(TESTS))
+        assert row.complete.verdict == result["verdict"] == "failed"
+    else:
+        assert not suite.get("resumable")
+        assert result["reason"] == row.complete.reason == "interrupted"
+        assert row.complete.verdict == result["verdict"] == "aborted"
+        assert sorted(names) == list(range(len(names))), "the first ones, without a hole"
+        assert [record["state"] for record in result["tests"] if record["kind"] == "rest"] == ["aborted"]
+
+    # Mimir and Polarize have what the result has; and what Mimir had before the kill stands.
+    after = await lab.outcomes(run)
+    assert after == {record["case"]: RESULTS[record["state"]] for record in result["tests"]}
+    assert {case: known for case, known in before.items() if known != "PENDING"}.items() <= after.items()
+    imported = lab.document(run)
+    assert len(imported) == len(result["tests"]) - (len(tests) - len(records))
+    for record in records:
+        assert imported[record["name"]] == ELEMENTS.get(record["state"], "error")
+
+
+async def test_killed_at_fifty_random_moments(tmp_path: Path, soak_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An order that the kill has swallowed comes again after 30 s; here sooner.
+    monkeypatch.setattr(queue, "RESEND_S", 5.0)
+
+    async def be_killed(n: int, make: Callable[[Station], dict[str, Any]]) -> None:
+        random = Random(n)
+        machine = Station(f"lab-{n}-{os.getpid()}", tmp_path / f"machine-{n}")
+        until, kills = trio.current_time() + soak_s, 0
+        async with bench(tmp_path / f"lab-{n}") as lab:
+            machine.configure(lab.lab.address, lab.lab.token_file)
+            machine.start()
+            try:
+                while kills < KILLS or trio.current_time() < until:
+                    await kill_in_mid_run(lab, machine, make(machine), random)
+                    kills += 1
+            finally:
+                machine.kill()
+
+    async with trio.open_nursery() as nursery:
+        for n, make in enumerate([tap_suite] * 4 + [pytest_suite]):
+            nursery.start_soon(be_killed, n, make)
