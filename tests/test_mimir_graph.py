@@ -12,6 +12,7 @@ from agent.core.events import (
     Alert,
     AnyEvent,
     Counts,
+    EntitlementChanged,
     ImportFinished,
     ReservationChanged,
     RunChanged,
@@ -53,6 +54,11 @@ def test_the_agents_start_tells_of_its_platform() -> None:
         {"TestPlatform lab": (None, {"hostname": "h"})},
         set(),
     )
+
+
+def test_the_platform_shows_its_entitlement() -> None:
+    changed = EntitlementChanged(status=5, name="registration required", raw="Unknown", source="com.redhat.RHSM1")
+    assert said(changed, None) == ({"TestPlatform lab": (None, {"entitlement": "registration required"})}, set())
 
 
 def test_a_run_comes_with_suite_platform_and_reservation() -> None:

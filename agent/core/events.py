@@ -5,7 +5,7 @@ An event's `kind` is its struct's name. It is shown as `{"seq", "at", "kind", "r
 test record has a field of that name.
 
 Source: protocols/settings.md, "Names that several folders share"; protocols/suites.md, "Records, events, result";
-protocols/emissary.md, "Seneschal", "Mimir", "Polarize".
+protocols/emissary.md, "Seneschal", "Mimir", "Polarize", "Entitlement and file monitor".
 """
 
 from typing import Any, Literal, TypeAlias, get_args
@@ -284,6 +284,50 @@ class ImportFinished(Event, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class FileChanged(Event, frozen=True, kw_only=True):
+    """A watched file or directory is not as it was. Of a deleted one, all that it was is null.
+
+    `from` is where a moved one stood before. `mtime` is epoch seconds, `mode` as git writes it ("100644", "040755"),
+    `owner` "user:group". Large files and those that cannot be read have no `sha256`. `content` (base64 in JSON) is
+    there where it was asked for and the settings allow it. `run` is the run whose suite watches the file.
+
+    Source: protocols/emissary.md, "Entitlement and file monitor".
+    """
+
+    path: str
+    from_: str | None = msgspec.field(default=None, name="from")
+    what: Literal["created", "modified", "deleted", "moved", "attributes"]
+    size: int | None = None
+    mtime: float | None = None
+    mode: str | None = None
+    owner: str | None = None
+    sha256: str | None = None
+    content: bytes | None = None
+    run: str | None = None
+
+
+class FileGap(Event, frozen=True, kw_only=True):
+    """Changes at or below `path` may have gone unseen, for the reason in `why`; what is there now is told after it."""
+
+    path: str
+    why: str
+    run: str | None = None
+
+
+class EntitlementChanged(Event, frozen=True, kw_only=True):
+    """The machine's entitlement status: at the start, and whenever it is another one.
+
+    `status` is the number of protocols/emissary.md, "Entitlement and file monitor" (-1 unknown to 5 registration
+    required), `name` its word; `raw` is what the source said, perhaps translated; `previous` is the status before.
+    """
+
+    status: int
+    name: str
+    raw: str
+    source: str
+    previous: int | None = None
+
+
 AnyEvent: TypeAlias = (
     AgentStarted
     | RoleChanged
@@ -304,6 +348,9 @@ AnyEvent: TypeAlias = (
     | ReservationChanged
     | Reloaded
     | ImportFinished
+    | FileChanged
+    | FileGap
+    | EntitlementChanged
 )
 
 KINDS: dict[str, type[AnyEvent]] = {kind.__name__: kind for kind in get_args(AnyEvent)}

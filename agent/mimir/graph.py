@@ -14,6 +14,7 @@ import msgspec
 from agent.core.events import (
     AgentStarted,
     AnyEvent,
+    EntitlementChanged,
     ImportFinished,
     ReservationChanged,
     RunChanged,
@@ -49,6 +50,7 @@ TOLD = (
     TestFinished,
     SuiteFinished,
     ImportFinished,
+    EntitlementChanged,
 )
 _encode = msgspec.json.Encoder().encode
 
@@ -76,6 +78,8 @@ def tell(event: AnyEvent, ident: str, platform: Mapping[str, Any], started: RunS
     match event:
         case AgentStarted():
             return Told([Vertex(id=ident, label="TestPlatform", props=dict(platform))], [])
+        case EntitlementChanged():
+            return Told([Vertex(id=ident, label="TestPlatform", props={"entitlement": event.name})], [])
         case ReservationChanged():
             return _reservation(event, ident)
         case RunStarted():
