@@ -15,7 +15,7 @@ from agent.core import listen
 from agent.core.channel import Channel, Refused, converse
 from agent.core.envelope import Request
 from agent.core.errors import ActionError
-from agent.core.events import Alert, AlertCleared, Reloaded, RunRecalled
+from agent.core.events import Alert, AlertCleared, Logged, Reloaded, RunRecalled
 from agent.core.guard import Guard
 from agent.core.head import Head
 from agent.core.link import Dial
@@ -465,6 +465,22 @@ async def test_a_draining_machine_takes_its_offers_back(tmp_path: Path, peer: Pe
         agent.suites.tell_slots()
         await agent.until(lambda: any(getattr(event, "state", "") == "returned" for event in agent.events))
         await peer.no_offer()
+
+
+async def test_clients_messages_are_passed_on_and_counted(
+    tmp_path: Path, peer: Peer, autojump_clock: MockClock
+) -> None:
+    jump(autojump_clock)
+    agent = scripted(tmp_path, peer)
+    async with agent.up():
+        await peer.offer()
+        agent.bus.publish(Logged(severity="ERROR", message="x" * 20_000, timestamp=5.0, run="r-1", test="t"))
+        (entry,) = await peer.told("log")
+        assert entry == {"message": "x" * 16384, "timestamp": 5.0, "severity": "ERROR", "run": "r-1", "test": "t"}
+        assert [request.posted for request in peer.asked if request.action == "log"] == [True]
+        beats = len(await peer.told("update"))
+        metrics = (await peer.told("update", beats + 1))[-1]["metrics"]
+        assert (metrics["msg_error"], metrics["msg_info"]) == (1, 0)
 
 
 async def test_the_current_reservations_are_an_action(tmp_path: Path, peer: Peer) -> None:

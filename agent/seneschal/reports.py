@@ -9,12 +9,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import msgspec
 
-from agent.core.events import Counts, RunRefused, RunStarted, RunState, SuiteFinished
-from agent.seneschal.messages import Accepted, Complete, Link, Refused, RunReport
+from agent.core.events import Counts, Logged, RunRefused, RunStarted, RunState, SuiteFinished
+from agent.seneschal.messages import Accepted, Complete, Link, Log, Refused, RunReport
 
 ORIGIN = "seneschal"
 MAX_REASON = 4096  # characters of a `reason`
 MAX_ARTIFACTS = 256
+MAX_LOG = 16 * 1024  # characters of a `log` message; the whole of it is in the journal
 UNKNOWN = "unknown after restart"
 
 
@@ -111,6 +112,17 @@ def unknown(seq: int, run: str, ident: str) -> Complete:
         verdict="aborted",
         counts=Counts(),
         reason=UNKNOWN,
+    )
+
+
+def log_entry(event: Logged) -> Log:
+    """A client's message, passed on."""
+    return Log(
+        message=event.message[:MAX_LOG],
+        timestamp=event.timestamp,
+        severity=event.severity,
+        run=event.run,
+        test=event.test,
     )
 
 

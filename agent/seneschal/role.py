@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import msgspec
 import trio
@@ -22,6 +22,7 @@ from agent.core.errors import ActionError, PeerBrokeProtocol
 from agent.core.events import (
     AnyEvent,
     LinkChanged,
+    Logged,
     ReservationChanged,
     RunRecalled,
     RunReceived,
@@ -48,6 +49,7 @@ from agent.seneschal.messages import (
     Register,
     Registered,
     Run,
+    Severity,
     Update,
     Updated,
 )
@@ -59,6 +61,7 @@ SINK = "seneschal"
 TICK_S = 1.0  # how often leases and offers are looked at
 SUITES_S = 10.0  # s for the suites role to come up before we register without its slots
 DELIVERY_S = 60.0  # s for a hang of one delivery or order; an answer is waited for 10 s
+MAX_LOGS = 1000  # messages that wait to be posted; then the oldest are left out
 ENDS = ("SuiteFinished", "RunRefused", "RunRecalled")
 T = TypeVar("T")
 
@@ -94,7 +97,7 @@ async def run(
     kept = await store.get(SINK, Kept) or Kept()
     machine = Machine(ident, kept, at, abort_on_lease_lost=settings.on_lease_lost == "abort")
     side = _Side(bus, store, box, machine, settings, ident, about, health, metrics, clock)
-    kinds = (RunStarted, RunRefused, SuiteFinished, SlotsChanged, LinkChanged)
+    kinds = (RunStarted, RunRefused, SuiteFinished, SlotsChanged, LinkChanged, Logged)
     with bus.subscribe(*kinds) as events, bus.answer("reservations", side.reservations):
         await side.resume()
         task_status.started()
@@ -143,6 +146,7 @@ class _Side:
         self.held = Held(bus, store, box, clock=clock)
         self._kept: Kept | None = None
         self._suites_up = trio.Event()
+        self._logged: dict[str, int] = dict.fromkeys(get_args(Severity), 0)
         self._offers: Available | None = None  # what is still to be told; a newer one replaces it
         self._offers_changed = trio.Event()
 
@@ -252,6 +256,9 @@ class _Side:
                     continue
                 case LinkChanged():
                     continue
+                case Logged():
+                    self._logged[event.severity] += 1
+                    continue
             await self._look_at_slots()
 
     async def tick(self) -> NoReturn:
@@ -312,6 +319,7 @@ class _Side:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._beat, channel, min(self._settings.heartbeat, registered.heartbeat))
                 nursery.start_soon(self._tell_offers, channel)
+                nursery.start_soon(self._tell_logs, channel)
                 await self._tell_owed(channel)
         finally:
             self._offers = None
@@ -334,7 +342,7 @@ class _Side:
     async def _beat(self, channel: Channel, every_s: float) -> NoReturn:
         while True:
             live = await self._look_at_slots()
-            logged = {f"msg_{name}": 0 for name in ("debug", "info", "warning", "error", "critical")}
+            logged = {f"msg_{severity.lower()}": n for severity, n in self._logged.items()}
             own = {"slots_free": live.free, "clock_skew": round(self._machine.skew, 3)}
             beat = Update(ident=self._ident, metrics={**live.metrics(), **logged, "own": own}, runs=live.reports())
             asked = self._now()
@@ -351,6 +359,13 @@ class _Side:
             if self._offers is not None:
                 offers, self._offers = self._offers, None
                 await channel.ask("available", _payload(offers))
+
+    async def _tell_logs(self, channel: Channel) -> NoReturn:
+        """Posted, and only while there is a connection: the journal has them all."""
+        with self._bus.subscribe(Logged, limit=MAX_LOGS) as events:
+            async for event in events:
+                await channel.post("log", _payload(reports.log_entry(event)))
+        raise AssertionError("a subscription never ends")
 
     async def _tell_owed(self, channel: Channel) -> NoReturn:
         after = 0
