@@ -185,8 +185,9 @@ def test_an_imports_outcome_is_on_the_run() -> None:
 @pytest.mark.parametrize(("state", "rev"), [("available", 0), ("reserved", 1), ("running", 2), ("returned", 3)])
 def test_a_reservation_tells_what_it_knows(state: Any, rev: int) -> None:
     event = ReservationChanged(id="lab/0/1", state=state, run="r-1", available_at=1.0)
+    no_lease = {"lease_until": None} if state == "returned" else {}
     assert said(event, None) == (
-        {"Reservation lab/0/1": (rev, {"state": state, "run": "r-1", "available_at": 1.0})},
+        {"Reservation lab/0/1": (rev, {"state": state, "run": "r-1", "available_at": 1.0, **no_lease})},
         {("lab/0/1", "of", "lab")},
     )
 

@@ -37,6 +37,7 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS vertex(id TEXT PRIMARY KEY, label TEXT NOT NULL, rev INTEGER, props TEXT NOT NULL,
     seq INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS vertex_label ON vertex(label, id);
+CREATE INDEX IF NOT EXISTS vertex_lease ON vertex(json_extract(props, '$.lease_until')) WHERE label = 'Reservation';
 CREATE TABLE IF NOT EXISTS edge(src TEXT, label TEXT, dst TEXT, props TEXT NOT NULL, seq INTEGER NOT NULL,
     PRIMARY KEY(src, label, dst)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS edge_dst ON edge(dst, label);
@@ -173,7 +174,8 @@ class Graph:
     def overdue(self, now: float) -> list[str]:
         """The reservations whose lease has passed and that are not lost or returned."""
         sql = (
-            "SELECT id FROM vertex WHERE label = 'Reservation' AND json_extract(props, '$.lease_until') <= ?"
+            "SELECT id FROM vertex INDEXED BY vertex_lease WHERE label = 'Reservation'"
+            " AND json_extract(props, '$.lease_until') <= ?"
             " AND json_extract(props, '$.state') IN ('available', 'reserved', 'running')"
         )
         return [key for (key,) in self._db.execute(sql, (now,))]

@@ -158,6 +158,8 @@ class Batch:
 def _reservation(event: ReservationChanged, ident: str) -> Told:
     named = msgspec.to_builtins(event)
     props = {key: value for key, value in named.items() if key != "id" and value is not None}
+    if event.state == "returned":
+        props["lease_until"] = None
     vertex = Vertex(id=event.id, label="Reservation", rev=RESERVATION_REV[event.state], props=props)
     return Told([vertex], [Edge(src=event.id, label="of", dst=ident)])
 
