@@ -7,7 +7,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -175,12 +175,32 @@ class Bench:
         """Wait until Seneschal, Mimir and Polarize know the end of a run, or of what replaced it; that run."""
         with trio.fail_after(60):
             row = await self.lab.seneschal.ended(run)
-        await until(lambda: self._is_in_mimir(row.run))
-        await until(lambda: self.imports(row.run))
+        await until(lambda: self._is_over(row.run))
         return row
 
-    async def _is_in_mimir(self, run: str) -> bool:
-        return any(props.get("state") == "done" for key, props in await self.vertices("Run", {}) if key == run)
+    async def agree(self, machine: Station, run: str, *, completes: Collection[int] = (1,)) -> dict[str, Any]:
+        """Check that every side holds each test of a run that is over exactly once, as the result has it; the result.
+
+        An attempt that was cut short by a kill is in Mimir beside the one that counts, and not in the import.
+        """
+        result = machine.result(run)
+        assert self.heard.count(run)["Complete"] in completes
+        (imported,) = await self.imports(run)
+        assert imported.status == "SUCCESS"
+        assert tree(run) == []
+        assert await self.outcomes(run) == {record["case"]: RESULTS[record["state"]] for record in result["tests"]}
+        last = {record["case"].removesuffix(f"@{record['attempt']}"): record for record in result["tests"]}
+        imported = self.document(run)
+        assert len(imported) == len(last)
+        for record in last.values():
+            if record["kind"] == "test":
+                assert imported[record["name"]] == ELEMENTS.get(record["state"], "error")
+        return result
+
+    async def _is_over(self, run: str) -> bool:
+        """Does Mimir know of the run's end, and of its import's?"""
+        props = dict(await self.vertices("Run", {"state": "done"})).get(run, {})
+        return "import_outcome" in props
 
     async def imports(self, run: str) -> list[Any]:
         """The imports of a run's document."""
@@ -198,8 +218,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(data: Path) -> AsyncIterator[Bench]:
-    """A lab that serves at a free port until the block ends."""
+async def bench(data: Path, address: str = "127.0.0.1:0") -> AsyncIterator[Bench]:
+    """A lab that serves until the block ends, at a free port if no other is given."""
     async with trio.open_nursery() as nursery:
-        yield Bench(await nursery.start(serve_lab, "127.0.0.1:0", data))
+        yield Bench(await nursery.start(serve_lab, address, data))
         nursery.cancel_scope.cancel()
