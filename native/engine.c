@@ -4,7 +4,7 @@
 
 const char *engine_name(int engine)
 {
-    static const char *const names[ENGINE_COUNT] = {"scalar", "sse2", "avx2", "neon"};
+    static const char *const names[ENGINE_COUNT] = {"scalar", "ssse3", "avx2", "neon"};
     return names[engine];
 }
 
@@ -14,8 +14,8 @@ int engine_available(int engine)
     case ENGINE_SCALAR:
         return 1;
 #if defined(__x86_64__) || defined(__i386__)
-    case ENGINE_SSE2:
-        return __builtin_cpu_supports("sse2") != 0;
+    case ENGINE_SSSE3:
+        return __builtin_cpu_supports("ssse3") != 0;
     case ENGINE_AVX2:
         return __builtin_cpu_supports("avx2") != 0; /* asks the OS too whether it saves the registers */
 #elif defined(__aarch64__)
@@ -29,7 +29,7 @@ int engine_available(int engine)
 
 int engine_best(void)
 {
-    static const int fastest_first[] = {ENGINE_AVX2, ENGINE_NEON, ENGINE_SSE2};
+    static const int fastest_first[] = {ENGINE_AVX2, ENGINE_NEON, ENGINE_SSSE3};
     for (size_t i = 0; i < sizeof fastest_first / sizeof *fastest_first; i++)
         if (engine_available(fastest_first[i]))
             return fastest_first[i];

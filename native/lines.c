@@ -77,7 +77,7 @@ size_t line_ends(int engine, const uint8_t *block, size_t start, size_t size, si
     case ENGINE_AVX2:
         scan_avx2(block, start, size, &out);
         break;
-    case ENGINE_SSE2:
+    case ENGINE_SSSE3:
         scan_sse2(block, start, size, &out);
         break;
 #elif defined(__aarch64__)

@@ -7,13 +7,14 @@
 /*
  * What agent._native offers to Python.
  *
- * Every function here is pure: it keeps no state, allocates nothing, touches no Python object and may run without the
- * GIL (cffi releases it around each call). All memory belongs to the caller, who keeps it alive and lets nobody else
- * write to it until the call returns. native/build.py gives this file to cffi without the lines that begin with '#'.
+ * No function keeps state of its own or touches a Python object, and all may run without the GIL (cffi releases it
+ * around each call). Only *_new and *_compile allocate, and what they return the caller gives to *_free. All other
+ * memory is the caller's, who keeps it alive and lets nobody else write to it until the call returns.
+ * native/build.py gives this file to cffi without the lines that begin with '#'.
  */
 
 /* Ways to compute the same result. The numbers are fixed: tests run each engine that the machine has. */
-enum engine { ENGINE_SCALAR, ENGINE_SSE2, ENGINE_AVX2, ENGINE_NEON, ENGINE_COUNT };
+enum engine { ENGINE_SCALAR, ENGINE_SSSE3, ENGINE_AVX2, ENGINE_NEON, ENGINE_COUNT };
 
 /* The engine's name in lower case; static storage. `engine` is below ENGINE_COUNT. */
 const char *engine_name(int engine);
@@ -31,5 +32,130 @@ int engine_best(void);
  * Reads only block[start..size), writes only ends[0..capacity).
  */
 size_t line_ends(int engine, const uint8_t *block, size_t start, size_t size, size_t *ends, size_t capacity);
+
+/*
+ * Regular expressions: PCRE2, JIT-compiled where the system allows it. A regex is immutable, and any number of threads
+ * may match with it; each thread needs a scratch of its own.
+ */
+
+enum { REGEX_UTF = 1, REGEX_INTERPRET = 2 };        /* flags of regex_compile */
+enum { MATCH_NOTBOL = 1, MATCH_NOTEOL = 2 };        /* the text does not begin, does not end where its line does */
+enum { REGEX_PATTERN_MAX = 4096 };
+enum { CAPTURE_UNSET = 0xFFFFFFFF };
+
+/* Why a pattern was refused: what PCRE2 says, and the offset in the pattern, in bytes. */
+struct regex_fault { size_t at; char text[200]; };
+
+struct regex;
+struct scratch;
+
+/*
+ * Compile a pattern of at most REGEX_PATTERN_MAX bytes. Without REGEX_UTF the pattern and what it is matched with are
+ * bytes; with it both are UTF-8, and no match spans bytes that are none. REGEX_INTERPRET leaves the JIT out, as does a
+ * system that refuses executable memory. NULL: refused, see `fault`.
+ */
+struct regex *regex_compile(const uint8_t *pattern, size_t size, int flags, struct regex_fault *fault);
+void regex_free(struct regex *regex);
+
+/* 1 when matches run as machine code, 0 when interpreted. */
+int regex_jit(const struct regex *regex);
+
+/* How many named groups there are; the name of one of them, by the order of their numbers. The regex owns the name. */
+size_t regex_groups(const struct regex *regex);
+const char *regex_group(const struct regex *regex, size_t index);
+
+/* What matching needs beside the regex: the JIT's stack (up to 1 MiB), offsets, limits. NULL: no memory. */
+struct scratch *scratch_new(void);
+void scratch_free(struct scratch *scratch);
+
+/*
+ * Search text[0..size). `flags`: MATCH_*. Returns 1 and fills captures[2 * regex_groups()] with (start, length) of each
+ * named group, start CAPTURE_UNSET for one that took no part; 0: no match; -1: given up at a limit, so nobody knows.
+ */
+int regex_match(const struct regex *regex, struct scratch *scratch, const uint8_t *text, size_t size, int flags,
+                uint32_t *captures);
+
+/*
+ * The prefilter: where in a block does any of some thousand literals stand? Immutable; any number of threads may search.
+ */
+
+/* A string of at least LITERAL_MIN bytes. With `caseless`, ASCII letters match either case. */
+struct literal { const uint8_t *text; uint32_t size; uint32_t caseless; };
+struct literal_hit { uint32_t at; uint32_t literal; };
+enum { LITERAL_MIN = 2, LITERAL_MAX = 64 };
+
+struct prefilter;
+
+/*
+ * Prepare a search for literals[0..count). `sample` is text like that to be searched; the windows of the literals are
+ * chosen by how rarely they look like it. Nothing of the arguments is kept. NULL: no memory, or a literal of a size
+ * that is not allowed.
+ */
+struct prefilter *prefilter_new(const struct literal *literals, size_t count, const uint8_t *sample, size_t sample_size);
+void prefilter_free(struct prefilter *prefilter);
+
+/*
+ * Search block[start..size), size below 2^32. Writes a hit for each occurrence of each literal: `at` is the offset of its
+ * first byte; hits on a line come before those on later ones. Full hits end the search early: *next is where to go on,
+ * else `size`. To get on at all, `capacity` must be at least `count` of prefilter_new. Returns how many were written.
+ */
+size_t prefilter_find(const struct prefilter *prefilter, int engine, const uint8_t *block, size_t start, size_t size,
+                      struct literal_hit *hits, size_t capacity, size_t *next);
+
+/*
+ * The scanner: all rules on every line of a block. A rule's regex runs only on lines that hold one of its literals.
+ */
+
+/*
+ * A rule: on every line that `regex` matches stands one of literals[members[clause..clause + clause_size)]. With no
+ * clause the regex runs on every line. It must live as long as the scanner.
+ */
+struct rule { const struct regex *regex; uint32_t clause, clause_size; };
+
+/*
+ * A match; the line's offset in the block and its length without LF and one CR, or those of a window of it. Captures
+ * begin at captures[2 * captures_at]: (start from line_at, length) for each named group of the regex, see regex_match.
+ */
+struct match { uint32_t line_at, line_size, rule, captures_at; uint16_t captures, flags; uint32_t unused; };
+
+/* Flags of a match: the line was longer than LINE_MAX_SIZE and this is a window of it; it is not complete yet; the regex
+ * gave up at a limit, so nobody knows whether it matches. */
+enum { MATCH_WINDOW = 1, MATCH_PARTIAL = 2, MATCH_LIMIT = 4 };
+
+/* Longer lines are matched by windows of this size; each begins WINDOW_STEP after the last. */
+enum { LINE_MAX_SIZE = 65536, WINDOW_STEP = 61440 };
+
+/* How the block's last line ends when it has no LF: as any line; it goes on beyond the block; not yet, match it as it is. */
+enum { END_LINE, END_OPEN, END_PARTIAL };
+
+struct scanner;
+struct worker;
+
+/*
+ * Compile rules[0..rule_count) over literals[0..literal_count); `sample` as in prefilter_new. Immutable; keeps nothing
+ * of the arguments but the regexes. NULL: no memory, or a literal that is too short, too long, or holds a LF.
+ */
+struct scanner *scanner_new(const struct rule *rules, size_t rule_count, const struct literal *literals,
+                            size_t literal_count, const uint32_t *members, const uint8_t *sample, size_t sample_size);
+void scanner_free(struct scanner *scanner);
+
+/* What a thread needs to scan with a scanner. NULL: no memory. */
+struct worker *worker_new(const struct scanner *scanner);
+void worker_free(struct worker *worker);
+
+/*
+ * Match the lines of block[0..size), size below 2^31. `*before`: how many bytes of the first line came before the
+ * block, 0 or a multiple of WINDOW_STEP. `end`: END_*. `suspended`: a byte a rule, not 0: leave it out; or NULL.
+ * Writes the matches, by line and then by rule, at most `capacity` and `captures_capacity` pairs of captures; room for
+ * one match of every rule is needed to get on at all. Sets *consumed, and *before, to where to go on: the start of a
+ * line or window. That is `size`, unless the matches are full or the last line is open. A long line gives a rule once
+ * per call. Returns how many matches were written.
+ */
+size_t scan(const struct scanner *scanner, struct worker *worker, int engine, const uint8_t *block, size_t size,
+            size_t *before, int end, const uint8_t *suspended, struct match *matches, size_t capacity,
+            uint32_t *captures, size_t captures_capacity, size_t *consumed);
+
+/* How often a regex was tried since the worker was made. */
+uint64_t worker_tries(const struct worker *worker);
 
 #endif

@@ -1,6 +1,9 @@
 """Which native engine runs."""
 
+import os
 import platform
+import subprocess
+import sys
 
 from agent.core.engine import ENGINE, available_engines, native_engine
 
@@ -15,4 +18,12 @@ def test_scalar_is_always_there() -> None:
 
 def test_common_machines_do_not_fall_back_to_scalar() -> None:
     if platform.machine() in ("x86_64", "aarch64"):
-        assert native_engine() in ("avx2", "sse2", "neon")
+        assert native_engine() in ("avx2", "ssse3", "neon")
+
+
+def test_an_engine_can_be_forced() -> None:
+    program = "from agent.core.engine import native_engine; print(native_engine())"
+    for wanted, expected in (("scalar", "scalar"), ("mmx", native_engine())):
+        env = {**os.environ, "AGENT_SIMD": wanted}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=True)
+        assert done.stdout == f"{expected}\n"

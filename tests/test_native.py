@@ -4,11 +4,15 @@ import os
 import random
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from agent.core.engine import available_engines
+from agent.logs.literals import Literal, clauses
+from agent.logs.scanner import End
+from tests.patterns import line, pattern
 from tests.test_core_lines import twin
 
 ROOT = Path(__file__).parent.parent
@@ -17,15 +21,29 @@ SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover
 FLAGS = ["-std=c11", "-Wall", "-Wextra", "-Werror", *SANITIZED]
 
 
-@pytest.fixture(scope="module")
-def line_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("native") / "lines"
-    sources = [ROOT / "tests/native/lines.c", NATIVE / "lines.c"]
-    built = subprocess.run(["cc", *FLAGS, f"-I{NATIVE}", *sources, "-o", program], capture_output=True, text=True)
+PCRE2 = [*(f"-L{path.parent}" for path in ROOT.glob(".deps/usr/lib/*/libpcre2-8.a")), "-lpcre2-8"]
+
+
+def build(program: Path, *sources: str) -> Path:
+    """Compile a harness of tests/native with the C files that it tests."""
+    paths = [ROOT / "tests/native" / sources[0], *(NATIVE / name for name in sources[1:])]
+    includes = [f"-I{NATIVE}", f"-I{ROOT}/.deps/usr/include"]
+    built = subprocess.run(["cc", *FLAGS, *includes, *paths, "-o", program, *PCRE2], capture_output=True, text=True)
     if "cannot find" in built.stderr and os.environ.get("CI") != "true":
         pytest.skip("sanitizers: the C compiler came without their libraries")
     assert built.returncode == 0, built.stderr
     return program
+
+
+@pytest.fixture(scope="module")
+def line_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("native") / "lines", "lines.c", "lines.c")
+
+
+@pytest.fixture(scope="module")
+def scanner_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("native") / "scanner"
+    return build(program, "scanner.c", "scanner.c", "prefilter.c", "regex.c")
 
 
 def test_line_ends_stays_inside_its_memory_and_agrees_with_the_twin(line_harness: Path) -> None:
@@ -40,3 +58,51 @@ def test_line_ends_stays_inside_its_memory_and_agrees_with_the_twin(line_harness
     assert done.returncode == 0, done.stderr.decode()
     answers = [list(map(int, line.split())) for line in done.stdout.decode().splitlines()]
     assert answers == [twin(block, start, capacity) for _, block, start, capacity in cases]
+
+
+def number(*values: int) -> bytes:
+    return struct.pack(f"={len(values)}I", *values)
+
+
+def sized(data: bytes) -> bytes:
+    return number(len(data)) + data
+
+
+def scanner_case(rng: random.Random, engine: int) -> bytes:
+    """A random rule set over random lines, as tests/native/scanner.c reads it."""
+    pieces = [pattern(rng) for _ in range(rng.choice([0, 1, 3, 10, 120, 300]))]
+    literals: dict[Literal, int] = {}
+    rules = []
+    for regex, _ in pieces:
+        utf = rng.random() < 0.2
+        found = rng.choice(clauses(regex, utf=utf) or [()])
+        members = [literals.setdefault(literal, len(literals)) for literal in found]
+        # Interpreted, for the sanitizers to see PCRE2 at work, or as machine code.
+        flags = utf | 2 * (rng.random() < 0.5)
+        rules.append(number(flags) + sized(regex.encode()) + number(len(members), *members))
+    texts = [text for _, text in pieces]
+    lines = [line(rng, texts) for _ in range(rng.randrange(40))]
+    block = b"\n".join(lines) + rng.choice([b"", b"\n"])
+    return b"".join(
+        [
+            number(engine, rng.choice(list(End)), rng.choice([0, 7, 5000]), len(rules)),
+            *rules,
+            number(len(literals)),
+            *(number(literal.caseless) + sized(literal.text) for literal in literals),
+            sized(block),
+            sized(rng.choice([b"", b"ab", block, b"error at rack\n" * 2000])),
+        ]
+    )
+
+
+def test_the_scanner_stays_inside_its_memory_and_agrees_with_pcre2_alone(scanner_harness: Path, soak_s: float) -> None:
+    rng, count = random.Random(21), 0
+    until = time.monotonic() + soak_s
+    while count < 400 or time.monotonic() < until:
+        cases = [scanner_case(rng, engine) for engine in available_engines().values() for _ in range(40)]
+        done = subprocess.run([scanner_harness], input=b"".join(cases), capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[:4000]
+        matches = list(map(int, done.stdout.split()))
+        assert len(matches) == len(cases)
+        assert sum(matches) > len(cases)
+        count += len(cases)

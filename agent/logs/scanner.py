@@ -1,0 +1,167 @@
+"""The face of the native scanner: bytes in, match records out. Only a match that is asked for becomes a Python object.
+
+A Scanner holds what is compiled, and any number of threads may use it; each needs a Worker of its own.
+
+Source: protocols/logs.md 3.
+"""
+
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+from agent._native import ffi, lib
+from agent.core.engine import ENGINE
+from agent.logs.literals import Clause, Frequencies, choose
+from agent.logs.regex import UNSET, Regex
+
+LINE_MAX: int = lib.LINE_MAX_SIZE  # bytes; longer lines are matched by windows
+WINDOW_STEP: int = lib.WINDOW_STEP
+RECORDS = 4096  # matches returned by one call, where there are not more rules
+PAIRS = 16_384  # captures in them
+
+WINDOW, PARTIAL, LIMIT = 1, 2, 4  # flags of a match; native/native.h
+_RECORD = struct.Struct("@IIIIHHI")
+
+# What choices are made by before any text was seen. The prefilter tells literals from text like this.
+TYPICAL = b"""\
+Jan  5 10:00:01 host12 sshd[2817]: Accepted publickey for root from 10.0.12.7 port 50122 ssh2: RSA SHA256:k3JqWn
+Jan 17 23:59:58 host12 kernel: [12345.678901] usb 1-1.4: new high-speed USB device number 7 using xhci_hcd
+Mar  9 04:12:33 lab-07 systemd[1]: Started Session 1294 of user root.
+2026-01-05 08:00:00,123 INFO org.example.server.RequestHandler: Received request id=84217 from /10.251.31.5:42506
+2026-01-05 08:00:00,457 WARN [main] com.example.net.Client - node-3:9092 could not be reached, retrying in 500 ms
+2026-01-05T08:00:01.002Z DEBUG worker-4 job_1420 state changed from QUEUED to RUNNING in 0.031 s
+I0105 08:00:02.417 1702 scheduler.go:214] bound pod "default/web-7d4b9c-x2x8p" to node "worker-2"
+10.1.2.3 - - [05/Jan/2026:08:00:03 +0000] "GET /static/app.js?v=1842 HTTP/1.1" 200 18231 "-" "Mozilla/5.0 (X11; Linux)"
+{"time":"2026-01-05T08:00:04Z","level":"info","msg":"block written","block":"0x00ff17e2a4","bytes":67108864}
+1136073604 2026.01.05 R02-M1-N0-C:J12-U11 RAS KERNEL INFO CE sym 2, at 0x0b85eee0, mask 0x05
+audit: type=1400 audit(1767600000.123:456): apparmor="ALLOWED" operation="open" pid=4122 comm="agent" uid=0
+nova-compute.log 2026-01-05 08:00:05.185 2931 INFO nova.virt [req-3ea4052c-895d] [instance: b9000564] Took 20.58 seconds
+    at com.example.Service$Worker.run(Service.java:431)
+D/PowerManagerService( 1702): acquire lock=166121161, flags=0x1, tag="View Lock", name=com.android.systemui, uid=10037
+"""
+
+
+class End(IntEnum):
+    """How a block's last line ends when it has no LF: as any line; it goes on beyond the block; not yet."""
+
+    LINE = lib.END_LINE
+    OPEN = lib.END_OPEN
+    PARTIAL = lib.END_PARTIAL
+
+
+class Match(NamedTuple):
+    """A rule matched a line, or gave up on it (LIMIT). Offsets are in the block; the line is without LF and one CR.
+
+    With WINDOW the line is longer than LINE_MAX and this is a window of it. `rule` is an index.
+    """
+
+    line_at: int
+    line_size: int
+    rule: int
+    captures_at: int
+    captures: int
+    flags: int
+
+
+class Scanner:
+    """Rules compiled for one pass over all lines.
+
+    `clauses` are those of each regex (literals.clauses). `sample` is text like that to be scanned: what to search for
+    is chosen by it. `slow` are the rules without a literal, whose regexes run on every line.
+    """
+
+    def __init__(self, regexes: Sequence[Regex], clauses: Sequence[Sequence[Clause]], sample: bytes = TYPICAL) -> None:
+        chosen = choose(clauses, Frequencies(sample))
+        literals = list(dict.fromkeys(literal for clause in chosen for literal in clause))
+        numbers = {literal: number for number, literal in enumerate(literals)}
+        members = [numbers[literal] for clause in chosen for literal in clause]
+        texts = [ffi.from_buffer("uint8_t[]", literal.text) for literal in literals]  # kept alive to the end
+        ends = list(itertools.accumulate(map(len, chosen), initial=0))
+        handle = lib.scanner_new(
+            ffi.new("struct rule[]", [(r.handle, at, len(c)) for r, at, c in zip(regexes, ends, chosen, strict=False)]),
+            len(chosen),
+            ffi.new("struct literal[]", [(t, len(t), lit.caseless) for t, lit in zip(texts, literals, strict=True)]),
+            len(literals),
+            ffi.new("uint32_t[]", members),
+            sample,
+            len(sample),
+        )
+        if not handle:
+            raise MemoryError
+        self.handle = ffi.gc(handle, lib.scanner_free)
+        self.regexes = tuple(regexes)
+        self.slow = tuple(i for i, clause in enumerate(chosen) if not clause)
+
+
+class Found:
+    """What one scan found. Valid until its worker scans again.
+
+    `consumed` bytes of the block are done; when it is less than the block, go on there, with `before`.
+    """
+
+    def __init__(self, worker: "Worker", count: int, consumed: int, before: int) -> None:
+        self._worker, self.count, self.consumed, self.before = worker, count, consumed, before
+
+    def __iter__(self) -> Iterator[Match]:
+        """The matches by line, then by rule."""
+        for *match, _ in _RECORD.iter_unpack(self._worker.records[: self.count * _RECORD.size]):
+            yield Match(*match)
+
+    def spans(self, match: Match) -> list[tuple[int, int] | None]:
+        """(start in the line, length) of each named capture; None: it took no part."""
+        pairs = self._worker.pairs[2 * match.captures_at : 2 * (match.captures_at + match.captures)].tolist()
+        return [None if start == UNSET else (start, size) for start, size in zip(pairs[::2], pairs[1::2], strict=True)]
+
+
+class Worker:
+    """One thread's means to scan: results of the last scan, the regexes' stack and limits."""
+
+    def __init__(self, scanner: Scanner, engine: int = ENGINE) -> None:
+        self.scanner, self.engine = scanner, engine
+        self._handle = ffi.gc(lib.worker_new(scanner.handle), lib.worker_free)
+        if not self._handle:
+            raise MemoryError
+        self._capacity = max(RECORDS, len(scanner.regexes))
+        self._pairs_capacity = max(PAIRS, sum(len(regex.groups) for regex in scanner.regexes))
+        self._records = ffi.new("struct match[]", self._capacity)
+        self._pairs = ffi.new("uint32_t[]", 2 * self._pairs_capacity)
+        self.records, self.pairs = memoryview(ffi.buffer(self._records)), memoryview(ffi.buffer(self._pairs)).cast("I")
+        self._before, self._consumed = ffi.new("size_t *"), ffi.new("size_t *")
+
+    @property
+    def tries(self) -> int:
+        """How often a regex ran."""
+        return int(lib.worker_tries(self._handle))
+
+    def scan(
+        self,
+        block: bytes | bytearray | memoryview,
+        *,
+        before: int = 0,
+        end: End = End.OPEN,
+        suspended: bytes | bytearray | None = None,
+    ) -> Found:
+        """Match the lines of a block that begins at a line's start, or `before` bytes into a line of windows.
+
+        `suspended`: a byte for each rule, not 0 for those to leave out. Runs without the GIL. A line longer than
+        LINE_MAX gives a rule once per call: who continues in a line drops what that line gave already.
+        """
+        self._before[0] = before
+        count = lib.scan(
+            self.scanner.handle,
+            self._handle,
+            self.engine,
+            ffi.from_buffer("uint8_t[]", block),
+            len(block),
+            self._before,
+            int(end),
+            ffi.NULL if suspended is None else ffi.from_buffer("uint8_t[]", suspended),
+            self._records,
+            self._capacity,
+            self._pairs,
+            self._pairs_capacity,
+            self._consumed,
+        )
+        return Found(self, count, self._consumed[0], self._before[0])
