@@ -258,3 +258,14 @@ def test_a_resumed_run_knows_its_one_file() -> None:
     (record,) = driver.feed("stdout", b"ok 1 - x\n", 1.0)
     assert isinstance(record, TestFinished)
     assert (record.file, record.case) == ("b.js", "b.js › x@2")
+
+
+def test_a_crash_told_before_our_stop_is_not_ours_though_its_line_ends_after_it() -> None:
+    driver = AvaTap(Suite(id="s", runner="ava", files=("a.js", "b.js")), "r-1")
+    assert driver.feed("stdout", b"TAP version 13\nnot ok 1 - a.js exited due to SIGKILL\n", 1.0) == []
+    driver.stop("limits.stall")
+    (crash,) = driver.feed("stdout", b"not ok 2 - b.js exited due to SIGINT\n\n", 2.0)[:1]
+    assert isinstance(crash, TestFinished)
+    assert (crash.file, crash.state) == ("a.js", "blocked")
+    ours = next(event for event in driver.finish(1, None, "limits.stall", 3.0) if isinstance(event, TestFinished))
+    assert (ours.name, ours.state) == ("b.js exited due to SIGINT", "aborted")

@@ -120,6 +120,11 @@ class AvaLines:
             self._take(line)
         return items
 
+    @property
+    def begun(self) -> bytes | None:
+        """The title of a `not ok` line that has come, and that the next line will end or go on with."""
+        return self._failed
+
     def eof(self) -> list[Item]:
         """No more will come. A line without its end is noise: its title may be half of one."""
         cut = self._lines.eof()

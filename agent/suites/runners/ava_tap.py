@@ -82,6 +82,7 @@ class AvaTap:
         self._suite, self._run, self._attempt = suite, run, attempt
         self._grace_s = suite.limits.grace
         self._files = Files([one.file for one in only if one.file] or suite.files)
+        self._before_stop: str | None = None  # the title that had come, not yet its end, when we stopped the run
         self._lines, self._cases = AvaLines(), Cases(attempt)
         self._now = 0.0
         self._tests = 0  # results that are tests or hooks
@@ -118,6 +119,8 @@ class AvaTap:
 
     def stop(self, reason: str) -> tuple[Stop, ...]:
         """SIGINT first: AVA then prints its plan. SIGTERM ends it without."""
+        if self._stopped is None and (begun := self._lines.begun) is not None:
+            self._before_stop = title(plain(begun))
         self._stopped = self._stopped or reason
         self._is_cut = self._plan is None
         return Stop(signals.SIGINT, self._grace_s), Stop(signals.SIGTERM, TERM_WAIT_S)
@@ -253,7 +256,7 @@ class AvaTap:
         file = file or self._files.single
         if exited := _EXITED.fullmatch(text):
             file = self._files.known(exited[1])
-        is_ours = self._stopped is not None and text.endswith(_OUR_SIGNALS)
+        is_ours = self._stopped is not None and text.endswith(_OUR_SIGNALS) and text != self._before_stop
         record = self._record(
             file,
             text,
