@@ -182,7 +182,7 @@ def test_stopped_what_was_selected_is_aborted_by_name() -> None:
     play = Play(limits=Limits(grace=3))
     play.select("a", "b")
     play.tell("test-register-log-reference", "a")
-    assert play.driver.stop("cancel: by hand") == (Stop(signal.SIGINT, 3), Stop(signal.SIGTERM, 5.0))
+    assert play.driver.stop("cancel: by hand") == (Stop(signal.SIGINT, 3, alone=True), Stop(signal.SIGTERM, 5.0))
     play.tell("interrupt", file=None)
     a, _ = play.finish(1, None, "cancel: by hand")
     assert isinstance(a, TestFinished)

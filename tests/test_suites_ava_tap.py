@@ -81,7 +81,7 @@ def test_a_failure_says_what_and_where() -> None:
 
 def test_sigint_first_then_sigterm() -> None:
     driver = AvaTap(Suite(id="s", runner="ava", limits=Limits(grace=3)), "r1")
-    assert driver.stop("cancel: by hand") == (Stop(signal.SIGINT, 3), Stop(signal.SIGTERM, 5.0))
+    assert driver.stop("cancel: by hand") == (Stop(signal.SIGINT, 3, alone=True), Stop(signal.SIGTERM, 5.0))
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ class Execution:
             return await child.finish()
         self._advance("stopping", self.run.stop_reason)
         stops = driver.stop(self.run.stop_reason)
-        return await child.stop([Step(stop.signal, stop.wait_s) for stop in stops])
+        return await child.stop([Step(stop.signal, stop.wait_s, "child" if stop.alone else "group") for stop in stops])
 
     async def _until_ended(self) -> None:
         """Returns when the run must be ended: somebody said so, or a limit has passed."""

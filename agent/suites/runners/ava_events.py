@@ -142,7 +142,7 @@ class AvaEvents:
         """SIGINT first, as with driver `tap`."""
         self._stopped = self._stopped or reason
         self._tap.stop(reason)
-        return Stop(signals.SIGINT, self._suite.limits.grace), Stop(signals.SIGTERM, TERM_WAIT_S)
+        return Stop(signals.SIGINT, self._suite.limits.grace, alone=True), Stop(signals.SIGTERM, TERM_WAIT_S)
 
     def running(self) -> str | None:
         """The test that has been running for the longest time."""

@@ -123,7 +123,7 @@ class AvaTap:
             self._before_stop = title(plain(begun))
         self._stopped = self._stopped or reason
         self._is_cut = self._plan is None
-        return Stop(signals.SIGINT, self._grace_s), Stop(signals.SIGTERM, TERM_WAIT_S)
+        return Stop(signals.SIGINT, self._grace_s, alone=True), Stop(signals.SIGTERM, TERM_WAIT_S)
 
     def running(self) -> str | None:
         """TAP tells of no starts."""

@@ -67,10 +67,14 @@ class Only(msgspec.Struct, frozen=True):
 
 
 class Stop(msgspec.Struct, frozen=True):
-    """A signal for the runner, and how long it may then take to end, in seconds."""
+    """A signal for the runner, and how long it may then take to end, in seconds.
+
+    `alone`: not for its process group; a runner that ends its own workers tells what became of them.
+    """
 
     signal: int
     wait_s: float
+    alone: bool = False
 
 
 class Launcher(Protocol):
