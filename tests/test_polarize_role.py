@@ -75,6 +75,7 @@ class Rig:
         self.settings = PolarizeSettings(url="http://polarize.lab", project="RHEL9")
         self.cibus = CibusSettings()
         self.delay_s = 0.0
+        self.scope = trio.CancelScope()
 
     async def answer(self, request: httpx.Request) -> httpx.Response:
         await request.aread()
@@ -87,6 +88,7 @@ class Rig:
         store, started = open_store(self.folder / "state", reserve=4096), trio.current_time()
         bus = Bus(store)
         async with trio.open_nursery() as nursery:
+            self.scope = nursery.cancel_scope
             await nursery.start(store.run)
             await nursery.start(
                 lambda task_status: role.run(
@@ -161,6 +163,39 @@ async def test_a_finished_run_is_submitted_once_and_its_outcome_told(tmp_path: P
     assert b'name="xunit"' in request.content
     assert b'name="xargs"' in request.content
     assert response_of(request) in request.content.partition(b'name="xargs"')[2].decode()
+
+
+@pytest.mark.parametrize("steps", range(0, 40, 8))
+async def test_the_end_may_come_at_any_moment(tmp_path: Path, steps: int) -> None:
+    rig = Rig(tmp_path, lambda request: SUCCESS)
+    async with rig.agent() as (bus, _):
+        rig.finish_a_run(bus)
+        for _ in range(steps):
+            await trio.to_thread.run_sync(int)  # about as long as what the role waits for
+    async with rig.agent() as (_, store):
+        while await owed(store) != (0, 0):
+            await trio.lowlevel.checkpoint()
+        assert len(await store.read(kinds=("ImportFinished",))) == 1
+
+
+async def test_the_end_may_come_just_before_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path, lambda request: SUCCESS)
+    async with rig.agent() as (bus, store):
+        commit = store.commit
+
+        async def commit_and_end() -> int:
+            seq = await commit()
+            rig.scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()  # all but the one that is about to send has ended
+            return seq
+
+        monkeypatch.setattr(store, "commit", commit_and_end)
+        with bus.subscribe(ImportFinished) as events:
+            rig.finish_a_run(bus)
+            await anext(events)
+    async with rig.agent() as (_, store):
+        assert await owed(store) in [(0, 0), (1, 0)]  # imported or still owed, and the role ended in order
 
 
 async def test_an_hour_of_silence_then_one_import_and_one_event(tmp_path: Path, patient_clock: MockClock) -> None:

@@ -10,7 +10,7 @@ Source: protocols/emissary.md, "Polarize", "CI Bus".
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -81,24 +81,22 @@ async def run(
     """
     owed = store.owe("polarize", _is_finished) if polarize.url else None
     to_publish = store.owe("cibus", _is_finished) if cibus.url and cibus.publish else None
-    async with trio.open_nursery() as nursery:
+    # The client is closed when no task can use it any more.
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         reports: _Reports | None = None
         if owed is not None:
             import httpx  # at first use: it takes a tenth of a second, and not every agent submits
 
             files = (polarize.ca_file, polarize.cert_file, polarize.key_file)
             tls = TlsSettings(*(Path(name) if name else None for name in files))
-            client = await nursery.start(
-                _hold_open,
-                httpx.AsyncClient(
-                    transport=transport,
-                    verify=client_context(tls) if polarize.url.startswith("https:") else False,  # no TLS, no roots
-                    timeout=httpx.Timeout(None, connect=30, write=60),
-                    headers={"accept-encoding": "identity"},
-                    trust_env=False,
-                ),
+            client = httpx.AsyncClient(
+                transport=transport,
+                verify=client_context(tls) if polarize.url.startswith("https:") else False,  # no TLS, no roots
+                timeout=httpx.Timeout(None, connect=30, write=60),
+                headers={"accept-encoding": "identity"},
+                trust_env=False,
             )
-            peer = _Peer(polarize, tls, client, random)
+            peer = _Peer(polarize, tls, await stack.enter_async_context(client), random)
             reports = _Reports(bus, store, owed, peer, polarize, ident, health, random, metrics, clock, bool(cibus.url))
             await nursery.start(reports.run)
         if cibus.url:
@@ -119,12 +117,6 @@ async def run(
 
 def _is_finished(event: AnyEvent) -> bool:
     return isinstance(event, SuiteFinished)
-
-
-async def _hold_open(client: "httpx.AsyncClient", *, task_status: trio.TaskStatus["httpx.AsyncClient"]) -> None:
-    async with client:
-        task_status.started(client)
-        await trio.sleep_forever()
 
 
 # ---- Polarize and Polarion -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -234,21 +235,20 @@ async def test_activemq_what_is_published_while_the_agent_is_offline_is_found_af
 async def test_activemq_an_ended_run_is_published(
     activemq: int, python_peer: Callable[..., Path], tmp_path: Path
 ) -> None:
-    argv = [str(python_peer(STOMP_PY)), "-c", LISTENER, str(activemq), "localhost"]
+    argv = [str(python_peer(STOMP_PY)), "-c", LISTENER, str(activemq), "localhost", "/topic/VirtualTopic.qe.ci.jenkins"]
     agent = Agent(tmp_path, CibusSettings(url=f"stomp://127.0.0.1:{activemq}", publish=True))
-    async with await trio.open_file(tmp_path / "message", "wb") as out:
-        listener = await trio.lowlevel.open_process(
-            [*argv, "/topic/VirtualTopic.qe.ci.jenkins"], stdout=out.fileno(), stderr=subprocess.PIPE
-        )
-        assert listener.stderr
-        async with agent.running() as (bus, store):
-            with trio.fail_after(60):
-                assert await listener.stderr.receive_some() == b"subscribed\n"
-                agent.finish_a_run(bus, "r-1")
-                assert await listener.wait() == 0
-                while (await store.depths())["cibus"].waiting:
-                    await trio.lowlevel.checkpoint()
-        await listener.stderr.aclose()
+    with (tmp_path / "message").open("wb") as out:
+        async with trio.open_nursery() as nursery:
+            run = partial(trio.run_process, argv, stdout=out, stderr=subprocess.PIPE)
+            listener: trio.Process = await nursery.start(run)
+            assert listener.stderr
+            async with agent.running() as (bus, store):
+                with trio.fail_after(60):
+                    assert (await listener.stderr.receive_some()).startswith(b"subscribed")
+                    agent.finish_a_run(bus, "r-1")
+                    await listener.wait()
+                    while (await store.depths())["cibus"].waiting:
+                        await trio.lowlevel.checkpoint()
     headers, body = json.loads((tmp_path / "message").read_text())
     assert (headers["run"], headers["ident"]) == ("r-1", "lab-07")
     assert json.loads(body) == {"import-results": [{"suite-name": "login", "status": "passed"}], "status": "passed"}
