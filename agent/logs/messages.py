@@ -1,0 +1,154 @@
+"""The vocabulary of the log monitor: rule files, and the payloads of its control actions and their answers.
+
+Its events are in core/events.py. Source: protocols/logs.md 2.1, 2.2.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Severity = Literal["debug", "info", "notice", "warning", "error", "critical"]
+
+RuleId = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="1 to 64 letters, digits, and the signs _ . -")
+]
+Pattern = Annotated[
+    str, msgspec.Meta(min_length=1, max_length=4096, description="a PCRE2 regex of 1 to 4096 characters in quotes")
+]
+ClassName = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Lines = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)]
+Wait = Annotated[float, msgspec.Meta(ge=0, le=60)]
+
+
+class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A token bucket for each rule and file; `per_s` 0: no limit."""
+
+    burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 20
+    per_s: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] = 5
+
+
+class Multiline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The record around a matched line: back to `start` while lines match `continuation`, then forward."""
+
+    start: Pattern
+    continuation: Pattern
+    max_lines: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 200
+    max_bytes: Bytes = 65_536
+    wait_s: Wait = 2
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to tell beside a match. `until`: a regex, or a chain of them, nearest first."""
+
+    before: Lines = 0
+    after: Lines = 0
+    until: Pattern | list[Pattern] = []
+    same: list[str] = []
+    lines: Literal["all", "same"] = "all"
+    max_lines: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 200
+    max_bytes: Bytes = 65_536
+    wait_s: Wait = 2
+
+    @property
+    def chain(self) -> list[str]:
+        """`until` as a list."""
+        return [self.until] if isinstance(self.until, str) else self.until
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A `[[rule]]`. `class_` is `class` in files; None: it is guessed."""
+
+    id: RuleId
+    regex: Pattern
+    severity: Severity = "warning"
+    class_: ClassName | None = msgspec.field(name="class", default=None)
+    files: list[str] = []
+    utf: bool = False
+    rate: Rate = Rate()
+    multiline: Multiline | None = None
+    context: Context = Context()
+
+
+class WatchLog(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of `watch_log`: `path` or `glob`; `rules` are tables as in a rule file, or the name of one."""
+
+    path: str | None = None
+    glob: str | None = None
+    rules: list[dict[str, Any]] | str | None = None
+    from_: Literal["end", "start"] | int = msgspec.field(name="from", default="end")
+
+
+class Watching(msgspec.Struct, frozen=True):
+    """Its answer."""
+
+    watch: str
+    sources: int
+
+
+class UnwatchLog(msgspec.Struct, frozen=True):
+    """The payload of `unwatch_log`; the answer is empty."""
+
+    watch: str
+
+
+class SourceState(msgspec.Struct, frozen=True, kw_only=True):
+    """One source in the answer to `list_logs`. Sizes, offsets and lag in bytes."""
+
+    path: str
+    state: str
+    generation: int
+    size: int
+    offset: int
+    lag: int
+    gaps: int
+
+
+class RuleCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule in the answer to `list_logs`."""
+
+    rule: str
+    matches: int
+    suppressed: int
+    limit_errors: int
+    ns_per_line: float
+
+
+class Logs(msgspec.Struct, frozen=True):
+    """The answer to `list_logs`."""
+
+    sources: list[SourceState]
+    rules: list[RuleCounts]
+
+
+class SearchLog(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of `search_log`: one of `regex` and `rule`. `from_` is an offset; None: the file's end."""
+
+    path: str
+    regex: str | None = None
+    rule: str | None = None
+    before: int = 0
+    after: int = 0
+    until: str | list[str] = []
+    same: list[str] = []
+    direction: Literal["backward", "forward"] = "backward"
+    from_: int | None = msgspec.field(name="from", default=None)
+    rotated: bool = True
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    budget_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 1
+
+
+class Searched(msgspec.Struct, frozen=True, kw_only=True):
+    """Its answer. `scanned` bytes; `next` is the offset to go on from, null when there is nothing left."""
+
+    matches: list[dict[str, Any]]
+    scanned: int
+    complete: bool
+    next: int | None
+
+
+class Reloaded(msgspec.Struct, frozen=True):
+    """The answer to `reload`: how many rules there are, and which run their regex on every line."""
+
+    rules: int
+    slow: list[str]

@@ -1,0 +1,35 @@
+"""The `[logs]` table of the configuration. Source: protocols/settings.md."""
+
+from typing import Annotated
+
+import msgspec
+
+
+class LogWatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A `[[logs.watch]]`: one file, the files of a glob, the journal, or the kernel's messages.
+
+    `rules` are names of rule sets or rule files; empty: all rules that fit.
+    """
+
+    name: str
+    path: str = ""
+    glob: str = ""
+    journal: bool = False
+    kmsg: bool = False
+    rules: list[str] = []
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.path, self.glob, self.journal, self.kmsg))) != 1:
+            raise ValueError(f"{self.name} has to watch one thing. Set one of path, glob, journal, kmsg.")
+        for text in (self.path, self.glob):
+            if text and not text.startswith("/"):
+                raise ValueError(f"{text!r} is relative. Write the whole path.")
+
+
+class LogsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is monitored, by which rules. Remote actions look below `roots`. `model` "auto" is state.dir/logs.model."""
+
+    rules: list[str] = ["/etc/agent/rules/*.toml"]
+    roots: Annotated[list[str], msgspec.Meta(max_length=100)] = ["/var/log"]
+    model: str = "auto"
+    watch: list[LogWatch] = []
