@@ -161,7 +161,8 @@ class Store:
         last = -self._group_commit_s
         try:
             while True:
-                await self._dirty.wait()
+                if not self.full:  # else it looks each second whether there is room again, even with nothing to write
+                    await self._dirty.wait()
                 await trio.sleep_until(last + self._group_commit_s)
                 last = trio.current_time()
                 await self._write_pending()

@@ -234,12 +234,12 @@ class _Suites:
             return None, f"bad_suite: {err}"
         if self._draining:
             return suite, "draining"
+        if self._store.full:
+            return suite, "space: the disk is full"
         if not self._free_slots():
             return suite, "busy: every slot is taken"
         if received.deadline is not None and received.deadline <= time.time():
             return suite, "deadline: it has passed already"
-        if self._store.full:
-            return suite, "space: the disk is full"
         space = os.statvfs(self._store.folder)
         return suite, requirements.unmet(
             suite.requires,
@@ -250,7 +250,8 @@ class _Suites:
         )
 
     def _free_slots(self) -> int:
-        return 0 if self._draining else max(0, self._settings.slots - len(self._active))
+        # On a full disk none is offered: each order that is refused would take room for what says so.
+        return 0 if self._draining or self._store.full else max(0, self._settings.slots - len(self._active))
 
     def tell_slots(self) -> None:
         """Tell how many slots are free now."""
@@ -438,12 +439,13 @@ class _Suites:
         while True:
             await self._store.wait_full()
             self.tell_slots()
-            with trio.move_on_after(FULL_DISK_GRACE_S):
+            with trio.move_on_after(FULL_DISK_GRACE_S) as grace:
                 await self._store.wait_room()
-                continue
-            for execution in self._active.values():
-                execution.stop("space: the disk is full")
-            await self._store.wait_room()
+            if grace.cancelled_caught:
+                for execution in self._active.values():
+                    execution.stop("space: the disk is full")
+                await self._store.wait_room()
+            self.tell_slots()
 
 
 _RECOVERED = ("RunReceived", "RunRefused", "RunStarted", "RunChanged", "SuiteFinished")

@@ -34,6 +34,8 @@ ident = "{ident}"
 [state]
 dir = "{folder}/state"
 reserve = "{reserve}"
+[control]
+listen = ["127.0.0.1:0"]
 [suites]
 roots = ["{folder}"]
 [seneschal]

@@ -1,0 +1,183 @@
+"""A full disk under the state directory: a file system of 24 MiB of the agent's own, in a mount namespace.
+
+Source: protocols/settings.md, "Ends" (disk full), "[state]" (`reserve`).
+"""
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+
+from agent.core.processtree import tree
+from tests.faults.station import Bench, Station, bench, until
+
+# `agent run` where a small disk is no reason to refuse, and running ones get 2 s to end instead of 60.
+AGENT = """
+import sys
+from agent.suites import requirements, role
+requirements.FREE_DISK, role.FULL_DISK_GRACE_S = 0, 2.0
+from agent.__main__ import main
+sys.exit(main())
+"""
+MOUNTED = 'mount -t tmpfs -o size=24m tmpfs "$0" && exec "$@"'
+
+# Ten tests; ten more when the file `go` is in its folder; and the last one when `end` is.
+SCRIPT = """
+echo 1..21; n=0
+while [ $n -lt 20 ]; do
+  while [ $n -ge 10 ] && [ ! -e go ]; do sleep 0.02; done
+  echo "ok - test $n"; n=$((n + 1))
+done
+while [ ! -e end ]; do sleep 0.02; done
+echo "ok - test 20"
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Station]:
+    tried = ["unshare", "-Urm", "sh", "-c", MOUNTED, str(tmp_path), "true"]
+    if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode != 0:
+        pytest.skip("an unprivileged mount namespace is refused here")
+    argv = ["unshare", "-Urm", "sh", "-c", MOUNTED, str(tmp_path / "machine/state"), sys.executable, "-c", AGENT]
+    made = Station(f"lab-{os.getpid()}", tmp_path / "machine", argv)
+    made.state.mkdir()
+    yield made
+    made.kill()
+
+
+def inside(machine: Station) -> Path:
+    """The state directory, as the agent sees it."""
+    return Path(f"/proc/{machine.pid}/root{machine.state}")
+
+
+def fill(machine: Station) -> None:
+    """Leave no byte."""
+    with open(inside(machine) / "filler", "ab", buffering=0) as file:
+        for size in (65_536, 4096, 1):
+            while True:
+                try:
+                    if file.write(bytes(size)) < size:
+                        break
+                except OSError:  # no space left
+                    break
+
+
+def fitted(machine: Station, lab: Bench) -> None:
+    machine.configure(lab.lab.address, lab.lab.token_file, reserve="1MiB")
+    machine.start()
+
+
+async def half_told(machine: Station, lab: Bench) -> str:
+    """A run whose first ten tests are in Mimir."""
+    run = lab.lab.seneschal.enqueue(machine.write_suite(SCRIPT))
+    await until(lambda: are_told(lab, run, 10))
+    return run
+
+
+async def are_told(lab: Bench, run: str, tests: int) -> bool:
+    return len(await lab.outcomes(run)) == tests
+
+
+def allow(machine: Station, *names: str) -> None:
+    for name in names:
+        (Path(machine.source()["dir"]) / name).touch()
+
+
+def on_disk(machine: Station, folder: Path, kind: str) -> list[Any]:
+    """What the journal would hold if the machine lost its power now."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in ("store.db", "store.db-wal"):
+        shutil.copy(inside(machine) / name, folder / name)
+    with closing(sqlite3.connect(folder / "store.db")) as db:
+        rows = db.execute("SELECT data FROM journal WHERE kind = ? ORDER BY seq", (kind,)).fetchall()
+    return [msgspec.json.decode(data) for (data,) in rows]
+
+
+async def health(machine: Station) -> tuple[int, str]:
+    """What the agent's own page of health says."""
+    (address,) = re.findall(r"control listens addresses=(\S+)", machine.log.read_text())
+    token = (inside(machine) / "token").read_text().strip()
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}) as client:
+        answer = await client.get(f"http://{address}/healthz")
+    return answer.status_code, answer.text
+
+
+async def test_the_reserve_lets_a_run_end_and_no_other_begins_until_there_is_room(
+    machine: Station, tmp_path: Path
+) -> None:
+    async with bench(tmp_path / "lab") as lab:
+        fitted(machine, lab)
+        run = await half_told(machine, lab)
+        assert (inside(machine) / "reserve").stat().st_size == 2**20
+        fill(machine)
+        allow(machine, "go", "end")
+        row = await lab.told(run)
+        assert (row.run, row.reason) == (run, None)
+        assert not (inside(machine) / "reserve").exists()
+        assert [alert["code"] for alert in on_disk(machine, tmp_path / "copy", "Alert")] == ["disk.full"]
+        status, text = await health(machine)
+        assert (status, "disk" in text) == (503, True)
+
+        # The next one waits at the Seneschal: no slot is offered.
+        other = lab.lab.seneschal.enqueue(machine.write_suite(SCRIPT))
+        offered = trio.current_time()
+        await until(lambda: later(offered + 3))
+        assert lab.lab.seneschal._queue.runs[other].state == "queued"
+        (inside(machine) / "filler").unlink()
+        assert (await lab.told(other)).run == other
+        assert (inside(machine) / "reserve").stat().st_size == 2**20
+        assert [alert["code"] for alert in on_disk(machine, tmp_path / "copy", "AlertCleared")] == ["disk.full"]
+        assert (await health(machine))[0] == 200
+        assert lab.heard.count(other) == {"Accepted": 1, "Complete": 1}
+        await check(machine, lab, run, "passed")
+        await check(machine, lab, other, "passed")
+
+
+async def test_without_any_room_the_run_is_aborted_and_nothing_is_told_that_is_not_on_disk(
+    machine: Station, tmp_path: Path
+) -> None:
+    async with bench(tmp_path / "lab") as lab:
+        fitted(machine, lab)
+        run = await half_told(machine, lab)
+        fill(machine)
+        allow(machine, "go")
+        await until(lambda: has_ended(machine, run))
+        told = await lab.outcomes(run)
+        assert told.keys() <= {record["case"] for record in on_disk(machine, tmp_path / "copy", "TestFinished")}
+        assert lab.heard.count(run) == {"Accepted": 1}
+        assert not (inside(machine) / "runs" / run / "result.json").exists()
+        (inside(machine) / "filler").unlink()
+        assert (await lab.told(run)).reason == "space: the disk is full"
+        await check(machine, lab, run, "aborted")
+        files = {path.name for path in (inside(machine) / "runs" / run).iterdir() if path.is_file()}
+        assert files == {"result.json", "setup.log", "stderr.log", "stdout.log", "xunit.xml"}
+
+
+async def later(than: float) -> bool:
+    return trio.current_time() > than
+
+
+async def has_ended(machine: Station, run: str) -> bool:
+    """Take what the reserve gives, until the run's processes are ended for want of room."""
+    fill(machine)
+    return not tree(run)
+
+
+async def check(machine: Station, lab: Bench, run: str, verdict: str) -> None:
+    outside, machine.state = machine.state, inside(machine)
+    result = await lab.agree(machine, run)
+    machine.state = outside
+    assert result["verdict"] == verdict
+    assert len(result["tests"]) == 21
