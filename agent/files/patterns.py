@@ -67,6 +67,14 @@ class Pattern:
         """Is what has these places a thing that is watched, and not only on the way to one?"""
         return any(place >= self._end for place in places)
 
+    def reports_all(self, places: Places) -> bool:
+        """Is every entry of a directory with these places reported?"""
+        return any(place == self._end or (place > self._end and self._recursive) for place in places)
+
+    def may_report(self, places: Places) -> bool:
+        """Can an entry of a directory with these places be reported?"""
+        return any(place == self._end - 1 for place in places) or self.reports_all(places)
+
     def names(self, places: Places) -> frozenset[str] | None:
         """The only names that matter in a directory with these places; None: any name may."""
         literal = set()

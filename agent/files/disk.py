@@ -1,0 +1,157 @@
+"""The looks of the file monitor, taken: stat, list, hash and read, bounded in size and time. Blocks: for a thread.
+
+Source: protocols/emissary.md, "Entitlement and file monitor" (content, private keys, filesystems without inotify).
+"""
+
+import errno
+import grp
+import hashlib
+import os
+import pwd
+import stat
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from inotify_simple import INotify
+
+from agent.files.looks import MAX_KNOWN, Look, Looked, Seen, Survey, Surveyed, change, remote_devices
+from agent.files.private_keys import is_private_key
+
+MAX_HASHED = 64 * 1024 * 1024  # bytes; larger files have no sha256
+MAX_CONTENT = 1024 * 1024
+HASH_S = 2.0
+_CHUNK = 256 * 1024
+_GONE = (errno.ENOENT, errno.ENOTDIR)
+_NO_WATCH = (errno.ENOSPC, errno.ENOMEM, errno.EACCES)  # EACCES: what is in it can perhaps be asked for by name
+
+
+def carry_out(acts: Sequence[Survey | Look], notify: INotify | None, allow: Sequence[str]) -> list[Surveyed | Looked]:
+    """Do what the monitor asks for, in order. Without `notify` every directory is polled.
+
+    `allow`: the directories of which content may be told.
+    """
+    results: list[Surveyed | Looked] = []
+    remote: frozenset[int] | None = None
+    for act in acts:
+        if isinstance(act, Look):
+            results.append(look(act, allow))
+        else:
+            if remote is None:
+                remote = remote_devices(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+            results.append(survey(act, notify, remote))
+    return results
+
+
+def survey(act: Survey, notify: INotify | None, remote: frozenset[int]) -> Surveyed:
+    """Watch a directory, then list it: in this order nothing falls between."""
+    wd, is_short = None, notify is None
+    entries: dict[str, Seen] = {}
+    is_cut = False
+    try:
+        if notify is not None:
+            try:
+                wd = notify.add_watch(act.path, act.mask)  # type: ignore[no-untyped-call]  # it has no annotations
+            except OSError as err:
+                if err.errno not in _NO_WATCH:
+                    raise
+                is_short = True
+        is_remote = os.stat(act.path).st_dev in remote
+        for name in act.follow:
+            if seen := _seen(os.path.join(act.path, name), follow=True):
+                entries[name] = seen
+        if act.every:
+            with os.scandir(act.path) as found:
+                for entry in found:
+                    if len(entries) >= MAX_KNOWN:
+                        is_cut = True
+                        break
+                    if entry.name not in act.follow and (seen := _seen(entry.path, follow=False)):
+                        entries[entry.name] = seen
+    except OSError as err:
+        why = "" if err.errno in _GONE else f"cannot be read: {os.strerror(err.errno or 0)}"
+        return Surveyed(survey=act, wd=wd, why=why)
+    return Surveyed(survey=act, wd=wd, entries=entries, is_short=is_short, is_remote=is_remote, is_cut=is_cut)
+
+
+def look(act: Look, allow: Sequence[str]) -> Looked:
+    """How a path is now; hashed and read only where it is not as it was."""
+    try:
+        seen = _seen(act.path, follow=act.follow)
+    except OSError:  # the directory cannot be entered any more, or the disk fails: its survey tells
+        return Looked(look=act, seen=act.known)
+    if seen is None or not act.digest or (act.came_from is None and change(act.known, seen, act.hint) is None):
+        return Looked(look=act, seen=seen)
+    sha256, content = digest(act.path, allow if act.content else ()) if stat.S_ISREG(seen.mode) else (None, None)
+    return Looked(look=act, seen=seen, owner=f"{_user(seen.uid)}:{_group(seen.gid)}", sha256=sha256, content=content)
+
+
+def digest(path: str, allow: Sequence[str]) -> tuple[str | None, bytes | None]:
+    """The file's sha256, where it is not too large; its content where it is below `allow`, small, and no private key.
+
+    What counts is where the file really is: a link in an allowed directory to a file elsewhere gives no content.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None, None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_HASHED:
+            return None, None
+        real = os.readlink(f"/proc/self/fd/{fd}") if allow and found.st_size <= MAX_CONTENT else ""
+        kept = b"" if real and _is_below(real, allow) else None
+        sha256, size, until = hashlib.sha256(), 0, time.monotonic() + HASH_S
+        while chunk := os.read(fd, _CHUNK):
+            size += len(chunk)
+            if size > MAX_HASHED or time.monotonic() > until:
+                return None, None
+            sha256.update(chunk)
+            if kept is not None:
+                kept = kept + chunk if size <= MAX_CONTENT else None
+    except OSError:
+        return None, None
+    finally:
+        os.close(fd)
+    if kept is None or is_private_key(os.path.basename(real), kept) or is_private_key(os.path.basename(path), kept):
+        return sha256.hexdigest(), None
+    return sha256.hexdigest(), kept
+
+
+def _is_below(path: str, folders: Sequence[str]) -> bool:
+    return any(Path(path).is_relative_to(os.path.realpath(folder)) for folder in folders)
+
+
+def _seen(path: str, *, follow: bool) -> Seen | None:
+    """None: there is nothing. Raises OSError where that cannot be known."""
+    try:
+        found = os.lstat(path)
+        is_link = follow and stat.S_ISLNK(found.st_mode)
+        if is_link:
+            with suppress(OSError):  # a link that leads nowhere is itself what is there
+                found = os.stat(path)
+    except OSError as err:
+        if err.errno in _GONE:
+            return None
+        raise
+    return Seen(
+        found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode, found.st_uid, found.st_gid, is_link
+    )
+
+
+@lru_cache(maxsize=1024)
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+@lru_cache(maxsize=1024)
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,150 @@
+"""What the file monitor asks of the disk, what it gets to know, and what follows from two looks at one thing. Pure.
+
+Source: protocols/emissary.md, "Entitlement and file monitor"; issue 4, item 5; inotify(7), proc(5).
+"""
+
+import os
+import stat
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from agent.core.events import FileChanged, FileGap
+
+MAX_KNOWN = 100_000  # files that are watched at a time
+
+MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x2, 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
+Q_OVERFLOW, IGNORED, ONLYDIR, EXCL_UNLINK, MASK_ADD = 0x4000, 0x8000, 0x0100_0000, 0x0400_0000, 0x2000_0000
+
+_REMOTE = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gfs2", "ocfs2"),
+    *("virtiofs", "vboxsf", "prl_fs", "vmhgfs", "fuse", "fuseblk"),
+}
+
+What = Literal["created", "modified", "deleted", "moved", "attributes"]
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """What is watched: `path` absolute, perhaps a glob. `run`: the run for which it is."""
+
+    id: str
+    path: str
+    recursive: bool = False
+    content: bool = False
+    run: str | None = None
+
+
+class Seen(msgspec.Struct, frozen=True, gc=False):
+    """What stat said of an entry. `is_link`: it was asked through a symbolic link."""
+
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    mode: int
+    uid: int
+    gid: int
+    is_link: bool = False
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """Watch a directory with inotify's `mask`, then stat its entries: the names in `follow` through links, and with
+    `every` all others without. `fresh`: the watches for which what is found is where they begin.
+    """
+
+    path: str
+    mask: int
+    follow: frozenset[str]
+    every: bool
+    fresh: frozenset[str]
+
+
+class Surveyed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a survey found. No `entries`: the directory is gone, or cannot be read for the reason in `why`.
+
+    `is_short`: the kernel gives no more watches. `is_remote`: others may change it unseen by inotify. `is_cut`: there
+    are more entries than MAX_KNOWN.
+    """
+
+    survey: Survey
+    wd: int | None = None
+    entries: dict[str, Seen] | None = None
+    why: str = ""
+    is_short: bool = False
+    is_remote: bool = False
+    is_cut: bool = False
+
+
+class Look(msgspec.Struct, frozen=True):
+    """Stat a path; where it has changed since `known` (see `change`) and `digest` is set, hash it, and read it where
+    `content` is set.
+    """
+
+    path: str
+    known: Seen | None
+    hint: int
+    came_from: str | None
+    follow: bool
+    digest: bool
+    content: bool
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a look found; `seen` is None where there is nothing."""
+
+    look: Look
+    seen: Seen | None = None
+    owner: str | None = None
+    sha256: str | None = None
+    content: bytes | None = None
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Remove an inotify watch."""
+
+    wd: int
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """From now on each change of what the watch means is told."""
+
+    watch: str
+
+
+Act: TypeAlias = Survey | Look | Drop | Ready | FileChanged | FileGap
+
+
+def change(known: Seen | None, seen: Seen, hint: int) -> What | None:
+    """What became of an entry between two stats; `hint` is what inotify said: MODIFY, ATTRIB.
+
+    A write that leaves size and mtime alone (within one tick of the file system's clock) is known from MODIFY only; a
+    new mtime with ATTRIB and without MODIFY is a touch.
+    """
+    if known is None:
+        return "created"
+    if (known.dev, known.ino) != (seen.dev, seen.ino) or stat.S_IFMT(known.mode) != stat.S_IFMT(seen.mode):
+        return "modified"
+    touched = not stat.S_ISDIR(seen.mode) and known.mtime_ns != seen.mtime_ns
+    written = not stat.S_ISDIR(seen.mode) and (hint & MODIFY or known.size != seen.size)
+    if written or (touched and not hint & ATTRIB):
+        return "modified"
+    if touched or (known.mode, known.uid, known.gid) != (seen.mode, seen.uid, seen.gid):
+        return "attributes"
+    return None
+
+
+def remote_devices(mountinfo: str) -> frozenset[int]:
+    """The device numbers of the mounted file systems that others may change: /proc/self/mountinfo, proc(5)."""
+    devices = set()
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        kind = rest.split(" ", 1)[0]
+        if kind in _REMOTE or kind.startswith("fuse."):
+            major, _, minor = fields.split(" ")[2].partition(":")
+            devices.add(os.makedev(int(major), int(minor)))
+    return frozenset(devices)
+
+
+def shown(path: str) -> str:
+    """A path as text: bytes that are no UTF-8 become `\\xff`."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
