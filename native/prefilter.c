@@ -353,13 +353,13 @@ struct prefilter *prefilter_new(const struct literal *literals, size_t count, co
     for (size_t i = 0; i < count; i++)
         if (literals[i].size < LITERAL_MIN || literals[i].size > LITERAL_MAX)
             return NULL;
-    static const struct { size_t groups, width; } sizes[] = {{1, 6}, {2, 6}, {2, 7}, {3, 6}};
+    static const struct { size_t groups, width; } sizes[] = {{1, 5}, {1, 6}, {2, 6}, {2, 7}, {3, 6}};
     struct prefilter *prefilter = calloc(1, sizeof *prefilter);
     struct choice *choice = calloc(1, sizeof *choice);
     int done = 0;
     if (prefilter && choice) {
         /* More literals need more buckets to stay apart, and each group costs a shuffle a byte of the window. */
-        size_t size = count <= 96 ? 0 : count <= 256 ? 1 : count <= 1000 ? 2 : 3;
+        size_t size = count <= 32 ? 0 : count <= 96 ? 1 : count <= 256 ? 2 : count <= 1000 ? 3 : 4;
         prefilter->groups = sizes[size].groups;
         prefilter->width = sizes[size].width;
         choice->literals = literals;
@@ -476,6 +476,13 @@ struct chunk {
     uint32_t at[CHUNK / 16], found[CHUNK / 16]; /* offsets in the chunk */
 };
 
+static inline void mark(struct chunk *chunk, size_t at, uint32_t found)
+{
+    chunk->at[chunk->count] = (uint32_t)at;
+    chunk->found[chunk->count] = found;
+    chunk->count += found != 0;
+}
+
 static size_t check_chunk(struct search *search, const struct chunk *chunk, size_t start, size_t end)
 {
     for (size_t n = 0; n < chunk->count; n++)
@@ -489,12 +496,33 @@ static size_t check_chunk(struct search *search, const struct chunk *chunk, size
 
 #if defined(__x86_64__) || defined(__i386__)
 
+__attribute__((target("avx2"), always_inline)) static inline uint32_t
+look_avx2(__m256i tables[MAX_GROUPS][MAX_WIDTH], const uint8_t *text, size_t groups, size_t width, int fold)
+{
+    __m256i left[MAX_GROUPS];
+#pragma GCC unroll 8
+    for (size_t byte = 0; byte < width; byte++) {
+        __m256i bytes = _mm256_loadu_si256((const void *)(text + byte));
+        if (fold)
+            bytes = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+#pragma GCC unroll 8
+        for (size_t g = 0; g < groups; g++) {
+            __m256i may = _mm256_shuffle_epi8(tables[g][byte], bytes);
+            left[g] = byte ? _mm256_and_si256(left[g], may) : may;
+        }
+    }
+    __m256i any = left[0];
+#pragma GCC unroll 8
+    for (size_t g = 1; g < groups; g++)
+        any = _mm256_or_si256(any, left[g]);
+    return ~(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(any, _mm256_setzero_si256()));
+}
+
 /* Marks the candidates of block[start..end), of which only whole vectors are seen. Returns where it stopped. */
 __attribute__((target("avx2"), always_inline)) static inline size_t
 mark_avx2(const struct prefilter *prefilter, const uint8_t *block, size_t start, size_t end, struct chunk *chunk,
           size_t groups, size_t width, int fold)
 {
-    const __m256i low = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
     __m256i tables[MAX_GROUPS][MAX_WIDTH];
 #pragma GCC unroll 8
     for (size_t g = 0; g < groups; g++)
@@ -502,29 +530,13 @@ mark_avx2(const struct prefilter *prefilter, const uint8_t *block, size_t start,
         for (size_t byte = 0; byte < width; byte++)
             tables[g][byte] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)prefilter->tables[g][byte]));
     size_t i = start;
-    for (; i + 32 <= end; i += 32) {
-        __m256i left[MAX_GROUPS];
+    for (; i + 64 <= end; i += 64) {
         _mm_prefetch((const char *)block + i + AHEAD, _MM_HINT_T0);
-#pragma GCC unroll 8
-        for (size_t byte = 0; byte < width; byte++) {
-            __m256i text = _mm256_loadu_si256((const void *)(block + i + byte));
-            if (fold)
-                text = _mm256_and_si256(text, low);
-#pragma GCC unroll 8
-            for (size_t g = 0; g < groups; g++) {
-                __m256i may = _mm256_shuffle_epi8(tables[g][byte], text);
-                left[g] = byte ? _mm256_and_si256(left[g], may) : may;
-            }
-        }
-        __m256i any = left[0];
-#pragma GCC unroll 8
-        for (size_t g = 1; g < groups; g++)
-            any = _mm256_or_si256(any, left[g]);
-        uint32_t found = ~(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(any, zero));
-        chunk->at[chunk->count] = (uint32_t)(i - start);
-        chunk->found[chunk->count] = found;
-        chunk->count += found != 0;
+        mark(chunk, i - start, look_avx2(tables, block + i, groups, width, fold));
+        mark(chunk, i + 32 - start, look_avx2(tables, block + i + 32, groups, width, fold));
     }
+    for (; i + 32 <= end; i += 32)
+        mark(chunk, i - start, look_avx2(tables, block + i, groups, width, fold));
     return i;
 }
 
@@ -559,9 +571,7 @@ mark_ssse3(const struct prefilter *prefilter, const uint8_t *block, size_t start
         for (size_t g = 1; g < groups; g++)
             any = _mm_or_si128(any, left[g]);
         uint32_t found = ~(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(any, zero)) & 0xFFFF;
-        chunk->at[chunk->count] = (uint32_t)(i - start);
-        chunk->found[chunk->count] = found;
-        chunk->count += found != 0;
+        mark(chunk, i - start, found);
     }
     return i;
 }
@@ -603,9 +613,8 @@ __attribute__((always_inline)) static inline size_t mark_neon(const struct prefi
         if (!vmaxvq_u8(any))
             continue;
         uint8x16_t marked = vandq_u8(vtstq_u8(any, any), bits);
-        chunk->at[chunk->count] = (uint32_t)(i - start);
-        chunk->found[chunk->count++] =
-            (uint32_t)vaddv_u8(vget_low_u8(marked)) | (uint32_t)vaddv_u8(vget_high_u8(marked)) << 8;
+        mark(chunk, i - start,
+             (uint32_t)vaddv_u8(vget_low_u8(marked)) | (uint32_t)vaddv_u8(vget_high_u8(marked)) << 8);
     }
     return i;
 }
@@ -637,14 +646,16 @@ __attribute__((always_inline)) static inline size_t mark_neon(const struct prefi
         break;
 
 #define SHAPES(ENGINE)                                                                                                 \
-    SHAPE(0, ENGINE, 1, 6, 0)                                                                                          \
-    SHAPE(1, ENGINE, 1, 6, 1)                                                                                          \
-    SHAPE(2, ENGINE, 2, 6, 0)                                                                                          \
-    SHAPE(3, ENGINE, 2, 6, 1)                                                                                          \
-    SHAPE(4, ENGINE, 2, 7, 0)                                                                                          \
-    SHAPE(5, ENGINE, 2, 7, 1)                                                                                          \
-    SHAPE(6, ENGINE, 3, 6, 0)                                                                                          \
-    SHAPE(7, ENGINE, 3, 6, 1)
+    SHAPE(0, ENGINE, 1, 5, 0)                                                                                           \
+    SHAPE(1, ENGINE, 1, 5, 1)                                                                                           \
+    SHAPE(2, ENGINE, 1, 6, 0)                                                                                           \
+    SHAPE(3, ENGINE, 1, 6, 1)                                                                                           \
+    SHAPE(4, ENGINE, 2, 6, 0)                                                                                           \
+    SHAPE(5, ENGINE, 2, 6, 1)                                                                                           \
+    SHAPE(6, ENGINE, 2, 7, 0)                                                                                           \
+    SHAPE(7, ENGINE, 2, 7, 1)                                                                                           \
+    SHAPE(8, ENGINE, 3, 6, 0)                                                                                           \
+    SHAPE(9, ENGINE, 3, 6, 1)
 
 #if defined(__x86_64__) || defined(__i386__)
 FIND_BY(avx2, __attribute__((target("avx2"))))
