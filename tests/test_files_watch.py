@@ -165,6 +165,16 @@ def test_a_directory_moves_with_all_that_is_in_it(etc: Path) -> None:
         assert names(eyes.told(), etc) == ["modified /z/b/file"]
 
 
+def test_a_directory_moves_to_where_more_of_it_matters(etc: Path) -> None:
+    (etc / "a").mkdir()
+    for name in ("only", "more"):
+        (etc / "a" / name).write_text(name)
+    with Eyes(watching(etc / "a/only"), Watch(id="x", path=f"{etc}/b", recursive=True)) as eyes:
+        (etc / "a").rename(etc / "b")
+        eyes.settle()
+        assert names(eyes.told(), etc) == ["moved /b from /a", "moved /b/only from /a/only", "created /b/more"]
+
+
 def test_a_tree_is_watched_as_it_grows_and_falls(etc: Path, tmp_path: Path) -> None:
     with Eyes(watching(etc, recursive=True)) as eyes:
         (etc / "a/b").mkdir(parents=True)
