@@ -14,6 +14,7 @@ import os
 import platform
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +26,21 @@ import msgspec
 import trio
 
 import agent
+from agent.control.board import HEARD, Board
+from agent.control.settings import ControlSettings
 from agent.core import cgroup, config, notify
 from agent.core.bus import Bus
 from agent.core.config import Effective, Size
 from agent.core.errors import ActionError
 from agent.core.events import AgentStarted, Alert, AlertCleared, Reloaded
 from agent.core.link import Dial
+from agent.core.listen import split_address
 from agent.core.metrics import Metrics
 from agent.core.process import adopt
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health, Role, Supervisor
-from agent.core.tls import TlsSettings
+from agent.core.tls import TlsSettings, server_context
+from agent.core.token import own_token, read_token
 from agent.lab.settings import LabSettings
 from agent.mimir.settings import MimirSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
@@ -48,6 +53,7 @@ log = logging.getLogger(__name__)
 P = TypeVar("P", PolarizeSettings, CibusSettings)
 
 DELIVER_S = 60.0  # settings.md, "Ends": links and outbox get that long at SIGTERM
+DEFAULT_TOKEN = "token"  # of control.tokens, made at the first start
 STUCK_S = 10.0  # an outbox of which nothing leaves for that long waits on disk instead
 
 
@@ -95,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     state: StateSettings = StateSettings()
     log: LogSettings = LogSettings()
     tls: Tls = Tls()
+    control: ControlSettings = ControlSettings()
     suites: SuitesSettings = SuitesSettings()
     seneschal: SeneschalSettings = SeneschalSettings()
     mimir: MimirSettings = MimirSettings()
@@ -108,10 +115,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.ident or socket.gethostname()
 
 
-# A change of these is taken up at the next start only.
-NEEDS_RESTART = ("ident", "labels", "profile", "timeout_factor", "clock", "state", "log")
+# A change of these is taken up at the next start only. A control client that asks for a reload must hear the answer.
+NEEDS_RESTART = ("ident", "labels", "profile", "timeout_factor", "clock", "state", "log", "control")
 # Which tables a role reads: a change in one of them restarts it.
-ROLE_TABLES = {
+ROLE_TABLES: dict[str, tuple[str, ...]] = {
+    "control": (),
     "mimir": ("mimir", "tls"),
     "polarize": ("polarize", "cibus", "tls"),
     "suites": ("suites",),
@@ -126,6 +134,38 @@ def state_dir(settings: Settings) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/agent")
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "agent"
+
+
+def find(name: str, folder: Path) -> Path:
+    """A file that the settings name: relative to the credentials directory, /etc/agent, the state directory."""
+    places = [Path(os.environ["CREDENTIALS_DIRECTORY"])] if "CREDENTIALS_DIRECTORY" in os.environ else []
+    places += [Path("/etc/agent"), folder]
+    found = [place / name for place in places if (place / name).exists()]
+    return found[0] if found else places[-1] / name
+
+
+def control_dial(settings: Settings, url: str | None, token_file: Path | None) -> Dial:
+    """How to reach the agent that runs with these settings, or the one at `url`, as a client.
+
+    Without `token_file` the first of control.tokens that is there is shown. Raises ValueError for what is no URL.
+    """
+    folder, control = state_dir(settings), settings.control
+    if url is None:
+        scheme = "wss" if control.tls.cert else "ws"
+        host, number = split_address(control.listen[0])
+        url = f"{scheme}://{_reachable(host)}:{number}/"
+    else:
+        scheme, colon, rest = url.partition("://")
+        url = f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }{colon}{rest}"
+    own = [find(token.file, folder) for token in control.tokens]
+    files = [token_file] if token_file else [path for path in own if path.exists()]
+    tls = settings.tls
+    names = (tls.ca_file, tls.cert_file, tls.key_file)
+    return Dial(
+        url=url,
+        token_file=files[0] if files else None,
+        tls=TlsSettings(*(find(name, folder) if name else None for name in names)),
+    )
 
 
 def load_settings(files: Sequence[Path] = (), *, profile: str | None = None) -> Effective[Settings]:
@@ -206,6 +246,9 @@ class Service:
         )
         self.bus = Bus(self.store)
         self.supervisor = Supervisor(self.bus.publish)
+        self.board = Board()
+        self.up = trio.Event()  # every role had its start
+        self.control_url = ""
         self._leaves = cgroup.claim()  # before the first child: the agent itself moves into a leaf
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -216,9 +259,11 @@ class Service:
                 async with trio.open_nursery() as inner:
                     await inner.start(adopt)
                     inner.start_soon(self._tell_full_disk)
+                    await inner.start(self._keep_board)
                     roles = self._roles()
-                    await inner.start(self.supervisor.run, list(roles.values()))
-                    with self.bus.answer("reload", self._reload):
+                    with self.bus.answer("reload", self._reload), self.bus.answer("config", self._config):
+                        await inner.start(self.supervisor.run, list(roles.values()))
+                        self.up.set()
                         self.bus.publish(
                             AgentStarted(
                                 version=agent.__version__,
@@ -273,6 +318,16 @@ class Service:
             await self.store.wait_room()
             self.bus.publish(AlertCleared(code="disk.full"))
 
+    async def _keep_board(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with self.bus.subscribe(*HEARD) as events:
+            task_status.started()
+            async for event in events:
+                self.board.feed(event, time.time())
+
+    async def _config(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> each key's value and origin, secrets as "***"."""
+        return dict(self.effective.as_dict())
+
     async def _reload(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Read the settings again; roles whose table changed are restarted. Raises ActionError: nothing has changed."""
         try:
@@ -298,18 +353,56 @@ class Service:
         """The roles that the settings say enough for, in the order of their start. Each is imported in its own task."""
         settings = self.effective.settings
         active = {
+            "control": True,  # first: what waits for the others is seen, and its URL is told to the lab
             "mimir": bool(settings.mimir.url),
             "polarize": bool(settings.polarize.url or settings.cibus.url),
             "suites": True,
             "seneschal": bool(settings.seneschal.url),
         }
         starts = {
+            "control": self._control,
             "mimir": self._mimir,
             "polarize": self._polarize,
             "suites": self._suites,
             "seneschal": self._seneschal,
         }
         return {name: Role(name, starts[name]) for name, runs in active.items() if runs}
+
+    async def _control(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.control import role
+
+        settings = self.effective.settings
+        control = settings.control
+        await role.run(
+            self.bus,
+            self.store,
+            control,
+            settings.name,
+            health,
+            tokens=[(self._token(token.file), token.scope) for token in control.tokens],
+            tls=self._server_tls(),
+            board=self.board,
+            supervisor=self.supervisor,
+            up=self.up,
+            metrics=self.metrics,
+            tell_url=self._tell_url,
+            task_status=task_status,
+        )
+
+    def _tell_url(self, url: str) -> None:
+        self.control_url = url
+
+    def _token(self, name: str) -> str:
+        """A token of `control.tokens`; the default one is made when there is none yet."""
+        path = self.find(name)
+        return own_token(path) if name == DEFAULT_TOKEN else read_token(path)
+
+    def _server_tls(self) -> ssl.SSLContext | None:
+        tls = self.effective.settings.control.tls
+        if not tls.cert:
+            return None
+        key, client_ca = (self.find(name) if name else None for name in (tls.key, tls.client_ca))
+        return server_context(self.find(tls.cert), key, client_ca)
 
     async def _mimir(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
         from agent.mimir import role
@@ -386,7 +479,7 @@ class Service:
             "profile": settings.profile,
             "labels": labels_of(settings.labels),
             "version": agent.__version__,
-            "server": "",
+            "server": self.control_url,
         }
 
     def _dial(self, peer: SeneschalSettings | MimirSettings) -> Dial:
@@ -411,11 +504,14 @@ class Service:
         )
 
     def find(self, name: str) -> Path:
-        """A file that the settings name: relative to the credentials directory, /etc/agent, the state directory."""
-        places = [Path(os.environ["CREDENTIALS_DIRECTORY"])] if "CREDENTIALS_DIRECTORY" in os.environ else []
-        places += [Path("/etc/agent"), self.store.folder]
-        found = [place / name for place in places if (place / name).exists()]
-        return found[0] if found else places[-1] / name
+        """A file that the settings name."""
+        return find(name, self.store.folder)
+
+
+def _reachable(host: str) -> str:
+    """A host as it stands in a URL of this machine; where every address is meant, its loopback."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
 
 
 def _os_name() -> str:

@@ -1,4 +1,4 @@
-"""The command line: `agent run`, `agent demo`, `agent lab`, `agent config`.
+"""The command line: `agent run`, `agent demo`, `agent lab`, `agent ctl`, `agent config`.
 
 Standard output is for results, standard error for logs. Exit codes: 0 done, 1 the work itself failed, 2 usage or
 configuration, 3 a peer could not be reached in time.
@@ -74,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     lab.add_argument("--data", type=Path, metavar="DIR", help="default: lab.data of the settings")
     lab.add_argument("--suite", type=Path, metavar="DIR", action="append", default=[], help="a suite to hand out")
     _config_option(lab)
+    ctl = add("ctl", "one request to a running agent, or `watch`: its events as JSON lines", _ctl)
+    ctl.add_argument("--url", metavar="URL", help="ws(s)://HOST:PORT/; default: control.listen of the settings")
+    ctl.add_argument("--token-file", type=Path, metavar="FILE", help="default: the first of control.tokens")
+    ctl.add_argument("--kind", metavar="KIND", action="append", default=[], help="watch: events of this kind, as Test*")
+    ctl.add_argument("--since", type=int, metavar="SEQ", help="watch: begin behind this number")
+    ctl.add_argument("action", metavar="ACTION", help="as status, run_suite, cancel, or watch")
+    ctl.add_argument("pairs", metavar="key=value", nargs="*", help="the payload; values are JSON, else text")
+    _config_option(ctl)
     settings = add("config", "show or check the settings", None).add_subparsers(metavar="show|check", required=True)
     show = add("show", "the effective settings", _config_show, settings)
     show.add_argument("--origin", action="store_true", help="where each value comes from")
@@ -140,6 +148,31 @@ def _lab(given: argparse.Namespace) -> int:
             print(f"{lab.url} token_file={lab.token_file}", flush=True)
 
     trio.run(serve)
+    return DONE
+
+
+def _ctl(given: argparse.Namespace) -> int:
+    import json
+    from functools import partial
+
+    import trio
+
+    from agent import app, ctl
+
+    try:
+        payload = ctl.payload_of(given.pairs)
+        if given.action == "watch" and payload:
+            raise ValueError("watch takes --kind and --since, no key=value")
+        if given.action != "watch" and (given.kind or given.since is not None):
+            raise ValueError("--kind and --since go with watch")
+        dial = app.control_dial(_load(given).settings, given.url, given.token_file)
+    except ValueError as err:
+        print(f"agent ctl: {err}", file=sys.stderr)
+        return USAGE
+    if given.action == "watch":
+        trio.run(partial(ctl.watch, dial, given.kind, given.since))
+    else:
+        print(json.dumps(trio.run(ctl.ask, dial, given.action, payload), indent=2, ensure_ascii=False))
     return DONE
 
 

@@ -65,6 +65,9 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
             RunReceived, RunRefused, TestStarted, TestFinished, SuiteFinished, ImportFinished
         ) as events:
             await nursery.start(service.run)
+            say.line(
+                f"page    {service.control_url.replace('ws', 'http', 1)} token_file={service.store.folder / 'token'}"
+            )
             ordered = lab.seneschal.enqueue(tree)
             async for event in events:
                 if watch.feed(event):
@@ -272,6 +275,7 @@ def _settings(lab: Lab, folder: Path, project: Path) -> config.Effective[Setting
     flags = {
         "ident": IDENT,
         "state.dir": str(folder / "agent"),
+        "control.listen": ["127.0.0.1:0"],
         "suites.roots": [str(project.resolve())],
         "seneschal.url": f"{lab.ws_url}/seneschal",
         "seneschal.token_file": str(lab.token_file),

@@ -12,6 +12,15 @@ import pytest
 
 from agent.app import ROLE_TABLES, Settings, load_settings, state_dir
 
+SETTINGS = """\
+ident = "lab-07"
+[state]
+dir = "{folder}/state"
+reserve = "4KiB"
+[control]
+listen = ["127.0.0.1:0"]
+"""
+
 
 @pytest.fixture
 def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
@@ -25,7 +34,7 @@ def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
 @pytest.fixture
 def service(tmp_path: Path, notified: socket.socket) -> Iterator["subprocess.Popen[str]"]:
     """`agent run`, up."""
-    (tmp_path / "agent.toml").write_text(f'ident = "lab-07"\n[state]\ndir = "{tmp_path}/state"\nreserve = "4KiB"\n')
+    (tmp_path / "agent.toml").write_text(SETTINGS.format(folder=tmp_path))
     argv = [sys.executable, "-m", "agent", "run", "--config", str(tmp_path / "agent.toml")]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
         assert heard(notified) == "READY=1"

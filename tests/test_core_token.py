@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.token import MAX_TOKEN, TokenUnusable, read_token
+from agent.core.token import MAX_TOKEN, TokenUnusable, own_token, read_token
 
 
 def write(folder: Path, content: bytes, mode: int = 0o600) -> Path:
@@ -52,3 +52,13 @@ def test_a_fifo_does_not_stop_the_agent(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "token", 0o600)
     with pytest.raises(TokenUnusable, match="is no regular file"):
         read_token(tmp_path / "token")
+
+
+def test_our_own_token_is_made_once_for_its_user_alone(tmp_path: Path) -> None:
+    token = own_token(tmp_path / "token")
+    assert len(token) == 43  # 256 bits in base64
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+    assert own_token(tmp_path / "token") == token
+    (tmp_path / "token").chmod(0o644)
+    with pytest.raises(TokenUnusable, match="may be read by others"):
+        own_token(tmp_path / "token")

@@ -4,6 +4,7 @@ Source: protocols/emissary.md, "Auth, limits"; protocols/settings.md (`token_fil
 """
 
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def read_token(path: Path) -> str:
             remedy="Write the token into it, and nothing else.",
         )
     return text
+
+
+def own_token(path: Path) -> str:
+    """The token that others show to us; made at the first start, 256 bits, readable by its user alone.
+
+    Raises TokenUnusable, and OSError when it cannot be written.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return read_token(path)
+    with os.fdopen(fd, "w") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+    return read_token(path)
 
 
 def _readable_by_others(path: Path) -> int:

@@ -14,7 +14,6 @@ import fcntl
 import html
 import logging
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from agent.core.guard import Guard, is_loopback, require
 from agent.core.head import Head, HttpError, host_name
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
-from agent.core.token import read_token
+from agent.core.token import own_token
 from agent.lab.mimir import Mimir
 from agent.lab.polarize import MAX_DOCUMENT, Polarize
 from agent.lab.seneschal import Seneschal
@@ -129,7 +128,7 @@ async def serve_lab(
     lock = _lock(data)
     try:
         token_file = data / "token"
-        guard = Guard([(_own_token(token_file), "control")], {}, False, (), trio.current_time)
+        guard = Guard([(own_token(token_file), "control")], {}, False, (), trio.current_time)
         metrics = Metrics()
         lab = Lab(data, metrics, guard, token_file)
         try:
@@ -151,17 +150,6 @@ async def serve_lab(
     finally:
         os.close(lock)
     raise AssertionError("a port serves until it is cancelled")
-
-
-def _own_token(path: Path) -> str:
-    """The lab's token; made at the first start, readable by its user alone. Raises TokenUnusable."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return read_token(path)
-    with os.fdopen(fd, "w") as file:
-        file.write(secrets.token_urlsafe(32) + "\n")
-    return read_token(path)
 
 
 def _lock(data: Path) -> int:

@@ -1,0 +1,120 @@
+"""`agent ctl`: one request to a running agent, or its events as JSON lines.
+
+`watch` goes on when the connection is lost: it connects again and resumes behind the last event it printed.
+
+Source: ARCHITECTURE.md, "The commands"; protocols/emissary.md, "Control server".
+"""
+
+import logging
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import msgspec
+import trio
+
+from agent.core.channel import Channel, Refused, converse
+from agent.core.envelope import Request
+from agent.core.errors import ActionError, PeerUnreachable
+from agent.core.link import FIRST_RETRY_S, MAX_RETRY_S, Dial, connect
+from agent.core.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 120.0  # s; a reload waits for roles to end
+
+
+def payload_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` arguments as a payload; a value is JSON, else text. Raises ValueError for what is no pair."""
+    payload: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{pair!r} is no key=value")
+        try:
+            payload[key] = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            payload[key] = value
+    return payload
+
+
+async def ask(dial: Dial, action: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """One request and its answer's payload. Raises Refused, PeerRefused, PeerUnreachable."""
+    answers: list[dict[str, Any]] = []
+
+    async def talk(channel: Channel) -> None:
+        answers.append(await channel.ask(action, payload, timeout_s=ANSWER_S))
+
+    async with connect(dial) as ws:
+        await converse(ws, _answer_nothing, talk, metrics=Metrics())
+    if not answers:
+        raise PeerUnreachable(f"{dial.url} closed the connection without an answer", remedy="Look at the agent's log.")
+    return answers[0]
+
+
+def write_out(lines: str) -> None:
+    """To standard output, at once: who reads it from a pipe waits for each line."""
+    sys.stdout.write(lines)
+    sys.stdout.flush()
+
+
+async def watch(
+    dial: Dial, kinds: Sequence[str], since: int | None, write: Callable[[str], None] = write_out
+) -> NoReturn:
+    """Write events as JSON lines, those after number `since` first, for ever.
+
+    Raises what the first connection raises; later ones are tried again. Raises Refused when the agent has no journal
+    any more that the events continue.
+    """
+    watched = _Watch(kinds, since, write)
+    retry_s = FIRST_RETRY_S
+    while True:
+        watched.is_open = False
+        try:
+            async with connect(dial) as ws:
+                await converse(ws, watched.answer, watched.talk, metrics=Metrics())
+        except PeerUnreachable as err:
+            if not watched.was_open:
+                raise
+            log.info("connection lost error=%s", err)
+        retry_s = FIRST_RETRY_S if watched.is_open else min(2 * retry_s, MAX_RETRY_S)
+        await trio.sleep(retry_s * random.uniform(0.5, 1.0))
+
+
+class _Watch:
+    """What is printed, and from where to go on."""
+
+    def __init__(self, kinds: Sequence[str], since: int | None, write: Callable[[str], None]) -> None:
+        self.is_open = self.was_open = False
+        self._kinds, self._since, self._write = kinds, since, write
+
+    async def talk(self, channel: Channel) -> None:
+        asked: dict[str, Any] = {"kinds": list(self._kinds)}
+        if self._since is not None:
+            asked["since"] = self._since
+        try:
+            answer = await channel.ask("subscribe", asked)
+        except Refused as err:
+            # While the agent starts or stops it may be unable; a refusal of what we asked stays one.
+            if err.code in ("busy", "internal"):
+                raise PeerUnreachable(err.what, remedy="Wait.") from err
+            raise
+        if self._since is None:
+            self._since = answer["seq"]
+        self.is_open = self.was_open = True
+        await trio.sleep_forever()
+
+    async def answer(self, request: Request) -> Mapping[str, Any]:
+        if request.action != "events":
+            raise ActionError("unknown_action", f"{request.action!r} is not events")
+        events = request.payload.get("events", ())
+        self._write("".join(msgspec.json.encode(event).decode() + "\n" for event in events))
+        for event in events:
+            last = event["data"]["to"] if event["kind"] == "Gap" else event["seq"]
+            self._since = max(self._since or 0, last)
+        return {}
+
+
+async def _answer_nothing(request: Request) -> Mapping[str, Any]:
+    raise ActionError("unknown_action", "a client of one request answers none")
