@@ -120,10 +120,10 @@ NEEDS_RESTART = ("ident", "labels", "profile", "timeout_factor", "clock", "state
 # Which tables a role reads: a change in one of them restarts it.
 ROLE_TABLES: dict[str, tuple[str, ...]] = {
     "control": (),
-    "mimir": ("mimir", "tls"),
+    "mimir": ("mimir", "tls", "labels"),
     "polarize": ("polarize", "cibus", "tls"),
-    "suites": ("suites",),
-    "seneschal": ("seneschal", "tls"),
+    "suites": (),  # it reads what holds: a restart would end its runs
+    "seneschal": ("seneschal", "tls", "labels"),
 }
 
 
@@ -460,14 +460,20 @@ class Service:
         from agent.suites import role
         from agent.suites.prepare import Machine
 
-        settings = self.effective.settings
-        machine = Machine(
-            ident=settings.name,
-            labels=settings.labels,
-            timeout_factor=settings.timeout_factor,
-            leaves=self._leaves,
-        )
-        await role.run(self.bus, self.store, settings.suites, machine, health, task_status=task_status)
+        def machine() -> Machine:
+            settings = self.effective.settings
+            return Machine(
+                ident=settings.name,
+                labels=settings.labels,
+                timeout_factor=settings.timeout_factor,
+                leaves=self._leaves,
+                project=settings.polarize.project if settings.polarize.url else None,
+            )
+
+        def suites() -> SuitesSettings:
+            return self.effective.settings.suites
+
+        await role.run(self.bus, self.store, suites, machine, health, task_status=task_status)
 
     def _platform(self) -> dict[str, Any]:
         """The props of this machine's TestPlatform vertex (protocols/emissary.md, "Mimir")."""

@@ -50,7 +50,7 @@ from agent.mimir import role as mimir_role
 from agent.seneschal import role as seneschal_role
 from agent.seneschal.settings import SeneschalSettings
 
-PATIENCE_S = 30.0  # real or mock seconds that a test waits for what must come
+PATIENCE_S = 120.0  # mock seconds that a test waits for what must come: a link may wait 30 s and fail again
 START = time.time()
 DEFAULTS = SeneschalSettings()
 

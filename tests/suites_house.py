@@ -71,7 +71,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path, **settings: Any) -> AsyncIterator[House]:
+async def house(folder: Path, project: str | None = None, **settings: Any) -> AsyncIterator[House]:
     (folder / "project").mkdir(exist_ok=True)
     store = open_store(folder / "state", reserve=4096)
     bus = Bus(store)
@@ -83,8 +83,8 @@ async def house(folder: Path, **settings: Any) -> AsyncIterator[House]:
                 role.run,
                 bus,
                 store,
-                SuitesSettings(roots=(str(folder / "project"),), **settings),
-                Machine(ident="lab-07", labels={"os": "rhel9"}),
+                lambda: SuitesSettings(roots=(str(folder / "project"),), **settings),
+                lambda: Machine(ident="lab-07", labels={"os": "rhel9"}, project=project),
                 Health("suites"),
             )
             await nursery.start(start)

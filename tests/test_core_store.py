@@ -110,13 +110,14 @@ async def test_a_held_delivery_lets_the_queue_go_on_and_comes_back_under_a_new_n
     for code in "ab":
         store.append(cleared(code), 1.0)
     first, second = await box.due()
-    box.hold(first.n, "bad_payload: poison")
+    box.hold(first.n, "bad_payload: poison", 100.0)
     box.ack(second.n)
     await store.commit()
     assert await box.peek() == []
     assert [(n, reason) for n, _, reason in await box.held()] == [(first.n, "bad_payload: poison")]
     assert (await store.depths())["mimir"].held == 1
-    assert await box.retry_held(held_before=1e12) == 1
+    assert await box.retry_held(held_before=99) == 0
+    assert await box.retry_held(held_before=100) == 1
     await store.commit()
     (again,) = await box.peek()
     assert codes([again]) == ["a"]
@@ -191,6 +192,27 @@ async def test_the_journal_is_pruned_from_its_oldest_end_but_never_what_is_owed_
         store.append(RunChanged(run="r", state="done"), 1.0)
         await store.commit()
     assert codes(await box.peek()) == ["owed"]
+
+
+async def test_a_sink_that_was_switched_off_keeps_nothing_back(tmp_path: Path) -> None:
+    for sinks in (("mimir", "gone"), ("mimir",)):
+        store = open_store(tmp_path, reserve=4096, journal_max=50_000)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            boxes = {sink: store.owe(sink, only_cleared) for sink in sinks}
+            for n in range(300):
+                store.append(cleared(f"{n} " + "x" * 200), 1.0)
+            await store.commit()
+            if "gone" not in boxes:
+                boxes["mimir"].ack((await boxes["mimir"].due(limit=1000))[-1].n)
+                await store.commit()
+                store.append(cleared("more"), 1.0)
+                await store.commit()
+                assert await store.oldest() > 300
+                assert len(await Outbox(store, "gone").peek(limit=1000)) == 0
+                assert (await store.depths())["mimir"].waiting == 1
+            nursery.cancel_scope.cancel()
+        store.close()
 
 
 async def test_a_full_disk_gives_up_the_reserve_and_loses_nothing(tmp_path: Path, nursery: trio.Nursery) -> None:

@@ -12,7 +12,16 @@ ROOT = Path(__file__).parent.parent
 PROTOCOLS = {
     *("control", "suites", "seneschal", "mimir", "polarize", "logs", "files", "coverage", "monitors", "eman", "gator"),
 }
-FLOORS = [{"_native"}, {"core"}, PROTOCOLS, {"lab"}, {"app", "selftest", "install"}, {"demo"}, {"cli"}, {"__main__"}]
+FLOORS = [
+    {"_native"},
+    {"core"},
+    PROTOCOLS,
+    {"lab"},
+    {"app", "ctl", "selftest", "install"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+]
 
 # Programs of their own: what a test runner, the product under test or the orchestrator loads, and the demo's suites.
 LOADED_ELSEWHERE = (

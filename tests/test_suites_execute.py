@@ -160,3 +160,11 @@ async def test_a_silent_command_is_ended_when_its_one_test_takes_too_long(tmp_pa
         assert finished.verdict == "aborted"
         assert str(finished.reason).startswith("limits.test: ")
         assert list((await here.states()).values()) == ["aborted"]
+
+
+async def test_a_report_for_no_project_is_a_warning_in_the_result(tmp_path: Path) -> None:
+    async with house(tmp_path, project="") as here:
+        await here.order(command=tap("echo 1..1; echo ok"))
+        assert [warning.code for warning in (await here.finished()).warnings] == ["polarize.project"]
+        await here.order(R[2], command=tap("echo 1..1; echo ok"), report={"polarion": {"project": "RHEL9"}})
+        assert (await here.finished(R[2])).warnings == ()

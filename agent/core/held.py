@@ -29,7 +29,7 @@ class Held:
     def hold(self, n: int, reason: str) -> None:
         """The sink answered delivery `n` by an error: the queue goes on without it."""
         log.warning("delivery refused sink=%s n=%d reason=%s", self._box.sink, n, reason)
-        self._box.hold(n, reason)
+        self._box.hold(n, reason, self._clock())
         self._alert(reason)
 
     async def settle(self) -> None:

@@ -15,7 +15,6 @@ import fcntl
 import logging
 import os
 import sqlite3
-import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1  # grows within a major version only; the previous release must open it (packaging.md 8)
 HELD_RETRY_S = 3600.0  # protocols/emissary.md: a held message is retried hourly
-MAX_PENDING = 8 * 1024 * 1024  # bytes that wait for the disk before `room()` makes producers wait
+MAX_PENDING = 1024 * 1024  # bytes that wait for the disk before `room()` makes producers wait
 
 _TABLES = """
 CREATE TABLE journal(seq INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, run TEXT, test TEXT,
@@ -256,12 +255,16 @@ class Store:
         )
         if (pages - free) * size <= self._journal_max:
             return
-        floor = db.execute("SELECT min(seq) FROM outbox").fetchone()[0]
+        # A sink that the settings name no more keeps nothing back; what it was owed goes with the events.
+        sinks = tuple(self._wants)
+        named = ",".join("?" * len(sinks))
+        floor = db.execute(f"SELECT min(seq) FROM outbox WHERE sink IN ({named})", sinks).fetchone()[0]
         db.execute(
             "DELETE FROM journal WHERE seq IN (SELECT seq FROM journal WHERE seq < ? AND (run IS NULL OR run NOT IN"
             " (SELECT run FROM kept)) ORDER BY seq LIMIT 2000)",
             (self.seq if floor is None else min(floor, self.seq),),
         )
+        db.execute(f"DELETE FROM outbox WHERE sink NOT IN ({named}) AND seq NOT IN (SELECT seq FROM journal)", sinks)
 
     async def _give_up_reserve(self) -> None:
         first, self.full = not self.full, True
@@ -402,9 +405,9 @@ class Outbox:
         """This one is delivered; others may still be under way."""
         self._store._order("DELETE FROM outbox WHERE sink = ? AND n = ?", self.sink, n)
 
-    def hold(self, n: int, reason: str) -> None:
-        """The sink refused this one: the queue goes on, and `retry_held` offers it again under a new number."""
-        self._store._order("UPDATE outbox SET held_since = ?, reason = ? WHERE n = ?", time.time(), reason, n)
+    def hold(self, n: int, reason: str, at: float) -> None:
+        """The sink refused this one at that epoch time. The queue goes on; `retry_held` offers it anew."""
+        self._store._order("UPDATE outbox SET held_since = ?, reason = ? WHERE n = ?", at, reason, n)
 
     async def held(self) -> list[tuple[int, float, str]]:
         """Number, epoch time and reason of each held delivery."""

@@ -356,7 +356,7 @@ class _Reports:
                     case Finished() as finished:
                         return self._finish(case, finished)
                     case Refused(why):
-                        self._box.hold(case.n, f"{case.submission.run}: {why}")
+                        self._box.hold(case.n, f"{case.submission.run}: {why}", self._clock())
                         return self._tell_refused(case, why)
 
     async def _step(self, case: _Case) -> Reply | None:

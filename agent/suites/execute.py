@@ -306,6 +306,10 @@ class Execution:
         self._advance("reporting", run.stop_reason)
         await self._store.commit()
         ended = self._exit
+        report = run.suite.report
+        if report.polarize and self._machine.project == "" and not (report.polarion and report.polarion.project):
+            text = "not submitted: neither report.polarion.project nor polarize.project is set"
+            self._warnings.append(Warned("polarize.project", text))
         finished = SuiteFinished(
             run=run.run,
             suite=run.suite.id,

@@ -33,12 +33,17 @@ class Blocked(AgentError):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run needs to know of the machine. `leaves` is the delegated cgroup, where there is one."""
+    """What a run needs to know of the machine.
+
+    `leaves` is the delegated cgroup, where there is one. `project` is Polarize's project for suites that name none;
+    None: nothing is submitted to Polarize.
+    """
 
     ident: str
     labels: Mapping[str, str | bool] = {}
     timeout_factor: float = 1.0
     leaves: Leaves | None = None
+    project: str | None = None
 
 
 class Log(Protocol):

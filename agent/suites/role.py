@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from agent.core.bus import Bus
 from agent.core.errors import ActionError, AgentError, DocumentError
 from agent.core.events import (
     AnyEvent,
+    Reloaded,
     RunChanged,
     RunReceived,
     RunRefused,
@@ -61,13 +62,16 @@ ERROR_CODES = {"busy": "busy", "space": "busy", "draining": "draining"}
 async def run(
     bus: Bus,
     store: Store,
-    settings: SuitesSettings,
-    machine: Machine,
+    settings: Callable[[], SuitesSettings],
+    machine: Callable[[], Machine],
     health: Health,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer the suite actions and execute runs, until cancelled."""
+    """Answer the suite actions and execute runs, until cancelled.
+
+    `settings` and `machine` give what holds now: a reload must not end a run.
+    """
     async with trio.open_nursery() as nursery:
         suites = _Suites(bus, store, settings, machine, health, nursery)
         await suites.probe()
@@ -86,6 +90,7 @@ async def run(
                 answering.enter_context(bus.answer(action, handler))
             suites.tell_slots()
             nursery.start_soon(suites.watch_disk)
+            nursery.start_soon(suites.follow_reloads)
             task_status.started()
             await trio.sleep_forever()
 
@@ -102,7 +107,13 @@ class _Left(NamedTuple):
 
 class _Suites:
     def __init__(
-        self, bus: Bus, store: Store, settings: SuitesSettings, machine: Machine, health: Health, nursery: trio.Nursery
+        self,
+        bus: Bus,
+        store: Store,
+        settings: Callable[[], SuitesSettings],
+        machine: Callable[[], Machine],
+        health: Health,
+        nursery: trio.Nursery,
     ) -> None:
         self._bus, self._store, self._settings, self._machine, self._health = bus, store, settings, machine, health
         self._nursery = nursery
@@ -179,7 +190,7 @@ class _Suites:
         """{} -> `{slots, free, draining, runs, runners}`: what runs now, and what could."""
         now, epoch = trio.current_time(), time.time()
         return {
-            "slots": self._settings.slots,
+            "slots": self._settings().slots,
             "free": self._free_slots(),
             "draining": self._draining,
             "runs": [execution.run.describe(now, epoch) for execution in self._active.values()],
@@ -207,7 +218,7 @@ class _Suites:
         if not isinstance(path, str):
             raise ActionError("bad_payload", "key suite is missing: a suite document, or path: the folder of one")
         try:
-            read, base = suite_of(below(Path(path), self._settings.roots))
+            read, base = suite_of(below(Path(path), self._settings().roots))
         except AgentError as err:
             raise ActionError("bad_payload", str(err)) from err
         return msgspec.to_builtins(read), base
@@ -244,18 +255,18 @@ class _Suites:
         return suite, requirements.unmet(
             suite.requires,
             suite.runner,
-            labels=self._machine.labels,
+            labels=self._machine().labels,
             runners=self._programs,
             free=space.f_bavail * space.f_frsize,
         )
 
     def _free_slots(self) -> int:
         # On a full disk none is offered: each order that is refused would take room for what says so.
-        return 0 if self._draining or self._store.full else max(0, self._settings.slots - len(self._active))
+        return 0 if self._draining or self._store.full else max(0, self._settings().slots - len(self._active))
 
     def tell_slots(self) -> None:
         """Tell how many slots are free now."""
-        self._bus.publish(SlotsChanged(free=self._free_slots(), total=self._settings.slots, draining=self._draining))
+        self._bus.publish(SlotsChanged(free=self._free_slots(), total=self._settings().slots, draining=self._draining))
 
     def _begin(
         self,
@@ -303,7 +314,7 @@ class _Suites:
             slot=slot,
             reservation=received.reservation,
             deadline=None if received.deadline is None else now + received.deadline - time.time(),
-            timeout_factor=self._machine.timeout_factor,
+            timeout_factor=self._machine().timeout_factor,
             attempt=attempt,
         )
         return Execution(
@@ -312,14 +323,14 @@ class _Suites:
             self._store.folder / "runs" / run.run,
             bus=self._bus,
             store=self._store,
-            machine=self._machine,
+            machine=self._machine(),
             health=self._health,
             began=began,
         )
 
     async def _execute(self, execution: Execution, only: tuple[Only, ...]) -> None:
         try:
-            await execution.execute(self._settings.roots, only)
+            await execution.execute(self._settings().roots, only)
         finally:
             del self._active[execution.run.run]
             self.tell_slots()
@@ -329,7 +340,7 @@ class _Suites:
         """Keep the newest folders of runs, and those of which something is still owed."""
         spared = await self._store.owed_runs() | set(await self._store.kept())
         folders = sorted((self._store.folder / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
-        for folder in folders[: -self._settings.keep_runs]:
+        for folder in folders[: -self._settings().keep_runs]:
             if folder.name not in spared:
                 await trio.to_thread.run_sync(shutil.rmtree, folder, True)
 
@@ -433,6 +444,12 @@ class _Suites:
             for row in rows:
                 yield decode(row.kind, row.data)
             since = rows[-1].seq
+
+    async def follow_reloads(self) -> None:
+        """Another number of slots is told at once."""
+        with self._bus.subscribe(Reloaded) as reloads:
+            async for _ in reloads:
+                self.tell_slots()
 
     async def watch_disk(self) -> None:
         """On a full disk running ones get a minute to end, then they are aborted. Source: settings.md, "Ends"."""
