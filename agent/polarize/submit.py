@@ -106,7 +106,8 @@ def prepare(xml: bytes, run: str, project: str, response: tuple[str, str]) -> Re
     properties = {"polarion-project-id": project, "polarion-lookup-method": "name"} | kept | ours
     lines = (f"<property name={quoteattr(name)} value={quoteattr(value)}/>" for name, value in properties.items())
     block = f"<properties>{''.join(lines)}</properties>\n".encode()
-    return Report(run, xml[: found.start] + block + xml[found.end :], properties, response)
+    whole = memoryview(xml)  # 64 MiB are not to be copied twice
+    return Report(run, b"".join((whole[: found.start], block, whole[found.end :])), properties, response)
 
 
 def arguments(report: Report, server: Server | None = None) -> Xargs:

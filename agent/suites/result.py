@@ -50,6 +50,7 @@ class Tally:
     def __init__(self, min_tests: int) -> None:
         self._min_tests = min_tests
         self._seen: dict[str, int] = {}  # case -> attempt, rev, kind and state of the record that holds
+        self._codes: dict[int, int] = {}  # each once: there are few, and a case keeps one
         self._attempts: dict[str, int] = {}  # test -> its last attempt, where that is not the first
         self._rests: dict[str, int] = {}  # case -> how many tests, where known
 
@@ -58,7 +59,7 @@ class Tally:
         code = _code(record)
         if code >> 8 < self._seen.get(record.case, 0) >> 8:
             return
-        self._seen[record.case] = code
+        self._seen[record.case] = self._codes.setdefault(code, code)
         if record.attempt > 1:
             test = _test(record.case, record.attempt)
             self._attempts[test] = max(record.attempt, self._attempts.get(test, 0))

@@ -173,11 +173,11 @@ class Bench:
             await self.lab.seneschal.changed()
         return row
 
-    async def told(self, run: str) -> LabRun:
+    async def told(self, run: str, within_s: float = 60) -> LabRun:
         """Wait until Seneschal, Mimir and Polarize know the end of a run, or of what replaced it; that run."""
-        with trio.fail_after(60):
+        with trio.fail_after(within_s):
             row = await self.lab.seneschal.ended(run)
-        await until(lambda: self._is_over(row.run))
+        await until(lambda: self._is_over(row.run), within_s)
         return row
 
     async def agree(self, machine: Station, run: str, *, completes: Collection[int] = (1,)) -> dict[str, Any]:
