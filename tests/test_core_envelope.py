@@ -5,7 +5,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.core.envelope import BAD_IN_A_ROW, Answer, Envelope, ReqId, Request, Stray, Unreadable, error, success
+from agent.core.envelope import (
+    BAD_IN_A_ROW,
+    Answer,
+    Envelope,
+    Foreign,
+    ReqId,
+    Request,
+    Stray,
+    Unreadable,
+    error,
+    success,
+)
 
 
 def read(frame: str) -> Any:
@@ -111,3 +122,11 @@ def test_answers_have_the_shape_of_the_seed() -> None:
         "payload": {"a": 1},
     }
     assert read(error(7, "busy: no slot")) == {"result": "error", "rsp_id": 7, "reason": "busy: no slot"}
+
+
+def test_an_object_with_op_is_foreign_only_where_that_is_known() -> None:
+    frame = '{"op":"get-status","from":"x"}'
+    assert Envelope(knows_foreign=True).feed(frame) == Foreign({"op": "get-status", "from": "x"})
+    assert Envelope().feed(frame) == Request("identify", {}, 0, False)
+    for ours in ('{"op":1,"action":"x"}', '{"op":1,"rsp_id":0}', "{}"):
+        assert not isinstance(Envelope(knows_foreign=True).feed(ours), Foreign)

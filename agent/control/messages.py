@@ -98,9 +98,10 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
-    """`refresh` asks the service again."""
+    """The last status. `refresh` asks the service again, `history` brings the last 64."""
 
     refresh: bool = False
+    history: bool = False
 
 
 class RunMonitor(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,18 @@ from wsproto.events import TextMessage
 from wsproto.utilities import LocalProtocolError
 
 import agent
-from agent.core.envelope import MAX_MESSAGE, Answer, Envelope, ReqId, Request, Stray, Unreadable, error, success
+from agent.core.envelope import (
+    MAX_MESSAGE,
+    Answer,
+    Envelope,
+    Foreign,
+    ReqId,
+    Request,
+    Stray,
+    Unreadable,
+    error,
+    success,
+)
 from agent.core.errors import ActionError, PeerRefused, PeerUnreachable, ProtocolMisuse
 from agent.core.metrics import Metrics
 
@@ -33,6 +44,7 @@ GOODBYE_S = 0.2  # s for the close frame of a cancelled connection: nobody reads
 IDENTITY: Mapping[str, Any] = {"tool": "emissary", "version": agent.__version__}
 
 Answerer = Callable[[Request], Awaitable[Mapping[str, Any] | msgspec.Raw]]
+Elder = Callable[[Mapping[str, Any]], Awaitable[str | None]]
 Tell = Callable[[str], None]
 
 
@@ -67,17 +79,18 @@ class Channel:
     tells the state of an outgoing link (core/link.py); a server's end has none to tell.
     """
 
-    def __init__(self, ws: WebSocketConnection, metrics: Metrics, tell: Tell) -> None:
+    def __init__(self, ws: WebSocketConnection, metrics: Metrics, tell: Tell, elder: Elder | None) -> None:
         self.peer = ws.remote if isinstance(ws.remote, str) else ws.remote.url
         self.last_heard = trio.current_time()
         self.state = tell
         self._ws, self._metrics = ws, metrics
-        self._envelope = Envelope()
+        self._elder = elder
+        self._envelope = Envelope(knows_foreign=elder is not None)
         self._asked: dict[int, _Asked] = {}
         self._ended = trio.Event()
         # No room: a sender waits until the writer has taken its message, so nothing gathers but waiting callers.
         self._outgoing, self._to_write = trio.open_memory_channel[str | _Close](0)
-        self._requests, self._to_answer = trio.open_memory_channel[Request](MAX_REQUESTS)
+        self._requests, self._to_answer = trio.open_memory_channel[Request | Foreign](MAX_REQUESTS)
         self._writing_since: float | None = None
         self._busy_reader = self._closing = False
         self._scope = trio.CancelScope()
@@ -179,7 +192,7 @@ class Channel:
     async def _take(self, frame: str | bytes) -> None:
         self.last_heard = trio.current_time()
         match self._envelope.feed(frame):
-            case Request() as request:
+            case (Request() | Foreign()) as request:
                 self._busy_reader = True  # what we do not read is no silence of the peer
                 await self._requests.send(request)
                 self._busy_reader, self.last_heard = False, trio.current_time()
@@ -245,12 +258,30 @@ class Channel:
 
     async def _answer_all(self, answer: Answerer, identity: Mapping[str, Any]) -> None:
         async for request in self._to_answer:
+            if isinstance(request, Foreign):
+                await self._answer_foreign(request)
+                continue
             if request.action == "identify":
                 text = success(request.action, request.req_id, identity)
             else:
                 text = await self._answer(request, answer)
             if not request.posted:
                 await self._say(text)
+
+    async def _answer_foreign(self, frame: Foreign) -> None:
+        assert self._elder is not None
+        try:
+            text = await self._elder(frame.message)
+        except ActionError as err:
+            text = error(None, err.reason)
+        except Exception:  # as below
+            self._metrics.count("link_internal_errors_total")
+            log.exception("older request failed peer=%s", self.peer)
+            text = error(None, "internal: the request failed here; the log has the details")
+        if text is None:
+            await self.close()
+        else:
+            await self._say(text)
 
     async def _answer(self, request: Request, answer: Answerer) -> str:
         try:
@@ -276,6 +307,7 @@ async def converse(
     ping_s: float = 5.0,
     identity: Mapping[str, Any] = IDENTITY,
     tell: Tell = lambda state: None,
+    elder: Elder | None = None,
 ) -> None:
     """Speak the envelope on an open websocket until either side closes it, or `talk` returns: then it closes with 1000.
 
@@ -283,12 +315,13 @@ async def converse(
 
     Requests are answered one by one in order of arrival: `answer` gives the payload or raises ActionError; any other
     error is logged and answered `internal`. `identify` (and an empty action) is answered with `identity`. A ping goes
-    out every `ping_s` seconds. `tell` takes the states that `talk` gives to `channel.state`.
+    out every `ping_s` seconds. `tell` takes the states that `talk` gives to `channel.state`. `elder` answers objects of
+    an older protocol (they have `op`) by the text it gives; for None the connection is closed with 1000.
 
     Raises PeerUnreachable when the peer sends nothing, or takes nothing, for `deadline_s` seconds, and what `talk`
     raises. Who made the websocket closes it then.
     """
-    await Channel(ws, metrics, tell)._run(answer, talk, identity, deadline_s, ping_s)
+    await Channel(ws, metrics, tell, elder)._run(answer, talk, identity, deadline_s, ping_s)
 
 
 def closing(ws: WebSocketConnection) -> str:

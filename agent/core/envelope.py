@@ -52,14 +52,24 @@ class Stray(msgspec.Struct, frozen=True):
     reason: str | None
 
 
+class Foreign(msgspec.Struct, frozen=True):
+    """An object of an older protocol on the same path: it has `op`, and neither `action` nor `rsp_id`."""
+
+    message: dict[str, Any]
+
+
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder().encode
 
 
 class Envelope:
-    """One end of a connection. Numbers requests from 0; remembers which of ours are open."""
+    """One end of a connection. Numbers requests from 0; remembers which of ours are open.
 
-    def __init__(self) -> None:
+    With `knows_foreign` an object of an older protocol is a Foreign; else it is a request without action.
+    """
+
+    def __init__(self, *, knows_foreign: bool = False) -> None:
+        self._knows_foreign = knows_foreign
         self._next = 0
         self._open: set[int] = set()
         self._bad = 0
@@ -78,7 +88,7 @@ class Envelope:
         """Nobody waits for that answer any more; a late one is a Stray."""
         self._open.discard(number)
 
-    def feed(self, frame: str | bytes) -> Request | Answer | Unreadable | Stray:
+    def feed(self, frame: str | bytes) -> Request | Answer | Unreadable | Stray | Foreign:
         """Take one frame. A binary frame is unreadable, whatever it holds."""
         if isinstance(frame, bytes):
             return self._unreadable("bad_json: a binary frame; messages are JSON in text frames")
@@ -91,9 +101,11 @@ class Envelope:
             self._bad = 0
         return read
 
-    def _read(self, message: dict[str, Any]) -> Request | Answer | Unreadable | Stray:
+    def _read(self, message: dict[str, Any]) -> Request | Answer | Unreadable | Stray | Foreign:
         if "rsp_id" in message:
             return self._read_answer(message)
+        if self._knows_foreign and "op" in message and "action" not in message:
+            return Foreign(message)
         action, posted, payload = message.get("action", ""), message.get("posted", False), message.get("payload", {})
         req_id = message.get("req_id", 0)
         if isinstance(req_id, bool) or not isinstance(req_id, int | float | str):
