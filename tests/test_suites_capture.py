@@ -30,6 +30,14 @@ def test_the_middle_is_cut_and_told(tmp_path: Path) -> None:
     assert written(tmp_path / "f", 10, [b"01234567", b"89abcdef"]) == (b"01234\n[6 bytes cut here]\nbcdef", 6)
 
 
+def test_what_is_larger_than_a_block_is_put_in_order_too(tmp_path: Path) -> None:
+    whole = b"".join(b"%07d\n" % n for n in range(500_000))
+    limit = 1_800_001
+    got, cut = written(tmp_path / "f", limit, [whole[at : at + 65_536] for at in range(0, len(whole), 65_536)])
+    head, tail = limit // 2, limit - limit // 2
+    assert got == whole[:head] + b"\n[%d bytes cut here]\n" % cut + whole[-tail:]
+
+
 @given(st.integers(1, 20), st.lists(st.binary(max_size=30), max_size=8))
 def test_the_two_ends_are_right_for_any_blocks(limit: int, blocks: list[bytes]) -> None:
     whole = b"".join(blocks)

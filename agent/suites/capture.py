@@ -6,6 +6,8 @@ Source: protocols/suites.md, "A run" ("beyond `limits.output` the middle is cut 
 import os
 from pathlib import Path
 
+_BLOCK = 256 * 1024  # bytes that `close` moves at a time
+
 
 class Capture:
     """A file of at most `limit` bytes (0: no limit) and one line that tells what was cut out of its middle.
@@ -49,17 +51,36 @@ class Capture:
         """Bring the file into order and onto the disk."""
         with self._file:
             if self.cut:
-                at = (self._seen - self._head) % self._ring
-                self._file.seek(self._head)
-                ring = self._file.read(self._ring)
-                self._file.seek(self._head)
-                self._write(b"\n[%d bytes cut here]\n" % self.cut, ring[at:], ring[:at])
+                self._put_in_order(b"\n[%d bytes cut here]\n" % self.cut)
             os.fsync(self._file.fileno())
 
-    def _write(self, *parts: bytes) -> None:
-        for part in parts:
-            view = memoryview(part)
-            while view:
-                n = self._file.write(view)
-                self._seen += n
-                view = view[n:]
+    def _put_in_order(self, note: bytes) -> None:
+        """Make newest, oldest, note behind the first half into note, oldest, newest: turned as a whole, then each."""
+        newest, oldest = self._head, self._head + (self._seen - self._head) % self._ring
+        end = self.limit + len(note)
+        self._file.seek(self.limit)
+        self._write(note)
+        self._turn(newest, end)
+        after_note, after_oldest = newest + len(note), end - (oldest - newest)
+        for start, stop in ((newest, after_note), (after_note, after_oldest), (after_oldest, end)):
+            self._turn(start, stop)
+
+    def _turn(self, start: int, end: int) -> None:
+        """Reverse the bytes between two places of the file, with two blocks of them in memory."""
+        while size := min(_BLOCK, (end - start) // 2):
+            self._file.seek(start)
+            first = self._file.read(size)
+            self._file.seek(end - size)
+            last = self._file.read(size)
+            self._file.seek(start)
+            self._write(last[::-1])
+            self._file.seek(end - size)
+            self._write(first[::-1])
+            start, end = start + size, end - size
+
+    def _write(self, part: bytes) -> None:
+        view = memoryview(part)
+        while view:
+            n = self._file.write(view)
+            self._seen += n
+            view = view[n:]
