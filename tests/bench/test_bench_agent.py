@@ -20,7 +20,7 @@ from agent.app import Service, Settings
 from agent.core import config
 from agent.core.channel import Channel
 from agent.core.events import SuiteFinished, TestFinished
-from tests.faults.station import HERE, Station, bench
+from tests.faults.station import HERE, Station, bench, peak_mib
 
 pytestmark = pytest.mark.bench
 
@@ -110,12 +110,6 @@ def cpu_s(pid: int) -> float:
     """What a process has used of the processors, its children left out."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def peak_mib(pid: int) -> float:
-    """The most memory a process has had resident."""
-    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(line) / 1024
 
 
 @pytest.mark.parametrize("tests", [1000, 100_000])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,6 +58,12 @@ async def until(condition: Callable[[], Awaitable[Any]], within_s: float = 60) -
             if found := await condition():
                 return found
             await trio.sleep(LOOK_S)
+
+
+def peak_mib(pid: int) -> float:
+    """The most memory a process has had resident."""
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(line) / 1024
 
 
 class Station:
