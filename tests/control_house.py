@@ -35,6 +35,7 @@ class House:
         self.board, self.metrics, self.up = Board(), Metrics(), trio.Event()
         self.supervisor = Supervisor(bus.publish)
         self.url = ""
+        self.serve: Callable[..., Awaitable[None]]
         self.tls = TlsSettings(ca_file=folder / "ca.pem") if has_tls else TlsSettings()
 
     @property
@@ -53,6 +54,10 @@ class House:
     def publish(self, *events: AnyEvent) -> None:
         for event in events:
             self.bus.publish(event)
+
+    async def restart(self, settings: ControlSettings) -> None:
+        """Start the server again, after `supervisor.stop`."""
+        await self.supervisor.start(Role("control", partial(self.serve, settings)))
 
     def set_url(self, url: str) -> None:
         self.url = url
@@ -112,17 +117,18 @@ async def house(
                     async for event in events:
                         built.board.feed(event, AT)
 
-            async def serve(health: Any, *, task_status: trio.TaskStatus[None]) -> None:
+            async def serve(settings: ControlSettings, health: Any, *, task_status: trio.TaskStatus[None]) -> None:
                 await role.run(
                     bus, store, settings, "lab-07", health, tokens=tokens, tls=context, board=built.board,
                     supervisor=built.supervisor, up=built.up, metrics=built.metrics, tell_url=built.set_url,
                     task_status=task_status,
                 )  # fmt: skip
 
+            built.serve = serve
             await nursery.start(keep_board)
             for action, handler in (handlers or {}).items():
                 nursery.start_soon(_answer, bus, action, handler)
-            await nursery.start(built.supervisor.run, [Role("control", serve)])
+            await nursery.start(built.supervisor.run, [Role("control", partial(serve, settings))])
             if is_up:
                 built.up.set()
             await store.commit()  # number 1 is the RoleChanged of the start

@@ -1,0 +1,249 @@
+// The status page: one websocket, `status` at each change, and events as they come. What is shown is text, never markup,
+// and what others wrote stands in a <bdi>: it cannot turn the direction of what follows.
+'use strict'
+
+const MOST = 200 // results and matches that are kept on the page
+const BEFORE = 1000 // numbers that are looked at again when the page is opened
+const STATUS_MS = 5000 // status is asked for at least so often; at most every CALM_MS
+const CALM_MS = 250
+const FIRST_RETRY_MS = 500
+const MAX_RETRY_MS = 10000
+const KINDS = ['Test*', 'Run*', 'SuiteFinished', 'Log*', 'Alert*', 'RoleChanged', 'LinkChanged', 'ReservationChanged',
+  'EntitlementChanged', 'SlotsChanged', 'ImportFinished']
+const GOOD = new Set(['passed', 'running', 'ready', 'ended', 'todo'])
+const BAD = new Set(['failed', 'aborted', 'lost', 'blocked', 'backoff', 'offline', 'error', 'critical', 'fatal'])
+
+const $ = selector => document.querySelector(selector)
+let socket, last = null, asked = new Map(), number = 0, retry = FIRST_RETRY_MS, status = null, statusAt = 0, timer = null
+
+function node(tag, text, name) {
+  const made = document.createElement(tag)
+  if (text !== undefined && text !== null) made.textContent = String(text)
+  if (name) made.className = name
+  return made
+}
+
+const tone = word => GOOD.has(word) ? 'good' : BAD.has(word) ? 'bad' : 'odd'
+
+function since(epoch) {
+  let seconds = Math.max(0, Math.round(Date.now() / 1000 - epoch))
+  const parts = [[86400, 'd'], [3600, 'h'], [60, 'min']].filter(([size]) => seconds >= size)
+  if (!parts.length) return `${seconds} s`
+  return parts.slice(0, 2).map(([size, unit]) => {
+    const whole = Math.floor(seconds / size)
+    seconds -= whole * size
+    return `${whole} ${unit}`
+  }).join(' ')
+}
+
+function rows(section, lines) {
+  $(`${section} tbody`).replaceChildren(...lines.map(cells => {
+    const row = node('tr')
+    row.append(...cells.map(cell => cell instanceof Node ? cell : node('td', cell)))
+    return row
+  }))
+}
+
+function age(epoch) {
+  const cell = node('td', epoch ? since(epoch) : '')
+  if (epoch) cell.dataset.since = epoch
+  return cell
+}
+
+const state = word => node('td', word, tone(word))
+
+// ---- what is so now
+
+function showStatus() {
+  document.title = `${status.ident}${status.runs.length ? ' – running' : ''}`
+  $('#ident').textContent = status.ident
+  const entitlement = status.entitlement ? `entitlement ${status.entitlement.name}` : null
+  const facts = [`version ${status.version}`, `up for ${since(Date.now() / 1000 - status.uptime)}`, status.machine,
+    entitlement, status.draining ? 'draining: no new run is taken' : null, status.full ? 'the disk is full' : null]
+  $('#machine').textContent = facts.filter(Boolean).join(' · ')
+  rows('#runs', status.runs.map(run => [run.run, run.suite, state(run.state), run.test ?? '', age(run.since),
+    Object.entries(run.counts).map(([word, count]) => `${count} ${word}`).join(', ')]))
+  const peers = [...new Set([...Object.keys(status.links), ...Object.keys(status.outbox)])].sort()
+  rows('#links', peers.map(name => {
+    const link = status.links[name], box = status.outbox[name]
+    return [name, link ? state(link.state) : '', age(link?.since), box?.waiting ?? '', age(box?.oldest), box?.held ?? '']
+  }))
+  rows('#roles', Object.entries(status.roles).map(([name, role]) =>
+    [name, state(role.overdue ? 'hangs' : role.state), role.restarts, role.error ?? '']))
+  $('#alerts ul').replaceChildren(...status.alerts.map(alert => {
+    const item = node('li')
+    item.append(node('strong', alert.code), ' ', node('bdi', alert.text), ' ', node('bdi', alert.remedy, 'soft'))
+    return item
+  }))
+  $('#alerts').hidden = !status.alerts.length
+}
+
+// ---- what happens
+
+function put(section, item) {
+  const list = $(`${section} ol`)
+  list.prepend(item)
+  while (list.children.length > MOST) list.lastChild.remove()
+}
+
+function result(event) {
+  const { data } = event, item = node('li')
+  item.append(node('span', data.state, `word ${tone(data.state)}`), ' ', node('bdi', data.case))
+  if (data.duration !== null) item.append(node('span', ` ${Math.round(data.duration * 1000)} ms`, 'soft'))
+  item.append(node('span', ` ${event.run}`, 'soft'))
+  if (data.message) item.append(node('pre', data.message))
+  item.dataset.test = `${event.test}/${data.kind}`
+  for (const older of $('#results ol').children) {
+    if (older.dataset.test === item.dataset.test) { // a correction
+      older.replaceWith(item)
+      return
+    }
+  }
+  put('#results', item)
+}
+
+function finished(event) {
+  const item = node('li')
+  item.append(node('span', event.data.verdict, `word ${tone(event.data.verdict)}`), ' ',
+    node('bdi', event.data.suite), ' is over ',
+    node('span', event.run, 'soft'))
+  if (event.data.reason) item.append(node('pre', event.data.reason))
+  put('#results', item)
+}
+
+const line = item => typeof item === 'string' ? item : item?.text ?? ''
+
+function matched(event) {
+  const { data } = event, item = node('li'), text = node('pre'), context = data.context ?? {}
+  item.dataset.match = data.id
+  item.append(node('span', data.severity, `word ${tone(data.severity)}`), ' ', node('bdi', data.rule), ' ',
+    node('bdi', `${data.path}${event.test ? ` in ${event.test}` : ''}`, 'soft'))
+  for (const before of [...(context.anchors ?? []), ...(context.before ?? [])]) text.append(node('bdi', line(before)), '\n')
+  text.append(node('bdi', data.text, 'hit'))
+  item.append(text)
+  put('#logs', item)
+}
+
+function completed(event) {
+  for (const item of $('#logs ol').children) {
+    if (item.dataset.match === event.data.match) {
+      for (const after of event.data.after ?? []) item.querySelector('pre').append('\n', node('bdi', line(after)))
+    }
+  }
+}
+
+const SHOWN = { TestFinished: result, SuiteFinished: finished, LogMatched: matched, LogContext: completed }
+
+function take(events) {
+  for (const event of events) {
+    if (event.kind === 'Gap') {
+      last = Math.max(last ?? 0, event.data.to)
+    } else if (event.seq > (last ?? 0)) {
+      last = event.seq
+      SHOWN[event.kind]?.(event)
+    }
+  }
+  look()
+}
+
+// ---- the websocket
+
+function ask(action, payload = {}) {
+  return new Promise((resolve, reject) => {
+    asked.set(number, { resolve, reject })
+    socket.send(JSON.stringify({ action, req_id: number++, payload }))
+  })
+}
+
+async function look() { // status now, or soon when it was asked for a moment ago
+  clearTimeout(timer)
+  const wait = statusAt + CALM_MS - Date.now()
+  if (wait > 0) {
+    timer = setTimeout(look, wait)
+    return
+  }
+  statusAt = Date.now()
+  timer = setTimeout(look, STATUS_MS)
+  try {
+    status = { ...await ask('status'), machine: status?.machine }
+    showStatus()
+  } catch (error) {
+    say(error.message)
+  }
+}
+
+const say = text => { if ($('#connection').textContent !== text) $('#connection').textContent = text }
+
+async function begin() {
+  const token = sessionStorage.getItem('token')
+  try {
+    if (token) await ask('auth', { token })
+    status = await ask('status')
+  } catch (error) {
+    sessionStorage.removeItem('token')
+    $('#refused').textContent = token ? error.message : ''
+    $('#login').hidden = false
+    say('A token is needed.')
+    if (document.activeElement === document.body) $('#token').focus()
+    return
+  }
+  $('#login').hidden = true
+  showStatus()
+  try {
+    const { hostname, product, arch } = await ask('profile')
+    status.machine = [hostname, product, arch].filter(fact => typeof fact === 'string').join(' ')
+  } catch { // no such action here
+    status.machine = null
+  }
+  const from = last === null || last > status.seq ? Math.max(0, status.seq - BEFORE) : last
+  last = from
+  try {
+    await ask('subscribe', { kinds: KINDS, since: from })
+    say('live')
+    retry = FIRST_RETRY_MS
+  } catch (error) {
+    say(error.message)
+  }
+  look()
+}
+
+function connect() {
+  socket = new WebSocket(`${location.protocol === 'https:' ? 'wss' : 'ws'}://${location.host}/`)
+  asked = new Map()
+  socket.onopen = begin
+  socket.onmessage = ({ data }) => {
+    const message = JSON.parse(data)
+    if (message.action === 'events' && message.posted) {
+      take(message.payload.events)
+      return
+    }
+    const waiting = asked.get(message.rsp_id)
+    asked.delete(message.rsp_id)
+    if (message.result === 'success') waiting?.resolve(message.payload)
+    else waiting?.reject(new Error(message.reason))
+  }
+  socket.onclose = () => {
+    clearTimeout(timer)
+    for (const { reject } of asked.values()) reject(new Error('the connection is closed'))
+    if (!$('#login').hidden) return // connected again when a token is given
+    say(`Not connected; what is shown was so at ${new Date().toLocaleTimeString()}.`)
+    setTimeout(connect, retry * (0.5 + Math.random() / 2))
+    retry = Math.min(2 * retry, MAX_RETRY_MS)
+  }
+}
+
+$('#login').addEventListener('submit', submitted => {
+  submitted.preventDefault()
+  sessionStorage.setItem('token', $('#token').value.trim())
+  $('#token').value = ''
+  $('#login').hidden = true
+  say('connecting')
+  if (socket.readyState === WebSocket.OPEN) begin()
+  else connect()
+})
+
+setInterval(() => {
+  for (const cell of document.querySelectorAll('[data-since]')) cell.textContent = since(Number(cell.dataset.since))
+}, 1000)
+
+connect()

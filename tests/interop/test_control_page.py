@@ -1,0 +1,224 @@
+"""The status page in a real Chromium: what it shows, what it survives, what it must not run."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from trio_websocket import WebSocketConnection, open_websocket_url
+
+from agent.control.settings import ControlSettings
+from agent.core.events import Alert, LinkChanged, TestFinished
+from tests.control_house import House, house
+from tests.ended_run import finished, started
+
+pytestmark = pytest.mark.interop
+
+LIMIT_S = 60
+OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync --remote-debugging-port=0 about:blank"
+)
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> ‮ end"
+
+
+class Tab:
+    """A page that is open in the browser, by the DevTools protocol."""
+
+    def __init__(self, ws: WebSocketConnection) -> None:
+        self._ws, self._number = ws, 0
+        self._session: str | None = None
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        await self._ws.send_message(json.dumps(message))
+        while (answer := json.loads(await self._ws.get_message())).get("id") != self._number:
+            pass  # events of the browser
+        assert "error" not in answer, answer
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    async def open(self, url: str) -> None:
+        target = await self.call("Target.createTarget", url="about:blank")
+        attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        await self.call("Page.navigate", url=url)
+
+    async def run(self, script: str) -> Any:
+        answer = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    async def until(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true; each change of the page is looked at."""
+        script = f"""new Promise(done => {{
+            const look = () => document.readyState === 'complete' && ({condition}) ? done(true) : false
+            if (look()) return
+            new MutationObserver(look).observe(document, {{subtree: true, childList: true, attributes: true,
+                characterData: true}})
+            addEventListener('load', look)
+        }})"""
+        with trio.fail_after(LIMIT_S / 3):
+            assert await self.run(script) is True
+
+    async def text(self, selector: str) -> str:
+        text: str = await self.run(f"document.querySelector({json.dumps(selector)}).innerText")
+        return text
+
+
+@pytest.fixture
+async def browser(peer_command: Callable[[str], Path], tmp_path: Path) -> AsyncIterator[str]:
+    """Where a fresh Chromium listens for DevTools."""
+    chromium = peer_command("chromium")
+    argv = [str(chromium), *OPTIONS.split(), f"--user-data-dir={tmp_path / 'chromium'}"]
+    env = {**os.environ, "HOME": str(tmp_path)}
+    async with trio.open_nursery() as nursery:
+        start = partial(trio.run_process, argv, stderr=subprocess.PIPE, check=False, env=env, start_new_session=True)
+        process = await nursery.start(start)
+        said = b""
+        with trio.fail_after(LIMIT_S):
+            while not (found := re.search(rb"DevTools listening on (ws://\S+)", said)):
+                said += await process.stderr.receive_some()
+        nursery.start_soon(_drain, process.stderr)
+        yield found[1].decode()
+        nursery.cancel_scope.cancel()
+
+
+async def _drain(stream: trio.abc.ReceiveStream) -> None:
+    async for _ in stream:
+        pass
+
+
+@asynccontextmanager
+async def tab(browser: str, server: House, token: str = "peek") -> AsyncIterator[Tab]:
+    async with open_websocket_url(browser, max_message_size=16 * 2**20) as ws:
+        page = Tab(ws)
+        await page.open(f"{server.http}/")
+        await page.until("!document.querySelector('#login').hidden")
+        await page.run(
+            f"document.querySelector('#token').value = {json.dumps(token)};"
+            "document.querySelector('#login').requestSubmit()"
+        )
+        yield page
+
+
+def record(case: str, **more: Any) -> TestFinished:
+    plain = TestFinished(
+        run="r-9", suite="login", case=case, name=case, file="login.js", state="passed", ended=1.0, duration=0.012
+    )
+    return msgspec.structs.replace(plain, **more)
+
+
+class Machine:
+    """What the suites role would answer."""
+
+    def __init__(self) -> None:
+        self.runs: list[dict[str, Any]] = []
+
+    async def answer(self, payload: dict[str, Any]) -> dict[str, Any]:
+        return {"runs": self.runs, "draining": False}
+
+
+async def test_the_page_shows_a_running_suite_live_and_survives_a_restart(browser: str, tmp_path: Path) -> None:
+    machine = Machine()
+    settings = ControlSettings(listen=("127.0.0.1:0",))
+    async with house(tmp_path, settings, handlers={"runs": machine.answer}) as server:
+        server.publish(record("before › the page"))
+        async with tab(browser, server) as page:
+            await page.until("document.querySelector('#connection').innerText === 'live'")
+            assert await page.text("#ident") == "lab-07"
+            assert "No peer is set" in await page.text("#links")
+            assert "before › the page" in await page.text("#results")
+            test = {"test": "logs in", "since": 1.0, "counts": {"passed": 3}}
+            machine.runs = [{"run": "r-9", "suite": "login", "state": "running"} | test]
+            server.publish(started("r-9"), record("logs in", state="failed", message="no\nsuch page"))
+            await page.until("document.querySelector('#runs').innerText.includes('logs in')")
+            await page.until("document.querySelector('#results').innerText.includes('such page')")
+            for shown in ("r-9", "login", "running", "3 passed"):
+                assert shown in await page.text("#runs tbody tr")
+            server.publish(LinkChanged(name="mimir", state="offline", error="refused"))
+            server.publish(Alert(code="link.mimir", text="Mimir refuses.", remedy="Look at the token.", since=1.0))
+            await page.until("document.querySelector('#alerts').innerText.includes('Look at the token.')")
+            assert "mimir" in await page.text("#links tbody")
+            assert "control" in await page.text("#roles tbody")
+            address = server.address
+            # ---- the agent ends; the page says so, and goes on when it is there again
+            await server.supervisor.stop("control")
+            await page.until("document.querySelector('#connection').innerText.startsWith('Not connected')")
+            server.publish(record("while it was away"))
+            await server.restart(ControlSettings(listen=(address,)))
+            await page.until("document.querySelector('#connection').innerText === 'live'")
+            await page.until("document.querySelector('#results').innerText.includes('while it was away')")
+            machine.runs = []
+            server.publish(finished("r-9"))
+            await page.until("document.querySelector('#results').innerText.includes('login is over')")
+            await page.until("document.querySelector('#runs').innerText.includes('Nothing runs.')")
+            shown = await page.run("[...document.querySelectorAll('#results li')].map(item => item.innerText)")
+            assert [text.split("\n")[0].split(" r-9")[0] for text in shown] == [
+                "passed login is over", "passed while it was away 12 ms", "failed logs in 12 ms",
+                "passed before › the page 12 ms",
+            ]  # fmt: skip
+
+
+async def test_hostile_titles_and_lines_are_text(browser: str, tmp_path: Path) -> None:
+    async with house(tmp_path) as server, tab(browser, server) as page:
+        await page.until("document.querySelector('#connection').innerText === 'live'")
+        server.publish(
+            record(HOSTILE, state="failed", message=HOSTILE),
+            Alert(code=HOSTILE, text=HOSTILE, remedy=HOSTILE, since=1.0),
+            LinkChanged(name=HOSTILE, state=HOSTILE),
+            msgspec.structs.replace(finished("r-9"), suite=HOSTILE, verdict="failed", reason=HOSTILE),
+        )
+        await page.until("document.querySelector('#results').innerText.includes('is over')")
+        await page.until("document.querySelectorAll('#alerts li').length === 1")
+        await page.run(f"take([{json.dumps(_match())}, {json.dumps(_context())}])")
+        assert HOSTILE in await page.text("#logs li pre")
+        assert await page.run("document.querySelectorAll('img, main script').length") == 0
+        assert await page.run("document.title") == "lab-07"
+
+
+def _match() -> dict[str, Any]:
+    context = {"found": True, "anchors": [{"offset": 1, "text": HOSTILE}], "before": ["a line"], "elided": 0}
+    data = {"id": "lm-1", "path": "/var/log/x", "rule": HOSTILE, "severity": "error", "text": HOSTILE}
+    return {"seq": 10**9, "at": 1.0, "kind": "LogMatched", "data": data | {"context": context}}
+
+
+def _context() -> dict[str, Any]:
+    return {"seq": 10**9 + 1, "at": 1.0, "kind": "LogContext", "data": {"match": "lm-1", "after": [HOSTILE]}}
+
+
+async def test_a_wrong_token_is_said_and_the_page_asks_again(browser: str, tmp_path: Path) -> None:
+    async with house(tmp_path) as server, tab(browser, server, token="wrong") as page:
+        await page.until("document.querySelector('#refused').innerText.includes('the token is not known here')")
+        assert await page.run("sessionStorage.getItem('token')") is None
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_it_works_in_a_narrow_window_by_keyboard_in_light_and_dark(
+    browser: str, tmp_path: Path, scheme: str
+) -> None:
+    async with house(tmp_path) as server, tab(browser, server) as page:
+        await page.until("document.querySelector('#connection').innerText === 'live'")
+        await page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        await page.call("Emulation.setDeviceMetricsOverride", width=320, height=640, deviceScaleFactor=1, mobile=False)
+        server.publish(record("x" * 300), LinkChanged(name="seneschal" * 9, state="connecting"))
+        await page.until("document.querySelectorAll('#links tbody tr').length === 1")
+        assert await page.run("document.documentElement.scrollWidth") <= 320
+        ground = await page.run("getComputedStyle(document.body).backgroundColor")
+        assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}[scheme]
+        await page.run("document.activeElement.blur()")
+        for key in ({"key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9},):
+            await page.call("Input.dispatchKeyEvent", type="keyDown", **key)
+            await page.call("Input.dispatchKeyEvent", type="keyUp", **key)
+        assert await page.run("document.activeElement.matches('a, div[tabindex], button, input')") is True
