@@ -143,6 +143,7 @@ struct job {
     int engine;
     const uint8_t *block, *suspended;
     uint16_t mark; /* MATCH_WINDOW, MATCH_PARTIAL: of all matches now */
+    uint32_t window_at;
     struct output out;
     struct unit unit;
     int is_full;
@@ -184,6 +185,7 @@ static void try_rule(struct job *job, uint32_t rule)
         .captures_at = (uint32_t)out->pairs,
         .captures = (uint16_t)pairs,
         .flags = flags,
+        .window_at = job->window_at,
     };
     out->pairs += pairs;
 }
@@ -340,6 +342,7 @@ size_t scan(const struct scanner *scanner, struct worker *worker, int engine, co
             stop = is_last ? line_end : stop;
             job.unit.flags = (*before ? MATCH_NOTBOL : 0) | (is_cut ? MATCH_NOTEOL : 0);
             job.mark = MATCH_WINDOW | (is_last && !lf && end == END_PARTIAL ? MATCH_PARTIAL : 0);
+            job.window_at = (uint32_t)*before;
             size_t text_end = stop;
             if (is_last && lf && text_end > at && block[text_end - 1] == '\r')
                 text_end--;
@@ -356,6 +359,7 @@ size_t scan(const struct scanner *scanner, struct worker *worker, int engine, co
         }
         job.unit.flags = 0;
         job.mark = 0;
+        job.window_at = 0;
     }
     *consumed = at;
     return job.out.count;

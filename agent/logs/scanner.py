@@ -54,7 +54,8 @@ class End(IntEnum):
 class Match(NamedTuple):
     """A rule matched a line, or gave up on it (LIMIT). Offsets are in the block; the line is without LF and one CR.
 
-    With WINDOW the line is longer than LINE_MAX and this is a window of it. `rule` is an index.
+    With WINDOW the line is longer than LINE_MAX and this is a window of it, which begins `window_at` bytes into the
+    line. `rule` is an index.
     """
 
     line_at: int
@@ -63,6 +64,7 @@ class Match(NamedTuple):
     captures_at: int
     captures: int
     flags: int
+    window_at: int
 
 
 class Scanner:
@@ -106,8 +108,8 @@ class Found:
 
     def __iter__(self) -> Iterator[Match]:
         """The matches by line, then by rule."""
-        for *match, _ in _RECORD.iter_unpack(self._worker.records[: self.count * _RECORD.size]):
-            yield Match(*match)
+        for record in _RECORD.iter_unpack(self._worker.records[: self.count * _RECORD.size]):
+            yield Match(*record)
 
     def spans(self, match: Match) -> list[tuple[int, int] | None]:
         """(start in the line, length) of each named capture; None: it took no part."""

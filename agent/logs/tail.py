@@ -1,0 +1,593 @@
+"""Following one path: stat results, bytes and the time come in; what to open, read, match and tell goes out.
+
+A file is known by device and inode, by a hash of its first bytes, and by one of those before the offset: each read
+takes these again. Where they differ, other content stands there: a new generation of the path begins at offset 0. Files
+that left the path (renamed, removed, or copied before they were cut to nothing) are drained to their end, oldest first.
+
+    ABSENT -> READING <-> IDLE      the path's file; any -> ERROR: wait, then open again
+    READING, IDLE -> draining -> closed
+
+Source: protocols/logs.md 5.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from agent.logs.scanner import LINE_MAX, PARTIAL, WINDOW, End
+
+HEAD = 1024  # bytes at a file's beginning that it is known by; fewer while it is shorter
+LAST = 64  # bytes before the offset that are read again
+BLOCK = 1 << 18  # bytes of one read
+PARTIAL_S = 2.0  # a line without its end is matched after so long without growth
+QUIET_S = 5.0  # a drained file is closed after so long without growth
+ZEROS_S = 1.0  # NFS shows zeros before it shows data
+ZEROS = 64  # NULs in a row where a line begins are no text
+RETRY_S, RETRY_MAX_S = 1.0, 30.0
+LAGGING = 64 << 20  # bytes behind that are told
+
+State = Literal["ABSENT", "READING", "IDLE", "ERROR", "PAUSED"]
+What = Literal["found", "rotated", "truncated", "replaced", "removed", "unreadable", "recovered", "lagging"]
+
+
+class Stat(NamedTuple):
+    """What stat says of a file. `kind` is "file", or a word for what cannot be followed: "directory", "FIFO"."""
+
+    dev: int
+    ino: int
+    size: int
+    kind: str = "file"
+
+
+class Sibling(NamedTuple):
+    """A file beside the path that may be what once was there: `head` are its first HEAD bytes."""
+
+    path: str
+    stat: Stat
+    head: bytes
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a file was matched: to `offset`, the start of a line. Hashes are of its head, and of what is before."""
+
+    dev: int
+    ino: int
+    generation: int
+    offset: int
+    head_size: int
+    head_hash: str
+    last_hash: str
+
+
+class Open(NamedTuple):
+    """Open the path for reading as number `file`; answer with opened() or failed()."""
+
+    file: int
+    path: str
+
+
+class Close(NamedTuple):
+    """Close it."""
+
+    file: int
+
+
+class Read(NamedTuple):
+    """Read from an offset, at most `size` bytes, and the first HEAD bytes if `head`; answer with read()."""
+
+    file: int
+    at: int
+    size: int
+    head: bool
+
+
+class Scan(NamedTuple):
+    """Match the lines of `data`, which stands at `offset`, until no more is consumed; answer with scanned().
+
+    `before` and `end`: scanner.Worker.scan. `origin`, device and inode, and `generation` are what ids are made of.
+    """
+
+    file: int
+    origin: tuple[int, int]
+    generation: int
+    offset: int
+    data: memoryview
+    before: int
+    end: End
+
+
+class FindSiblings(NamedTuple):
+    """Look for files beside the path (x.1, x-DATE; no compressed ones); answer with siblings()."""
+
+
+class Report(NamedTuple):
+    """A `LogSource` event."""
+
+    what: What
+    generation: int
+    detail: str = ""
+
+
+class Gap(NamedTuple):
+    """A `LogGap` event: bytes lost, or with `to` None possibly lost."""
+
+    generation: int
+    start: int
+    to: int | None
+    why: str
+
+
+Act = Open | Close | Read | Scan | FindSiblings | Report | Gap
+
+
+UNKNOWN = ""  # a hash that is not compared
+
+
+def digest(data: bytes | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+class _File:
+    """One open file: the path's own, or one that is drained."""
+
+    def __init__(self, number: int, stat: Stat, generation: int, now: float) -> None:
+        self.number, self.stat, self.generation = number, stat, generation
+        self.origin = (stat.dev, stat.ino)  # where the lines were written: a copy keeps that
+        self.offset = self.before = 0  # `before` bytes of the line at the offset are done, by windows
+        self.head = b""  # as last read; known by it is what was matched, since the rest may change
+        self.head_size, self.head_hash, self.last_hash = 0, digest(b""), digest(b"")
+        self.is_at_end = False
+        self.seeks_line = False  # begin with the line that the offset is in
+        self.changed_at = now
+        self.wants_partial = False
+        self.partial_size = -1  # the size at which its unfinished last line was matched
+        self.zeros_at = -1  # where zeros were read once
+        self.reported: dict[int, set[int]] = {}  # by line: the rules told of it, while it may be matched again
+
+    @property
+    def overlap(self) -> int:
+        """Bytes before the offset that are read again."""
+        return min(LAST, self.offset)
+
+    @property
+    def unread(self) -> int:
+        return max(0, self.stat.size - self.offset)
+
+    def knows_head(self, head: bytes) -> bool:
+        """Is it the same beginning?"""
+        self.head = head
+        return digest(head[: self.head_size]) == self.head_hash
+
+    def go_on(self, to: int, before: int, last: memoryview) -> None:
+        """The offset moves; `last` is what is read before it."""
+        self.offset, self.before, self.last_hash = to, before, digest(last[-LAST:])
+        if self.head_size < len(self.head):
+            self.head_size = min(len(self.head), to)
+            self.head_hash = digest(self.head[: self.head_size])
+        self.reported = {line: rules for line, rules in self.reported.items() if line >= to - before}
+
+    def resume(self, done: Checkpoint) -> None:
+        """Go on where a checkpoint says."""
+        self.offset, self.last_hash = done.offset, done.last_hash
+        self.head_size, self.head_hash = done.head_size, done.head_hash
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            dev=self.origin[0],
+            ino=self.origin[1],
+            generation=self.generation,
+            offset=self.offset - self.before,
+            head_size=self.head_size,
+            head_hash=self.head_hash,
+            last_hash=UNKNOWN if self.before else self.last_hash,
+        )
+
+
+class Tail:
+    """Follows one path. Every method returns what to do next, in order; there is at most one Read or Scan under way.
+
+    `checkpoints` and `generation` are those that were committed last; the generation outlives all files. Without them
+    a file that is there at the first look is followed from `start`: "end", "start", or an offset where a line begins.
+    What comes later is read from its beginning.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        checkpoints: Sequence[Checkpoint] = (),
+        start: Literal["end", "start"] | int = "end",
+        *,
+        generation: int = 0,
+    ) -> None:
+        self.path, self.start = path, start
+        self.generation = max([generation, *(checkpoint.generation for checkpoint in checkpoints)])
+        self.gaps = 0
+        self._lost = sorted(checkpoints, key=lambda checkpoint: checkpoint.generation)  # their files are not found yet
+        self._current: _File | None = None
+        self._draining: list[_File] = []
+        self._opening: dict[int, Checkpoint | None] = {}  # None: the path itself; else how far the sibling is done
+        self._numbers = 0
+        self._busy: _File | None = None
+        self._data = memoryview(b"")
+        self._scanning = End.OPEN
+        self._cut: Checkpoint | None = None  # what was cut off, until its copy is looked for
+        self._is_searching = self._has_searched = self._is_paused = self._is_lagging = False
+        self._has_looked = self._is_there = False
+        self._retry_s, self._retry_at = 0.0, 0.0
+
+    @property
+    def state(self) -> State:
+        """The path's own; files that left it are drained beside."""
+        if self._retry_s:
+            return "ERROR"
+        if self._current is None:
+            return "ABSENT"
+        if self._is_paused:
+            return "PAUSED"
+        return "IDLE" if self._current.is_at_end else "READING"
+
+    @property
+    def lag(self) -> int:
+        """Bytes not matched yet, those of drained files too."""
+        return sum(file.unread for file in self._files())
+
+    @property
+    def held(self) -> int:
+        """Of these, the bytes in files that left the path: they take space on disk until they are drained."""
+        return sum(file.unread for file in self._draining)
+
+    def draining(self) -> list[int]:
+        """The numbers of files to fstat each second, for look_at()."""
+        return [file.number for file in self._draining]
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Where to go on after a restart: one for each file, at the start of a line.
+
+        To be committed with the events of what was matched, and at once with each Report and Gap: who only knows of the
+        generation before cannot tell a cut that came with a crash.
+        """
+        return self._lost + [file.checkpoint() for file in self._files()]
+
+    def is_new(self, scan: Scan, line: int, rule: int, flags: int) -> bool:
+        """Was the rule not told yet of the line that begins at offset `line`? `flags` are the match's.
+
+        A line is matched again when its end has come, and a long one by windows that overlap.
+        """
+        file = self._busy
+        assert file
+        assert file.number == scan.file
+        told = file.reported.get(line, set())
+        if rule in told:
+            return False
+        if flags & (WINDOW | PARTIAL):
+            file.reported[line] = told | {rule}
+        return True
+
+    def due(self) -> float | None:
+        """When tick() has something to do; None: nothing is waited for."""
+        times = [self._retry_at] if self._retry_s else []
+        for file in self._files():
+            if not file.is_at_end or self._is_paused:
+                continue
+            if file in self._draining:
+                times.append(file.changed_at + QUIET_S)
+            if file.zeros_at == file.offset:
+                times.append(file.changed_at + ZEROS_S)
+            elif self._has_partial(file):
+                times.append(file.changed_at + PARTIAL_S)
+        return min(times, default=None)
+
+    # ------------------------------------------------------------------------------------------------ what comes in
+
+    def look(self, found: Stat | int | None, now: float) -> list[Act]:
+        """What stat says of the path: on each event of inotify and each second. None: nothing is there; int: errno."""
+        acts: list[Act] = []
+        is_first, self._has_looked = not self._has_looked, True
+        self._is_there = isinstance(found, Stat) and found.kind == "file"
+        if found is None:
+            self._retry_s = 0.0
+            if self._current:
+                acts.append(Report("removed", self._current.generation))
+                self._leave(now)
+            if is_first:
+                self.start = "start"  # what comes later is read from its beginning
+            return acts + self._search() + self._next(now)
+        if isinstance(found, int) or found.kind != "file":
+            return self._fail(os.strerror(found) if isinstance(found, int) else f"is a {found.kind}", now)
+        file = self._current
+        if file and (found.dev, found.ino) != file.origin:
+            acts.append(Report("rotated", file.generation))
+            self._leave(now)
+        elif file and found.size < file.offset:
+            if file is not self._busy:  # else at the next look
+                acts += self._restart(file, "truncated", found, now)
+        elif file:
+            self._grow(file, found, now)
+            acts += self._tell_lag()
+        if not self._current and None not in self._opening.values() and now >= self._retry_at:
+            acts += self._search()
+            if not self._is_searching:
+                acts.append(self._open(self.path, None))
+        return acts + self._next(now)
+
+    def look_at(self, number: int, found: Stat, now: float) -> list[Act]:
+        """What fstat says of a file that is drained."""
+        for file in self._draining:
+            if file.number == number:
+                self._grow(file, found, now)
+        return self._next(now)
+
+    def siblings(self, found: Sequence[Sibling], now: float) -> list[Act]:
+        """The files beside the path, as asked for."""
+        self._is_searching, acts = False, list[Act]()
+        if cut := self._cut:
+            self._cut = None
+            copy = next(
+                (s for s in found if s.stat.size >= cut.offset and _begins(s.head, cut) and cut.head_size), None
+            )
+            if copy:
+                acts += [
+                    self._open(copy.path, cut),
+                    self._gap(cut.generation, copy.stat.size, "written after the copy"),
+                ]
+            else:
+                acts.append(self._gap(cut.generation, cut.offset, "cut off, and no copy is found"))
+        for lost in self._lost[:]:
+            for sibling in found:
+                if (sibling.stat.dev, sibling.stat.ino) == (lost.dev, lost.ino) and _begins(sibling.head, lost):
+                    self._lost.remove(lost)
+                    acts.append(self._open(sibling.path, lost))
+                    break
+        if self._is_there and not self._current and None not in self._opening.values():
+            acts.append(self._open(self.path, None))
+        return acts + self._next(now)
+
+    def opened(self, number: int, stat: Stat, head: bytes, now: float) -> list[Act]:
+        """A file was opened; `head` are its first HEAD bytes."""
+        acts: list[Act] = []
+        done = self._opening.pop(number)
+        file = _File(number, stat, done.generation if done else self.generation, now)
+        if done:
+            file.origin = (done.dev, done.ino)
+            file.resume(done)
+            self._draining.append(file)
+            self._draining.sort(key=lambda file: file.generation)
+            return self._next(now)
+        if stat.kind != "file":
+            return [Close(number), *self._fail(f"is a {stat.kind}", now)]
+        if self._retry_s:
+            self._retry_s = 0.0
+            acts.append(Report("recovered", self.generation))
+        acts += self._take_up(file, head)
+        self._current = file
+        return acts + self._next(now)
+
+    def failed(self, number: int, error: int, now: float) -> list[Act]:
+        """A file could not be opened, or not be read any more (EACCES, EIO). It is tried again."""
+        acts: list[Act] = []
+        why, is_path = os.strerror(error), True
+        if number in self._opening:
+            done = self._opening.pop(number)
+            if done:
+                is_path = False
+                acts.append(self._gap(done.generation, done.offset, f"its rest cannot be read: {why}"))
+        elif file := next((file for file in self._files() if file.number == number), None):
+            acts.append(Close(number))
+            self._busy = None
+            if file is self._current:
+                self._lost.append(file.checkpoint())
+                self._current, self._has_searched = None, False
+            else:
+                is_path = False
+                self._draining.remove(file)
+                acts.append(self._gap(file.generation, file.offset, f"its rest cannot be read: {why}"))
+        is_gone = error == errno.ENOENT  # the next look says so
+        return acts + (self._fail(f"cannot be read: {why}", now) if is_path and not is_gone else self._next(now))
+
+    def read(self, number: int, data: bytes | bytearray | memoryview, head: bytes, now: float) -> list[Act]:
+        """What was read where it was asked for; less than that only at the file's end. `head`: as asked for."""
+        file, self._busy = self._busy, None
+        assert file
+        assert file.number == number
+        view = memoryview(data)
+        if file.seeks_line:
+            return self._seek(file, view, now)
+        overlap = file.overlap
+        is_same = len(view) >= overlap and file.last_hash in (UNKNOWN, digest(view[:overlap]))
+        if not is_same or not file.knows_head(head):
+            return self._restart(file, "replaced", file.stat, now) + self._next(now)
+        new = view[overlap:]
+        file.is_at_end = len(view) < overlap + BLOCK
+        if file.is_at_end:
+            self._grow(file, file.stat._replace(size=file.offset + len(new)), now, seen=True)
+        wants_partial, file.wants_partial = file.wants_partial, False
+        zeros = 0 if file.before else _leading_zeros(new)
+        if zeros >= ZEROS or (zeros and zeros == len(new)):
+            return self._pass_zeros(file, view, overlap, zeros, now)
+        if not new:
+            return self._next(now)
+        self._busy, self._data = file, view
+        self._scanning = End.PARTIAL if wants_partial and file.is_at_end else End.OPEN
+        scan = Scan(number, file.origin, file.generation, file.offset, new, file.before, self._scanning)
+        return [scan]
+
+    def scanned(self, number: int, consumed: int, before: int, now: float) -> list[Act]:
+        """How much of a Scan was matched in all, and `before` at the end of it."""
+        file, self._busy = self._busy, None
+        assert file
+        assert file.number == number
+        view, self._data = self._data, memoryview(b"")
+        if self._scanning == End.PARTIAL:
+            file.partial_size = file.stat.size
+        elif consumed:
+            end = file.overlap + consumed
+            file.go_on(file.offset + consumed, before, view[max(0, end - LAST) : end])
+        return self._tell_lag() + self._next(now)
+
+    def pause(self) -> None:
+        """Nobody takes the matches: read no more, but go on noticing."""
+        self._is_paused = True
+
+    def resume(self, now: float) -> list[Act]:
+        """The subscriber has caught up."""
+        self._is_paused = False
+        return self._next(now)
+
+    def give_up(self, now: float) -> list[Act]:
+        """Files that left the path hold more of the disk than is allowed: let go of the oldest."""
+        file = next((file for file in self._draining if file is not self._busy), None)
+        if not file:
+            return []
+        self._draining.remove(file)
+        lost = Gap(file.generation, file.offset, file.stat.size, "given up: too much is waiting")
+        self.gaps += 1
+        return [lost, Close(file.number), *self._next(now)]
+
+    def tick(self, now: float) -> list[Act]:
+        """The time that due() gave has come."""
+        return self._next(now)
+
+    # -------------------------------------------------------------------------------------------------- what follows
+
+    def _files(self) -> list[_File]:
+        return [*self._draining, *([self._current] if self._current else [])]
+
+    def _next(self, now: float) -> list[Act]:
+        """Close what is drained; then read the oldest file that has more."""
+        acts: list[Act] = []
+        if self._busy or self._is_paused or self._is_searching or any(self._opening.values()):
+            return acts
+        for file in self._files():
+            is_drained = file in self._draining and file.is_at_end and now >= file.changed_at + QUIET_S
+            if file.is_at_end and self._has_partial(file) and (is_drained or now >= file.changed_at + PARTIAL_S):
+                file.wants_partial, file.is_at_end = True, False
+            elif file.is_at_end and file.zeros_at == file.offset and now >= file.changed_at + ZEROS_S:
+                file.is_at_end = False
+            elif is_drained:
+                self._draining.remove(file)
+                acts.append(Close(file.number))
+                continue
+            if not file.is_at_end:
+                self._busy = file
+                size, at = BLOCK + file.overlap, file.offset - file.overlap
+                if file.seeks_line:
+                    at = max(0, file.offset - LINE_MAX)
+                    size = file.offset - at
+                acts.append(Read(file.number, at, size, head=True))
+                break
+        return acts
+
+    def _has_partial(self, file: _File) -> bool:
+        """Is there a last line without its end that was not matched yet?"""
+        return file.unread > 0 and file.partial_size != file.stat.size and file.zeros_at != file.offset
+
+    def _grow(self, file: _File, found: Stat, now: float, *, seen: bool = False) -> None:
+        """Its size is known again; `seen`: by reading to its end."""
+        if found.size != file.stat.size:
+            file.changed_at = now
+            file.is_at_end = seen
+        file.stat = found
+
+    def _open(self, path: str, done: Checkpoint | None) -> Open:
+        self._numbers += 1
+        self._opening[self._numbers] = done
+        return Open(self._numbers, path)
+
+    def _search(self) -> list[Act]:
+        """Look once for the files of checkpoints; most often the path's own is all there is."""
+        if self._has_searched or not self._lost:
+            return []
+        self._has_searched = self._is_searching = True
+        return [FindSiblings()]
+
+    def _take_up(self, file: _File, head: bytes) -> list[Act]:
+        """The path's own file: go on where its checkpoint says, else begin a generation."""
+        acts: list[Act] = []
+        lost, self._lost = self._lost, []
+        for done in lost:
+            is_it = (done.dev, done.ino) == file.origin
+            if is_it and _begins(head, done) and done.offset <= file.stat.size:
+                file.generation = done.generation
+                file.resume(done)
+                return acts
+            if is_it and done.offset > file.stat.size:
+                acts.append(Report("truncated", done.generation))
+            acts.append(self._gap(done.generation, done.offset, "its file was not found again"))
+        is_first = self.generation == 0
+        self.generation += 1
+        file.generation = self.generation
+        acts.append(Report("found", self.generation))
+        if is_first and self.start != "start":
+            file.offset = file.stat.size if self.start == "end" else min(int(self.start), file.stat.size)
+            file.last_hash = UNKNOWN
+            file.seeks_line = self.start == "end" and file.offset > 0
+        return acts
+
+    def _leave(self, now: float) -> None:
+        """The path's file is there no more: drain it."""
+        if self._current:
+            self._current.changed_at, self._current.is_at_end = now, False
+            self._draining.append(self._current)
+            self._current = None
+
+    def _restart(self, file: _File, what: Literal["truncated", "replaced"], found: Stat, now: float) -> list[Act]:
+        """Other content stands in the file: a new generation, from its beginning."""
+        done = file.checkpoint()
+        if file is not self._current:
+            self._draining.remove(file)
+            return [self._gap(done.generation, done.offset, f"{what} while it was drained"), Close(file.number)]
+        self.generation += 1
+        self._current = _File(file.number, found, self.generation, now)
+        self._cut, self._is_searching = done, True
+        return [Report(what, self.generation), FindSiblings()]
+
+    def _fail(self, why: str, now: float) -> list[Act]:
+        is_new = not self._retry_s
+        self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s) if self._retry_s else RETRY_S
+        self._retry_at = now + self._retry_s
+        return [*([Report("unreadable", self.generation, why)] if is_new else []), *self._next(now)]
+
+    def _gap(self, generation: int, start: int, why: str) -> Gap:
+        """Possibly lost: nobody knows how much there was."""
+        self.gaps += 1
+        return Gap(generation, start, None, why)
+
+    def _tell_lag(self) -> list[Act]:
+        if self._is_lagging == (self.lag > (LAGGING // 4 if self._is_lagging else LAGGING)):
+            return []
+        self._is_lagging = not self._is_lagging
+        return [Report("lagging" if self._is_lagging else "recovered", self.generation, f"{self.lag} bytes behind")]
+
+    def _seek(self, file: _File, view: memoryview, now: float) -> list[Act]:
+        """Begin with the line that the offset is in."""
+        file.seeks_line = False
+        text = bytes(view)
+        start = text.rfind(b"\n") + 1
+        if start or len(text) == file.offset:
+            file.go_on(file.offset - len(text) + start, 0, view[max(0, start - LAST) : start])
+        return self._next(now)
+
+    def _pass_zeros(self, file: _File, view: memoryview, overlap: int, zeros: int, now: float) -> list[Act]:
+        """A hole where a line begins: a writer kept its offset over a cut, or NFS does not have the data yet."""
+        if file.zeros_at != file.offset:
+            file.zeros_at, file.changed_at, file.is_at_end = file.offset, now, True
+            return self._next(now)
+        end = overlap + zeros
+        file.go_on(file.offset + zeros, 0, view[max(0, end - LAST) : end])
+        file.is_at_end = False
+        return [Report("truncated", file.generation, f"{zeros} NUL bytes skipped"), *self._next(now)]
+
+
+def _begins(head: bytes, checkpoint: Checkpoint) -> bool:
+    """Does a file with that head begin as the checkpoint's did?"""
+    return digest(head[: checkpoint.head_size]) == checkpoint.head_hash
+
+
+def _leading_zeros(view: memoryview) -> int:
+    if not view or view[0]:
+        return 0
+    return len(view) - len(bytes(view).lstrip(b"\0"))

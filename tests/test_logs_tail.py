@@ -1,0 +1,505 @@
+"""Tailing: each row of the sheet's table, played on a disk in memory, lines matched by the real scanner."""
+
+import errno
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import pytest
+
+from agent.logs.regex import Regex
+from agent.logs.scanner import LIMIT, End, Scanner, Worker
+from agent.logs.tail import (
+    BLOCK,
+    HEAD,
+    Act,
+    Checkpoint,
+    Close,
+    FindSiblings,
+    Gap,
+    Open,
+    Read,
+    Report,
+    Scan,
+    Sibling,
+    Stat,
+    Tail,
+)
+
+PATH = "/var/log/x"
+SCANNER = Scanner([Regex("(?s)^.*")], [[]])  # every line
+
+
+class Node:
+    """A file; its name may change."""
+
+    def __init__(self, ino: int, data: bytes = b"") -> None:
+        self.ino, self.data = ino, bytearray(data)
+
+    @property
+    def stat(self) -> Stat:
+        return Stat(1, self.ino, len(self.data))
+
+
+class Machine:
+    """A folder and an agent that tails PATH in it: carries out the acts, and keeps what was matched and told."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Node] = {}
+        self.inodes = itertools.count(100)
+        self.now = 0.0
+        self.lines: list[bytes] = []
+        self.ids: list[tuple[tuple[int, int], int, int]] = []  # origin, generation, offset
+        self.told: list[Report | Gap] = []
+        self.open: dict[int, Node] = {}
+        self.worker = Worker(SCANNER)
+        self.fail_with = 0
+        self.fail_reads = 0
+        self.blocks = 0
+        self.before_scan: Callable[[], None] = lambda: None
+        self.tail = Tail(PATH, start="start")
+
+    def create(self, data: bytes = b"", path: str = PATH) -> Node:
+        self.names[path] = Node(next(self.inodes), data)
+        return self.names[path]
+
+    def write(self, data: bytes, path: str = PATH) -> None:
+        self.names[path].data += data
+
+    def rename(self, to: str, path: str = PATH) -> None:
+        self.names[to] = self.names.pop(path)
+
+    def start(
+        self,
+        checkpoints: Sequence[Checkpoint] = (),
+        start: Literal["start", "end"] | int = "start",
+        generation: int = 0,
+    ) -> "Machine":
+        self.open.clear()
+        self.tail = Tail(PATH, checkpoints, start, generation=generation)
+        return self.look()
+
+    def restart(self) -> "Machine":
+        return self.start(self.tail.checkpoints())
+
+    def look(self, after: float = 0.0) -> "Machine":
+        """Time passes; the path and what is drained are looked at, and the timers run."""
+        until = self.now + after
+        while (due := self.tail.due()) is not None and due < until:
+            self.now = max(self.now, due)
+            self.do(self.tail.tick(self.now))
+            if self.tail.due() == due:
+                break
+        self.now = until
+        node = self.names.get(PATH)
+        self.do(self.tail.look(node.stat if node else None, self.now))
+        for number in self.tail.draining():
+            self.do(self.tail.look_at(number, self.open[number].stat, self.now))
+        return self
+
+    def do(self, acts: list[Act]) -> None:
+        for act in acts:
+            self.do(self.one(act))
+
+    def one(self, act: Act) -> list[Act]:
+        match act:
+            case Open(file, path):
+                node = self.names.get(path)
+                if self.fail_with or node is None:
+                    return self.tail.failed(file, self.fail_with or errno.ENOENT, self.now)
+                self.open[file] = node
+                return self.tail.opened(file, node.stat, bytes(node.data[:HEAD]), self.now)
+            case Close(file):
+                del self.open[file]
+            case Read(file, at, size, head):
+                if self.fail_reads:
+                    return self.tail.failed(file, self.fail_reads, self.now)
+                self.blocks += 1
+                data = self.open[file].data
+                return self.tail.read(file, bytes(data[at : at + size]), bytes(data[: HEAD * head]), self.now)
+            case Scan():
+                self.before_scan()
+                return self.tail.scanned(act.file, *self.scan(act), self.now)
+            case FindSiblings():
+                found = [
+                    Sibling(name, node.stat, bytes(node.data[:HEAD]))
+                    for name, node in sorted(self.names.items())
+                    if name != PATH
+                ]
+                return self.tail.siblings(found, self.now)
+            case Report() | Gap():
+                self.told.append(act)
+        return []
+
+    def scan(self, act: Scan) -> tuple[int, int]:
+        at, before = 0, act.before
+        while at < len(act.data):
+            part = act.data[at:]
+            found = self.worker.scan(part, before=before, end=act.end)
+            for match in found:
+                assert not match.flags & LIMIT
+                line = act.offset + at + match.line_at - match.window_at
+                if self.tail.is_new(act, line, match.rule, match.flags):
+                    self.lines.append(bytes(part[match.line_at : match.line_at + match.line_size]))
+                    self.ids.append((act.origin, act.generation, line))
+            at, before = at + found.consumed, found.before
+            if not found.consumed:
+                break
+        return at, before
+
+    def words(self) -> list[str]:
+        return [act.what if isinstance(act, Report) else "gap" for act in self.told]
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def test_lines_come_as_they_are_written(machine: Machine) -> None:
+    machine.create(b"one\ntwo\r\n")
+    machine.start()
+    assert machine.tail.state == "IDLE"
+    machine.write(b"three\n")
+    machine.look()
+    assert machine.lines == [b"one", b"two", b"three"]
+    assert machine.words() == ["found"]
+
+
+def test_a_file_that_is_there_is_followed_from_its_end_by_lines(machine: Machine) -> None:
+    machine.create(b"old\nhalf")
+    machine.start(start="end")
+    machine.write(b" new\nlast\n")
+    machine.look()
+    assert machine.lines == [b"half new", b"last"]
+
+
+def test_a_file_that_comes_later_is_read_from_its_beginning(machine: Machine) -> None:
+    machine.start(start="end")
+    assert machine.tail.state == "ABSENT"
+    machine.create(b"first\n")
+    machine.look(1)
+    assert machine.lines == [b"first"]
+
+
+def test_it_can_start_at_an_offset(machine: Machine) -> None:
+    machine.create(b"one\ntwo\n")
+    assert machine.start(start=4).lines == [b"two"]
+
+
+def test_a_reused_inode_is_a_new_generation(machine: Machine) -> None:
+    machine.create(b"one\ntwo\n")
+    machine.start()
+    checkpoints = machine.tail.checkpoints()
+    machine.names[PATH].data[:] = b"other content, longer than before\n"
+    machine.start(checkpoints)
+    assert machine.lines[2:] == [b"other content, longer than before"]
+    assert machine.words() == ["found", "gap", "found"]
+    assert [generation for _, generation, _ in machine.ids] == [1, 1, 2]
+
+
+def test_a_checkpoint_beyond_the_size_starts_at_0(machine: Machine) -> None:
+    machine.create(b"one\ntwo\n")
+    machine.start()
+    checkpoints = machine.tail.checkpoints()
+    machine.names[PATH].data[:] = b"one\n"
+    machine.start(checkpoints)
+    assert machine.lines[2:] == [b"one"]
+    assert machine.words() == ["found", "truncated", "gap", "found"]
+
+
+def test_equal_beginnings_are_not_the_same_file(machine: Machine) -> None:
+    machine.create(b"# log of x\n")
+    machine.start()
+    machine.rename("/var/log/x.1")
+    machine.create(b"# log of x\n")
+    machine.look()
+    assert machine.lines == [b"# log of x"] * 2
+    assert len(set(machine.ids)) == 2
+
+
+def test_a_renamed_file_is_read_to_its_end_and_the_new_one_from_0(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.rename("/var/log/x.1")
+    machine.write(b"2\n", "/var/log/x.1")
+    machine.create(b"4\n")
+    machine.look()
+    machine.write(b"3\n", "/var/log/x.1")  # a writer that has not opened the new file yet
+    machine.look(1)
+    assert machine.lines == [b"1", b"2", b"4", b"3"]
+    machine.look(4)
+    assert len(machine.open) == 2
+    machine.look(5)
+    assert len(machine.open) == 1
+    assert machine.words() == ["found", "rotated", "found"]
+
+
+def test_rotated_while_down_the_old_one_is_finished_first(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    checkpoints = machine.tail.checkpoints()
+    machine.write(b"2\n")
+    machine.rename("/var/log/x-20260105")
+    machine.create(b"3\n")
+    machine.start(checkpoints)
+    assert machine.lines == [b"1", b"2", b"3"]
+    assert machine.words() == ["found", "found"]
+
+
+def test_rotated_away_while_down_is_a_gap(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.create(b"2\n")
+    machine.restart()
+    assert machine.lines == [b"1", b"2"]
+    assert machine.told[1] == Gap(1, 2, None, "its file was not found again")
+
+
+def test_copytruncate_reads_the_rest_of_the_copy_and_nothing_twice(machine: Machine) -> None:
+    machine.create(b"1\n2\n")
+    machine.start()
+    machine.write(b"3\n")
+    machine.create(bytes(machine.names[PATH].data), "/var/log/x.1")
+    machine.names[PATH].data[:] = b""
+    machine.look()
+    machine.write(b"4\n")
+    machine.look()
+    assert machine.lines == [b"1", b"2", b"3", b"4"]
+    assert machine.told[1:] == [Report("truncated", 2), Gap(1, 6, None, "written after the copy")]
+    assert machine.ids[2] == ((1, 100), 1, 4)  # as if it had been read before the cut
+
+
+def test_a_cut_without_a_copy_may_have_lost_something(machine: Machine) -> None:
+    machine.create(b"1\n2\n")
+    machine.start()
+    machine.names[PATH].data[:] = b"3\n"
+    machine.look()
+    assert machine.lines == [b"1", b"2", b"3"]
+    assert machine.told[1:] == [Report("truncated", 2), Gap(1, 4, None, "cut off, and no copy is found")]
+
+
+@pytest.mark.parametrize("new", [b"x\n" * 40, b"1\n2\nother, and longer than before\n"])
+def test_a_cut_is_seen_even_when_the_file_has_grown_past_the_offset(machine: Machine, new: bytes) -> None:
+    machine.create(b"1\n2\n3333\n")
+    machine.start()
+    machine.names[PATH].data[:] = new
+    machine.look()
+    assert b"\n".join(machine.lines[3:]) + b"\n" == new
+    assert machine.words() == ["found", "replaced", "gap"]
+
+
+def test_a_partial_last_line_is_held_and_then_matched_once(machine: Machine) -> None:
+    machine.create(b"one\nhalf")
+    machine.start()
+    assert machine.lines == [b"one"]
+    machine.look(1.9)
+    assert machine.lines == [b"one"]
+    machine.look(0.2)
+    assert machine.lines == [b"one", b"half"]
+    assert machine.tail.checkpoints()[0].offset == 4
+    machine.look(10)
+    machine.write(b" more\nlast\n")
+    machine.look(1)
+    assert machine.lines == [b"one", b"half", b"last"]  # the rule is told of that line already
+
+
+def test_a_partial_last_line_that_grows_is_held_longer(machine: Machine) -> None:
+    machine.create(b"a")
+    machine.start()
+    for _ in range(5):
+        machine.look(1.5)
+        machine.write(b"a")
+        machine.look()
+    assert machine.lines == []
+    machine.look(2.1)
+    assert machine.lines == [b"a" * 6]
+
+
+def test_a_partial_last_line_of_a_removed_file_is_matched_at_its_end(machine: Machine) -> None:
+    machine.create(b"one\nhalf")
+    machine.start()
+    del machine.names[PATH]
+    machine.look()
+    machine.look(6)
+    machine.look(6)
+    assert machine.lines == [b"one", b"half"]
+    assert machine.open == {}
+    assert machine.words() == ["found", "removed"]
+
+
+def test_a_huge_line_is_read_by_windows_and_told_once(machine: Machine) -> None:
+    machine.create(b"one\n" + b"x" * (3 * BLOCK + 17))
+    machine.start()
+    assert [len(line) for line in machine.lines] == [3, 65_536]
+    assert machine.tail.checkpoints()[0].offset == 4  # the start of the line
+    machine.write(b"x\nlast\n")
+    machine.look()
+    assert [len(line) for line in machine.lines] == [3, 65_536, 4]
+    assert machine.ids[1:] == [((1, 100), 1, 4), ((1, 100), 1, 3 * BLOCK + 17 + 4 + 2)]
+
+
+def test_a_huge_line_is_begun_again_after_a_restart_and_keeps_its_id(machine: Machine) -> None:
+    machine.create(b"one\n" + b"x" * 300_000)
+    machine.start().restart()
+    machine.write(b"\nlast\n")
+    machine.look()
+    assert len(machine.ids) - len(set(machine.ids)) == 1
+    assert machine.lines[-1] == b"last"
+
+
+def test_a_hole_left_by_a_cut_is_skipped_and_counted(machine: Machine) -> None:
+    machine.create(b"1\n2\n" * 100)
+    machine.start()
+    machine.names[PATH].data[:] = b"\0" * 400 + b"3\n"
+    machine.look()
+    machine.look(1.1)
+    assert machine.lines[200:] == [b"3"]
+    assert machine.told[-1] == Report("truncated", 2, "400 NUL bytes skipped")
+
+
+def test_zeros_that_nfs_shows_first_are_read_again(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.write(b"\0" * 4)
+    machine.look(1)
+    machine.names[PATH].data[2:] = b"two\n"
+    machine.look(1.1)
+    assert machine.lines == [b"1", b"two"]
+
+
+def test_a_nul_within_a_line_is_a_byte(machine: Machine) -> None:
+    machine.create(b"a\0b\n\0c\n\xff\n")
+    assert machine.start().lines == [b"a\0b", b"\0c", b"\xff"]
+
+
+def test_what_cannot_be_opened_is_tried_again_ever_later(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.fail_with = errno.EACCES
+    machine.start()
+    assert machine.tail.state == "ERROR"
+    tries = []
+    for _ in range(100):
+        before = machine.tail._numbers
+        machine.look(1)
+        if machine.tail._numbers > before:
+            tries.append(machine.now)
+    assert tries[:5] == [1, 3, 7, 15, 31]
+    assert tries[-1] - tries[-2] == 30
+    machine.fail_with = 0
+    machine.look(30)
+    assert machine.lines == [b"1"]
+    assert machine.words() == ["unreadable", "recovered", "found"]
+    assert machine.told[0] == Report("unreadable", 0, "cannot be read: Permission denied")
+
+
+def test_a_file_that_cannot_be_read_any_more_goes_on_where_it_was(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.fail_reads = errno.EIO
+    machine.write(b"2\n")
+    machine.look(1)
+    machine.fail_reads = 0
+    machine.look(5)
+    assert machine.lines == [b"1", b"2"]
+    assert machine.words() == ["found", "unreadable", "recovered"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "FIFO", "character device"])
+def test_what_is_no_file_is_told_and_not_opened(machine: Machine, kind: str) -> None:
+    acts = machine.tail.look(Stat(1, 2, 0, kind), 0)
+    assert acts == [Report("unreadable", 0, f"is a {kind}")]
+    assert machine.tail.look(Stat(1, 2, 0, kind), 1) == []
+
+
+def test_no_permission_to_look_is_an_error_too(machine: Machine) -> None:
+    assert machine.tail.look(errno.EACCES, 0) == [Report("unreadable", 0, "Permission denied")]
+
+
+def test_under_backpressure_nothing_is_read_and_rotation_is_noticed(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.tail.pause()
+    machine.write(b"2\n")
+    machine.look()
+    machine.rename("/var/log/x.1")
+    machine.create(b"3\n")
+    machine.look(100)
+    assert machine.lines == [b"1"]
+    assert machine.tail.state == "PAUSED"
+    assert (machine.tail.lag, machine.tail.held) == (4, 2)
+    machine.do(machine.tail.resume(machine.now))
+    assert machine.lines == [b"1", b"2", b"3"]
+
+
+def test_too_much_that_is_held_is_given_up_and_told(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.tail.pause()
+    machine.write(b"2\n")
+    del machine.names[PATH]
+    machine.look()
+    assert machine.tail.held == 2
+    machine.do(machine.tail.give_up(machine.now))
+    assert machine.told[-1] == Gap(1, 2, 4, "given up: too much is waiting")
+    assert machine.open == {}
+
+
+def test_lag_is_told_once_and_so_is_its_end(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.tail.pause()
+    machine.write(b"x\n" * (33 << 20))
+    machine.look()
+    machine.look()
+    assert machine.told[1:] == [Report("lagging", 1, f"{66 << 20} bytes behind")]
+
+
+def test_a_checkpoint_goes_on_without_reading_anything_twice(machine: Machine) -> None:
+    machine.create(b"1\n2\nhalf")
+    machine.start()
+    machine.restart()
+    machine.write(b" 3\n")
+    machine.restart()
+    assert machine.lines == [b"1", b"2", b"half 3"]
+
+
+def test_a_lost_checkpoint_reads_again_under_the_same_ids(machine: Machine) -> None:
+    machine.create(b"1\n2\n")
+    early = machine.start().tail.checkpoints()
+    machine.write(b"3\n")
+    machine.look()
+    machine.start(early)
+    assert machine.lines == [b"1", b"2", b"3", b"3"]
+    assert machine.ids[2] == machine.ids[3]
+
+
+def test_a_cut_while_a_block_is_matched_is_seen_afterwards(machine: Machine) -> None:
+    machine.create(b"1\n2\n")
+
+    def cut() -> None:
+        machine.names[PATH].data[:] = b"3\n"
+        assert machine.tail.look(machine.names[PATH].stat, machine.now) == []
+        machine.before_scan = lambda: None
+
+    machine.start()
+    machine.write(b"more\n")
+    machine.before_scan = cut
+    machine.look()
+    machine.look(1)
+    assert machine.lines == [b"1", b"2", b"more", b"3"]
+    assert machine.words() == ["found", "truncated", "gap"]
+
+
+def test_an_idle_file_costs_no_read(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    blocks = machine.blocks
+    for _ in range(100):
+        machine.look(1)
+    assert machine.blocks == blocks
+    assert machine.tail.due() is None
+
+
+def test_end_is_that_of_the_scanner() -> None:
+    assert {End.LINE, End.OPEN, End.PARTIAL} == set(End)
