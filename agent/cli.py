@@ -1,4 +1,4 @@
-"""The command line: `agent run`, `agent demo`, `agent lab`, `agent ctl`, `agent config`.
+"""The command line: `agent run`, `agent demo`, `agent lab`, `agent ctl`, `agent config`, `agent schema`.
 
 Standard output is for results, standard error for logs. Exit codes: 0 done, 1 the work itself failed, 2 usage or
 configuration, 3 a peer could not be reached in time.
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     ctl.add_argument("action", metavar="ACTION", help="as status, run_suite, cancel, or watch")
     ctl.add_argument("pairs", metavar="key=value", nargs="*", help="the payload; values are JSON, else text")
     _config_option(ctl)
+    add("schema", "JSON Schema of every event, action and file format", _schema)
     settings = add("config", "show or check the settings", None).add_subparsers(metavar="show|check", required=True)
     show = add("show", "the effective settings", _config_show, settings)
     show.add_argument("--origin", action="store_true", help="where each value comes from")
@@ -173,6 +174,15 @@ def _ctl(given: argparse.Namespace) -> int:
         trio.run(partial(ctl.watch, dial, given.kind, given.since))
     else:
         print(json.dumps(trio.run(ctl.ask, dial, given.action, payload), indent=2, ensure_ascii=False))
+    return DONE
+
+
+def _schema(given: argparse.Namespace) -> int:
+    import json
+
+    from agent.schema import schema
+
+    print(json.dumps(schema(), indent=2))
     return DONE
 
 

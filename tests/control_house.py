@@ -1,4 +1,7 @@
-"""A control server on a bus and a store of its own, for tests: real sockets, plain and TLS."""
+"""A control server on a bus and a store of its own, for tests: real sockets, plain and TLS.
+
+Every message that a client here sees is checked against `agent schema`.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -10,6 +13,7 @@ import trio
 
 from agent.control import role
 from agent.control.board import HEARD, Board
+from agent.control.messages import ACTIONS
 from agent.control.settings import ControlSettings
 from agent.core.bus import Bus
 from agent.core.channel import Channel, converse
@@ -21,6 +25,7 @@ from agent.core.store import Store, open_store
 from agent.core.supervise import Role, Supervisor
 from agent.core.tls import TlsSettings, server_context
 from tests.certificates import authority, issue
+from tests.json_schema import check_action, check_event
 
 TOKENS = (("sesame", "control"), ("peek", "read"))
 LOOPBACK = ControlSettings(listen=("127.0.0.1:0",))
@@ -67,9 +72,18 @@ class Client:
     """A client, and what it was told: the payloads of `events`, and the events in them."""
 
     def __init__(self, channel: Channel) -> None:
-        self.ask, self.post, self.close = channel.ask, channel.post, channel.close
+        self._channel = channel
+        self.post, self.close = channel.post, channel.close
         self.messages: list[dict[str, Any]] = []
         self.came = trio.Event()
+
+    async def ask(self, action: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """A request; that and its answer must fit `agent schema`."""
+        answer = await self._channel.ask(action, payload)
+        if action in ACTIONS:
+            check_action(action, "payload", payload)
+            check_action(action, "answer", answer)
+        return answer
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -83,6 +97,8 @@ class Client:
         return self.events
 
     def take(self, payload: dict[str, Any]) -> None:
+        for event in payload["events"]:
+            check_event(event)
         self.messages.append(payload)
         self.came.set()
         self.came = trio.Event()

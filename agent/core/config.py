@@ -32,7 +32,8 @@ from agent.core.errors import AgentError, ConfigError
 from agent.core.typed import Place, Source
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-Size = Annotated[int, msgspec.Meta(extra=typed.BYTES)]
+_WRITTEN = {"pattern": "^[0-9]+ ?[KMG]iB$"}  # in agent/schema.py, which makes it "integer or text"
+Size = Annotated[int, msgspec.Meta(extra=typed.BYTES, extra_json_schema=_WRITTEN)]
 """Bytes, in a file also "16MiB" (KiB, MiB, GiB). Bounds: `Annotated[Size, msgspec.Meta(ge=MIB)]`."""
 
 MAIN_FILE = Path("/etc/agent/agent.toml")

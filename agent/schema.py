@@ -1,0 +1,118 @@
+"""`agent schema`: JSON Schema of what the agent says, takes and writes: events, actions, file formats.
+
+One document; every part of it is a schema of its own, and all share `$defs`:
+
+    events    kind -> the event as it is shown in streams, in `agent ctl watch` and in the journal
+    actions   name -> its scope, its payload and its answer
+    messages  the frames of the control server: request, success, error
+    files     suite.toml, agent.toml, result.json
+
+Source: ARCHITECTURE.md, "The commands", "The way of the data"; protocols/emissary.md, "The envelope", "Control server".
+"""
+
+from typing import Any
+
+import msgspec
+
+from agent.app import Settings
+from agent.control.messages import ACTIONS, Gap
+from agent.core.events import KINDS
+from agent.suites.messages import Suite
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+ANY_ID = {"type": ["number", "string"]}
+ANY_OBJECT = {"type": "object"}
+
+
+def schema() -> dict[str, Any]:
+    """The whole document."""
+    anything = dict[str, Any]
+    actions = {name: (action.takes or anything, action.answers or anything) for name, action in ACTIONS.items()}
+    types: list[Any] = [*KINDS.values(), Gap, Suite, Settings]
+    for pair in actions.values():
+        types += pair
+    schemas, defs = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
+    _let_sizes_be_text(defs)
+    found = dict(zip(map(_key, types), schemas, strict=True))
+    events = {kind: _event(kind, found[_key(struct)]) for kind, struct in KINDS.items()}
+    events["Gap"] = _object({"kind": {"const": "Gap"}, "data": found[_key(Gap)]})
+    return {
+        "$schema": DIALECT,
+        "title": "Emissary: events, actions and files",
+        "events": events,
+        "actions": {
+            name: {"scope": ACTIONS[name].scope, "payload": found[_key(takes)], "answer": found[_key(answers)]}
+            for name, (takes, answers) in actions.items()
+        },
+        "messages": {
+            "request": _object(
+                {"action": {"type": "string"}, "req_id": ANY_ID, "posted": {"type": "boolean"}, "payload": ANY_OBJECT},
+                required=(),
+            ),
+            "success": _object(
+                {"action": {"type": "string"}, "rsp_id": ANY_ID, "result": {"const": "success"}, "payload": ANY_OBJECT}
+            ),
+            "error": _object(
+                {
+                    "result": {"const": "error"},
+                    "rsp_id": {"type": ["number", "string", "null"]},
+                    "reason": {"type": "string", "pattern": "^[a-z_]+: "},
+                }
+            ),
+            "events": _object(
+                {
+                    "action": {"const": "events"},
+                    "posted": {"const": True},
+                    "payload": _object(
+                        {
+                            "sub": {"type": "integer"},
+                            "events": {
+                                "type": "array",
+                                "items": {"anyOf": [{"$ref": f"#/events/{kind}"} for kind in events]},
+                            },
+                        }
+                    ),
+                }
+            ),
+        },
+        "files": {"suite.toml": found[_key(Suite)], "agent.toml": found[_key(Settings)], "result.json": _result(defs)},
+        "$defs": defs,
+    }
+
+
+def _let_sizes_be_text(rule: Any) -> None:
+    """A number with a pattern is a size, which a file may write "16MiB"; msgspec gives every int the one type."""
+    if isinstance(rule, dict):
+        if rule.get("type") == "integer" and "pattern" in rule:
+            rule["type"] = ["integer", "string"]
+        for inner in rule.values():
+            _let_sizes_be_text(inner)
+    elif isinstance(rule, list):
+        for inner in rule:
+            _let_sizes_be_text(inner)
+
+
+def _event(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    text = {"type": "string"}
+    fields = {"seq": {"type": "integer"}, "at": {"type": "number"}, "kind": {"const": kind}, "run": text, "test": text}
+    return _object(fields | {"data": data}, required=("seq", "at", "kind", "data"))
+
+
+def _result(defs: dict[str, Any]) -> dict[str, Any]:
+    """The result document: SuiteFinished with its records, which leave out what they share."""
+    record = {name: kind for name, kind in defs["TestFinished"]["properties"].items() if name not in ("run", "suite")}
+    tests = {"type": "array", "items": _object(record, required=("case", "name", "kind", "state"))}
+    return _object(defs["SuiteFinished"]["properties"] | {"tests": tests})
+
+
+def _object(fields: dict[str, Any], required: tuple[str, ...] | None = None) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": list(fields if required is None else required),
+    }
+
+
+def _key(kind: Any) -> str:
+    return repr(kind)
