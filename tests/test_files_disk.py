@@ -99,10 +99,11 @@ class Unwilling:
         raise OSError(self.error, os.strerror(self.error))
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.ENOMEM, errno.EACCES])
-def test_a_directory_without_a_watch_is_listed_all_the_same(allowed: Path, error: int) -> None:
+@pytest.mark.parametrize(("error", "is_short"), [(errno.ENOSPC, True), (errno.ENOMEM, True), (errno.EACCES, False)])
+def test_a_directory_without_a_watch_is_listed_all_the_same(allowed: Path, error: int, is_short: bool) -> None:
     found = survey(surveying(allowed), cast(INotify, Unwilling(error)), frozenset())
-    assert (found.is_short, found.wd, list(found.entries or ())) == (True, None, ["rhsm.conf"])
+    assert (found.is_short, found.is_deaf) == (is_short, not is_short)
+    assert (found.wd, list(found.entries or ())) == (None, ["rhsm.conf"])
 
 
 def test_other_errors_say_why() -> None:
@@ -115,7 +116,7 @@ def test_only_what_is_asked_for_is_listed(allowed: Path) -> None:
     found = survey(surveying(allowed, "rhsm.conf", "absent", every=False), None, frozenset())
     assert list(found.entries or ()) == ["rhsm.conf"]
     assert survey(surveying(allowed / "absent"), None, frozenset()).entries is None
-    assert survey(surveying(allowed), None, frozenset({allowed.stat().st_dev})).is_remote
+    assert survey(surveying(allowed), None, frozenset({allowed.stat().st_dev})).is_deaf
 
 
 def test_a_directory_with_too_many_entries_is_cut(allowed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,7 +364,7 @@ def test_a_directory_that_others_may_change_is_watched_and_polled(etc: Path) -> 
             for act in acts:
                 match act:
                     case Survey(path):
-                        found = Surveyed(survey=act, wd=len(path), entries=answers[path], is_remote=path == "/a")
+                        found = Surveyed(survey=act, wd=len(path), entries=answers[path], is_deaf=path == "/a")
                         monitor.surveyed(found, now)
                     case Look():
                         monitor.looked(Looked(look=act, seen=answers["/a"]["f"]), now)

@@ -25,7 +25,7 @@ MAX_CONTENT = 1024 * 1024
 HASH_S = 2.0
 _CHUNK = 256 * 1024
 _GONE = (errno.ENOENT, errno.ENOTDIR)
-_NO_WATCH = (errno.ENOSPC, errno.ENOMEM, errno.EACCES)  # EACCES: what is in it can perhaps be asked for by name
+_SHORT = (errno.ENOSPC, errno.ENOMEM)
 
 
 def carry_out(acts: Sequence[Survey | Look], notify: INotify | None, allow: Sequence[str]) -> list[Surveyed | Looked]:
@@ -55,10 +55,10 @@ def survey(act: Survey, notify: INotify | None, remote: frozenset[int]) -> Surve
             try:
                 wd = notify.add_watch(act.path, act.mask)  # type: ignore[no-untyped-call]  # it has no annotations
             except OSError as err:
-                if err.errno not in _NO_WATCH:
+                is_short = err.errno in _SHORT
+                if not is_short and err.errno != errno.EACCES:  # what is in it can perhaps be asked for by name
                     raise
-                is_short = True
-        is_remote = os.stat(act.path).st_dev in remote
+        is_deaf = os.stat(act.path).st_dev in remote or (wd is None and not is_short)
         for name in act.follow:
             if seen := _seen(os.path.join(act.path, name), follow=True):
                 entries[name] = seen
@@ -73,7 +73,7 @@ def survey(act: Survey, notify: INotify | None, remote: frozenset[int]) -> Surve
     except OSError as err:
         why = "" if err.errno in _GONE else f"cannot be read: {os.strerror(err.errno or 0)}"
         return Surveyed(survey=act, wd=wd, why=why)
-    return Surveyed(survey=act, wd=wd, entries=entries, is_short=is_short, is_remote=is_remote, is_cut=is_cut)
+    return Surveyed(survey=act, wd=wd, entries=entries, is_short=is_short, is_deaf=is_deaf, is_cut=is_cut)
 
 
 def look(act: Look, allow: Sequence[str]) -> Looked:

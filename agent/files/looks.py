@@ -62,8 +62,8 @@ class Survey(msgspec.Struct, frozen=True):
 class Surveyed(msgspec.Struct, frozen=True, kw_only=True):
     """What a survey found. No `entries`: the directory is gone, or cannot be read for the reason in `why`.
 
-    `is_short`: the kernel gives no more watches. `is_remote`: others may change it unseen by inotify. `is_cut`: there
-    are more entries than MAX_KNOWN.
+    `is_short`: the kernel gives no more watches. `is_deaf`: inotify does not tell all of it, since others may change it
+    (NFS) or it may be entered but not read. `is_cut`: there are more entries than MAX_KNOWN.
     """
 
     survey: Survey
@@ -71,7 +71,7 @@ class Surveyed(msgspec.Struct, frozen=True, kw_only=True):
     entries: dict[str, Seen] | None = None
     why: str = ""
     is_short: bool = False
-    is_remote: bool = False
+    is_deaf: bool = False
     is_cut: bool = False
 
 
@@ -148,3 +148,14 @@ def remote_devices(mountinfo: str) -> frozenset[int]:
 def shown(path: str) -> str:
     """A path as text: bytes that are no UTF-8 become `\\xff`."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def described(path: str, what: What, found: Looked | Seen | None, origin: str | None = None) -> FileChanged:
+    """The event that tells of a path. `found`: nothing is there any more, or it was not read this time, or it was."""
+    seen = found.seen if isinstance(found, Looked) else found
+    told = FileChanged(path=shown(path), from_=None if origin is None else shown(origin), what=what)
+    if seen is not None:
+        told = msgspec.structs.replace(told, size=seen.size, mtime=seen.mtime_ns / 1e9, mode=f"{seen.mode:06o}")
+    if isinstance(found, Looked):
+        told = msgspec.structs.replace(told, owner=found.owner, sha256=found.sha256, content=found.content)
+    return told

@@ -39,9 +39,10 @@ class LookFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AskEntitlement(msgspec.Struct, frozen=True, kw_only=True):
-    """`entitlement`: the last status; with `refresh` the services are asked again."""
+    """`entitlement`: the last status; with `refresh` the services are asked again, with `history` the last 64 come."""
 
     refresh: bool = False
+    history: bool = False
 
 
 class Rhsm1Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from itertools import islice
 
 import msgspec
 
-from agent.core.events import FileChanged, FileGap
+from agent.core.events import FileGap
 from agent.files.looks import (
     ATTRIB,
     CLOSE_WRITE,
@@ -47,6 +47,7 @@ from agent.files.looks import (
     Watch,
     What,
     change,
+    described,
     shown,
 )
 from agent.files.patterns import Pattern, Places
@@ -328,7 +329,7 @@ class Monitor:
                 self._not_surveyed(directory, found.why, now)
             else:
                 directory.is_short = found.is_short
-                directory.is_polled = found.is_short or found.is_remote
+                directory.is_polled = found.is_short or found.is_deaf
                 self._set_polled(directory.path, directory.is_polled, now)
                 self._compare(directory, found.entries, survey.fresh, now)
                 if found.is_cut:
@@ -556,19 +557,7 @@ class Monitor:
         """One event for each run that watches it; one without where none does."""
         if not reporters:
             return
-        looked = found if isinstance(found, Looked) else None
-        seen = looked.seen if looked else found if isinstance(found, Seen) else None
-        event = FileChanged(
-            path=shown(path),
-            from_=None if origin is None else shown(origin),
-            what=what,
-            size=seen.size if seen else None,
-            mtime=seen.mtime_ns / 1e9 if seen else None,
-            mode=f"{seen.mode:06o}" if seen else None,
-            owner=looked.owner if looked else None,
-            sha256=looked.sha256 if looked else None,
-            content=looked.content if looked else None,
-        )
+        event = described(path, what, found, origin)
         runs = sorted({watch.run for watch in reporters if watch.run is not None})
         self._out += [msgspec.structs.replace(event, run=run) for run in runs] or [event]
 

@@ -1,0 +1,128 @@
+"""The file monitor on trio: real inotify, real threads."""
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from agent.core.events import FileChanged, FileGap
+from agent.core.supervise import Health
+from agent.files import disk, follow
+from agent.files.follow import Follower
+from agent.files.looks import Surveyed, Watch
+from tests.files_eyes import say
+
+
+class Heard:
+    """`next()` is what was told next."""
+
+    def __init__(self) -> None:
+        self._send, self._told = trio.open_memory_channel[str](1000)
+        self.short: list[int] = []
+        self.all_watched = trio.Event()
+        self.follower = Follower(self._tell, Health("files"), lack=self._lack)
+
+    def _lack(self, short: int) -> None:
+        self.short.append(short)
+        if not short:
+            self.all_watched.set()
+
+    async def _tell(self, event: FileChanged | FileGap) -> None:
+        await self._send.send(say(event))
+
+    async def next(self) -> str:
+        return await self._told.receive()
+
+    def rest(self) -> list[str]:
+        told = []
+        try:
+            while True:
+                told.append(self._told.receive_nowait())
+        except trio.WouldBlock:
+            return told
+
+
+@asynccontextmanager
+async def following(*watches: Watch) -> AsyncIterator[Heard]:
+    heard = Heard()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(heard.follower.run)
+        for watch in watches:
+            await heard.follower.watch(watch)
+        yield heard
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_happens_after_watch_returned_is_told(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("x")
+    async with following(Watch(id="w", path=str(tmp_path))) as heard:
+        (tmp_path / "new").write_text("x")
+        (tmp_path / "old").unlink()
+        assert {await heard.next(), await heard.next()} == {f"created {tmp_path}/new", f"deleted {tmp_path}/old"}
+        heard.follower.unwatch("w")
+        (tmp_path / "more").write_text("x")
+        await heard.follower.settle()
+        assert heard.rest() == []
+
+
+async def test_settling_tells_what_has_happened_without_waiting(tmp_path: Path) -> None:
+    async with following(Watch(id="w", path=str(tmp_path), recursive=True)) as heard:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/file").write_text("x")
+        began = trio.current_time()
+        await heard.follower.settle()
+        assert heard.rest() == [f"created {tmp_path}/a", f"created {tmp_path}/a/file"]
+        assert trio.current_time() - began < 0.2
+
+
+async def test_whoever_waits_for_a_watch_is_released_when_it_is_unwatched(tmp_path: Path) -> None:
+    heard = Heard()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heard.follower.watch, Watch(id="w", path=str(tmp_path)))  # nobody takes looks yet
+        await trio.testing.wait_all_tasks_blocked()
+        heard.follower.unwatch("w")
+
+
+async def test_without_an_inotify_instance_everything_is_polled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(nonblocking: bool) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(follow, "INotify", none_left)
+    monkeypatch.setattr("agent.files.watch.POLL_S", 0.05)
+    async with following(Watch(id="w", path=str(tmp_path))) as heard:
+        assert heard.short == [heard.follower.monitor.directories]
+        (tmp_path / "new").write_text("x")
+        assert await heard.next() == f"created {tmp_path}/new"
+
+
+async def test_when_the_kernel_has_no_watches_left_it_is_said_and_it_recovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = disk.carry_out
+
+    def without_watches(*args: Any) -> list[Any]:
+        results = real(*args)
+        return [
+            Surveyed(survey=result.survey, entries=result.entries, is_short=True)
+            if isinstance(result, Surveyed)
+            else result
+            for result in results
+        ]
+
+    monkeypatch.setattr(follow, "carry_out", without_watches)
+    monkeypatch.setattr("agent.files.watch.POLL_S", 0.05)
+    async with following(Watch(id="w", path=str(tmp_path))) as heard:
+        (tmp_path / "new").write_text("x")
+        assert await heard.next() == f"created {tmp_path}/new"
+        monkeypatch.setattr(follow, "carry_out", real)
+        (tmp_path / "more").write_text("x")
+        assert await heard.next() == f"created {tmp_path}/more"
+        await heard.all_watched.wait()
+        assert heard.short[0] == len(tmp_path.parts)
