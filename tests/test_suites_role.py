@@ -170,3 +170,15 @@ async def test_after_an_interruption_what_was_left_runs_again_or_is_aborted_by_n
             }  # fmt: skip
             assert (finished.verdict, finished.reason) == ("aborted", "interrupted")
         assert not tree(R[1])
+
+
+async def test_no_slot_is_offered_without_room_and_an_order_is_refused_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path) as here:
+        assert (await here.bus.ask("runs", {}))["free"] == 1
+        monkeypatch.setattr("agent.suites.requirements.FREE_DISK", 2**60)
+        assert (await here.bus.ask("runs", {}))["free"] == 0
+        await here.order(command=["true"])
+        (refused,) = await here.events(RunRefused)
+        assert refused.reason.startswith("space: ")

@@ -14,8 +14,8 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -97,8 +97,7 @@ class Execution:
     async def _prepare_and_drive(self, roots: tuple[str, ...], only: tuple[Only, ...]) -> None:
         run = self.run
         env = environ(os.environ, keep=run.suite.env_pass) | run.suite.env
-        setup = Capture(self._folder / "setup.log", run.limits.output)
-        try:
+        async with captured(self._folder / "setup.log", run.limits.output) as setup:
             project = await self._unless_ended(partial(self._fetch, roots, setup))
             if project is None:
                 return
@@ -107,8 +106,6 @@ class Execution:
                     await self._drive(project, env, only)
             finally:
                 await self._tear_down(project, env, setup)
-        finally:
-            setup.close()
 
     async def _unless_ended(self, prepare: Callable[[], Awaitable[Path]]) -> Path | None:
         """A step of preparing, unless the run is ended meanwhile: then None, and a record says why."""
@@ -158,11 +155,9 @@ class Execution:
         run, suite = self.run, self.run.suite
         self._advance("running")
         attempt = run.attempt
-        with ExitStack() as captures:
-            logs = {}
-            for name in ("stdout", "stderr"):
-                logs[name] = Capture(self._folder / f"{name}.log", run.limits.output)
-                captures.callback(logs[name].close)
+        out, err = (self._folder / f"{name}.log" for name in ("stdout", "stderr"))
+        async with captured(out, run.limits.output) as stdout, captured(err, run.limits.output) as stderr:
+            logs = {"stdout": stdout, "stderr": stderr}
             while True:
                 failed = await self._attempt(project, env, only, attempt, logs)
                 if not failed or attempt > suite.retries or run.stop_reason is not None:
@@ -341,6 +336,17 @@ class Execution:
             except (OSError, sqlite3.OperationalError) as err:
                 log.error("cannot write the report run=%s error=%s", self.run.run, err)  # noqa: TRY400 - each time
             await trio.sleep(REPORT_AGAIN_S)
+
+
+@asynccontextmanager
+async def captured(path: Path, limit: int) -> AsyncIterator[Capture]:
+    """A capture that is put in order and onto the disk by a thread: it may be 64 MiB, and the heartbeat must go on."""
+    capture = Capture(path, limit)
+    try:
+        yield capture
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(capture.close)
 
 
 def each(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

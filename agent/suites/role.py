@@ -53,6 +53,7 @@ from agent.suites.settings import SuitesSettings
 log = logging.getLogger(__name__)
 
 RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\Z")
+ROOM_LOOK_S = 30.0  # how often the free disk space is looked at
 FULL_DISK_GRACE_S = 60.0  # settings.md, "Ends": on a full disk running ones get 60 s to end
 PROBED = {"node": ("node", "--version"), "python3": ("python3", "--version"), "git": ("git", "--version")}
 # What `run_suite` answers for a refusal: codes of protocols/emissary.md, "The envelope".
@@ -91,6 +92,7 @@ async def run(
             suites.tell_slots()
             nursery.start_soon(suites.watch_disk)
             nursery.start_soon(suites.follow_reloads)
+            nursery.start_soon(suites.watch_room)
             task_status.started()
             await trio.sleep_forever()
 
@@ -120,6 +122,7 @@ class _Suites:
         self._active: dict[str, Execution] = {}
         self._ordering: set[str] = set()
         self._draining = False
+        self._told_free = 0
         self._programs: dict[str, str] = {}
 
     # ---- actions ---------------------------------------------------------------------------------------------------
@@ -247,26 +250,39 @@ class _Suites:
             return suite, "draining"
         if self._store.full:
             return suite, "space: the disk is full"
-        if not self._free_slots():
+        if len(self._active) >= self._settings().slots:
             return suite, "busy: every slot is taken"
         if received.deadline is not None and received.deadline <= time.time():
             return suite, "deadline: it has passed already"
-        space = os.statvfs(self._store.folder)
         return suite, requirements.unmet(
             suite.requires,
             suite.runner,
             labels=self._machine().labels,
             runners=self._programs,
-            free=space.f_bavail * space.f_frsize,
+            free=self._free_disk(),
         )
 
+    def _free_disk(self) -> int:
+        space = os.statvfs(self._store.folder)
+        return space.f_bavail * space.f_frsize
+
     def _free_slots(self) -> int:
-        # On a full disk none is offered: each order that is refused would take room for what says so.
-        return 0 if self._draining or self._store.full else max(0, self._settings().slots - len(self._active))
+        # Without room none is offered: each order that is refused would take room for what says so.
+        if self._draining or self._store.full or self._free_disk() < requirements.FREE_DISK:
+            return 0
+        return max(0, self._settings().slots - len(self._active))
+
+    async def watch_room(self) -> None:
+        """Slots are offered no more, or again, as the disk fills and empties below what a run needs."""
+        while True:
+            await trio.sleep(ROOM_LOOK_S)
+            if self._free_slots() != self._told_free:
+                self.tell_slots()
 
     def tell_slots(self) -> None:
         """Tell how many slots are free now."""
-        self._bus.publish(SlotsChanged(free=self._free_slots(), total=self._settings().slots, draining=self._draining))
+        self._told_free = self._free_slots()
+        self._bus.publish(SlotsChanged(free=self._told_free, total=self._settings().slots, draining=self._draining))
 
     def _begin(
         self,
