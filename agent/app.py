@@ -41,6 +41,7 @@ from agent.core.store import Store, open_store
 from agent.core.supervise import Health, Role, Supervisor
 from agent.core.tls import TlsSettings, server_context
 from agent.core.token import own_token, read_token
+from agent.files.settings import EntitlementSettings, FilesSettings
 from agent.lab.settings import LabSettings
 from agent.mimir.settings import MimirSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
@@ -107,6 +108,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mimir: MimirSettings = MimirSettings()
     polarize: PolarizeSettings = PolarizeSettings()
     cibus: CibusSettings = CibusSettings()
+    files: FilesSettings = FilesSettings()
+    entitlement: EntitlementSettings = EntitlementSettings()
     lab: LabSettings = LabSettings()
 
     @property
@@ -122,6 +125,8 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
     "control": (),
     "mimir": ("mimir", "tls", "labels"),
     "polarize": ("polarize", "cibus", "tls"),
+    "files": ("files",),
+    "entitlement": ("entitlement",),
     "suites": (),  # it reads what holds: a restart would end its runs
     "seneschal": ("seneschal", "tls", "labels"),
 }
@@ -356,6 +361,8 @@ class Service:
             "control": True,  # first: what waits for the others is seen, and its URL is told to the lab
             "mimir": bool(settings.mimir.url),
             "polarize": bool(settings.polarize.url or settings.cibus.url),
+            "files": True,  # before the suites: a run that is resumed has its files watched
+            "entitlement": settings.entitlement.enabled is not False,
             "suites": True,
             "seneschal": bool(settings.seneschal.url),
         }
@@ -363,6 +370,8 @@ class Service:
             "control": self._control,
             "mimir": self._mimir,
             "polarize": self._polarize,
+            "files": self._files,
+            "entitlement": self._entitlement,
             "suites": self._suites,
             "seneschal": self._seneschal,
         }
@@ -434,6 +443,18 @@ class Service:
             metrics=self.metrics,
             task_status=task_status,
         )
+
+    async def _files(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.files import role
+
+        settings = self.effective.settings.files
+        await role.run_files(self.bus, self.store, settings, health, metrics=self.metrics, task_status=task_status)
+
+    async def _entitlement(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.files import role
+
+        settings = self.effective.settings.entitlement
+        await role.run_entitlement(self.bus, self.store, settings, health, task_status=task_status)
 
     async def _seneschal(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
         from agent.seneschal import role
