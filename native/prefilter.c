@@ -463,9 +463,13 @@ static inline int check(struct search *search, size_t at, const uint8_t *text)
 /* Each of text[i..end), which is the block from `offset` on; WORD bytes at `end` can be read too. */
 static size_t find_scalar(struct search *search, const uint8_t *text, size_t offset, size_t i, size_t end)
 {
-    for (; i < end; i++)
-        if (!check(search, offset + i, text + i))
+    const struct prefilter *prefilter = search->prefilter;
+    for (; i < end; i++) {
+        uint32_t buckets = prefilter->exact[0][text[i]] & prefilter->exact[1][text[i + 1]] &
+                           prefilter->exact[2][text[i + 2]];
+        if (buckets && !check(search, offset + i, text + i))
             return i;
+    }
     return end;
 }
 
