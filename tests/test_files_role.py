@@ -34,6 +34,7 @@ from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.files import role
 from agent.files.entitlement import RHSM1, SUBSCRIPTION_MANAGER
+from agent.files.messages import PATH_DESCRIBED
 from agent.files.settings import EntitlementSettings, FilesSettings, FileWatch
 from tests.dbus_bus import OWNER, fake_bus
 from tests.files_eyes import say
@@ -150,10 +151,11 @@ async def test_what_a_client_watches_is_taken_up_again_unless_it_was_passing(tmp
     [
         ("watch_file", {}, "bad_payload: key path is missing"),
         ("watch_file", {"path": 5}, "bad_payload: key path: Expected `str`, got `int`"),
-        ("watch_file", {"path": "etc"}, "bad_payload: key path: Expected `str` matching regex"),
-        ("watch_file", {"path": "/etc/../root"}, "bad_payload: key path: Expected `str` matching regex"),
-        ("watch_file", {"path": "/a\0b"}, "bad_payload: key path: Expected `str` matching regex"),
-        ("watch_file", {"path": "/" + "x" * 4096}, "bad_payload: key path: Expected `str` of length <= 4096"),
+        ("watch_file", {"path": "etc"}, f"bad_payload: key path: expected {PATH_DESCRIBED}, got 'etc'"),
+        ("watch_file", {"path": "/etc/../root"}, f"bad_payload: key path: expected {PATH_DESCRIBED}"),
+        ("watch_file", {"path": "/a\0b"}, f"bad_payload: key path: expected {PATH_DESCRIBED}"),
+        ("watch_file", {"path": "/" + "x" * 4096}, f"bad_payload: key path: expected {PATH_DESCRIBED}"),
+        ("look_file", {"path": ""}, f"bad_payload: key path: expected {PATH_DESCRIBED}, got ''"),
         ("watch_file", {"path": "/a", "recursive": "yes"}, "bad_payload: key recursive: Expected `bool`, got `str`"),
         ("unwatch_file", {"watch": "settings-0"}, "not_found: watch settings-0 is not known here"),
         ("look_file", {"path": "/nonexistent/file"}, "not_found: /nonexistent/file: there is no such file"),
@@ -246,7 +248,7 @@ async def test_what_cannot_be_watched_for_a_run_is_said(tmp_path: Path, monkeypa
             here.bus.publish(STARTED)
             said = [say(await anext(gaps)) for _ in range(2)]
         assert said == [
-            "gap relative: is not watched: watch.files needs absolute paths [r-1]",
+            f"gap relative: is not watched: it is not {PATH_DESCRIBED} [r-1]",
             f"gap {tmp_path}/c: is not watched: a run has 2 paths [r-1]",
         ]
 

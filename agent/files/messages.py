@@ -7,20 +7,17 @@ from typing import Annotated, Any
 
 import msgspec
 
-Path = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^/(?!(?:[^\x00]*/)?\.\.(?:/|$))[^\x00]*$",
-        max_length=4096,
-        description="an absolute path without .. of at most 4096 characters",
-    ),
-]
+PATH_PATTERN = r"^/(?!(?:[^\x00]*/)?\.\.(?:/|$))[^\x00]*$"
+MAX_PATH = 4096
+PATH_DESCRIBED = f"an absolute path without .. of at most {MAX_PATH} characters"
+Path = Annotated[str, msgspec.Meta(pattern=PATH_PATTERN, max_length=MAX_PATH, description=PATH_DESCRIBED)]
 
 
 class WatchFile(msgspec.Struct, frozen=True, kw_only=True):
-    """`watch_file`: a file, a directory, or a glob. `passing`: not taken up again after a restart of the agent."""
+    """`watch_file`: a file, a directory, or a glob. `path` as
+    PATH_DESCRIBED says. `passing`: not taken up again after a restart of the agent."""
 
-    path: Path
+    path: str
     recursive: bool = False
     content: bool = False
     passing: bool = False
@@ -35,7 +32,7 @@ class UnwatchFile(msgspec.Struct, frozen=True, kw_only=True):
 class LookFile(msgspec.Struct, frozen=True, kw_only=True):
     """`look_file`: how a file is now, with its content where the settings allow it."""
 
-    path: Path
+    path: str
 
 
 class AskEntitlement(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ suite document" (`watch`).
 import logging
 import math
 import os.path
+import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -44,8 +45,15 @@ from agent.files import disk, services
 from agent.files.entitlement import NOTHING, Status, from_certificates, is_news
 from agent.files.follow import Follower
 from agent.files.looks import Look, Watch, described
-from agent.files.messages import AskEntitlement, LookFile, UnwatchFile, WatchFile
-from agent.files.messages import Path as WatchedPath
+from agent.files.messages import (
+    MAX_PATH,
+    PATH_DESCRIBED,
+    PATH_PATTERN,
+    AskEntitlement,
+    LookFile,
+    UnwatchFile,
+    WatchFile,
+)
 from agent.files.settings import EntitlementSettings, FilesSettings
 
 log = logging.getLogger(__name__)
@@ -139,6 +147,7 @@ class _Files:
     async def watch_file(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{path, recursive?, content?, passing?}` -> `{watch}`: each change from now on is told."""
         asked = read(payload, WatchFile)
+        _check(asked.path)
         mine = [id for id in self.follower.monitor.watches if id.startswith("w-")]
         if len(mine) >= MAX_WATCHES:
             raise ActionError("too_big", f"{MAX_WATCHES} paths are watched already", remedy="Unwatch some.")
@@ -160,6 +169,7 @@ class _Files:
     async def look_file(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{path}` -> `{path, size, mtime, mode, owner, sha256, content}`, content in base64 where it is allowed."""
         path = read(payload, LookFile).path
+        _check(path)
         look = Look(path, None, 0, None, follow=True, digest=True, content=True)
         take = partial(disk.look, look, self._settings.content_allow)
         with trio.move_on_after(LOOK_S) as waiting:
@@ -216,10 +226,8 @@ class _Files:
             return
         self._of_run[run] = []
         for number, path in enumerate(paths):
-            try:
-                msgspec.convert(path, WatchedPath)
-            except msgspec.ValidationError:
-                await self._tell(FileGap(path=path, why="is not watched: watch.files needs absolute paths", run=run))
+            if not _is_path(path):
+                await self._tell(FileGap(path=path, why=f"is not watched: it is not {PATH_DESCRIBED}", run=run))
                 continue
             if number >= MAX_OF_RUN:
                 await self._tell(FileGap(path=path, why=f"is not watched: a run has {MAX_OF_RUN} paths", run=run))
@@ -255,6 +263,15 @@ class _Files:
                 since=self._clock(),
             )
         )
+
+
+def _is_path(path: str) -> bool:
+    return len(path) <= MAX_PATH and re.search(PATH_PATTERN, path) is not None
+
+
+def _check(path: str) -> None:
+    if not _is_path(path):
+        raise ActionError("bad_payload", f"key path: expected {PATH_DESCRIBED}, got {path[:200]!r}")
 
 
 def _watched(received: RunReceived) -> list[str]:
