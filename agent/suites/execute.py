@@ -97,7 +97,7 @@ class Execution:
     async def _prepare_and_drive(self, roots: tuple[str, ...], only: tuple[Only, ...]) -> None:
         run = self.run
         env = environ(os.environ, keep=run.suite.env_pass) | run.suite.env
-        async with captured(self._folder / "setup.log", run.limits.output) as setup:
+        async with self._captured("setup.log") as setup:
             project = await self._unless_ended(partial(self._fetch, roots, setup))
             if project is None:
                 return
@@ -155,8 +155,7 @@ class Execution:
         run, suite = self.run, self.run.suite
         self._advance("running")
         attempt = run.attempt
-        out, err = (self._folder / f"{name}.log" for name in ("stdout", "stderr"))
-        async with captured(out, run.limits.output) as stdout, captured(err, run.limits.output) as stderr:
+        async with self._captured("stdout.log") as stdout, self._captured("stderr.log") as stderr:
             logs = {"stdout": stdout, "stderr": stderr}
             while True:
                 failed = await self._attempt(project, env, only, attempt, logs)
@@ -263,6 +262,19 @@ class Execution:
         if self.run.limits.test:
             self._changed.set()
 
+    @asynccontextmanager
+    async def _captured(self, name: str) -> AsyncIterator[Capture]:
+        """A capture that a thread puts in order and onto the disk: it may be 64 MiB, and the heartbeat must go on."""
+        capture = Capture(self._folder / name, self.run.limits.output)
+        try:
+            yield capture
+        finally:
+            with trio.CancelScope(shield=True):
+                try:
+                    await trio.to_thread.run_sync(capture.close)
+                except OSError as err:
+                    self._warnings.append(Warned("output_lost", f"{name}: {err.strerror}"))
+
     def _capture(self, capture: Capture, data: bytes) -> None:
         try:
             capture.write(data)
@@ -336,17 +348,6 @@ class Execution:
             except (OSError, sqlite3.OperationalError) as err:
                 log.error("cannot write the report run=%s error=%s", self.run.run, err)  # noqa: TRY400 - each time
             await trio.sleep(REPORT_AGAIN_S)
-
-
-@asynccontextmanager
-async def captured(path: Path, limit: int) -> AsyncIterator[Capture]:
-    """A capture that is put in order and onto the disk by a thread: it may be 64 MiB, and the heartbeat must go on."""
-    capture = Capture(path, limit)
-    try:
-        yield capture
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(capture.close)
 
 
 def each(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
