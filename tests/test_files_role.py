@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -36,6 +37,7 @@ from agent.files import role
 from agent.files.entitlement import RHSM1, SUBSCRIPTION_MANAGER
 from agent.files.messages import PATH_DESCRIBED
 from agent.files.settings import EntitlementSettings, FilesSettings, FileWatch
+from tests import suites_house
 from tests.dbus_bus import OWNER, fake_bus
 from tests.files_eyes import say
 
@@ -220,6 +222,26 @@ async def test_a_runs_files_are_watched_while_it_runs_and_their_events_carry_it(
             await here.bus.ask("watch_file", {"path": f"{tmp_path}/conf"})
             (tmp_path / "conf").write_text("22")
             assert say(await first(events)) == f"modified {tmp_path}/conf"
+
+
+async def test_a_real_suite_has_its_files_watched(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "project").mkdir()
+    # It writes once its files are watched, which the gap of the path that cannot be watched says.
+    program = f"echo 1..1; read go < {tmp_path}/go; echo x > {tmp_path}/etc/f; echo ok 1"
+    os.mkfifo(tmp_path / "go")
+    async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
+        start = partial(role.run_files, suites.bus, suites.store, FilesSettings(), Health("files"), metrics=Metrics())
+        await nursery.start(start)
+        with suites.bus.subscribe(FileChanged) as events, suites.bus.subscribe(FileGap) as gaps:
+            watch = {"files": [f"{tmp_path}/etc", "relative"]}
+            run = await suites.order(command=["sh", "-c", program], watch=watch)
+            assert (await anext(gaps)).run == run
+            async with await trio.open_file(tmp_path / "go", "w") as go:
+                await go.write("go\n")
+            assert say(await first(events)) == f"created {tmp_path}/etc/f [{run}]"
+            assert (await suites.finished()).verdict == "passed"
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_run_that_goes_on_when_the_role_comes_back_is_watched_again(tmp_path: Path) -> None:
