@@ -83,6 +83,7 @@ class Store:
         self._orders: list[tuple[str, tuple[Any, ...]]] = []
         self._pending_bytes = 0
         self._asked = self._done = 0  # tickets: appended or ordered so far, and of these on disk
+        self._depths_of, self._depths = -1, dict[str, Depth]()
         self._dirty, self._committed, self._on_full = trio.Event(), trio.Event(), trio.Event()
         self._behind_since: float | None = None
         self._one_writer, self._one_reader = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
@@ -162,7 +163,8 @@ class Store:
             while True:
                 if not self.full:  # else it looks each second whether there is room again, even with nothing to write
                     await self._dirty.wait()
-                await trio.sleep_until(last + self._group_commit_s)
+                # Half of it: the commit itself takes time too, and no event shall be later than the whole.
+                await trio.sleep_until(last + self._group_commit_s / 2)
                 last = trio.current_time()
                 await self._write_pending()
                 if self.full:
@@ -337,14 +339,14 @@ class Store:
 
     async def depths(self) -> dict[str, Depth]:
         """What each sink is owed, by name; sinks that are owed nothing too."""
-        rows = await self._query(
-            "SELECT sink, count(*), min(n), count(held_since) FROM outbox GROUP BY sink",
-        )
-        depths = {sink: Depth(0, None, 0) for sink in self._wants}
-        for sink, waiting, first, held in rows:
-            at = await self._query("SELECT at FROM journal JOIN outbox USING(seq) WHERE n = ?", first)
-            depths[sink] = Depth(waiting, at[0][0] if at else None, held)
-        return depths
+        if self._depths_of != self._done:  # only a commit changes them, and status is asked for often
+            done, depths = self._done, dict[str, Depth]()
+            rows = await self._query("SELECT sink, count(*), min(n), count(held_since) FROM outbox GROUP BY sink")
+            for sink, waiting, first, held in rows:
+                at = await self._query("SELECT at FROM journal JOIN outbox USING(seq) WHERE n = ?", first)
+                depths[sink] = Depth(waiting, at[0][0] if at else None, held)
+            self._depths_of, self._depths = done, depths
+        return {sink: Depth(0, None, 0) for sink in self._wants} | self._depths
 
     async def _query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         def fetch() -> list[tuple[Any, ...]]:
