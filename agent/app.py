@@ -28,10 +28,10 @@ import trio
 import agent
 from agent.control.board import HEARD, Board
 from agent.control.settings import ControlSettings
-from agent.core import cgroup, config, notify
+from agent.core import cgroup, clock, config, notify
 from agent.core.bus import Bus
 from agent.core.config import Effective, Size
-from agent.core.errors import ActionError
+from agent.core.errors import ActionError, ConfigError
 from agent.core.events import AgentStarted, Alert, AlertCleared, Reloaded
 from agent.core.link import Dial
 from agent.core.listen import split_address
@@ -178,7 +178,11 @@ def load_settings(files: Sequence[Path] = (), *, profile: str | None = None) -> 
 
     Raises ConfigErrors.
     """
-    return config.load(Settings, config.default_files(files), env=os.environ, flags={"profile": profile})
+    effective = config.load(Settings, config.default_files(files), env=os.environ, flags={"profile": profile})
+    if effective.settings.profile != "auto":
+        what = f"no hardware profile is called {effective.settings.profile!r}"
+        raise ConfigError(effective.origins["profile"].text, 0, "profile", what, remedy='Use "auto".')
+    return effective
 
 
 def log_to(settings: LogSettings) -> None:
@@ -204,7 +208,7 @@ async def serve(load: Callable[[], Effective[Settings]]) -> int:
             await nursery.start(service.run)
             gc.freeze()
             gc.enable()
-            notify.ready(service.summary())
+            nursery.start_soon(_become_ready, service)
             async for received in signals:
                 if received != signal.SIGHUP:
                     break
@@ -224,6 +228,13 @@ async def serve(load: Callable[[], Effective[Settings]]) -> int:
                 ending.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
     return 0
+
+
+async def _become_ready(service: "Service") -> None:
+    within_s = service.effective.settings.clock.wait_sync_s
+    if within_s and not await clock.wait_synchronised(within_s):
+        log.warning("clock not synchronised waited_s=%g", within_s)
+    notify.ready(service.summary())
 
 
 async def _reload(service: "Service") -> None:
@@ -337,7 +348,7 @@ class Service:
         """Read the settings again; roles whose table changed are restarted. Raises ActionError: nothing has changed."""
         try:
             new = self._load()
-        except config.ConfigErrors as errors:
+        except (config.ConfigErrors, ConfigError) as errors:
             raise ActionError("bad_payload", str(errors)) from errors
         changed = config.diff(self.effective, new)
         needs_restart = [key for key in changed if key.split(".")[0] in NEEDS_RESTART]

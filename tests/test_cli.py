@@ -87,3 +87,8 @@ def test_output_to_a_closed_pipe_is_no_traceback() -> None:
     os.close(theirs)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
+
+
+def test_a_hardware_profile_that_is_not_there_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "--profile", "raspberry-pi-4"]) == 2
+    assert "no hardware profile is called 'raspberry-pi-4'" in capsys.readouterr().err
