@@ -12,6 +12,7 @@ class CData:
     def __setitem__(self, index: int, value: int) -> None: ...
     def __getattr__(self, field: str) -> Any: ...
     def __len__(self) -> int: ...
+    def __add__(self, items: int) -> CData: ...
 
 class _FFI:
     NULL: CData
@@ -95,6 +96,21 @@ class _Lib:
         captures: CData,
         captures_capacity: int,
         consumed: CData,
+    ) -> int: ...
+    def match_seed(self, device: int, inode: int, generation: int) -> int: ...
+    def match_id(self, seed: int, offset: int, rule: int) -> int: ...
+    def format_matches(
+        self,
+        format: CData,
+        matches: CData,
+        count: int,
+        captures: CData,
+        block: CData,
+        offset: int,
+        numbers: CData,
+        out: CData,
+        capacity: int,
+        done: CData,
     ) -> int: ...
 
 ffi: _FFI

@@ -159,4 +159,26 @@ size_t scan(const struct scanner *scanner, struct worker *worker, int engine, co
 /* How often a regex was tried since the worker was made. */
 uint64_t worker_tries(const struct worker *worker);
 
+/*
+ * The identity of a match: equal for a line that is read again. `rule` is a hash of the rule's id.
+ */
+uint64_t match_seed(uint64_t device, uint64_t inode, uint64_t generation);
+uint64_t match_id(uint64_t seed, uint64_t offset, uint64_t rule);
+
+/*
+ * What a match's JSON says of its rule and of its source, as JSON members without braces. `names` are the keys of the
+ * captures with their colons, each ended by a NUL.
+ */
+struct rule_format { const uint8_t *text, *names; size_t text_size, names_size; uint64_t hash; };
+struct line_format { const uint8_t *source; size_t source_size; uint64_t seed; const struct rule_format *rules; };
+
+/*
+ * Write matches of a block that stands at `offset` as JSON, one a line; those with MATCH_LIMIT are left out. `numbers`:
+ * the line number of each match, or NULL. Sets *done to how many were handled: fewer than `count` when the next might
+ * not fit `capacity`. Returns how many bytes were written.
+ */
+size_t format_matches(const struct line_format *format, const struct match *matches, size_t count,
+                      const uint32_t *captures, const uint8_t *block, uint64_t offset, const uint64_t *numbers,
+                      uint8_t *out, size_t capacity, size_t *done);
+
 #endif

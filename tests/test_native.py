@@ -43,7 +43,7 @@ def line_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scanner_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("native") / "scanner"
-    return build(program, "scanner.c", "scanner.c", "prefilter.c", "regex.c")
+    return build(program, "scanner.c", "scanner.c", "prefilter.c", "regex.c", "format.c")
 
 
 def test_line_ends_stays_inside_its_memory_and_agrees_with_the_twin(line_harness: Path) -> None:

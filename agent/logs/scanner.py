@@ -105,6 +105,7 @@ class Found:
 
     def __init__(self, worker: "Worker", count: int, consumed: int, before: int) -> None:
         self._worker, self.count, self.consumed, self.before = worker, count, consumed, before
+        self.matches, self.captures = worker.matches, worker.captures  # the native arrays, for native functions
 
     def __iter__(self) -> Iterator[Match]:
         """The matches by line, then by rule."""
@@ -127,9 +128,10 @@ class Worker:
             raise MemoryError
         self._capacity = max(RECORDS, len(scanner.regexes))
         self._pairs_capacity = max(PAIRS, sum(len(regex.groups) for regex in scanner.regexes))
-        self._records = ffi.new("struct match[]", self._capacity)
-        self._pairs = ffi.new("uint32_t[]", 2 * self._pairs_capacity)
-        self.records, self.pairs = memoryview(ffi.buffer(self._records)), memoryview(ffi.buffer(self._pairs)).cast("I")
+        self.matches = ffi.new("struct match[]", self._capacity)
+        self.captures = ffi.new("uint32_t[]", 2 * self._pairs_capacity)
+        self.records = memoryview(ffi.buffer(self.matches))
+        self.pairs = memoryview(ffi.buffer(self.captures)).cast("I")
         self._before, self._consumed = ffi.new("size_t *"), ffi.new("size_t *")
 
     @property
@@ -160,9 +162,9 @@ class Worker:
             self._before,
             int(end),
             ffi.NULL if suspended is None else ffi.from_buffer("uint8_t[]", suspended),
-            self._records,
+            self.matches,
             self._capacity,
-            self._pairs,
+            self.captures,
             self._pairs_capacity,
             self._consumed,
         )

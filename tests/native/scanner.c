@@ -36,6 +36,29 @@ static uint8_t *take_bytes(uint32_t *size)
     return bytes;
 }
 
+/* Writes the matches as JSON into memory that is just large enough for a few of them. */
+static void format(struct regex **regexes, uint32_t rules, const struct match *matches, size_t count,
+                   const uint32_t *captures, const uint8_t *block)
+{
+    enum { ROOM = 6000 };
+    struct rule_format *formats = calloc(rules + 1, sizeof *formats);
+    for (uint32_t i = 0; i < rules; i++) {
+        size_t size = 0;
+        uint8_t *names = malloc(64 * regex_groups(regexes[i]) + 1);
+        for (size_t group = 0; group < regex_groups(regexes[i]); group++)
+            size += (size_t)sprintf((char *)names + size, "\"%.40s\":", regex_group(regexes[i], group)) + 1;
+        formats[i] = (struct rule_format){(const uint8_t *)"\"rule\":1", names, 8, size, i};
+    }
+    struct line_format lines = {(const uint8_t *)"\"path\":1", 8, match_seed(1, 2, 3), formats};
+    uint8_t *out = malloc(ROOM);
+    for (size_t at = 0, done = 1; at < count && done; at += done)
+        format_matches(&lines, matches + at, count - at, captures, block, 0, NULL, out, ROOM, &done);
+    free(out);
+    for (uint32_t i = 0; i < rules; i++)
+        free((void *)formats[i].names);
+    free(formats);
+}
+
 /* Every regex on every line; lines are short here. */
 static size_t oracle(struct regex **regexes, uint32_t rules, const uint8_t *block, uint32_t size, uint32_t end,
                      struct seen *seen)
@@ -106,6 +129,7 @@ static void run_case(void)
                             capacity, captures, capacity + groups, &consumed);
         for (size_t i = 0; i < found; i++)
             seen[count++] = (struct seen){at + matches[i].line_at, matches[i].rule, matches[i].flags};
+        format(regexes, kept, matches, found, captures, block + at);
         if (!consumed)
             break;
         at += (uint32_t)consumed;

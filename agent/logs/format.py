@@ -1,0 +1,89 @@
+"""Matches as JSON lines, and their identity: the same line read again has the same id.
+
+Source: protocols/logs.md 2.3 (`LogMatched` and its id) and 2.4 (`agent logs scan`).
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+
+from agent._native import ffi, lib
+from agent.logs.rules import CompiledRule
+from agent.logs.scanner import Found
+
+CAPACITY = 1 << 20  # bytes written by one native call; a line of LINE_MAX takes 6 times its size at most
+
+
+def rule_hash(rule: str) -> int:
+    """64 bits that stand for a rule's id."""
+    return int.from_bytes(hashlib.blake2b(rule.encode(), digest_size=8).digest(), "little")
+
+
+def match_id(origin: tuple[int, int], generation: int, offset: int, rule: str) -> str:
+    """The id of the match of a rule on the line that begins at `offset`; `origin` is device and inode."""
+    seed = lib.match_seed(*origin, generation)
+    return f"lm-{lib.match_id(seed, offset, rule_hash(rule)):016x}"
+
+
+class Formatter:
+    """Writes matches of a rule set on one source as JSON lines. Text that is not UTF-8 shows as backslash escapes."""
+
+    def __init__(self, rules: Sequence[CompiledRule], path: str, origin: tuple[int, int], generation: int) -> None:
+        self._texts = [ffi.from_buffer("uint8_t[]", _of_rule(rule)) for rule in rules]
+        self._names = [
+            ffi.from_buffer("uint8_t[]", b"".join(msgspec.json.encode(name) + b":\0" for name in rule.regex.groups))
+            for rule in rules
+        ]
+        self._rules = ffi.new(
+            "struct rule_format[]",
+            [
+                (text, names, len(text), len(names), rule_hash(rule.spec.id))
+                for text, names, rule in zip(self._texts, self._names, rules, strict=True)
+            ],
+        )
+        shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        source = b'"path":%b,"generation":%d' % (msgspec.json.encode(shown), generation)
+        self._source = ffi.from_buffer("uint8_t[]", source)
+        seed = lib.match_seed(*origin, generation)
+        self._format = ffi.new("struct line_format *", (self._source, len(source), seed, self._rules))
+        self._out = ffi.new(f"uint8_t[{CAPACITY}]")
+        self._done = ffi.new("size_t *")
+
+    def lines(
+        self, found: Found, block: bytes | bytearray | memoryview, offset: int, numbers: Sequence[int] | None = None
+    ) -> list[bytes]:
+        """A scan's matches as JSON lines, in pieces. `offset`: where the block stands; `numbers`: of their lines."""
+        pieces: list[bytes] = []
+        given = ffi.NULL if numbers is None else ffi.new("uint64_t[]", list(numbers))
+        data, done = ffi.from_buffer("uint8_t[]", block), 0
+        while done < found.count:
+            size = lib.format_matches(
+                self._format,
+                found.matches + done,
+                found.count - done,
+                found.captures,
+                data,
+                offset,
+                ffi.NULL if numbers is None else given + done,
+                self._out,
+                CAPACITY,
+                self._done,
+            )
+            pieces.append(bytes(ffi.buffer(self._out)[:size]))
+            done += self._done[0]
+        return pieces
+
+
+def _of_rule(rule: CompiledRule) -> bytes:
+    """What every match of a rule says of it."""
+    by_rule = rule.spec.class_ is not None
+    members = {
+        "rule": rule.spec.id,
+        "severity": rule.spec.severity,
+        "class": rule.spec.class_,
+        "class_by": "rule" if by_rule else None,
+        "confidence": 1.0 if by_rule else None,
+        "template": None,
+    }
+    return msgspec.json.encode(members)[1:-1]
