@@ -17,7 +17,7 @@ from agent.control.streams import (
     Feed,
     Subscription,
     Topic,
-    payload,
+    message,
     replayed,
     topic_of,
 )
@@ -38,9 +38,9 @@ def taken(subscription: Subscription) -> list[list[dict[str, Any]]]:
     """The events of each message that waits."""
     messages = []
     while (text := subscription.take()) is not None:
-        message = msgspec.json.decode(text)
-        assert message["sub"] == subscription.number
-        messages.append(message["events"])
+        told = msgspec.json.decode(text)["payload"]
+        assert told["sub"] == subscription.number
+        messages.append(told["events"])
     return messages
 
 
@@ -112,7 +112,7 @@ def test_a_message_holds_500_events_and_256_kib_at_most() -> None:
     messages = []
     while text := subscription.take():
         assert len(text) <= MAX_BYTES + 100
-        messages.append(len(msgspec.json.decode(text)["events"]))
+        messages.append(len(msgspec.json.decode(text)["payload"]["events"]))
     assert messages == [2, 2, 1]
 
 
@@ -182,14 +182,14 @@ def test_numbers_that_the_journal_no_longer_has_are_gaps(
     seqs: list[int], after: int, upto: int, told: list[Any]
 ) -> None:
     pieces = replayed(Topic(), [event(seq) for seq in seqs], after, upto)
-    events = [e for piece in pieces for e in msgspec.json.decode(payload(1, [piece.text]))["events"]]
+    events = [e for piece in pieces for e in msgspec.json.decode(message(1, [piece.text]))["payload"]["events"]]
     assert numbers(events) == told
 
 
 def test_numbers_that_a_filter_skips_are_none() -> None:
     rows = [event(2), event(3, run="r-9"), event(6, run="r-9")]
     (piece,) = replayed(Topic(run="r-9"), rows, 1, 6)
-    assert numbers(msgspec.json.decode(payload(1, [piece.text]))["events"]) == [3, (4, 5), 6]
+    assert numbers(msgspec.json.decode(message(1, [piece.text]))["payload"]["events"]) == [3, (4, 5), 6]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 2500), st.sampled_from([10, 2000, 300_000])), max_size=12))

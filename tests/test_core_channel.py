@@ -94,6 +94,20 @@ async def next_json(ws: WebSocketConnection) -> Any:
     return json.loads(await ws.get_message())
 
 
+class Told:
+    """A source of frames."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.left = [f'{{"action":"told","posted":true,"payload":{{"n":"{name}{n}"}}}}' for n in range(count)]
+
+    @property
+    def has_more(self) -> bool:
+        return bool(self.left)
+
+    def take(self) -> str | None:
+        return self.left.pop(0) if self.left else None
+
+
 # ---- asking and answering ------------------------------------------------------------------------------------------
 
 
@@ -423,3 +437,73 @@ async def test_cancellation_passes_through() -> None:
                 nursery.start_soon(trio.sleep_forever)
                 nursery.start_soon(trio.sleep_forever)
     assert scope.cancelled_caught
+
+
+# ---- sources -------------------------------------------------------------------------------------------------------
+
+
+async def test_sources_take_turns_with_each_other_and_with_what_is_sent() -> None:
+    heard: list[str] = []
+
+    async def note(request: Request) -> Mapping[str, Any]:
+        heard.append(request.payload["n"])
+        return {}
+
+    async def talk(channel: Channel) -> None:
+        a, b = Told("a", 3), Told("b", 2)
+        for source in (a, a, b):
+            channel.offer(source)
+        await channel.post("told", {"n": "c"})
+        await wait_all_tasks_blocked()
+        a.left += Told("again ", 1).left
+        channel.offer(a)
+        await channel.ask("told", {"n": "last"})
+
+    await between(talk, note)
+    assert heard == ["a0", "b0", "c", "a1", "b1", "a2", "again 0", "last"]
+
+
+async def test_a_source_that_has_nothing_any_more_and_one_offered_after_the_end_send_nothing() -> None:
+    channels: list[Channel] = []
+
+    async def talk(channel: Channel) -> None:
+        channels.append(channel)
+        channel.offer(Told("nothing", 0))
+        await channel.ask("echo", {})
+
+    await between(talk)
+    late = Told("late", 1)
+    channels[0].offer(late)
+    assert late.has_more
+
+
+async def test_a_post_that_is_given_up_before_its_turn_is_not_sent(autojump_clock: MockClock) -> None:
+    async with websockets() as (client, server, _), trio.open_nursery() as nursery:
+        stuck = trio.Event()
+        assert isinstance(client._stream, trio.StapledStream)
+        send_all = client._stream.send_stream.send_all
+
+        async def slow(data: bytes) -> None:
+            await stuck.wait()
+            await send_all(data)
+
+        heard: list[str] = []
+
+        async def note(request: Request) -> Mapping[str, Any]:
+            heard.append(request.payload["n"])
+            return {}
+
+        async def talk(channel: Channel) -> None:
+            write_with(client, slow)
+            nursery.start_soon(channel.post, "told", {"n": "first"})
+            await wait_all_tasks_blocked()
+            with trio.move_on_after(1):
+                await channel.post("told", {"n": "given up"})
+            write_with(client, send_all)
+            stuck.set()
+            await channel.ask("told", {"n": "last"})
+
+        nursery.start_soon(partial(converse, server, note, idle, metrics=Metrics()))
+        await converse(client, lab, talk, metrics=Metrics())
+        nursery.cancel_scope.cancel()
+    assert heard == ["first", "last"]

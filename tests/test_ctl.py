@@ -176,10 +176,8 @@ def agent(
 def test_the_whole_way_from_the_command_line(agent: Command, tmp_path: Path) -> None:
     status = json.loads(agent("status").stdout)
     assert status["ident"] == "lab-07"
-    assert {name: role["state"] for name, role in status["roles"].items()} == {
-        "control": "running",
-        "suites": "running",
-    }
+    assert {role["state"] for role in status["roles"].values()} == {"running"}
+    assert {"control", "suites"} <= status["roles"].keys()
     assert (tmp_path / "state/token").stat().st_mode & 0o777 == 0o600
 
     (tmp_path / "suite").mkdir()

@@ -18,7 +18,7 @@ FLOORS = [
     PROTOCOLS,
     {"lab"},
     {"app", "ctl", "selftest", "install"},
-    {"demo"},
+    {"demo", "schema"},
     {"cli"},
     {"__main__"},
 ]

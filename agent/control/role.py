@@ -35,7 +35,7 @@ from agent.control.exposition import CONTENT_TYPE, Sample, exposition, numbers
 from agent.control.messages import Log, RoleShown, RunShown, SinkShown, Status
 from agent.control.session import AUTH_S, Admitted, Ask, Closed, Opened, Session
 from agent.control.settings import ControlSettings
-from agent.control.streams import Feed, Subscription, Topic, payload, replayed
+from agent.control.streams import Feed, Subscription, Topic, message, replayed
 from agent.core import listen
 from agent.core.bus import Bus
 from agent.core.channel import Channel, converse
@@ -190,8 +190,7 @@ class _House:
             alerts=tuple(self._board.alerts.values()),
             full=self.store.full,
         )
-        built: dict[str, Any] = msgspec.to_builtins(shown)
-        return built
+        return msgspec.structs.asdict(shown)
 
     async def log(self, given: dict[str, Any]) -> dict[str, Any]:
         """`Log` -> {}: a Logged event."""
@@ -429,8 +428,8 @@ class _Client:
 
     def __init__(self, house: _House, guard: Guard, head: Head) -> None:
         self._house, self._guard, self._peer = house, guard, head.peer
-        self._wakeups: dict[int, _Wakeup] = {}
-        self._streams: dict[int, trio.CancelScope] = {}
+        self._live: set[int] = set()  # subscriptions whose replay is over: the channel takes from them by itself
+        self._replays: dict[int, trio.CancelScope] = {}
         self._session = Session(head.scope, self._authenticate, self._wake_for)
         self._admitted = trio.Event()
         self._talking: tuple[trio.Nursery, Channel] | None = None
@@ -453,7 +452,7 @@ class _Client:
             case Opened() as opened:
                 return await self._open(opened)
             case Closed(subscription):
-                self._streams.pop(subscription.number).cancel()
+                self._end(subscription)
                 return {}
             case Ask(action, given):
                 return await self._house.ask(action, given)
@@ -478,13 +477,35 @@ class _Client:
                 await trio.sleep_forever()
         finally:
             self._talking = None
+            for subscription in self._session.subscriptions.values():
+                self._end(subscription)
 
     def _authenticate(self, token: str) -> Scope:
         return self._guard.check(token, self._peer)
 
     def _wake_for(self, number: int) -> Callable[[], None]:
-        wakeup = self._wakeups[number] = _Wakeup()
-        return wakeup
+        def wake() -> None:
+            if self._talking is not None and number in self._live:
+                self._offer(number, *self._talking)
+
+        return wake
+
+    def _offer(self, number: int, nursery: trio.Nursery, channel: Channel) -> None:
+        subscription = self._session.subscriptions[number]
+        if not subscription.overflowed:
+            channel.offer(subscription)
+            return
+        self._end(subscription)
+        self._house.metrics.count("control_disconnected_total")
+        log.warning("client did not keep up peer=%s sub=%d", self._peer, number)
+        nursery.start_soon(channel.close, 1013, f"subscription {number} does not keep up")
+
+    def _end(self, subscription: Subscription) -> None:
+        subscription.close()
+        self._house.feed.detach(subscription)
+        self._live.discard(subscription.number)
+        if replay := self._replays.get(subscription.number):
+            replay.cancel()
 
     async def _open(self, opened: Opened) -> dict[str, Any]:
         house, subscription = self._house, opened.subscription
@@ -492,31 +513,25 @@ class _Client:
         seq = house.feed.seq
         since = seq if opened.since is None else opened.since
         if since > seq or self._talking is None:
-            del self._session.subscriptions[subscription.number], self._wakeups[subscription.number]
+            del self._session.subscriptions[subscription.number]
             what = f"since: {since} is above {seq}, the highest number here; it is of another journal"
             raise ActionError("bad_payload", what if self._talking else "the connection is closed")
-        scope = self._streams[subscription.number] = trio.CancelScope()
         nursery, channel = self._talking
-        # The stream begins when this task waits next: behind the answer.
-        nursery.start_soon(self._stream, channel, subscription, since, scope)
+        # It begins when this task waits next: behind the answer.
+        nursery.start_soon(self._begin, nursery, channel, subscription, since)
         return {"sub": subscription.number, "seq": seq, "oldest": oldest}
 
-    async def _stream(self, channel: Channel, subscription: Subscription, since: int, scope: trio.CancelScope) -> None:
-        wakeup = self._wakeups[subscription.number]
-        try:
-            with scope:
+    async def _begin(self, nursery: trio.Nursery, channel: Channel, subscription: Subscription, since: int) -> None:
+        """Replay, then let the channel take what comes."""
+        number = subscription.number
+        with trio.CancelScope() as scope:
+            self._replays[number] = scope
+            try:
                 await self._replay(channel, subscription, since)
-                while not subscription.overflowed:
-                    if (text := subscription.take()) is None:
-                        await wakeup.wait()
-                    else:
-                        await channel.post("events", msgspec.Raw(text))
-                self._house.metrics.count("control_disconnected_total")
-                log.warning("client did not keep up peer=%s sub=%d", self._peer, subscription.number)
-                await channel.close(1013, f"subscription {subscription.number} does not keep up")
-        finally:
-            self._house.feed.detach(subscription)
-            del self._wakeups[subscription.number]
+            finally:
+                del self._replays[number]
+            self._live.add(number)
+            self._offer(number, nursery, channel)
 
     async def _replay(self, channel: Channel, subscription: Subscription, at: int) -> None:
         """Send what the journal has from there on, and attach to the feed: without a gap and without a double."""
@@ -530,7 +545,7 @@ class _Client:
                 rows = [row for row in await self._house.store.read(at, limit=PAGE) if row.seq <= upto]
                 reached = rows[-1].seq if len(rows) == PAGE else upto
                 for piece in replayed(subscription.topic, rows, at, reached):
-                    await channel.post("events", msgspec.Raw(payload(subscription.number, [piece.text])))
+                    await channel.send(message(subscription.number, [piece.text]))
                 at = reached
 
 

@@ -3,7 +3,7 @@
 Every committed event is encoded once. Subscriptions that want the same (a `Topic`) share the same pieces of a message;
 each has a queue of its own, bounded, so that a slow client costs nobody else anything.
 
-    Feed.publish(events) -> Topic.wants -> pieces -> Subscription.put ... take -> payload of `events`
+    Feed.publish(events) -> Topic.wants -> pieces -> Subscription.put ... take -> frames of `events`
 
 Source: protocols/emissary.md, "Control server" (`subscribe`, `events`).
 """
@@ -52,12 +52,13 @@ class Topic(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """Some events, joined as they stand in a message; the numbers of the first and the last."""
+    """Some events, joined as they stand in a message; the numbers of the first and the last. `size` is in bytes."""
 
     first: int
     last: int
     count: int
-    text: bytes
+    size: int
+    text: str
 
 
 class Subscription:
@@ -68,7 +69,7 @@ class Subscription:
 
     def __init__(self, number: int, topic: Topic, policy: Policy, wake: Callable[[], None]) -> None:
         self.number, self.topic = number, topic
-        self.overflowed = False
+        self.overflowed = self._is_closed = False
         self.dropped = 0
         self._policy, self._wake = policy, wake
         self._pieces: deque[Piece] = deque()
@@ -81,7 +82,7 @@ class Subscription:
             return
         self._pieces.append(piece)
         self._events += piece.count
-        self._bytes += len(piece.text)
+        self._bytes += piece.size
         while self._events > QUEUE_EVENTS or self._bytes > QUEUE_BYTES:
             if self._policy == "disconnect":
                 self.overflowed = True
@@ -92,28 +93,37 @@ class Subscription:
             self._gap = Gap(from_=self._gap.from_ if self._gap else oldest.first, to=oldest.last)
         self._wake()
 
-    def take(self) -> bytes | None:
-        """The payload of the next message: what waits, as much as a message may hold; None when nothing does."""
-        if not self._pieces:
+    def close(self) -> None:
+        """Nothing more is taken."""
+        self._is_closed = True
+
+    @property
+    def has_more(self) -> bool:
+        """Does anything wait?"""
+        return bool(self._pieces) and not self._is_closed
+
+    def take(self) -> str | None:
+        """The next message: what waits, as much as one may hold; None when nothing does."""
+        if not self.has_more:
             return None
-        texts: list[bytes] = []
+        texts: list[str] = []
         if self._gap is not None:
-            texts.append(_gap_text(self._gap))
+            texts.append(_gap_text(self._gap).decode())
             self._gap = None
         count = size = 0
         while self._pieces:
             piece = self._pieces[0]
-            if count and (count + piece.count > MAX_EVENTS or size + len(piece.text) > MAX_BYTES):
+            if count and (count + piece.count > MAX_EVENTS or size + piece.size > MAX_BYTES):
                 break
             self._pop()
             texts.append(piece.text)
-            count, size = count + piece.count, size + len(piece.text)
-        return payload(self.number, texts)
+            count, size = count + piece.count, size + piece.size
+        return message(self.number, texts)
 
     def _pop(self) -> Piece:
         piece = self._pieces.popleft()
         self._events -= piece.count
-        self._bytes -= len(piece.text)
+        self._bytes -= piece.size
         return piece
 
 
@@ -142,13 +152,13 @@ class Feed:
     def publish(self, events: Sequence[Recorded]) -> None:
         """Give committed events, in order, to whoever wants them."""
         texts: dict[int, bytes] = {}
-        for topic, subscriptions in self._topics.items():
+        for topic, subscriptions in list(self._topics.items()):  # an overflow detaches
             wanted = [event for event in events if topic.wants(event)]
             for event in wanted:
                 if event.seq not in texts:
                     texts[event.seq] = _text(event)
             for piece in _cut((event.seq, texts[event.seq]) for event in wanted):
-                for subscription in subscriptions:
+                for subscription in tuple(subscriptions):
                     subscription.put(piece)
         self.seq = events[-1].seq
 
@@ -176,9 +186,10 @@ def replayed(topic: Topic, events: Sequence[Recorded], after: int, upto: int) ->
     return list(_cut(shown))
 
 
-def payload(number: int, texts: Iterable[bytes]) -> bytes:
-    """The payload of an `events` message."""
-    return b'{"sub":%d,"events":[%b]}' % (number, b",".join(texts))
+def message(number: int, texts: Iterable[str]) -> str:
+    """A frame with events of a subscription."""
+    events = ",".join(texts)
+    return f'{{"action":"events","posted":true,"payload":{{"sub":{number},"events":[{events}]}}}}'
 
 
 def _cut(shown: Iterable[tuple[int, bytes]]) -> Iterable[Piece]:
@@ -188,13 +199,18 @@ def _cut(shown: Iterable[tuple[int, bytes]]) -> Iterable[Piece]:
     size = 0
     for seq, text in shown:
         if texts and (len(texts) == MAX_EVENTS or size + len(text) > MAX_BYTES):
-            yield Piece(numbers[0], numbers[-1], len(texts), b",".join(texts))
+            yield _piece(numbers, texts)
             numbers, texts, size = [], [], 0
         numbers.append(seq)
         texts.append(text)
         size += len(text) + 1
     if texts:
-        yield Piece(numbers[0], numbers[-1], len(texts), b",".join(texts))
+        yield _piece(numbers, texts)
+
+
+def _piece(numbers: list[int], texts: list[bytes]) -> Piece:
+    joined = b",".join(texts)
+    return Piece(numbers[0], numbers[-1], len(texts), len(joined), joined.decode())
 
 
 def _text(event: Recorded) -> bytes:

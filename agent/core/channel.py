@@ -8,9 +8,10 @@ Source: protocols/emissary.md, "The envelope", "Link states" and the last rule o
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 import trio
@@ -64,6 +65,24 @@ class _Close(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Source(Protocol):
+    """Messages that wait for their turn at the writer. `take` gives the next frame's text, if `has_more`."""
+
+    @property
+    def has_more(self) -> bool: ...
+
+    def take(self) -> str | None: ...
+
+
+class _Text:
+    """A message of a task that waits until the writer takes it; `given_up` when it waits no more."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.taken = trio.Event()
+        self.given_up = False
+
+
 class _Asked:
     """A request of ours that waits for its answer."""
 
@@ -88,8 +107,9 @@ class Channel:
         self._envelope = Envelope(knows_foreign=elder is not None)
         self._asked: dict[int, _Asked] = {}
         self._ended = trio.Event()
-        # No room: a sender waits until the writer has taken its message, so nothing gathers but waiting callers.
-        self._outgoing, self._to_write = trio.open_memory_channel[str | _Close](0)
+        # Bounded without a limit: each text has its caller waiting, and a source is in it once.
+        self._outgoing, self._to_write = trio.open_memory_channel[_Text | _Close | Source](math.inf)
+        self._offered: set[Source] = set()
         self._requests, self._to_answer = trio.open_memory_channel[Request | Foreign](MAX_REQUESTS)
         self._writing_since: float | None = None
         self._busy_reader = self._closing = False
@@ -105,7 +125,7 @@ class Channel:
         self._asked[number] = asked = _Asked()
         try:
             with trio.move_on_after(timeout_s) as limit:
-                await self._send(text)
+                await self.send(text)
                 await asked.answered.wait()
         finally:
             del self._asked[number]
@@ -123,28 +143,47 @@ class Channel:
 
     async def post(self, action: str, payload: Mapping[str, Any] | msgspec.Raw) -> None:
         """Send a request that wants no answer. Raises PeerUnreachable when the connection ended, and ProtocolMisuse."""
-        await self._send(self._envelope.post(action, payload))
+        await self.send(self._envelope.post(action, payload))
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close, once all that was asked, posted or answered before is sent; by force when that takes too long."""
-        with trio.move_on_after(CLOSE_S):
-            try:
-                await self._outgoing.send(_Close(code, reason))
-                await self._ended.wait()
-            except trio.BrokenResourceError:  # it ended meanwhile
-                return
-        self._scope.cancel()
-
-    async def _send(self, text: str) -> None:
+    async def send(self, text: str) -> None:
+        """Send a frame that is made already. Raises PeerUnreachable when the connection ended, and ProtocolMisuse."""
         size = len(text) if text.isascii() else len(text.encode())
         if size > MAX_MESSAGE:
             raise ProtocolMisuse(
                 f"a message of {size} bytes; at most {MAX_MESSAGE} are allowed", remedy="Send it in parts or by a URL."
             )
+        if not await self._hand_over(text):
+            raise self._closed()
+
+    def offer(self, source: Source) -> None:
+        """Have its messages sent, one at each turn, until it has none; more may be offered at any time."""
+        if source not in self._offered:
+            self._offered.add(source)
+            with suppress(trio.BrokenResourceError):  # the connection ended; `talk` is being told
+                self._outgoing.send_nowait(source)
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close, once all that was asked, posted or answered before is sent; by force when that takes too long."""
+        with trio.move_on_after(CLOSE_S):
+            try:
+                self._outgoing.send_nowait(_Close(code, reason))
+                await self._ended.wait()
+            except trio.BrokenResourceError:  # it ended meanwhile
+                return
+        self._scope.cancel()
+
+    async def _hand_over(self, text: str) -> bool:
+        """Wait until the writer has taken it; False when the connection ends before."""
+        item = _Text(text)
         try:
-            await self._outgoing.send(text)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise self._closed() from None
+            self._outgoing.send_nowait(item)
+            await item.taken.wait()
+        except trio.BrokenResourceError:
+            return False
+        except trio.Cancelled:
+            item.given_up = True
+            raise
+        return not item.given_up
 
     def _closed(self) -> PeerUnreachable:
         return PeerUnreachable(
@@ -211,29 +250,69 @@ class Channel:
                     await self.close(1007, "too many unreadable frames")
 
     async def _say(self, text: str) -> None:
-        with suppress(trio.BrokenResourceError):  # the writer ended with the connection
-            await self._outgoing.send(text)
+        await self._hand_over(text)  # or the writer ended with the connection
 
     async def _write(self) -> None:
         # The reader decides when it is over: it may still have something that came before the close.
-        with self._to_write, suppress(ConnectionClosed, LocalProtocolError):
-            async for item in self._to_write:
-                await self._carry_out(item)
-        self._writing_since = None
+        try:
+            with suppress(ConnectionClosed, LocalProtocolError):
+                async for item in self._to_write:
+                    await self._carry_out(item)
+        finally:
+            self._writing_since = None
+            self._give_back()
 
-    async def _carry_out(self, item: str | _Close) -> None:
-        if isinstance(item, _Close):
-            self._closing = True  # the reader ends now, and leaves the handshake time
-            await self._ws.aclose(item.code, item.reason)
-            self._scope.cancel()
-            return
-        step = FRAGMENT if item.isascii() else FRAGMENT // 4  # characters; at most 4 bytes each
-        for at in range(0, len(item), step):
+    def _give_back(self) -> None:
+        """Nothing is written any more: whoever waits for it goes on."""
+        with suppress(trio.WouldBlock):
+            while True:
+                item = self._to_write.receive_nowait()
+                if isinstance(item, _Text):
+                    item.given_up = True
+                    item.taken.set()
+        self._to_write.close()
+
+    async def _carry_out(self, item: "_Text | _Close | Source") -> None:
+        match item:
+            case _Close():
+                self._closing = True  # the reader ends now, and leaves the handshake time
+                await self._ws.aclose(item.code, item.reason)
+                self._scope.cancel()
+            case _Text():
+                if not item.given_up:
+                    item.taken.set()
+                    await self._put(item.text)
+            case _:
+                self._offered.discard(item)
+                if (text := item.take()) is not None:
+                    if item.has_more:
+                        self.offer(item)  # behind all that waits
+                    await self._put(text)
+
+    async def _put(self, text: str) -> None:
+        step = FRAGMENT if text.isascii() else FRAGMENT // 4  # characters; at most 4 bytes each
+        for at in range(0, len(text), step):
             self._writing_since = trio.current_time()
             # send_message() makes one frame of a message, and nothing overtakes a frame.
-            last = at + step >= len(item)
-            await self._ws._send(TextMessage(data=item[at : at + step], message_finished=last))
+            last = at + step >= len(text)
+            await self._transmit(TextMessage(data=text[at : at + step], message_finished=last))
             self._writing_since = None
+
+    async def _transmit(self, event: TextMessage) -> None:
+        """What the websocket's own `_send` does, less a turn of the loop for a lock that is free."""
+        ws = self._ws
+        data = ws._wsproto.send(event)
+        try:
+            ws._stream_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await ws._stream_lock.acquire()
+        try:
+            await ws._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await ws._abort_web_socket()
+            raise ConnectionClosed(ws._close_reason) from None
+        finally:
+            ws._stream_lock.release()
 
     async def _ping(self, ping_s: float) -> None:
         with suppress(ConnectionClosed, LocalProtocolError):

@@ -75,7 +75,7 @@ class Client:
 
     def read(self) -> None:
         while (text := self.subscription.take()) is not None:
-            for event in msgspec.json.decode(text)["events"]:
+            for event in msgspec.json.decode(text)["payload"]["events"]:
                 if event["kind"] == "Gap":
                     self.seen += range(event["data"]["from"], event["data"]["to"] + 1)
                 else:
