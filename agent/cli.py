@@ -1,4 +1,4 @@
-"""The command line: `agent run`, `agent demo`, `agent lab`, `agent ctl`, `agent config`, `agent schema`.
+"""The command line: `agent run`, `agent demo`, `agent lab`, `agent ctl`, `agent logs`, `agent config`, `agent schema`.
 
 Standard output is for results, standard error for logs. Exit codes: 0 done, 1 the work itself failed, 2 usage or
 configuration, 3 a peer could not be reached in time.
@@ -82,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     ctl.add_argument("action", metavar="ACTION", help="as status, run_suite, cancel, or watch")
     ctl.add_argument("pairs", metavar="key=value", nargs="*", help="the payload; values are JSON, else text")
     _config_option(ctl)
+    logs = add("logs", "the log monitor as a tool", None).add_subparsers(metavar="scan", required=True)
+    scan = add("scan", "a JSON line for each line that matches a rule", _logs_scan, logs)
+    scan.add_argument("--rules", type=Path, metavar="FILE", action="append", required=True, help="rules, as TOML")
+    scan.add_argument("--count", action="store_true", help="instead, for each rule, how many lines match")
+    scan.add_argument("--stats", action="store_true", help="at the end, what it took")
+    scan.add_argument("-n", dest="numbers", action="store_true", help="with the number of the line")
+    scan.add_argument("paths", metavar="PATH", nargs="+", help="a file, or - for standard input")
     add("schema", "JSON Schema of every event, action and file format", _schema)
     settings = add("config", "show or check the settings", None).add_subparsers(metavar="show|check", required=True)
     show = add("show", "the effective settings", _config_show, settings)
@@ -175,6 +182,13 @@ def _ctl(given: argparse.Namespace) -> int:
     else:
         print(json.dumps(trio.run(ctl.ask, dial, given.action, payload), indent=2, ensure_ascii=False))
     return DONE
+
+
+def _logs_scan(given: argparse.Namespace) -> int:
+    from agent import logscan
+
+    is_good = logscan.run(given.rules, given.paths, count=given.count, stats=given.stats, numbers=given.numbers)
+    return DONE if is_good else FAILED
 
 
 def _schema(given: argparse.Namespace) -> int:

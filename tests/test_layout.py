@@ -17,7 +17,7 @@ FLOORS = [
     {"core"},
     PROTOCOLS,
     {"lab"},
-    {"app", "ctl", "selftest", "install"},
+    {"app", "ctl", "logscan", "selftest", "install"},
     {"demo", "schema"},
     {"cli"},
     {"__main__"},

@@ -5,7 +5,7 @@ An event's `kind` is its struct's name. It is shown as `{"seq", "at", "kind", "r
 test record has a field of that name.
 
 Source: protocols/settings.md, "Names that several folders share"; protocols/suites.md, "Records, events, result";
-protocols/emissary.md, "Seneschal", "Mimir", "Polarize", "Entitlement and file monitor".
+protocols/emissary.md, "Seneschal", "Mimir", "Polarize", "Entitlement and file monitor"; protocols/logs.md 2.3.
 """
 
 from typing import Any, Literal, TypeAlias, get_args
@@ -328,6 +328,97 @@ class EntitlementChanged(Event, frozen=True, kw_only=True):
     previous: int | None = None
 
 
+class LogAnchor(msgspec.Struct, frozen=True):
+    """A line that a rule's `until` found; `offset` is where it begins in its file."""
+
+    offset: int
+    text: str
+
+
+class LogAround(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands before a match: anchors, nearest first; lines, oldest first, of which `elided` were left out.
+
+    `found` is false when no chain of anchors fits in the `looked` bytes before the match.
+    """
+
+    found: bool
+    anchors: tuple[LogAnchor, ...]
+    before: tuple[str, ...]
+    elided: int
+    looked: int
+
+
+class LogMatched(Event, frozen=True, kw_only=True):
+    """A rule matched a line. `offset` is where the line begins, `length` its bytes without its end.
+
+    `id` is the same whenever the same line is matched again by the same rule. Text is UTF-8; other bytes are shown as
+    `\\xNN`. `suppressed` matches of the rule were dropped by its rate before this one. `run` and `test` were active.
+
+    Source: protocols/logs.md 2.3.
+    """
+
+    id: str
+    path: str
+    generation: int
+    offset: int
+    length: int
+    line: int | None = None
+    rule: str
+    severity: Literal["debug", "info", "notice", "warning", "error", "critical"]
+    class_: str | None = msgspec.field(default=None, name="class")
+    class_by: str | None = None
+    confidence: float | None = None
+    template: int | None = None
+    text: str
+    captures: dict[str, str | None] = {}
+    count: int = 1
+    suppressed: int = 0
+    flags: tuple[Literal["partial", "window", "nul", "invalid_utf8"], ...] = ()
+    context: LogAround | None = None
+    run: str | None = None
+    test: str | None = None
+
+
+class LogContext(Event, frozen=True, kw_only=True):
+    """What came behind a match, by its id in `match`: the lines `after` it, and the multi-line `record` it is in."""
+
+    path: str
+    match: str
+    after: tuple[str, ...] = ()
+    record: tuple[str, ...] = ()
+    run: str | None = None
+    test: str | None = None
+
+
+class LogSuppressed(Event, frozen=True, kw_only=True):
+    """A rule's rate dropped `count` matches since it was told last; the offsets are those of their lines."""
+
+    path: str
+    rule: str
+    count: int
+    first_offset: int
+    last_offset: int
+
+
+class LogSource(Event, frozen=True, kw_only=True):
+    """What became of a log that is followed. `generation` counts the files that stood at the path."""
+
+    path: str
+    what: Literal["found", "rotated", "truncated", "replaced", "removed", "unreadable", "recovered", "lagging", "limit"]
+    generation: int
+    detail: str = ""
+
+
+class LogGap(Event, frozen=True, kw_only=True):
+    """Bytes of a log that were not matched; with `to` null possibly so, and nobody knows how many."""
+
+    path: str
+    generation: int
+    from_: int = msgspec.field(name="from")
+    to: int | None
+    why: str
+
+
 AnyEvent: TypeAlias = (
     AgentStarted
     | RoleChanged
@@ -351,6 +442,11 @@ AnyEvent: TypeAlias = (
     | FileChanged
     | FileGap
     | EntitlementChanged
+    | LogMatched
+    | LogContext
+    | LogSuppressed
+    | LogSource
+    | LogGap
 )
 
 KINDS: dict[str, type[AnyEvent]] = {kind.__name__: kind for kind in get_args(AnyEvent)}

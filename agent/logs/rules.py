@@ -7,12 +7,12 @@ Source: protocols/logs.md 2.1, 3 and 7.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from msgspec import inspect
 
-from agent.core import typed
+from agent.core import toml, typed
 from agent.core.errors import AgentError, ConfigError
 from agent.core.toml import Document
 from agent.core.typed import Place, Source
@@ -77,6 +77,24 @@ def from_documents(documents: Sequence[tuple[str, Document]]) -> RuleSet:
     for name, document in documents:
         reading.read_file(Source(name, document), document.data)
     return reading.done()
+
+
+def read_files(paths: Sequence[Path]) -> RuleSet:
+    """The rules of the files at these paths. Raises RuleErrors, for what cannot be read too."""
+    documents: list[tuple[str, Document]] = []
+    errors: list[ConfigError] = []
+    for path in paths:
+        try:
+            documents.append((str(path), toml.read(path)))
+        except toml.TomlError as err:
+            errors.append(ConfigError(path, err.line, err.key, err.what, remedy=err.remedy))
+    try:
+        rules = from_documents(documents)
+    except RuleErrors as err:
+        raise RuleErrors([*errors, *err.errors]) from None
+    if errors:
+        raise RuleErrors(errors)
+    return rules
 
 
 def from_tables(name: str, tables: Sequence[Mapping[str, Any]]) -> RuleSet:

@@ -112,6 +112,16 @@ class Found:
         for record in _RECORD.iter_unpack(self._worker.records[: self.count * _RECORD.size]):
             yield Match(*record)
 
+    def rules(self) -> list[int]:
+        """The rule of each match, without making matches."""
+        records = self._worker.records[: self.count * _RECORD.size].cast("I")
+        return records[2 :: _RECORD.size // 4].tolist() if self.count else []
+
+    def flags(self) -> list[int]:
+        """The flags of each match."""
+        records = self._worker.records[: self.count * _RECORD.size].cast("H")
+        return records[9 :: _RECORD.size // 2].tolist() if self.count else []
+
     def spans(self, match: Match) -> list[tuple[int, int] | None]:
         """(start in the line, length) of each named capture; None: it took no part."""
         pairs = self._worker.pairs[2 * match.captures_at : 2 * (match.captures_at + match.captures)].tolist()

@@ -1,0 +1,113 @@
+"""A match as it is told: its id, its text for people, what stands before it.
+
+Source: protocols/logs.md 2.3.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from agent.core.events import LogAnchor, LogAround, LogMatched
+from agent.logs.context import Around, Ask, Captures, Search, Size, T
+from agent.logs.rules import CompiledRule
+from agent.logs.scanner import PARTIAL, WINDOW
+
+Flag = Literal["partial", "window", "nul", "invalid_utf8"]
+
+
+def identify(origin: tuple[int, int], generation: int, offset: int, rule: str) -> str:
+    """The id of a match of `rule` on the line at `offset`. `origin`: device and inode that the line was written to."""
+    what = f"{origin[0]}:{origin[1]}:{generation}:{offset}:{rule}"
+    return f"lm-{hashlib.blake2b(what.encode(), digest_size=8).hexdigest()}"
+
+
+def shown(text: bytes) -> str:
+    """Bytes of a log as text; what is not UTF-8 shows as \\xNN."""
+    return text.decode(errors="backslashreplace")
+
+
+def captured(text: bytes, names: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> dict[str, bytes | None]:
+    """The captures of a match in its line; None: the group took no part."""
+    values = [None if span is None else text[span[0] : sum(span)] for span in spans]
+    return dict(zip(names, values, strict=True))
+
+
+def told(
+    rule: CompiledRule,
+    path: str,
+    origin: tuple[int, int],
+    generation: int,
+    offset: int,
+    text: bytes,
+    captures: Captures,
+    flags: int,
+    *,
+    line: int | None = None,
+    suppressed: int = 0,
+    around: Around | None = None,
+    run: str | None = None,
+    test: str | None = None,
+) -> LogMatched:
+    """The event of a match on the line at `offset`. `text` is the line, or the window that matched."""
+    spec = rule.spec
+    return LogMatched(
+        id=identify(origin, generation, offset, spec.id),
+        path=path,
+        generation=generation,
+        offset=offset,
+        length=len(text),
+        line=line,
+        rule=spec.id,
+        severity=spec.severity,
+        class_=spec.class_,
+        class_by="rule" if spec.class_ else None,
+        confidence=1.0 if spec.class_ else None,
+        text=shown(text),
+        captures={name: None if value is None else shown(value) for name, value in captures.items()},
+        suppressed=suppressed,
+        flags=tuple(_flags(flags, text)),
+        context=around and _around(around),
+        run=run,
+        test=test,
+    )
+
+
+def wants_context(rule: CompiledRule) -> bool:
+    """Is something to be looked for before a match of it?"""
+    return bool(rule.spec.context.before or rule.until)
+
+
+def finish(search: Search[T], answer: Callable[[Ask | Size], bytes | int | None]) -> T:
+    """Run a search to its end; `answer` has the bytes and the sizes that it asks for."""
+    try:
+        wish = next(search)
+        while True:
+            wish = search.send(answer(wish))
+    except StopIteration as end:
+        found: T = end.value
+        return found
+
+
+def _flags(flags: int, text: bytes) -> list[Flag]:
+    words: list[Flag] = []
+    if flags & PARTIAL:
+        words.append("partial")
+    if flags & WINDOW:
+        words.append("window")
+    if b"\0" in text:
+        words.append("nul")
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        words.append("invalid_utf8")
+    return words
+
+
+def _around(around: Around) -> LogAround:
+    return LogAround(
+        found=around.found,
+        anchors=tuple(LogAnchor(anchor.place.offset, shown(anchor.text)) for anchor in around.anchors),
+        before=tuple(map(shown, around.before)),
+        elided=around.elided,
+        looked=around.looked,
+    )

@@ -1,0 +1,24 @@
+"""How a match is told: ids, text that is no UTF-8, flags."""
+
+from agent.logs import rules
+from agent.logs.matched import captured, identify, shown, told
+from agent.logs.scanner import PARTIAL, WINDOW
+
+(RULE,) = rules.from_tables("test", [{"id": "r", "regex": "(?<a>x)|(?<b>y)", "severity": "error"}]).rules
+
+
+def test_an_id_tells_lines_files_generations_and_rules_apart() -> None:
+    base = ((1, 2), 3, 4, "r")
+    others = [((1, 9), 3, 4, "r"), ((1, 2), 9, 4, "r"), ((1, 2), 3, 9, "r"), ((1, 2), 3, 4, "s")]
+    assert identify(*base) == identify(*base) == "lm-" + identify(*base)[3:]
+    assert len({identify(*base), *(identify(*other) for other in others)}) == 5
+    assert len(identify(*base)) == 19
+
+
+def test_a_match_is_told_as_text() -> None:
+    text = b"x\xff\0"
+    event = told(RULE, "/l", (1, 2), 3, 4, text, captured(text, RULE.regex.groups, [(0, 2), None]), PARTIAL | WINDOW)
+    assert (event.text, event.length, event.captures) == ("x\\xff\0", 3, {"a": "x\\xff", "b": None})
+    assert event.flags == ("partial", "window", "nul", "invalid_utf8")
+    assert (event.class_, event.class_by, event.context, event.suppressed) == (None, None, None, 0)
+    assert shown("é".encode()) == "é"
