@@ -149,6 +149,8 @@ def test_what_is_root_s_is_not_therefore_ours(kernel: FakeKernel, monkeypatch: p
 def real_home() -> Iterator[Path]:
     """A cgroup of the kernel's own."""
     mount = next((line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line), "")
+    if not mount:
+        pytest.skip("no cgroup v2 is mounted")
     home = Path(mount) / f"emissary-test-{os.getpid()}"
     try:
         home.mkdir()
