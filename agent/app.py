@@ -43,6 +43,7 @@ from agent.core.tls import TlsSettings, server_context
 from agent.core.token import own_token, read_token
 from agent.files.settings import EntitlementSettings, FilesSettings
 from agent.lab.settings import LabSettings
+from agent.logs.settings import LogsSettings
 from agent.mimir.settings import MimirSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.seneschal.settings import SeneschalSettings
@@ -108,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mimir: MimirSettings = MimirSettings()
     polarize: PolarizeSettings = PolarizeSettings()
     cibus: CibusSettings = CibusSettings()
+    logs: LogsSettings = LogsSettings()
     files: FilesSettings = FilesSettings()
     entitlement: EntitlementSettings = EntitlementSettings()
     lab: LabSettings = LabSettings()
@@ -125,6 +127,7 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
     "control": (),
     "mimir": ("mimir", "tls", "labels"),
     "polarize": ("polarize", "cibus", "tls"),
+    "logs": ("logs",),
     "files": ("files",),
     "entitlement": ("entitlement",),
     "suites": (),  # it reads what holds: a restart would end its runs
@@ -372,7 +375,8 @@ class Service:
             "control": True,  # first: what waits for the others is seen, and its URL is told to the lab
             "mimir": bool(settings.mimir.url),
             "polarize": bool(settings.polarize.url or settings.cibus.url),
-            "files": True,  # before the suites: a run that is resumed has its files watched
+            "logs": True,
+            "files": True,  # both before the suites: a run that is resumed has its files and logs watched
             "entitlement": settings.entitlement.enabled is not False,
             "suites": True,
             "seneschal": bool(settings.seneschal.url),
@@ -381,6 +385,7 @@ class Service:
             "control": self._control,
             "mimir": self._mimir,
             "polarize": self._polarize,
+            "logs": self._logs,
             "files": self._files,
             "entitlement": self._entitlement,
             "suites": self._suites,
@@ -454,6 +459,12 @@ class Service:
             metrics=self.metrics,
             task_status=task_status,
         )
+
+    async def _logs(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.logs import role
+
+        settings = self.effective.settings.logs
+        await role.run(self.bus, self.store, settings, health, metrics=self.metrics, task_status=task_status)
 
     async def _files(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
         from agent.files import role

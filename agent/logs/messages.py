@@ -105,13 +105,13 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuleCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule in the answer to `list_logs`."""
+    """One rule in the answer to `list_logs`, over all sources. `ns_per_line` is null where it was not measured."""
 
     rule: str
     matches: int
     suppressed: int
     limit_errors: int
-    ns_per_line: float
+    ns_per_line: float | None = None
 
 
 class Logs(msgspec.Struct, frozen=True):

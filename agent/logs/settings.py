@@ -16,7 +16,7 @@ class LogWatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     glob: str = ""
     journal: bool = False
     kmsg: bool = False
-    rules: list[str] = []
+    rules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.path, self.glob, self.journal, self.kmsg))) != 1:
@@ -29,7 +29,7 @@ class LogWatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class LogsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is monitored, by which rules. Remote actions look below `roots`. `model` "auto" is state.dir/logs.model."""
 
-    rules: list[str] = ["/etc/agent/rules/*.toml"]
-    roots: Annotated[list[str], msgspec.Meta(max_length=100)] = ["/var/log"]
+    rules: tuple[str, ...] = ("/etc/agent/rules/*.toml",)
+    roots: Annotated[tuple[str, ...], msgspec.Meta(max_length=100)] = ("/var/log",)
     model: str = "auto"
-    watch: list[LogWatch] = []
+    watch: tuple[LogWatch, ...] = ()

@@ -1,0 +1,513 @@
+"""The log monitor on trio: which files are followed by which rules, and what is told of their lines.
+
+Answers watch_log, unwatch_log and list_logs. What a client watches is taken up again after a restart. A running suite's
+`watch.logs` are followed while it runs. Events carry the run and the test that are active, where there is one alone.
+Checkpoints are committed with the events before them: after a crash lines are read again, and give the same ids.
+
+Source: protocols/logs.md 2.2, 2.3, 5 and 7; protocols/suites.md, "The suite document" (`watch`).
+"""
+
+import glob
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import trio
+
+from agent.core.bus import Bus
+from agent.core.errors import ActionError
+from agent.core.events import (
+    Alert,
+    AlertCleared,
+    Event,
+    LogSource,
+    Reloaded,
+    RunReceived,
+    RunRefused,
+    RunStarted,
+    SuiteFinished,
+    TestFinished,
+    TestStarted,
+    decode,
+)
+from agent.core.metrics import Metrics
+from agent.core.payload import read
+from agent.core.store import Store
+from agent.core.supervise import Health
+from agent.logs.follow import COMPRESSED, Followed, Follower
+from agent.logs.messages import Logs, RuleCounts, SourceState, UnwatchLog, Watching, WatchLog
+from agent.logs.rules import RuleErrors, RuleSet, from_tables, read_files
+from agent.logs.settings import LogsSettings
+from agent.logs.source import Done, Rules, Source
+from agent.logs.tail import Tail
+
+log = logging.getLogger(__name__)
+
+MAX_SOURCES = 1024
+MAX_OF_RUN = 64
+SETTLE_S = 5.0  # s that a run's last lines may take
+KEPT = "logs.watches"
+ALERT = "logs.rules"
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """The clients' watches on disk, the number of the last one, and the watches that began once."""
+
+    last: int = 0
+    watches: dict[str, WatchLog] = {}
+    begun: list[str] = []
+
+
+class _Watch(msgspec.Struct, kw_only=True):
+    """What a `[[logs.watch]]`, a client or a suite wants followed. `sets` as in the settings, `tables` as in a file."""
+
+    id: str
+    pattern: str
+    is_glob: bool = False
+    sets: Sequence[str] = ()
+    tables: list[dict[str, Any]] | None = None
+    start: Literal["end", "start"] | int = "end"
+    base: str = ""  # the folder of a suite, for its rule files
+    run: str | None = None
+    is_remote: bool = False
+
+
+class _Active:
+    """The runs and tests that are active now."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, set[str]] = {}  # by run
+
+    def feed(self, event: Event) -> None:
+        match event:
+            case SuiteFinished(run=run):
+                self.tests.pop(run, None)
+            case TestStarted(run=run, test=test):
+                self.tests.setdefault(run, set()).add(test)
+            case TestFinished(run=run, test=test):
+                self.tests.get(run, set()).discard(test)
+            case RunStarted(run=run):
+                self.tests.setdefault(run, set())
+
+    def now(self, run: str | None) -> tuple[str | None, str | None]:
+        """The run, `run` itself where the watch is a run's, and the test, each where there is one alone."""
+        if run is None and len(self.tests) == 1:
+            run = next(iter(self.tests))
+        tests = self.tests.get(run or "", set())
+        return run, next(iter(tests)) if len(tests) == 1 else None
+
+
+async def run(
+    bus: Bus,
+    store: Store,
+    settings: LogsSettings,
+    health: Health,
+    *,
+    metrics: Metrics,
+    clock: Callable[[], float] = time.time,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Publish LogMatched and the other events of logs.md 2.3 for what is watched, until cancelled."""
+    async with trio.open_nursery() as nursery:
+        logs = _Logs(bus, store, settings, health, metrics, clock, nursery)
+        # Before the first line: one of a test that just began must carry its name.
+        await nursery.start(logs.follow_tests)
+        await nursery.start(logs.follower.run)
+        await logs.begin()
+        with ExitStack() as answering:
+            for action, handler in {
+                "watch_log": logs.watch_log,
+                "unwatch_log": logs.unwatch_log,
+                "list_logs": logs.list_logs,
+            }.items():
+                answering.enter_context(bus.answer(action, handler))
+            await nursery.start(logs.follow_runs)
+            task_status.started()
+            await trio.sleep_forever()
+
+
+class _Logs:
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        settings: LogsSettings,
+        health: Health,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._bus, self._store, self._metrics, self._active = bus, store, metrics, _Active()
+        self._settings, self._health, self._clock, self._nursery = settings, health, clock, nursery
+        self.follower = Follower(self._rescan)
+        self._watches: dict[str, _Watch] = {}
+        self._sources: dict[tuple[str, str], Source] = {}
+        self._rules: dict[str, Rules] = {}  # by watch
+        self._kept = _Kept()
+        self._of_run: dict[str, list[str]] = {}
+        metrics.gauge("logs_sources", lambda: len(self._sources))
+        metrics.gauge("logs_lag_bytes", lambda: sum(log.followed.tail.lag for log in self._sources.values()))
+
+    # ---- rules -------------------------------------------------------------------------------------------------------
+
+    def _files(self) -> list[Path]:
+        """The rule files that the settings name."""
+        return [Path(path) for pattern in self._settings.rules for path in sorted(glob.glob(pattern))]
+
+    def _read_rules(self, watch: _Watch, known: dict[tuple[Path, ...], Rules]) -> Rules:
+        """The rules of a watch; those of the same files are shared. Raises RuleErrors and ActionError."""
+        if watch.tables is not None:
+            return Rules(from_tables("watch_log", watch.tables))
+        paths: list[Path] = []
+        for name in watch.sets:
+            if not watch.is_remote and ("/" in name or name.endswith(".toml")):
+                paths += [Path(path) for path in sorted(glob.glob(os.path.join(watch.base, name)))] or [Path(name)]
+                continue
+            sets = [path for path in self._files() if path.stem == name]
+            if not sets:
+                raise ActionError("not_found", f"no rule set is called {name!r}", remedy="Name a file of logs.rules.")
+            paths += sets
+        files = tuple(paths if watch.sets else self._files())
+        if files not in known:
+            known[files] = Rules(read_files(files))
+        return known[files]
+
+    async def _reload(self) -> None:
+        """Read all rules again; where one is wrong, all stay as they are."""
+        known: dict[tuple[Path, ...], Rules] = {}
+        try:
+            new = {id: self._read_rules(watch, known) for id, watch in self._watches.items()}
+        except (RuleErrors, ActionError) as err:
+            self._blame(str(err))
+            return
+        self._bus.publish(AlertCleared(code=ALERT))
+        self._rules = new
+        for (id, _), source in self._sources.items():
+            source.use(new[id])
+
+    def _blame(self, text: str) -> None:
+        log.error("rules cannot be used error=%s", text)
+        self._bus.publish(
+            Alert(
+                code=ALERT, text=text, remedy="Correct them, and reload. What was in force stays.", since=self._clock()
+            )
+        )
+
+    # ---- watches -----------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Follow what the settings name and what clients watched before."""
+        await self._store.commit()
+        self._kept = await self._store.get(KEPT, _Kept) or _Kept()
+        for one in self._settings.watch:
+            if one.path or one.glob:
+                watch = _Watch(id=f"s-{one.name}", pattern=one.path or one.glob, is_glob=bool(one.glob), sets=one.rules)
+                await self._begin_blaming(watch)
+        for id, asked in list(self._kept.watches.items()):
+            await self._begin_blaming(self._of_client(id, asked))
+
+    async def _begin_blaming(self, watch: _Watch) -> None:
+        """Follow it in any case; without rules where they cannot be used, which is told."""
+        try:
+            rules = self._read_rules(watch, {})
+        except (RuleErrors, ActionError) as err:
+            self._blame(str(err))
+            rules = Rules(RuleSet(()))
+        await self._begin(watch, rules)
+
+    async def _begin(self, watch: _Watch, rules: Rules) -> None:
+        self._watches[watch.id], self._rules[watch.id] = watch, rules
+        start = "start" if watch.id in self._kept.begun else watch.start
+        if watch.id not in self._kept.begun and watch.run is None:
+            self._keep(msgspec.structs.replace(self._kept, begun=[*self._kept.begun, watch.id]))
+        if not watch.is_glob:
+            await self._follow(watch, watch.pattern, start)
+            return
+        self.follower.want(_fixed(watch.pattern))
+        for path in self._matching(watch):
+            await self._follow(watch, path, start)
+
+    def _matching(self, watch: _Watch) -> Iterator[str]:
+        for path in sorted(glob.glob(watch.pattern, recursive=True)):
+            if not path.endswith(COMPRESSED) and os.path.isfile(path):
+                yield path
+
+    async def _rescan(self) -> None:
+        """New files of globs. One that was renamed is followed under its old name to its end."""
+        for watch in [watch for watch in self._watches.values() if watch.is_glob]:
+            known = {path for id, path in self._sources if id == watch.id}
+            for path in self._matching(watch):
+                if path not in known and not self._is_renamed(watch, path):
+                    await self._follow(watch, path, "start")
+
+    def _is_renamed(self, watch: _Watch, path: str) -> bool:
+        try:
+            found = os.stat(path)
+        except OSError:  # gone already
+            return True
+        here = (found.st_dev, found.st_ino)
+        return any(
+            here == (done.dev, done.ino)
+            for (id, _), source in self._sources.items()
+            if id == watch.id
+            for done in source.followed.tail.checkpoints()
+        )
+
+    async def _follow(self, watch: _Watch, path: str, start: Literal["end", "start"] | int) -> None:
+        if (watch.id, path) in self._sources:
+            return
+        if watch.is_remote and (why := _refused(path, self._settings.roots)):
+            log.warning("not followed path=%s why=%s", path, why)
+            return
+        if len(self._sources) >= MAX_SOURCES:
+            self._bus.publish(
+                LogSource(path=path, what="limit", generation=0, detail=f"{MAX_SOURCES} logs are followed already")
+            )
+            return
+        source = Source(
+            path,
+            self._rules[watch.id],
+            f"logs.source:{watch.id}:{path}",
+            lambda: self._active.now(watch.run),
+            bus=self._bus,
+            store=self._store,
+            metrics=self._metrics,
+        )
+        self._sources[watch.id, path] = source
+        done: Done | None = await self._store.get(source.key, Done)
+        generation, checkpoints = (done.generation, done.checkpoints) if done else (0, [])
+        tail = Tail(path, checkpoints, start, generation=generation)
+        source.followed = Followed(tail, source, self._health, links=not watch.is_remote, room=self._has_room)
+        self.follower.add(source.followed)
+        self._nursery.start_soon(self._run, watch.id, source)
+
+    async def _run(self, watch: str, source: Source) -> None:
+        with source.scope:
+            try:
+                await source.followed.run()
+            finally:
+                if self._sources.get((watch, source.path)) is source:  # else it was ended, and forgotten
+                    source.end()
+
+    async def _has_room(self) -> bool:
+        with trio.move_on_after(0):
+            await self._store.room()
+            return True
+        return False
+
+    def _end(self, id: str) -> None:
+        """Follow it no longer."""
+        del self._watches[id], self._rules[id]
+        for key in [key for key in self._sources if key[0] == id]:
+            source = self._sources.pop(key)
+            source.scope.cancel()
+            self.follower.drop(source.followed)
+            self._store.forget(source.key)
+
+    def _keep(self, kept: _Kept) -> None:
+        self._kept = kept
+        self._store.put(KEPT, kept)
+
+    # ---- actions -----------------------------------------------------------------------------------------------------
+
+    def _of_client(self, id: str, asked: WatchLog) -> _Watch:
+        is_text = isinstance(asked.rules, str)
+        return _Watch(
+            id=id,
+            pattern=os.path.realpath(asked.path) if asked.path else asked.glob or "",
+            is_glob=asked.path is None,
+            sets=[asked.rules] if isinstance(asked.rules, str) else (),
+            tables=None if is_text or not isinstance(asked.rules, list) else asked.rules,
+            start=asked.from_,
+            is_remote=True,
+        )
+
+    async def watch_log(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """`{path | glob, rules?, from?}` -> `{watch, sources}`: the lines that come from now on are matched."""
+        asked = read(payload, WatchLog)
+        if (asked.path is None) == (asked.glob is None):
+            raise ActionError("bad_payload", "expected one of path and glob")
+        id = f"m{self._kept.last + 1}"
+        watch = self._of_client(id, asked)
+        named = asked.path or asked.glob or ""
+        where = watch.pattern if asked.path else _fixed(watch.pattern)
+        if not named.startswith("/") or "\0" in named:
+            raise ActionError("bad_payload", f"expected an absolute path, got {named[:200]!r}")
+        if why := _outside(where, self._settings.roots):
+            raise ActionError("forbidden", f"{named}: {why}")
+        if asked.path and (why := _unfit(where)):
+            raise ActionError("bad_payload", f"{named}: {why}")
+        if isinstance(asked.from_, int) and asked.from_ < 0:
+            raise ActionError("bad_payload", f"key from: {asked.from_} is less than 0")
+        try:
+            rules = self._read_rules(watch, {})
+        except RuleErrors as err:
+            raise ActionError("bad_payload", str(err)) from err
+        self._keep(
+            msgspec.structs.replace(self._kept, last=self._kept.last + 1, watches={**self._kept.watches, id: asked})
+        )
+        await self._begin(watch, rules)
+        followed = [source.followed for key, source in self._sources.items() if key[0] == id]
+        for one in followed:
+            with trio.move_on_after(SETTLE_S):
+                await one.settle()  # the end that it begins at is that of now
+        answer: dict[str, Any] = msgspec.to_builtins(Watching(watch=id, sources=len(followed)))
+        return answer
+
+    async def unwatch_log(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """`{watch}` -> {}"""
+        id = read(payload, UnwatchLog).watch
+        if id not in self._kept.watches:
+            raise ActionError("not_found", f"watch {id} is not known here")
+        self._end(id)
+        self._keep(
+            _Kept(
+                last=self._kept.last,
+                watches={key: value for key, value in self._kept.watches.items() if key != id},
+                begun=[begun for begun in self._kept.begun if begun != id],
+            )
+        )
+        return {}
+
+    async def list_logs(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> each source, and each rule."""
+        sources: list[SourceState] = []
+        for (_, path), source in self._sources.items():
+            tail = source.followed.tail
+            offset = max((done.offset for done in tail.checkpoints() if done.generation == tail.generation), default=0)
+            sources.append(
+                SourceState(
+                    path=path,
+                    state=tail.state,
+                    generation=tail.generation,
+                    size=offset + tail.lag,
+                    offset=offset,
+                    lag=tail.lag,
+                    gaps=tail.gaps,
+                )
+            )
+        ids = dict.fromkeys(rule.spec.id for rules in self._rules.values() for rule in rules.rules)
+        rules = [
+            RuleCounts(
+                rule=id,
+                matches=sum(source.matches[id] for source in self._sources.values()),
+                suppressed=sum(source.suppressed[id] for source in self._sources.values()),
+                limit_errors=sum(source.limit_errors[id] for source in self._sources.values()),
+            )
+            for id in ids
+        ]
+        answer: dict[str, Any] = msgspec.to_builtins(Logs(sources, rules))
+        return answer
+
+    # ---- runs --------------------------------------------------------------------------------------------------------
+
+    async def follow_tests(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Know which runs and tests are active."""
+        with self._bus.subscribe(RunStarted, TestStarted, TestFinished, SuiteFinished) as events:
+            task_status.started()
+            async for event in events:
+                self._active.feed(event)
+
+    async def follow_runs(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Follow the logs of each run while it runs; read the rules again when the settings were."""
+        with self._bus.subscribe(RunReceived, RunRefused, SuiteFinished, Reloaded) as events:
+            task_status.started()
+            for run in await self._running():
+                self._active.tests.setdefault(run, set())
+                await self._store.commit()
+                rows = await self._store.read(run=run, kinds=("RunReceived",), limit=1)
+                received = decode(rows[0].kind, rows[0].data) if rows else None
+                if isinstance(received, RunReceived):
+                    await self._begin_run(received)
+            async for event in events:
+                match event:
+                    case RunReceived():  # its processes begin later: what they write is seen from its beginning
+                        await self._begin_run(event)
+                    case SuiteFinished(run=run) | RunRefused(run=run) if run in self._of_run:
+                        await self._end_run(run)
+                    case Reloaded():
+                        await self._reload()
+
+    async def _running(self) -> list[str]:
+        """The runs that began before this role did: it was restarted alone."""
+        try:
+            runs = (await self._bus.ask("runs", {}))["runs"]
+        except ActionError:  # the suites role is not up yet: nothing runs
+            return []
+        return [run["run"] for run in runs]
+
+    async def _begin_run(self, received: RunReceived) -> None:
+        run, wanted = received.run, received.suite.get("watch")
+        if run in self._of_run or not isinstance(wanted, dict) or not isinstance(wanted.get("logs"), list | tuple):
+            return
+        self._of_run[run] = []
+        base = received.base or ""
+        paths = [path for path in wanted["logs"][:MAX_OF_RUN] if isinstance(path, str) and "\0" not in path]
+        starts = [_size(_joined(base, path)) for path in paths]
+        for number, (path, start) in enumerate(zip(paths, starts, strict=True)):
+            watch = _Watch(
+                id=f"{run}/{number}",
+                pattern=_joined(base, path),
+                is_glob=glob.has_magic(path),
+                sets=wanted.get("rules", ()),
+                start=start,
+                base=base,
+                run=run,
+            )
+            self._of_run[run].append(watch.id)
+            await self._begin_blaming(watch)
+
+    async def _end_run(self, run: str) -> None:
+        ids = self._of_run.pop(run)
+        for (id, _), source in list(self._sources.items()):
+            if id in ids:
+                with trio.move_on_after(SETTLE_S):
+                    await source.followed.settle()  # what the last test wrote belongs to the run
+        for id in ids:
+            self._end(id)
+
+
+def _size(path: str) -> int:
+    """Where its next line will be written."""
+    try:
+        return os.stat(path).st_size
+    except OSError:  # not there yet, or what its Tail will tell
+        return 0
+
+
+def _joined(base: str, path: str) -> str:
+    return os.path.normpath(os.path.join(base, path))
+
+
+def _fixed(pattern: str) -> str:
+    """The directory that a glob begins with."""
+    parts = pattern.split("/")
+    plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return "/".join(parts[:plain]) or "/"
+
+
+def _outside(path: str, roots: Sequence[str]) -> str | None:
+    """Why clients may not have it followed; None: they may."""
+    real = Path(os.path.realpath(path))
+    if any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+        return None
+    return f"is not below {', '.join(roots) or 'any of logs.roots, which is empty'}"
+
+
+def _refused(path: str, roots: Sequence[str]) -> str | None:
+    return _outside(path, roots) or _unfit(path)
+
+
+def _unfit(path: str) -> str | None:
+    try:
+        return None if stat.S_ISREG(os.stat(path).st_mode) else "is not a regular file"
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        return err.strerror

@@ -1,0 +1,91 @@
+"""What a Tail asks for, carried out on real files: reads, errors, searches back into a file that was renamed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from agent.core.supervise import Health
+from agent.logs.context import BLOCK, Ask, Search, Size
+from agent.logs.follow import Followed
+from agent.logs.tail import Checkpoint, Gap, Report, Scan, Tail
+
+
+class Taking:
+    """Takes whole lines, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.told: list[Report | Gap] = []
+        self.kept: Sequence[Checkpoint] = ()
+
+    async def scan(self, act: Scan) -> tuple[int, int]:
+        consumed = bytes(act.data).rfind(b"\n") + 1
+        self.text += act.data[:consumed]
+        return consumed, 0
+
+    def tell(self, act: Report | Gap) -> None:
+        self.told.append(act)
+
+    def keep(self, checkpoints: Sequence[Checkpoint], generation: int) -> None:
+        self.kept = checkpoints
+
+    def due(self) -> float:
+        return float("inf")
+
+    def tick(self, now: float) -> None:
+        pass
+
+
+async def has_room() -> bool:
+    return True
+
+
+def follow(path: Path, taking: Taking, *, links: bool = True) -> Followed:
+    return Followed(Tail(str(path), start="start"), taking, Health("logs"), links=links, room=has_room)
+
+
+def look(generation: int) -> Search[bytes]:
+    size = yield Size(generation)
+    data = yield Ask(generation, 0, BLOCK)
+    assert isinstance(data, bytes)
+    assert size in (None, 400_104)
+    return data
+
+
+async def test_large_and_small_blocks_are_taken_and_a_renamed_file_is_found_again(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    path, taking = tmp_path / "log", Taking()
+    path.write_bytes(b"x" * 99 + b"\n" + b"y\n" * 200_000 + b"half")
+    source = follow(path, taking)
+    nursery.start_soon(source.run)
+    await source.settle()
+    assert taking.text == path.read_bytes()[:-4]
+    assert taking.kept[0].offset == len(taking.text)
+    path.rename(tmp_path / "log.1")
+    path.write_bytes(b"new\n")
+    (tmp_path / "log.2.gz").write_bytes(b"no log")
+    await source.settle()
+    assert [report.what for report in taking.told if isinstance(report, Report)] == ["found", "rotated", "found"]
+    assert source.search(look(1))[:3] == b"xxx"
+    assert source.search(look(7)) == b""
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_what_cannot_be_followed_is_told(tmp_path: Path, nursery: trio.Nursery, links: bool) -> None:
+    folder, taking = tmp_path / "folder", Taking()
+    folder.mkdir()
+    source = follow(folder, taking)
+    nursery.start_soon(source.run)
+    await source.settle()
+    assert taking.told == [Report("unreadable", 0, "is a directory")]
+    path, linked = tmp_path / "link", Taking()
+    (tmp_path / "log").write_bytes(b"a\n")
+    path.symlink_to("log")
+    source = follow(path, linked, links=links)
+    nursery.start_soon(source.run)
+    await source.settle()
+    assert linked.text == (b"a\n" if links else b"")
+    assert [report.what for report in linked.told if isinstance(report, Report)] == ["found" if links else "unreadable"]

@@ -1,0 +1,344 @@
+"""The log monitor on real files: what is told, rotation, restarts, rates, context, actions, runs."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trio
+import trio.testing
+
+from agent.core.bus import Bus, Subscription
+from agent.core.errors import ActionError
+from agent.core.events import (
+    Alert,
+    AlertCleared,
+    AnyEvent,
+    Event,
+    LogContext,
+    LogGap,
+    LogMatched,
+    LogSource,
+    LogSuppressed,
+    Reloaded,
+    RunStarted,
+    TestStarted,
+    decode,
+)
+from agent.core.metrics import Metrics
+from agent.core.store import Store, open_store
+from agent.core.supervise import Health
+from agent.logs import role
+from agent.logs.settings import LogsSettings, LogWatch
+from tests import suites_house
+
+E = TypeVar("E", bound=Event)
+FIRST_S = 20.0
+RULES = r"""
+version = 1
+[[rule]]
+id = "line"
+regex = 'line (?<n>\d+)'
+severity = "error"
+rate = { burst = 1000000, per_s = 0 }
+"""
+
+
+class House:
+    """A bus, a store and a folder of logs and rules; the role can be started again."""
+
+    def __init__(self, folder: Path, bus: Bus, store: Store, nursery: trio.Nursery) -> None:
+        self.folder, self.bus, self.store, self.metrics, self._nursery = folder, bus, store, Metrics(), nursery
+        self.log = folder / "logs/a.log"
+        self.rules = folder / "rules.toml"
+
+    async def start(self, *watches: LogWatch) -> trio.CancelScope:
+        settings = LogsSettings(
+            rules=(str(self.rules),),
+            roots=(str(self.folder / "logs"),),
+            watch=watches or (LogWatch(name="a", path=str(self.log)),),
+        )
+        start = partial(role.run, self.bus, self.store, settings, Health("logs"), metrics=self.metrics)
+
+        async def in_scope(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(start)
+                    task_status.started(scope)
+
+        scope: trio.CancelScope = await self._nursery.start(in_scope)
+        return scope
+
+    def write(self, *numbers: int, name: str = "a.log") -> None:
+        with (self.folder / "logs" / name).open("a") as file:
+            file.writelines(f"line {number}\n" for number in numbers)
+
+    async def journal(self, *kinds: type[AnyEvent]) -> list[Any]:
+        await self.store.commit()
+        rows = await self.store.read(kinds=[kind.__name__ for kind in kinds], limit=10_000)
+        return [decode(row.kind, row.data) for row in rows]
+
+
+@asynccontextmanager
+async def house(folder: Path, rules: str = RULES) -> AsyncIterator[House]:
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "rules.toml").write_text(rules)
+    store = open_store(folder / "state", reserve=4096)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            yield House(folder, Bus(store), store, nursery)
+            nursery.cancel_scope.cancel()
+    finally:
+        store.close()
+
+
+async def first(events: Subscription[E]) -> E:
+    with trio.fail_after(FIRST_S):
+        return await anext(events)
+
+
+async def numbers(events: Subscription[LogMatched], count: int) -> list[str | None]:
+    return [(await first(events)).captures["n"] for _ in range(count)]
+
+
+async def test_a_line_that_is_written_is_told_and_kept(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.start()
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(1)
+            event = await first(events)
+        assert (event.path, event.rule, event.text, event.captures) == (str(here.log), "line", "line 1", {"n": "1"})
+        assert (event.generation, event.offset, event.severity, event.run) == (1, 0, "error", None)
+        assert await here.journal(LogMatched) == [event]
+        listed = await here.bus.ask("list_logs", {})
+        (source,) = listed["sources"]
+        assert (source["path"], source["state"], source["offset"], source["lag"]) == (str(here.log), "IDLE", 7, 0)
+        assert listed["rules"][0] == {
+            "rule": "line", "matches": 1, "suppressed": 0, "limit_errors": 0, "ns_per_line": None,
+        }  # fmt: skip
+
+
+async def test_a_file_that_is_there_is_followed_from_its_end(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        here.write(1, 2)
+        await here.start()
+        with trio.fail_after(FIRST_S):
+            while not (await here.bus.ask("list_logs", {}))["sources"][0]["offset"]:
+                await trio.lowlevel.checkpoint()
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(3)
+            assert await numbers(events, 1) == ["3"]
+
+
+async def test_no_line_is_lost_over_rotations(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.start()
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(1)
+            assert await numbers(events, 1) == ["1"]
+            here.write(2)
+            here.log.rename(f"{here.log}.1")
+            here.write(3)
+            here.write(4, name="a.log.1")
+            assert sorted(map(str, await numbers(events, 3))) == ["2", "3", "4"]
+        told = [(event.what, event.generation) for event in await here.journal(LogSource)]
+        assert told == [("found", 1), ("rotated", 1), ("found", 2)]
+        assert len({event.id for event in await here.journal(LogMatched)}) == 4
+
+
+async def test_a_copied_and_truncated_file_is_known_and_the_gap_is_told(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.start()
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(1, 2)
+            assert await numbers(events, 2) == ["1", "2"]
+            shutil.copy(here.log, f"{here.log}.1")
+            os.truncate(here.log, 0)
+            here.write(3)
+            assert await numbers(events, 1) == ["3"]
+        (gap,) = await here.journal(LogGap)
+        assert (gap.path, gap.generation, gap.from_, gap.to) == (str(here.log), 1, 14, None)
+        assert [event.generation for event in await here.journal(LogMatched)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("rotates", [False, True])
+async def test_what_was_written_meanwhile_is_told_once_after_a_restart(tmp_path: Path, rotates: bool) -> None:
+    async with house(tmp_path) as here:
+        scope = await here.start()
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(1, 2)
+            assert await numbers(events, 2) == ["1", "2"]
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+    async with house(tmp_path) as here:
+        here.write(3)
+        if rotates:
+            here.log.rename(f"{here.log}.1")
+            here.write(4)
+        with here.bus.subscribe(LogMatched) as events:
+            await here.start()
+            assert await numbers(events, 1 + rotates) == ["3", "4"][: 1 + rotates]
+        kept = await here.journal(LogMatched)
+        assert len({event.id for event in kept}) == len(kept) == 3 + rotates
+        assert await here.journal(LogGap) == []
+
+
+async def test_a_rate_limit_tells_what_it_drops(tmp_path: Path) -> None:
+    rules = RULES.replace("burst = 1000000, per_s = 0", "burst = 2, per_s = 0.01")
+    async with house(tmp_path, rules) as here:
+        await here.start()
+        with here.bus.subscribe(LogSuppressed) as dropped, here.bus.subscribe(LogMatched) as events:
+            here.write(1, 2, 3, 4, 5)
+            assert await numbers(events, 2) == ["1", "2"]
+            event = await first(dropped)
+        assert (event.rule, event.count, event.first_offset, event.last_offset) == ("line", 3, 14, 28)
+        (counts,) = (await here.bus.ask("list_logs", {}))["rules"]
+        assert (counts["matches"], counts["suppressed"]) == (5, 3)
+
+
+async def test_context_stands_before_and_comes_behind(tmp_path: Path) -> None:
+    rules = RULES + "[rule.context]\nuntil = 'begin (?<n>\\d+)'\nsame = ['n']\nafter = 2\nwait_s = 60\n"
+    async with house(tmp_path, rules) as here:
+        await here.start()
+        with here.bus.subscribe(LogMatched) as events, here.bus.subscribe(LogContext) as contexts:
+            here.log.write_text("begin 7\nbegin 8\nline 7\nx\n")
+            match = await first(events)
+            with here.log.open("a") as file:
+                file.write("y\r\nz\n")
+            context = await first(contexts)
+        assert match.context is not None
+        assert (match.context.found, match.context.before) == (True, ("begin 8",))
+        assert [(anchor.offset, anchor.text) for anchor in match.context.anchors] == [(0, "begin 7")]
+        assert (context.match, context.after, context.record) == (match.id, ("x", "y"), ())
+
+
+async def test_two_matches_in_one_record_are_one_event(tmp_path: Path) -> None:
+    rules = RULES + "[rule.multiline]\nstart = '^T'\ncontinuation = '^ '\nwait_s = 60\n"
+    async with house(tmp_path, rules) as here:
+        await here.start()
+        with here.bus.subscribe(LogMatched) as events, here.bus.subscribe(LogContext) as contexts:
+            here.log.write_text("T0\nT1\n line 1\n line 2\n more\nT2 line 3\n")
+            assert await numbers(events, 2) == ["1", "3"]
+            assert (await first(contexts)).record == ("T1", " line 1", " line 2", " more")
+
+
+async def test_new_files_of_a_glob_are_read_from_their_beginning(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.start(LogWatch(name="all", glob=f"{tmp_path}/logs/*.log*"))
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(1)
+            assert await numbers(events, 1) == ["1"]
+            here.log.rename(f"{here.log}.1")
+            here.write(2)
+            assert await numbers(events, 1) == ["2"]
+        assert {event.path for event in await here.journal(LogMatched)} == {str(here.log)}
+
+
+async def test_a_client_watches_and_is_remembered(tmp_path: Path) -> None:
+    tables = [{"id": "mine", "regex": "mine"}]
+    async with house(tmp_path) as here:
+        other = tmp_path / "logs/b.log"
+        other.write_text("mine\n")
+        await here.start()
+        answer = await here.bus.ask("watch_log", {"path": str(other), "rules": tables})
+        assert answer == {"watch": "m1", "sources": 1}
+        with here.bus.subscribe(LogMatched) as events:
+            with other.open("a") as file:
+                file.write("line 1\nmine\n")
+            event = await first(events)
+        assert (event.rule, event.offset) == ("mine", 12)
+    async with house(tmp_path) as here:
+        await here.start()
+        with here.bus.subscribe(LogMatched) as events:
+            with other.open("a") as file:
+                file.write("mine\n")
+            assert (await first(events)).offset == 17
+        assert await here.bus.ask("unwatch_log", {"watch": "m1"}) == {}
+        assert len((await here.bus.ask("list_logs", {}))["sources"]) == 1
+        with pytest.raises(ActionError, match="watch m1 is not known here"):
+            await here.bus.ask("unwatch_log", {"watch": "m1"})
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        ({}, "bad_payload: expected one of path and glob"),
+        ({"path": "a.log"}, "bad_payload: expected an absolute path, got 'a.log'"),
+        ({"path": "/etc/passwd"}, "forbidden: /etc/passwd: is not below "),
+        ({"path": "LOGS/link"}, "forbidden: LOGS/link: is not below "),
+        ({"glob": "LOGS/../*"}, "forbidden: LOGS/../*: is not below "),
+        ({"path": "LOGS"}, "bad_payload: LOGS: is not a regular file"),
+        ({"path": "LOGS/a", "from": -1}, "bad_payload: key from: -1 is less than 0"),
+        ({"path": "LOGS/a", "rules": "none"}, "not_found: no rule set is called 'none'"),
+        (
+            {"path": "LOGS/a", "rules": [{"id": "x", "regex": "("}]},
+            "bad_payload: watch_log: [x].regex: missing closing parenthesis",
+        ),
+    ],
+)
+async def test_what_a_client_may_not_watch(tmp_path: Path, payload: dict[str, Any], reason: str) -> None:
+    async with house(tmp_path) as here:
+        logs = f"{tmp_path}/logs"
+        os.symlink("/etc/passwd", f"{logs}/link")
+        await here.start()
+        asked = {
+            key: value.replace("LOGS", logs) if isinstance(value, str) else value for key, value in payload.items()
+        }
+        with pytest.raises(ActionError) as refused:
+            await here.bus.ask("watch_log", asked)
+        assert refused.value.reason.startswith(reason.replace("LOGS", logs))
+
+
+async def test_rules_are_read_again_and_bad_ones_change_nothing(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.start()
+        with here.bus.subscribe(Alert, AlertCleared) as alerts, here.bus.subscribe(LogMatched) as events:
+            here.rules.write_text(RULES + "[[rule]]\nid = 'bad'\nregex = '('\n")
+            here.bus.publish(Reloaded())
+            alert = await first(alerts)
+            assert isinstance(alert, Alert)
+            assert f"{here.rules}:10: rule[bad].regex" in alert.text
+            here.write(1)
+            assert (await first(events)).rule == "line"
+            here.rules.write_text(RULES.replace('"line"', '"renamed"'))
+            here.bus.publish(Reloaded())
+            assert isinstance(await first(alerts), AlertCleared)
+            here.write(2)
+            assert (await first(events)).rule == "renamed"
+
+
+async def test_events_carry_the_run_and_the_test_that_are_active(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.start()
+        here.bus.publish(
+            RunStarted(run="r1", suite="s", title="", runner="tap", driver="", source="", origin="demo", slot=0)
+        )
+        here.bus.publish(TestStarted(run="r1", suite="s", case="c", name="c", file=None, started=0.0))
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(1)
+            event = await first(events)
+        assert (event.run, event.test) == ("r1", "r1:c")
+
+
+async def test_a_suite_has_its_logs_followed_while_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(RULES)
+    (tmp_path / "logs").mkdir()
+    program = f"echo 'line 1' >> {tmp_path}/logs/app.log; echo 1..1; echo ok 1 - a"
+    async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
+        settings = LogsSettings(rules=(), roots=())
+        await nursery.start(partial(role.run, suites.bus, suites.store, settings, Health("logs"), metrics=Metrics()))
+        with suites.bus.subscribe(LogMatched) as events:
+            watch = {"logs": [f"{tmp_path}/logs/app.log"], "rules": [f"{tmp_path}/mine.toml"]}
+            run = await suites.order(command=["sh", "-c", program], watch=watch)
+            event = await first(events)
+        assert (event.run, event.rule, event.path) == (run, "line", f"{tmp_path}/logs/app.log")
+        assert (await suites.finished()).verdict == "passed"
+        with trio.fail_after(FIRST_S):
+            while (await suites.bus.ask("list_logs", {}))["sources"]:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
