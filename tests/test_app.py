@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.app import ROLE_TABLES, Settings, load_settings, state_dir
+from agent.core.config import ConfigErrors
 
 SETTINGS = """\
 ident = "lab-07"
@@ -89,3 +90,9 @@ def test_the_ident_is_the_host_name_unless_set(tmp_path: Path) -> None:
     assert Settings().name == socket.gethostname()
     (tmp_path / "agent.toml").write_text('ident = "lab-07"\n')
     assert load_settings([tmp_path / "agent.toml"]).settings.name == "lab-07"
+
+
+def test_a_watch_that_this_release_cannot_keep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('[[logs.watch]]\nname = "kernel"\nkmsg = true\n')
+    with pytest.raises(ConfigErrors, match="this release watches files only"):
+        load_settings([tmp_path / "agent.toml"])

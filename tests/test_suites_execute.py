@@ -1,5 +1,6 @@
 """One run from its slot to its result, with real processes: every test has a state, nothing of it stays alive."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -109,8 +110,13 @@ async def test_a_runner_killed_from_outside_loses_what_was_planned(tmp_path: Pat
     ],
 )
 async def test_what_cannot_be_started_is_blocked_and_says_why(
-    tmp_path: Path, document: dict[str, Any], said: str
+    tmp_path: Path, document: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    node = tmp_path / "bin/node"  # without one, AVA is refused and not blocked
+    node.parent.mkdir()
+    node.write_text("#!/bin/sh\necho v20.0.0\n")
+    node.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{node.parent}:{os.environ['PATH']}")
     async with house(tmp_path) as here:
         await here.order(**document)
         finished = await here.finished()
