@@ -28,7 +28,7 @@ bench: $(READY)
 	$(PYTEST) -m bench tests/bench
 
 soak: $(READY)
-	$(PYTEST) --soak 600 tests/faults
+	$(PYTEST) --soak 600 -o faulthandler_timeout=3600 tests/faults
 
 # An environment of its own: what is frozen holds no tool of development.
 dist: $(READY)

@@ -13,6 +13,7 @@ import trio
 from agent.core.bus import Bus
 from agent.core.events import (
     AnyEvent,
+    SlotsChanged,
     SuiteFinished,
     TestFinished,
     decode,
@@ -48,15 +49,19 @@ class House:
         return str(answer["run"])
 
     async def finished(self, run: str = R[1]) -> SuiteFinished:
-        since = 0
-        while True:
-            committed = self.store._committed
-            rows = await self.store.read(since, run=run, kinds=("SuiteFinished",))
-            if rows:
-                event = decode(rows[0].kind, rows[0].data)
-                assert isinstance(event, SuiteFinished)
-                return event
-            await committed.wait()
+        """Its result, once its slot is free again. A refused run would have none."""
+        kinds = ("SuiteFinished", "RunRefused")
+        with self.bus.subscribe(SlotsChanged) as slots:
+            while True:
+                committed = self.store._committed
+                if rows := await self.store.read(run=run, kinds=kinds):
+                    break
+                await committed.wait()
+            while run in [each["run"] for each in (await self.bus.ask("runs", {}))["runs"]]:
+                await anext(slots)
+        event = decode(rows[0].kind, rows[0].data)
+        assert isinstance(event, SuiteFinished), event
+        return event
 
     async def events(self, *kinds: type[AnyEvent], run: str = R[1]) -> list[Any]:
         rows = await self.store.read(run=run, kinds=[kind.__name__ for kind in kinds], limit=10_000)
