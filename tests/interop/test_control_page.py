@@ -139,7 +139,7 @@ async def test_the_page_shows_a_running_suite_live_and_survives_a_restart(browse
             await page.until("document.querySelector('#connection').innerText === 'live'")
             assert await page.text("#ident") == "lab-07"
             assert "No peer is set" in await page.text("#links")
-            assert "before › the page" in await page.text("#results")
+            await page.until("document.querySelector('#results').innerText.includes('before › the page')")
             test = {"test": "logs in", "since": 1.0, "counts": {"passed": 3}}
             machine.runs = [{"run": "r-9", "suite": "login", "state": "running"} | test]
             server.publish(started("r-9"), record("logs in", state="failed", message="no\nsuch page"))
