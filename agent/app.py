@@ -17,20 +17,19 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import trio
 
 import agent
 from agent.control.board import HEARD, Board
-from agent.control.settings import ControlSettings
 from agent.core import cgroup, clock, config, notify
 from agent.core.bus import Bus
-from agent.core.config import Effective, Size
+from agent.core.config import Effective
 from agent.core.errors import ActionError, ConfigError
 from agent.core.events import AgentStarted, Alert, AlertCleared, Reloaded
 from agent.core.link import Dial
@@ -41,12 +40,10 @@ from agent.core.store import Store, open_store
 from agent.core.supervise import Health, Role, Supervisor
 from agent.core.tls import TlsSettings, server_context
 from agent.core.token import own_token, read_token
-from agent.files.settings import EntitlementSettings, FilesSettings
-from agent.lab.settings import LabSettings
-from agent.logs.settings import LogsSettings
 from agent.mimir.settings import MimirSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.seneschal.settings import SeneschalSettings
+from agent.settings import LogSettings, Settings, find, state_dir
 from agent.suites.requirements import labels_of
 from agent.suites.settings import SuitesSettings
 
@@ -57,67 +54,6 @@ P = TypeVar("P", PolarizeSettings, CibusSettings)
 DELIVER_S = 60.0  # settings.md, "Ends": links and outbox get that long at SIGTERM
 DEFAULT_TOKEN = "token"  # of control.tokens, made at the first start
 STUCK_S = 10.0  # an outbox of which nothing leaves for that long waits on disk instead
-
-
-class ClockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`wait_sync_s`: wait that long for a synchronised clock before READY."""
-
-    wait_sync_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0
-
-
-class StateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The state directory, and how its store is kept. An empty `dir` is the default of the user."""
-
-    dir: str = ""
-    group_commit_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 10
-    journal_max: Size = 256 * 2**20
-    reserve: Size = 16 * 2**20
-
-
-class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The agent's own log. `to` is "auto" (standard error) or a file, rotated at `max`."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    to: str = "auto"
-    max: Size = 16 * 2**20
-
-
-class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[tls]`: for every outgoing link that has none of its own."""
-
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """agent.toml, whole. Each folder's table is its `settings.py`."""
-
-    ident: Annotated[
-        str, msgspec.Meta(pattern=r"^([A-Za-z0-9._-]{1,128})?$", description="1 to 128 of A-Z a-z 0-9 . _ -")
-    ] = ""
-    labels: dict[str, str | bool] = {}
-    profile: str = "auto"
-    timeout_factor: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1.0
-    clock: ClockSettings = ClockSettings()
-    state: StateSettings = StateSettings()
-    log: LogSettings = LogSettings()
-    tls: Tls = Tls()
-    control: ControlSettings = ControlSettings()
-    suites: SuitesSettings = SuitesSettings()
-    seneschal: SeneschalSettings = SeneschalSettings()
-    mimir: MimirSettings = MimirSettings()
-    polarize: PolarizeSettings = PolarizeSettings()
-    cibus: CibusSettings = CibusSettings()
-    logs: LogsSettings = LogsSettings()
-    files: FilesSettings = FilesSettings()
-    entitlement: EntitlementSettings = EntitlementSettings()
-    lab: LabSettings = LabSettings()
-
-    @property
-    def name(self) -> str:
-        """The machine's name in the lab: `ident`, by default the host name."""
-        return self.ident or socket.gethostname()
 
 
 # A change of these is taken up at the next start only. A control client that asks for a reload must hear the answer.
@@ -133,23 +69,6 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
     "suites": (),  # it reads what holds: a restart would end its runs
     "seneschal": ("seneschal", "tls", "labels"),
 }
-
-
-def state_dir(settings: Settings) -> Path:
-    """Where the state is: `state.dir`, else by user (protocols/settings.md)."""
-    if settings.state.dir:
-        return Path(settings.state.dir)
-    if os.geteuid() == 0:
-        return Path("/var/lib/agent")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "agent"
-
-
-def find(name: str, folder: Path) -> Path:
-    """A file that the settings name: relative to the credentials directory, /etc/agent, the state directory."""
-    places = [Path(os.environ["CREDENTIALS_DIRECTORY"])] if "CREDENTIALS_DIRECTORY" in os.environ else []
-    places += [Path("/etc/agent"), folder]
-    found = [place / name for place in places if (place / name).exists()]
-    return found[0] if found else places[-1] / name
 
 
 def control_dial(settings: Settings, url: str | None, token_file: Path | None) -> Dial:
@@ -174,18 +93,6 @@ def control_dial(settings: Settings, url: str | None, token_file: Path | None) -
         token_file=files[0] if files else None,
         tls=TlsSettings(*(find(name, folder) if name else None for name in names)),
     )
-
-
-def load_settings(files: Sequence[Path] = (), *, profile: str | None = None) -> Effective[Settings]:
-    """The effective settings: `files` (the `--config` options) or /etc/agent, environment, flags.
-
-    Raises ConfigErrors.
-    """
-    effective = config.load(Settings, config.default_files(files), env=os.environ, flags={"profile": profile})
-    if effective.settings.profile != "auto":
-        what = f"no hardware profile is called {effective.settings.profile!r}"
-        raise ConfigError(effective.origins["profile"].text, 0, "profile", what, remedy='Use "auto".')
-    return effective
 
 
 def log_to(settings: LogSettings) -> None:

@@ -112,7 +112,7 @@ def _settings_of(command: argparse.ArgumentParser) -> None:
 
 
 def _load(given: argparse.Namespace) -> Any:
-    from agent.app import load_settings
+    from agent.settings import load_settings
 
     return load_settings(given.config, profile=getattr(given, "profile", None))
 
@@ -120,12 +120,16 @@ def _load(given: argparse.Namespace) -> Any:
 def _run(given: argparse.Namespace) -> int:
     from functools import partial
 
+    from agent.settings import load_settings
+
+    load = partial(load_settings, given.config, profile=given.profile)
+    log = load().settings.log  # before trio and the roles are imported: broken settings are told at once
+
     import trio
 
     from agent import app
 
-    load = partial(app.load_settings, given.config, profile=given.profile)
-    app.log_to(load().settings.log)
+    app.log_to(log)
     return trio.run(app.serve, load)
 
 
@@ -142,12 +146,13 @@ def _lab(given: argparse.Namespace) -> int:
 
     from agent import app
     from agent.lab.server import Lab, serve_lab
+    from agent.settings import state_dir
     from agent.suites.prepare import tree_of
 
     settings = _load(given).settings
     app.log_to(settings.log)
     address = given.listen or settings.lab.listen
-    data = given.data or Path(settings.lab.data or app.state_dir(settings) / "lab")
+    data = given.data or Path(settings.lab.data or state_dir(settings) / "lab")
     suites = [tree_of(folder) for folder in given.suite]
 
     async def serve() -> None:
@@ -214,8 +219,8 @@ def _config_show(given: argparse.Namespace) -> int:
 
 
 def _config_check(given: argparse.Namespace) -> int:
-    from agent.app import Settings
     from agent.core.config import load
+    from agent.settings import Settings
 
     effective = load(Settings, given.files, env={})
     for warning in effective.warnings:

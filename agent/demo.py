@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import msgspec
 import trio
 
-from agent.app import Service, Settings
+from agent.app import Service
 from agent.core import config
 from agent.core.errors import AgentError
 from agent.core.events import (
@@ -33,6 +33,7 @@ from agent.core.events import (
     TestStarted,
 )
 from agent.lab.server import Lab, serve_lab
+from agent.settings import Settings
 from agent.suites.prepare import tree_of
 
 SAMPLES = Path(__file__).parent / "lab" / "samples"

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from agent.app import Settings
 from agent.control.messages import ACTIONS, Gap
 from agent.core.events import KINDS
+from agent.settings import Settings
 from agent.suites.messages import Suite
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

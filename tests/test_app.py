@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.app import ROLE_TABLES, Settings, load_settings, state_dir
+from agent.app import ROLE_TABLES
 from agent.core.config import ConfigErrors
+from agent.settings import Settings, load_settings, state_dir
 
 SETTINGS = """\
 ident = "lab-07"

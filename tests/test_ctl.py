@@ -14,11 +14,12 @@ import pytest
 import trio
 
 from agent import ctl
-from agent.app import Settings, control_dial
+from agent.app import control_dial
 from agent.control.settings import ControlSettings, ControlTls
 from agent.core.channel import Refused
 from agent.core.errors import PeerRefused, PeerUnreachable
 from agent.core.events import Logged
+from agent.settings import Settings
 from tests.control_house import House, house
 
 SETTINGS = """\

@@ -17,6 +17,7 @@ FLOORS = [
     {"core"},
     PROTOCOLS,
     {"lab"},
+    {"settings"},
     {"app", "ctl", "logscan", "selftest", "install"},
     {"demo", "schema"},
     {"cli"},

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.app import Settings
 from agent.control.messages import ACTIONS
 from agent.core.envelope import Envelope, error, success
 from agent.core.events import KINDS, Recorded, scope
+from agent.settings import Settings
 from agent.suites import result
 from agent.suites.prepare import tree_of
 from tests.ended_run import finished

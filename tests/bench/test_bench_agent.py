@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import trio
 
-from agent.app import Service, Settings
+from agent.app import Service
 from agent.core import config
 from agent.core.channel import Channel
 from agent.core.events import SuiteFinished, TestFinished
+from agent.settings import Settings
 from tests.faults.station import HERE, Station, bench, peak_mib
 
 pytestmark = pytest.mark.bench

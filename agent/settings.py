@@ -1,0 +1,116 @@
+"""agent.toml, whole: the tables of all folders, and how the effective settings are found.
+
+Imports no trio: who only checks a file, or starts with a broken one, is answered at once.
+
+Source: protocols/settings.md; protocols/packaging.md 6.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from agent.control.settings import ControlSettings
+from agent.core import config
+from agent.core.config import Effective, Size
+from agent.core.errors import ConfigError
+from agent.files.settings import EntitlementSettings, FilesSettings
+from agent.lab.settings import LabSettings
+from agent.logs.settings import LogsSettings
+from agent.mimir.settings import MimirSettings
+from agent.polarize.settings import CibusSettings, PolarizeSettings
+from agent.seneschal.settings import SeneschalSettings
+from agent.suites.settings import SuitesSettings
+
+
+class ClockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`wait_sync_s`: wait that long for a synchronised clock before READY."""
+
+    wait_sync_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0
+
+
+class StateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state directory, and how its store is kept. An empty `dir` is the default of the user."""
+
+    dir: str = ""
+    group_commit_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 10
+    journal_max: Size = 256 * 2**20
+    reserve: Size = 16 * 2**20
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The agent's own log. `to` is "auto" (standard error) or a file, rotated at `max`."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    to: str = "auto"
+    max: Size = 16 * 2**20
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[tls]`: for every outgoing link that has none of its own."""
+
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """agent.toml, whole. Each folder's table is its `settings.py`."""
+
+    ident: Annotated[
+        str, msgspec.Meta(pattern=r"^([A-Za-z0-9._-]{1,128})?$", description="1 to 128 of A-Z a-z 0-9 . _ -")
+    ] = ""
+    labels: dict[str, str | bool] = {}
+    profile: str = "auto"
+    timeout_factor: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1.0
+    clock: ClockSettings = ClockSettings()
+    state: StateSettings = StateSettings()
+    log: LogSettings = LogSettings()
+    tls: Tls = Tls()
+    control: ControlSettings = ControlSettings()
+    suites: SuitesSettings = SuitesSettings()
+    seneschal: SeneschalSettings = SeneschalSettings()
+    mimir: MimirSettings = MimirSettings()
+    polarize: PolarizeSettings = PolarizeSettings()
+    cibus: CibusSettings = CibusSettings()
+    logs: LogsSettings = LogsSettings()
+    files: FilesSettings = FilesSettings()
+    entitlement: EntitlementSettings = EntitlementSettings()
+    lab: LabSettings = LabSettings()
+
+    @property
+    def name(self) -> str:
+        """The machine's name in the lab: `ident`, by default the host name."""
+        return self.ident or socket.gethostname()
+
+
+def state_dir(settings: Settings) -> Path:
+    """Where the state is: `state.dir`, else by user (protocols/settings.md)."""
+    if settings.state.dir:
+        return Path(settings.state.dir)
+    if os.geteuid() == 0:
+        return Path("/var/lib/agent")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "agent"
+
+
+def find(name: str, folder: Path) -> Path:
+    """A file that the settings name: relative to the credentials directory, /etc/agent, the state directory."""
+    places = [Path(os.environ["CREDENTIALS_DIRECTORY"])] if "CREDENTIALS_DIRECTORY" in os.environ else []
+    places += [Path("/etc/agent"), folder]
+    found = [place / name for place in places if (place / name).exists()]
+    return found[0] if found else places[-1] / name
+
+
+def load_settings(files: Sequence[Path] = (), *, profile: str | None = None) -> Effective[Settings]:
+    """The effective settings: `files` (the `--config` options) or /etc/agent, environment, flags.
+
+    Raises ConfigErrors.
+    """
+    effective = config.load(Settings, config.default_files(files), env=os.environ, flags={"profile": profile})
+    if effective.settings.profile != "auto":
+        what = f"no hardware profile is called {effective.settings.profile!r}"
+        raise ConfigError(effective.origins["profile"].text, 0, "profile", what, remedy='Use "auto".')
+    return effective
