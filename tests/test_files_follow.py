@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from agent.core import inotify
 from agent.core.events import FileChanged, FileGap
 from agent.core.supervise import Health
 from agent.files import disk, follow
@@ -94,7 +95,7 @@ async def test_without_an_inotify_instance_everything_is_polled(
     def none_left(nonblocking: bool) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(follow, "INotify", none_left)
+    monkeypatch.setattr(inotify, "INotify", none_left)
     monkeypatch.setattr("agent.files.watch.POLL_S", 0.05)
     async with following(Watch(id="w", path=str(tmp_path))) as heard:
         assert heard.short == [heard.follower.monitor.directories]

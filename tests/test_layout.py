@@ -48,7 +48,18 @@ IO_MODULES = {
     *("subprocess", "sqlite3", "threading", "inotify_simple", "jeepney.io"),
     *(
         f"agent.core.{module}"
-        for module in ("bus", "cgroup", "channel", "link", "listen", "process", "processtree", "store", "supervise")
+        for module in (
+            "bus",
+            "cgroup",
+            "channel",
+            "inotify",
+            "link",
+            "listen",
+            "process",
+            "processtree",
+            "store",
+            "supervise",
+        )
     ),
 }
 IO_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}

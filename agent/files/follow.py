@@ -5,7 +5,6 @@ Threads: one worker at a time takes looks (agent/files/disk.py); the monitor its
 Source: protocols/emissary.md, "Entitlement and file monitor".
 """
 
-import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +15,7 @@ import trio
 from inotify_simple import INotify
 
 from agent.core.events import FileChanged, FileGap
+from agent.core.inotify import open_inotify, unwatch
 from agent.core.supervise import Health
 from agent.files.disk import carry_out
 from agent.files.looks import Drop, Look, Looked, Ready, Survey, Watch
@@ -54,18 +54,10 @@ class Follower:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Follow what is watched, for ever. Where the kernel gives no inotify instance, everything is polled."""
-        try:
-            notify = INotify(nonblocking=True)  # type: ignore[no-untyped-call]  # it has no annotations
-        except OSError as err:
-            if err.errno not in (errno.EMFILE, errno.ENOSYS):
-                raise
-            log.warning("no inotify instance, polling error=%s", err)
-            task_status.started()
-            await self._work()
-        with notify:
-            self._notify = notify
+        with open_inotify() as self._notify:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._hear, notify)
+                if self._notify is not None:
+                    nursery.start_soon(self._hear, self._notify)
                 task_status.started()
                 await self._work()
         raise AssertionError("work never ends")
@@ -125,8 +117,8 @@ class Follower:
                 match act:
                     case Survey() | Look():
                         looks.append(act)
-                    case Drop(wd):
-                        self._drop(wd)
+                    case Drop(wd) if self._notify is not None:
+                        unwatch(self._notify, wd)
                     case Ready(id):
                         self._release(id)
                     case FileChanged() | FileGap():
@@ -147,12 +139,3 @@ class Follower:
         ready = self._ready.pop(id, None)
         if ready is not None:
             ready.set()
-
-    def _drop(self, wd: int) -> None:
-        if self._notify is None:
-            return
-        try:
-            self._notify.rm_watch(wd)  # type: ignore[no-untyped-call]  # it has no annotations
-        except OSError as err:
-            if err.errno != errno.EINVAL:  # the kernel dropped it before: the directory is gone
-                raise

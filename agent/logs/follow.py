@@ -18,6 +18,7 @@ from typing import NoReturn, Protocol
 import trio
 from inotify_simple import INotify, flags
 
+from agent.core.inotify import open_inotify
 from agent.core.supervise import Health
 from agent.logs.context import Ask, Search, Size, T
 from agent.logs.matched import finish
@@ -252,18 +253,10 @@ class Follower:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Wake the sources, for ever. Without an inotify instance they are looked at each second alone."""
-        try:
-            notify = INotify(nonblocking=True)  # type: ignore[no-untyped-call]  # it has no annotations
-        except OSError as err:
-            if err.errno not in (errno.EMFILE, errno.ENOSYS):
-                raise
-            log.warning("no inotify instance, polling error=%s", err)
-            task_status.started()
-            await self._poll()
-        with notify:
-            self._notify = notify
+        with open_inotify() as self._notify:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._hear, notify)
+                if self._notify is not None:
+                    nursery.start_soon(self._hear, self._notify)
                 task_status.started()
                 await self._poll()
         raise AssertionError("polling never ends")
