@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from agent.core import toml
 from agent.logs import rules
-from agent.logs.format import Formatter, match_id
+from agent.logs.format import Formatter
+from agent.logs.matched import identify
 from agent.logs.regex import Matcher
 from agent.logs.scanner import End, Scanner, Worker
 
@@ -55,7 +56,7 @@ def twin(block: bytes, numbers: list[int] | None = None) -> bytes:
                 flags.append("invalid_utf8")
             by_rule = rule.spec.class_ is not None
             event: dict[str, Any] = {
-                **{"id": match_id(ORIGIN, GENERATION, OFFSET + at, rule.spec.id), "path": PATH},
+                **{"id": identify(ORIGIN, GENERATION, OFFSET + at, rule.spec.id), "path": PATH},
                 **{"generation": GENERATION, "offset": OFFSET + at, "length": len(text)},
                 **{"line": numbers[number] if numbers else None, "rule": rule.spec.id},
                 **{"severity": rule.spec.severity, "class": rule.spec.class_},
@@ -91,12 +92,12 @@ def test_more_than_one_buffer() -> None:
 
 
 def test_an_id_is_that_of_the_line_and_the_rule() -> None:
-    one = match_id((1, 2), 3, 4, "rule")
-    assert one == match_id((1, 2), 3, 4, "rule")
-    others = {match_id((2, 2), 3, 4, "rule"), match_id((1, 3), 3, 4, "rule"), match_id((1, 2), 4, 4, "rule")}
-    others |= {match_id((1, 2), 3, 5, "rule"), match_id((1, 2), 3, 4, "other"), match_id((2, 1), 3, 4, "rule")}
+    one = identify((1, 2), 3, 4, "rule")
+    assert one == identify((1, 2), 3, 4, "rule")
+    others = {identify((2, 2), 3, 4, "rule"), identify((1, 3), 3, 4, "rule"), identify((1, 2), 4, 4, "rule")}
+    others |= {identify((1, 2), 3, 5, "rule"), identify((1, 2), 3, 4, "other"), identify((2, 1), 3, 4, "rule")}
     assert len(others | {one}) == 7
-    assert len({match_id((1, 2), 3, offset, "rule") for offset in range(10_000)}) == 10_000
+    assert len({identify((1, 2), 3, offset, "rule") for offset in range(10_000)}) == 10_000
 
 
 def test_a_window_is_at_the_offset_of_its_line() -> None:

@@ -73,6 +73,7 @@ def test_a_match_is_told_with_what_stands_before_it(tmp_path: Path, rules: Path)
             "before": ["begin b2", "x"],
             "elided": 0,
             "looked": 20,
+            "cut": False,
         },
     }
     assert (other["rule"], other["offset"], other["line"], other["class"]) == ("other", 36, 5, None)

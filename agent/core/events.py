@@ -338,7 +338,8 @@ class LogAnchor(msgspec.Struct, frozen=True):
 class LogAround(msgspec.Struct, frozen=True, kw_only=True):
     """What stands before a match: anchors, nearest first; lines, oldest first, of which `elided` were left out.
 
-    `found` is false when no chain of anchors fits in the `looked` bytes before the match.
+    `found` is false when no chain of anchors fits in the `looked` bytes before the match. `cut`: there was more before,
+    that cannot be read any more (journal and kernel: only the last lines are remembered).
     """
 
     found: bool
@@ -346,6 +347,7 @@ class LogAround(msgspec.Struct, frozen=True, kw_only=True):
     before: tuple[str, ...]
     elided: int
     looked: int
+    cut: bool = False
 
 
 class LogMatched(Event, frozen=True, kw_only=True):

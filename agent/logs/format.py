@@ -3,27 +3,16 @@
 Source: protocols/logs.md 2.3 (`LogMatched` and its id) and 2.4 (`agent logs scan`).
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import msgspec
 
 from agent._native import ffi, lib
+from agent.logs.matched import rule_hash
 from agent.logs.rules import CompiledRule
 from agent.logs.scanner import Found
 
 CAPACITY = 1 << 20  # bytes written by one native call; a line of LINE_MAX takes 6 times its size at most
-
-
-def rule_hash(rule: str) -> int:
-    """64 bits that stand for a rule's id."""
-    return int.from_bytes(hashlib.blake2b(rule.encode(), digest_size=8).digest(), "little")
-
-
-def match_id(origin: tuple[int, int], generation: int, offset: int, rule: str) -> str:
-    """The id of the match of a rule on the line that begins at `offset`; `origin` is device and inode."""
-    seed = lib.match_seed(*origin, generation)
-    return f"lm-{lib.match_id(seed, offset, rule_hash(rule)):016x}"
 
 
 class Formatter:

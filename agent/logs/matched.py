@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from agent._native import lib
 from agent.core.events import LogAnchor, LogAround, LogMatched
 from agent.logs.context import Around, Ask, Captures, Search, Size, T
 from agent.logs.rules import CompiledRule
@@ -15,10 +16,22 @@ from agent.logs.scanner import PARTIAL, WINDOW
 Flag = Literal["partial", "window", "nul", "invalid_utf8"]
 
 
-def identify(origin: tuple[int, int], generation: int, offset: int, rule: str) -> str:
-    """The id of a match of `rule` on the line at `offset`. `origin`: device and inode that the line was written to."""
-    what = f"{origin[0]}:{origin[1]}:{generation}:{offset}:{rule}"
-    return f"lm-{hashlib.blake2b(what.encode(), digest_size=8).hexdigest()}"
+Origin = tuple[int, int] | str
+
+
+def rule_hash(rule: str) -> int:
+    """64 bits that stand for a rule's id."""
+    return int.from_bytes(hashlib.blake2b(rule.encode(), digest_size=8).digest(), "little")
+
+
+def identify(origin: Origin, generation: int, offset: int, rule: str) -> str:
+    """The id of a match of `rule` on the line at `offset`.
+
+    `origin`: device and inode that the line was written to. Of a record it is the cursor, which is enough.
+    """
+    if isinstance(origin, str):
+        return f"lm-{hashlib.blake2b(f'{origin} {rule}'.encode(), digest_size=8).hexdigest()}"
+    return f"lm-{lib.match_id(lib.match_seed(*origin, generation), offset, rule_hash(rule)):016x}"
 
 
 def shown(text: bytes) -> str:
@@ -35,7 +48,7 @@ def captured(text: bytes, names: Sequence[str], spans: Sequence[tuple[int, int] 
 def told(
     rule: CompiledRule,
     path: str,
-    origin: tuple[int, int],
+    origin: Origin,
     generation: int,
     offset: int,
     text: bytes,
@@ -43,12 +56,17 @@ def told(
     flags: int,
     *,
     line: int | None = None,
+    count: int = 1,
     suppressed: int = 0,
     around: Around | None = None,
+    is_cut: bool = False,
     run: str | None = None,
     test: str | None = None,
 ) -> LogMatched:
-    """The event of a match on the line at `offset`. `text` is the line, or the window that matched."""
+    """The event of a match on the line at `offset`. `text` is the line, or the window that matched.
+
+    `is_cut`: what `around` was looked for in ended before the search did.
+    """
     spec = rule.spec
     return LogMatched(
         id=identify(origin, generation, offset, spec.id),
@@ -64,9 +82,10 @@ def told(
         confidence=1.0 if spec.class_ else None,
         text=shown(text),
         captures={name: None if value is None else shown(value) for name, value in captures.items()},
+        count=count,
         suppressed=suppressed,
         flags=tuple(_flags(flags, text)),
-        context=around and _around(around),
+        context=around and _around(around, is_cut),
         run=run,
         test=test,
     )
@@ -103,11 +122,12 @@ def _flags(flags: int, text: bytes) -> list[Flag]:
     return words
 
 
-def _around(around: Around) -> LogAround:
+def _around(around: Around, is_cut: bool) -> LogAround:
     return LogAround(
         found=around.found,
         anchors=tuple(LogAnchor(anchor.place.offset, shown(anchor.text)) for anchor in around.anchors),
         before=tuple(map(shown, around.before)),
         elided=around.elided,
         looked=around.looked,
+        cut=is_cut,
     )
