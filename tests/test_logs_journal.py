@@ -26,16 +26,19 @@ def test_a_recorded_stream() -> None:
     assert (first.cursor, first.message) == ("s=6d1f;i=3f2;b=a1;m=9c;t=64f;x=1", b"array md0 degraded")
     assert (first.fields["_PID"], first.fields["PRIORITY"]) == (b"712", b"3")
     assert (second.message, second.fields["_PID"]) == (b"two\nlines \xff=", b"1")
+    assert (first.sequence, second.sequence) == (0x3F2, 0x3F3)
 
 
-def read(chunks: list[bytes]) -> list[Entry] | None:
+@pytest.mark.parametrize("cursor", ["", "x=1", "i=", "si=12", "i=g", "i=" + "f" * 17])
+def test_a_cursor_that_is_written_otherwise_has_no_number(cursor: str) -> None:
+    assert Entry(cursor, b"", {}).sequence == 0
+
+
+def read(chunks: list[bytes]) -> tuple[list[Entry], str]:
     reader, entries = JournalReader(), list[Entry]()
-    try:
-        for chunk in chunks:
-            entries += reader.feed(chunk)
-    except PeerBrokeProtocol:
-        return None
-    return entries
+    for chunk in chunks:
+        entries += reader.feed(chunk)
+    return entries, str(reader.broken)
 
 
 PIECES = [
@@ -85,11 +88,21 @@ def test_a_core_dump_takes_no_more_memory_than_the_limit(monkeypatch: pytest.Mon
         (b"no field\n", "which is no field"),
         (b"=x\n", "which is no field"),
         (b"A\n" + struct.pack("<Q", 2) + b"abc", "longer than its size"),
+        (b"A\n" + struct.pack("<Q", 1 << 40), "a A of 1099511627776 bytes"),
+        (b"MESSAGE=x\n\n", "an entry without __CURSOR"),
     ],
 )
-def test_what_is_no_export_stream_is_refused(wire: bytes, message: str) -> None:
-    with pytest.raises(PeerBrokeProtocol, match=message):
-        JournalReader().feed(wire)
+def test_what_is_no_export_stream_is_told_behind_the_entries_before_it(wire: bytes, message: str) -> None:
+    reader = JournalReader()
+    assert len(reader.feed(RECORDED + wire + RECORDED)) == 2
+    assert message in str(reader.broken)
+    assert reader.feed(RECORDED) == []
+
+
+def test_an_entry_with_too_much_in_it_keeps_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "MAX_ENTRY", 10)
+    (entry,) = JournalReader().feed(b"A=12345\nB=123456\n__CURSOR=123456\nC=1\nMESSAGE=123456\n\n")
+    assert entry.fields.keys() == {"A", "__CURSOR", "MESSAGE"}
 
 
 def test_a_kernel_record() -> None:

@@ -12,12 +12,15 @@ import msgspec
 from agent.core.errors import PeerBrokeProtocol
 
 MAX_FIELD = 1 << 20  # bytes of one value; longer ones (core dumps) are cut
+MAX_ENTRY = 4 << 20  # bytes of all values of an entry; fields beyond are left out
 MAX_NAME = 64  # characters of a field's name, as the journal has it
+MAX_SIZE = 1 << 30  # of a binary value; the journal itself takes 768 MiB
 
 AGAIN = "The stream is begun again at the last cursor."
 
 _SIZE = struct.Struct("<Q")
 _NAME = re.compile(rb"[A-Z0-9_]{1,64}")
+_SEQUENCE = re.compile(r"(?:^|;)i=([0-9a-f]{1,16})(?:;|$)")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -27,23 +30,39 @@ class Entry(msgspec.Struct, frozen=True):
     message: bytes
     fields: dict[str, bytes]
 
+    @property
+    def sequence(self) -> int:
+        """The number that journald gave it, which its cursor holds; 0 where that is written otherwise."""
+        found = _SEQUENCE.search(self.cursor)
+        return int(found[1], 16) if found else 0
+
 
 class JournalReader:
-    """Cuts `journalctl --output=export` into entries. How the bytes were chunked never changes the result."""
+    """Cuts `journalctl --output=export` into entries. How the bytes were chunked never changes the result.
+
+    `broken` is what was wrong with the stream, if it is none: nothing is taken after that.
+    """
 
     def __init__(self) -> None:
+        self.broken: PeerBrokeProtocol | None = None
         self._buf = bytearray()
         self._fields: dict[str, bytes] = {}
+        self._size = 0  # bytes of their values
         self._name = ""  # of the binary field whose value is being read
         self._kept = bytearray()
         self._left = -1  # bytes of it that are still to come, its LF included; -1: none is read
 
     def feed(self, data: bytes) -> list[Entry]:
-        """Take what was read; return the entries that are complete. Raises PeerBrokeProtocol."""
-        self._buf += data
+        """Take what was read; return the entries that are complete."""
         entries: list[Entry] = []
-        while (self._left >= 0 and self._value()) or (self._left < 0 and self._line(entries)):
-            pass
+        if self.broken:
+            return entries
+        self._buf += data
+        try:
+            while (self._left >= 0 and self._value()) or (self._left < 0 and self._line(entries)):
+                pass
+        except PeerBrokeProtocol as err:
+            self.broken = err
         return entries
 
     def _line(self, entries: list[Entry]) -> bool:
@@ -56,25 +75,33 @@ class JournalReader:
         line = bytes(self._buf[:end])
         name, equals, value = line.partition(b"=")
         if line and not _NAME.fullmatch(name):
-            raise PeerBrokeProtocol(
-                f"journalctl sent {line[:60]!r}, which is no field",
-                remedy="The stream is begun again at the last cursor.",
-            )
+            raise PeerBrokeProtocol(f"journalctl sent {line[:60]!r}, which is no field", remedy=AGAIN)
         if line and not equals:
             if len(self._buf) < end + 1 + _SIZE.size:
                 return False
             (size,) = _SIZE.unpack_from(self._buf, end + 1)
+            if size > MAX_SIZE:
+                raise PeerBrokeProtocol(f"journalctl sent a {name.decode()} of {size} bytes", remedy=AGAIN)
             self._name, self._left, self._kept = name.decode(), size + 1, bytearray()
             del self._buf[: end + 1 + _SIZE.size]
             return True
         del self._buf[: end + 1]
         if line:
-            self._fields.setdefault(name.decode(), value[:MAX_FIELD])
+            self._take(name.decode(), value)
         elif self._fields:
-            fields, self._fields = self._fields, {}
-            cursor = fields.get("__CURSOR", b"").decode(errors="backslashreplace")
+            fields, self._fields, self._size = self._fields, {}, 0
+            if "__CURSOR" not in fields:
+                raise PeerBrokeProtocol("journalctl sent an entry without __CURSOR", remedy=AGAIN)
+            cursor = fields["__CURSOR"].decode(errors="backslashreplace")
             entries.append(Entry(cursor, fields.get("MESSAGE", b""), fields))
         return True
+
+    def _take(self, name: str, value: bytes) -> None:
+        """A field is complete."""
+        value = value[:MAX_FIELD]
+        if name in ("__CURSOR", "MESSAGE") or self._size + len(value) <= MAX_ENTRY:
+            self._fields.setdefault(name, value)
+            self._size += len(value)
 
     def _value(self) -> bool:
         """More of a binary value. False: more is needed."""
@@ -88,7 +115,7 @@ class JournalReader:
             raise PeerBrokeProtocol(f"journalctl sent a {self._name} that is longer than its size", remedy=AGAIN)
         if len(self._kept) <= MAX_FIELD:
             del self._kept[-1:]
-        self._fields.setdefault(self._name, bytes(self._kept[:MAX_FIELD]))
+        self._take(self._name, bytes(self._kept))
         self._left = -1
         return True
 
