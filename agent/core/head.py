@@ -63,7 +63,7 @@ class Head(msgspec.Struct, frozen=True):
     """A request without its body.
 
     `target` is as it came, `path` its decoded path, `query` its fields (the last of a name); `peer` the client's
-    address, `client_cert` the name in its certificate, `scope` what it may do.
+    address and `peer_port` its port there, `client_cert` the name in its certificate, `scope` what it may do.
     """
 
     method: str
@@ -74,6 +74,7 @@ class Head(msgspec.Struct, frozen=True):
     peer: str
     client_cert: str | None = None
     scope: Scope = "open"
+    peer_port: int = 0
 
 
 def cut_head(buffer: bytearray) -> bytes | None:
