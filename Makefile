@@ -30,10 +30,17 @@ bench: $(READY)
 soak: $(READY)
 	$(PYTEST) --soak 600 -o faulthandler_timeout=3600 tests/faults
 
-# An environment of its own: what is frozen holds no tool of development.
-dist: $(READY)
+dist: dist/SHA256SUMS
+
+# Made anew when something inside has changed. An environment of its own: what is frozen holds no tool of development.
+FROZEN := $(shell find agent hw-profiles native packaging -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
+dist/SHA256SUMS: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y pyproject.toml)
+dist/SHA256SUMS: export PYTHONHASHSEED := 1
+dist/SHA256SUMS: export PYINSTALLER_CONFIG_DIR := build/pyinstaller
+dist/SHA256SUMS: $(READY) $(FROZEN)
 	UV_PROJECT_ENVIRONMENT=.venv-dist .venv-uv/bin/uv sync --quiet --locked --no-dev --group dist
-	PYTHONHASHSEED=1 .venv-dist/bin/pyinstaller --clean --noconfirm packaging/agent.spec
+	.venv-dist/bin/pyinstaller --clean --noconfirm --log-level=WARN packaging/agent.spec
+	.venv-dist/bin/python packaging/release.py
 
 # The whole set-up. uv goes into the checkout; it builds the C module and installs what uv.lock names.
 $(READY): Makefile pyproject.toml uv.lock setup.py agent/__init__.py packaging/deps $(wildcard native/*)

@@ -25,12 +25,16 @@ def _commit() -> str | None:
 
 
 def version() -> dict[str, str]:
-    """What this is: version, build (what it was made from and runs on), native engine."""
+    """What this is: version, build (what it was made from and runs on), native engine; frozen, the glibc it needs."""
+    from agent.core.bundle import made, release
     from agent.core.engine import native_engine
 
-    source = "frozen" if getattr(sys, "frozen", False) else f"checkout {_commit() or 'without git'}"
     runs_on = f"{platform.python_implementation()} {platform.python_version()} on {sys.platform} {platform.machine()}"
-    return {"version": agent.__version__, "build": f"{source}, {runs_on}", "native": native_engine()}
+    folder = release()
+    of = made(folder) if folder else None
+    source = f"frozen {of['commit'] or 'without git'}" if of else f"checkout {_commit() or 'without git'}"
+    facts = {"version": agent.__version__, "build": f"{source}, {runs_on}", "native": native_engine()}
+    return facts | {"glibc": of["glibc"]} if of else facts
 
 
 def main() -> int:
@@ -41,7 +45,8 @@ def main() -> int:
         if "--json" in argv:
             print(json.dumps(facts))
         else:
-            print(f"emissary {facts['version']} (build {facts['build']}; native engine {facts['native']})")
+            needs = f"; glibc {facts['glibc']} or newer" if "glibc" in facts else ""
+            print(f"emissary {facts['version']} (build {facts['build']}; native engine {facts['native']}{needs})")
         return 0
     from agent import cli
 
