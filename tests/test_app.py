@@ -93,7 +93,10 @@ def test_the_ident_is_the_host_name_unless_set(tmp_path: Path) -> None:
     assert load_settings([tmp_path / "agent.toml"]).settings.name == "lab-07"
 
 
-def test_a_watch_that_this_release_cannot_keep_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "agent.toml").write_text('[[logs.watch]]\nname = "kernel"\nkmsg = true\n')
-    with pytest.raises(ConfigErrors, match="this release watches files only"):
-        load_settings([tmp_path / "agent.toml"])
+def test_a_watch_is_of_one_thing(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text('[[logs.watch]]\nname = "kernel"\nkmsg = true\n')
+    assert load_settings([path]).settings.logs.watch[0].kmsg
+    path.write_text('[[logs.watch]]\nname = "kernel"\nkmsg = true\njournal = true\n')
+    with pytest.raises(ConfigErrors, match=r"kernel has to watch one thing. Set one of path, glob, journal, kmsg"):
+        load_settings([path])

@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +41,10 @@ from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
+from agent.logs import streams
 from agent.logs.follow import COMPRESSED, Followed, Follower
 from agent.logs.messages import Logs, RuleCounts, SourceState, UnwatchLog, Watching, WatchLog
+from agent.logs.records import Records
 from agent.logs.rules import RuleErrors, RuleSet, from_tables, read_files
 from agent.logs.settings import LogsSettings
 from agent.logs.source import Done, Rules, Source
@@ -148,10 +151,11 @@ class _Logs:
         self.follower = Follower(self._rescan)
         self._watches: dict[str, _Watch] = {}
         self._sources: dict[tuple[str, str], Source] = {}
+        self._records: dict[str, Records] = {}  # by watch
         self._rules: dict[str, Rules] = {}  # by watch
         self._kept = _Kept()
         self._of_run: dict[str, list[str]] = {}
-        metrics.gauge("logs_sources", lambda: len(self._sources))
+        metrics.gauge("logs_sources", lambda: len(self._sources) + len(self._records))
         metrics.gauge("logs_lag_bytes", lambda: sum(log.followed.tail.lag for log in self._sources.values()))
 
     # ---- rules -------------------------------------------------------------------------------------------------------
@@ -190,6 +194,8 @@ class _Logs:
         self._rules = new
         for (id, _), source in self._sources.items():
             source.use(new[id])
+        for id, records in self._records.items():
+            records.use(new[id])
 
     def _blame(self, text: str) -> None:
         log.error("rules cannot be used error=%s", text)
@@ -206,9 +212,11 @@ class _Logs:
         await self._store.commit()
         self._kept = await self._store.get(KEPT, _Kept) or _Kept()
         for one in self._settings.watch:
-            if one.path or one.glob:
-                watch = _Watch(id=f"s-{one.name}", pattern=one.path or one.glob, is_glob=bool(one.glob), sets=one.rules)
-                await self._begin_blaming(watch)
+            pattern = one.path or one.glob or (streams.JOURNAL if one.journal else streams.KERNEL)
+            watch = _Watch(id=f"s-{one.name}", pattern=pattern, is_glob=bool(one.glob), sets=one.rules)
+            await self._begin_blaming(watch)
+            if one.journal or one.kmsg:
+                self._read_records(watch, one.name)
         for id, asked in list(self._kept.watches.items()):
             await self._begin_blaming(self._of_client(id, asked))
 
@@ -223,6 +231,8 @@ class _Logs:
 
     async def _begin(self, watch: _Watch, rules: Rules) -> None:
         self._watches[watch.id], self._rules[watch.id] = watch, rules
+        if watch.pattern in (streams.JOURNAL, streams.KERNEL):
+            return
         start = "start" if watch.id in self._kept.begun else watch.start
         if watch.id not in self._kept.begun and watch.run is None:
             self._keep(msgspec.structs.replace(self._kept, begun=[*self._kept.begun, watch.id]))
@@ -286,6 +296,21 @@ class _Logs:
         source.followed = Followed(tail, source, self._health, links=not watch.is_remote, room=self._has_room)
         self.follower.add(source.followed)
         self._nursery.start_soon(self._run, watch.id, source)
+
+    def _read_records(self, watch: _Watch, name: str) -> None:
+        """Have the records of the journal or the kernel matched."""
+        records = Records(
+            watch.pattern,
+            self._rules[watch.id],
+            f"logs.source:{watch.id}:{watch.pattern}",
+            lambda: self._active.now(watch.run),
+            bus=self._bus,
+            store=self._store,
+            metrics=self._metrics,
+            health=self._health,
+        )
+        self._records[watch.id] = records
+        self._nursery.start_soon(records.run, partial(streams.follow, name=name, bus=self._bus, clock=self._clock))
 
     async def _run(self, watch: str, source: Source) -> None:
         with source.scope:
@@ -392,13 +417,15 @@ class _Logs:
                     gaps=tail.gaps,
                 )
             )
+        sources += [records.shown() for records in self._records.values()]
+        everywhere: list[Source | Records] = [*self._sources.values(), *self._records.values()]
         ids = dict.fromkeys(rule.spec.id for rules in self._rules.values() for rule in rules.rules)
         rules = [
             RuleCounts(
                 rule=id,
-                matches=sum(source.matches[id] for source in self._sources.values()),
-                suppressed=sum(source.suppressed[id] for source in self._sources.values()),
-                limit_errors=sum(source.limit_errors[id] for source in self._sources.values()),
+                matches=sum(one.matches[id] for one in everywhere),
+                suppressed=sum(one.suppressed[id] for one in everywhere),
+                limit_errors=sum(one.limit_errors[id] for one in everywhere),
             )
             for id in ids
         ]
