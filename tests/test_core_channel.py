@@ -13,10 +13,11 @@ from trio.testing import MemorySendStream, MockClock, memory_stream_pair, wait_a
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream, wrap_server_stream
 
 import agent
-from agent.core.channel import FRAGMENT, MAX_REQUESTS, Channel, Refused, converse, ungrouped
+from agent.core.channel import MAX_REQUESTS, Channel, Refused, converse, ungrouped
 from agent.core.envelope import BAD_IN_A_ROW, MAX_MESSAGE, Request
 from agent.core.errors import ActionError, PeerUnreachable, ProtocolMisuse
 from agent.core.metrics import Metrics
+from agent.core.upgraded import FRAGMENT
 
 Talk = Callable[[Channel], Awaitable[None]]
 

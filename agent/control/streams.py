@@ -51,14 +51,22 @@ class Topic(msgspec.Struct, frozen=True):
         return self.path is None or _is_at(event, self.path)
 
 
-class Piece(msgspec.Struct, frozen=True):
+class Piece:
     """Some events, joined as they stand in a message; the numbers of the first and the last. `size` is in bytes."""
 
-    first: int
-    last: int
-    count: int
-    size: int
-    text: str
+    __slots__ = ("_messages", "count", "first", "last", "size", "text")
+
+    def __init__(self, first: int, last: int, count: int, text: bytes) -> None:
+        self.first, self.last, self.count = first, last, count
+        self.size, self.text = len(text), text.decode()
+        self._messages: dict[int, str] = {}
+
+    def alone(self, number: int) -> str:
+        """A frame with it alone, for subscriptions of that number: most clients have one, and share it."""
+        found = self._messages.get(number)
+        if found is None:
+            found = self._messages[number] = message(number, (self.text,))
+        return found
 
 
 class Subscription:
@@ -106,6 +114,8 @@ class Subscription:
         """The next message: what waits, as much as one may hold; None when nothing does."""
         if not self.has_more:
             return None
+        if len(self._pieces) == 1 and self._gap is None:
+            return self._pop().alone(self.number)
         texts: list[str] = []
         if self._gap is not None:
             texts.append(_gap_text(self._gap).decode())
@@ -209,8 +219,7 @@ def _cut(shown: Iterable[tuple[int, bytes]]) -> Iterable[Piece]:
 
 
 def _piece(numbers: list[int], texts: list[bytes]) -> Piece:
-    joined = b",".join(texts)
-    return Piece(numbers[0], numbers[-1], len(texts), len(joined), joined.decode())
+    return Piece(numbers[0], numbers[-1], len(texts), b",".join(texts))
 
 
 def _text(event: Recorded) -> bytes:

@@ -2,7 +2,8 @@
 
 `converse` runs a connection in one nursery: a reader, one writer, the answers in order of arrival, pings, a watch over
 the other side's silence, and the caller's own `talk`. Messages leave in fragments of 64 KiB, so that a ping or a pong
-waits for at most one of them.
+waits for at most one of them. On a server's end a short one leaves at once, past the writer, where nothing else waits
+and the kernel has room.
 
 Source: protocols/emissary.md, "The envelope", "Link states" and the last rule of "Run states".
 """
@@ -11,11 +12,12 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
+from wsproto.connection import ConnectionState
 from wsproto.events import TextMessage
 from wsproto.utilities import LocalProtocolError
 
@@ -34,10 +36,10 @@ from agent.core.envelope import (
 )
 from agent.core.errors import ActionError, PeerRefused, PeerUnreachable, ProtocolMisuse
 from agent.core.metrics import Metrics
+from agent.core.upgraded import FRAGMENT, Upgraded, text_frames
 
 log = logging.getLogger(__name__)
 
-FRAGMENT = 64 * 1024  # bytes of a message that go out without a chance for a ping or pong to overtake
 MAX_REQUESTS = 64  # requests of the peer that wait for their answer; then no more are read
 CLOSE_S = 2.0  # s for the closing handshake
 LAST_REQUESTS_S = 10.0  # s for what was asked before the connection ended
@@ -83,6 +85,10 @@ class _Text:
         self.given_up = False
 
 
+class _Rest(msgspec.Struct, frozen=True):
+    """The rest of a frame that the kernel took in part."""
+
+
 class _Asked:
     """A request of ours that waits for its answer."""
 
@@ -108,8 +114,10 @@ class Channel:
         self._asked: dict[int, _Asked] = {}
         self._ended = trio.Event()
         # Bounded without a limit: each text has its caller waiting, and a source is in it once.
-        self._outgoing, self._to_write = trio.open_memory_channel[_Text | _Close | Source](math.inf)
+        self._outgoing, self._to_write = trio.open_memory_channel[_Item](math.inf)
         self._offered: set[Source] = set()
+        self._to_carry_out = 0  # of what was given to the writer
+        self._line = ws._stream if isinstance(ws._stream, Upgraded) else None  # where a message can leave at once
         self._requests, self._to_answer = trio.open_memory_channel[Request | Foreign](MAX_REQUESTS)
         self._writing_since: float | None = None
         self._busy_reader = self._closing = False
@@ -152,34 +160,63 @@ class Channel:
             raise ProtocolMisuse(
                 f"a message of {size} bytes; at most {MAX_MESSAGE} are allowed", remedy="Send it in parts or by a URL."
             )
-        if not await self._hand_over(text):
+        if self._say_now(text):
+            await trio.lowlevel.checkpoint()
+        elif not await self._hand_over(text):
             raise self._closed()
 
     def offer(self, source: Source) -> None:
         """Have its messages sent, one at each turn, until it has none; more may be offered at any time."""
-        if source not in self._offered:
-            self._offered.add(source)
-            with suppress(trio.BrokenResourceError):  # the connection ended; `talk` is being told
-                self._outgoing.send_nowait(source)
+        if source in self._offered:
+            return
+        if self._is_free():
+            text = source.take()
+            if text is not None and not self._say_now(text):
+                self._give(_Text(text))
+            if not source.has_more:
+                return
+        self._offered.add(source)
+        self._give(source)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close, once all that was asked, posted or answered before is sent; by force when that takes too long."""
         with trio.move_on_after(CLOSE_S):
-            try:
-                self._outgoing.send_nowait(_Close(code, reason))
-                await self._ended.wait()
-            except trio.BrokenResourceError:  # it ended meanwhile
+            if not self._give(_Close(code, reason)):
                 return
+            await self._ended.wait()
         self._scope.cancel()
+
+    def _is_free(self) -> bool:
+        """May a message leave at once: does nothing else wait to be written, and is no close under way?"""
+        return self._line is not None and not self._to_carry_out and self._ws._wsproto.state is ConnectionState.OPEN
+
+    def _say_now(self, text: str) -> bool:
+        """Let a message leave at once, unless it must wait for others, for the kernel, or for its own fragments."""
+        if self._line is None or not self._is_free() or len(text) > FRAGMENT:
+            return False
+        first, *others = text_frames(text)
+        if others or not self._line.send_now(first):
+            return False
+        if self._line.has_rest:
+            self._give(_Rest())
+        return True
+
+    def _give(self, item: "_Item") -> bool:
+        """Let the writer do it after all that was given before; False when the connection ended."""
+        try:
+            self._outgoing.send_nowait(item)
+        except trio.BrokenResourceError:
+            return False
+        self._to_carry_out += 1
+        return True
 
     async def _hand_over(self, text: str) -> bool:
         """Wait until the writer has taken it; False when the connection ends before."""
         item = _Text(text)
-        try:
-            self._outgoing.send_nowait(item)
-            await item.taken.wait()
-        except trio.BrokenResourceError:
+        if not self._give(item):
             return False
+        try:
+            await item.taken.wait()
         except trio.Cancelled:
             item.given_up = True
             raise
@@ -232,9 +269,12 @@ class Channel:
         self.last_heard = trio.current_time()
         match self._envelope.feed(frame):
             case (Request() | Foreign()) as request:
-                self._busy_reader = True  # what we do not read is no silence of the peer
-                await self._requests.send(request)
-                self._busy_reader, self.last_heard = False, trio.current_time()
+                try:
+                    self._requests.send_nowait(request)
+                except trio.WouldBlock:
+                    self._busy_reader = True  # what we do not read is no silence of the peer
+                    await self._requests.send(request)
+                    self._busy_reader, self.last_heard = False, trio.current_time()
             case Answer() as answer:
                 asked = self._asked[answer.req_id]
                 asked.answer = answer
@@ -250,7 +290,8 @@ class Channel:
                     await self.close(1007, "too many unreadable frames")
 
     async def _say(self, text: str) -> None:
-        await self._hand_over(text)  # or the writer ended with the connection
+        if not self._say_now(text):
+            await self._hand_over(text)  # or the writer ended with the connection
 
     async def _write(self) -> None:
         # The reader decides when it is over: it may still have something that came before the close.
@@ -258,8 +299,9 @@ class Channel:
             with suppress(ConnectionClosed, LocalProtocolError):
                 async for item in self._to_write:
                     await self._carry_out(item)
+                    self._to_carry_out -= 1
         finally:
-            self._writing_since = None
+            self._writing_since = self._line = None
             self._give_back()
 
     def _give_back(self) -> None:
@@ -272,7 +314,7 @@ class Channel:
                     item.taken.set()
         self._to_write.close()
 
-    async def _carry_out(self, item: "_Text | _Close | Source") -> None:
+    async def _carry_out(self, item: "_Item") -> None:
         match item:
             case _Close():
                 self._closing = True  # the reader ends now, and leaves the handshake time
@@ -282,6 +324,8 @@ class Channel:
                 if not item.given_up:
                     item.taken.set()
                     await self._put(item.text)
+            case _Rest():
+                await self._transmit(b"")
             case _:
                 self._offered.discard(item)
                 if (text := item.take()) is not None:
@@ -290,18 +334,22 @@ class Channel:
                     await self._put(text)
 
     async def _put(self, text: str) -> None:
+        # send_message() makes one frame of a message, and nothing overtakes a frame.
+        for frame in text_frames(text) if self._ws.is_server else self._masked(text):
+            await self._transmit(frame)
+
+    def _masked(self, text: str) -> Iterator[bytes]:
         step = FRAGMENT if text.isascii() else FRAGMENT // 4  # characters; at most 4 bytes each
         for at in range(0, len(text), step):
-            self._writing_since = trio.current_time()
-            # send_message() makes one frame of a message, and nothing overtakes a frame.
             last = at + step >= len(text)
-            await self._transmit(TextMessage(data=text[at : at + step], message_finished=last))
-            self._writing_since = None
+            yield self._ws._wsproto.send(TextMessage(data=text[at : at + step], message_finished=last))
 
-    async def _transmit(self, event: TextMessage) -> None:
+    async def _transmit(self, data: bytes) -> None:
         """What the websocket's own `_send` does, less a turn of the loop for a lock that is free."""
         ws = self._ws
-        data = ws._wsproto.send(event)
+        if ws._wsproto.state is not ConnectionState.OPEN:
+            raise LocalProtocolError("the websocket is closed or closing")
+        self._writing_since = trio.current_time()
         try:
             ws._stream_lock.acquire_nowait()
         except trio.WouldBlock:
@@ -313,6 +361,7 @@ class Channel:
             raise ConnectionClosed(ws._close_reason) from None
         finally:
             ws._stream_lock.release()
+        self._writing_since = None
 
     async def _ping(self, ping_s: float) -> None:
         with suppress(ConnectionClosed, LocalProtocolError):
@@ -374,6 +423,9 @@ class Channel:
             log.exception("request failed peer=%s action=%s", self.peer, request.action)
             return error(request.req_id, "internal: the request failed here; the log has the details")
         return text if len(text) <= MAX_MESSAGE // 4 else _bounded(request.req_id, text)
+
+
+_Item: TypeAlias = _Text | _Rest | _Close | Source
 
 
 async def converse(

@@ -32,6 +32,7 @@ from agent.core.errors import PeerBrokeProtocol, PeerError, PeerUnreachable
 from agent.core.guard import Guard, require
 from agent.core.head import MAX_HEAD, Head, HttpError, Scope, cut_head, read_head
 from agent.core.metrics import Metrics
+from agent.core.upgraded import Stream, Upgraded
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,6 @@ IDLE_S = 60.0  # s that a kept-alive connection may be silent between two reques
 PIECE_S = 30.0  # s for the client to send the next piece of a body, or to take one of an answer
 LINGER_S = 1.0  # s in which what the client still sends is read and dropped, or a reset would eat our last answer
 PIECE = 64 * 1024  # bytes
-
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -150,7 +149,7 @@ class _Port:
     async def handle(self, tcp: trio.SocketStream) -> None:
         """One connection, from accept to close. Nothing it does ends the port."""
         try:
-            peer = _peer(tcp)
+            peer, port = _peer(tcp)
         except OSError as err:
             log.debug("connection gone before it was served error=%s", err)
             await trio.aclose_forcefully(tcp)
@@ -160,7 +159,7 @@ class _Port:
             if self._open > self._max_connections:
                 await self._turn_away(tcp, peer)
             else:
-                await self._serve(tcp, peer)
+                await self._serve(tcp, peer, port)
         except trio.TooSlowError:
             self._metrics.count("http_slow_readers_total")
             log.info("client took nothing for %g s peer=%s", PIECE_S, peer)
@@ -182,7 +181,7 @@ class _Port:
             await wire.refuse(HttpError(503, "too many connections", (("Retry-After", "5"),)))
             await wire.linger()
 
-    async def _serve(self, tcp: trio.SocketStream, peer: str) -> None:
+    async def _serve(self, tcp: trio.SocketStream, peer: str, port: int) -> None:
         stream: Stream = tcp
         until = trio.current_time() + self._handshake_s
         client_cert = None
@@ -191,7 +190,7 @@ class _Port:
             if not await self._shake_hands(stream, peer, until):
                 return
             client_cert = _name_in(stream.getpeercert())
-        wire = _Wire(stream, peer)
+        wire = _Wire(stream, peer, port)
         while await self._exchange(wire, client_cert, until):
             if not await wire.wait_for_more(IDLE_S):
                 return
@@ -218,6 +217,7 @@ class _Port:
             head = await self._receive_head(wire, client_cert, until)
             if head is None:
                 return False
+            head = msgspec.structs.replace(head, peer_port=wire.peer_port)
             head = msgspec.structs.replace(head, scope=self._guard.admit(head))
             route = self._find(head)
             require(head, route.scope)
@@ -264,7 +264,7 @@ class _Port:
             raise HttpError(500, "the request failed here; the log has the details") from err
 
     async def _open_websocket(self, wire: "_Wire", head: Head, handler: WsHandler) -> None:
-        line = _Upgraded(wire.stream, _upgrade_head(head), head.peer)
+        line = Upgraded(wire.stream, _upgrade_head(head), head.peer)
         if wire.has_more:
             raise HttpError(400, "data behind the request, before it was answered")
         try:
@@ -280,7 +280,8 @@ class _Port:
                     await self._talk(ws, head, handler)
                     if ws._wsproto.state is ConnectionState.OPEN and ws.closed is not None:
                         # A frame that is none: the library drops the line without a close frame.
-                        await line.send_last(ws._wsproto.send(CloseConnection(ws.closed.code, ws.closed.reason)))
+                        last = CloseConnection(ws.closed.code, ws.closed.reason)
+                        await line.send_last(ws._wsproto.send(last), CLOSE_S)
                     nursery.cancel_scope.cancel()
         except LocalProtocolError:  # the library answered a ping behind our close frame
             log.debug("websocket went on after the close peer=%s", head.peer)
@@ -312,8 +313,8 @@ class _ClientGone(PeerUnreachable):
 class _Wire:
     """The bytes of one connection, and the request that is under way."""
 
-    def __init__(self, stream: Stream, peer: str) -> None:
-        self.stream, self.peer = stream, peer
+    def __init__(self, stream: Stream, peer: str, peer_port: int = 0) -> None:
+        self.stream, self.peer, self.peer_port = stream, peer, peer_port
         self._buffer = bytearray()  # what came and no request has taken yet
         self._http = h11.Connection(h11.SERVER, MAX_HEAD)
         self._is_head = self._is_chunked = False
@@ -426,41 +427,6 @@ class _Wire:
                 pass
 
 
-class _Upgraded:
-    """The byte stream of a websocket: first a head, rebuilt from what was checked, then what the client sends.
-
-    Closed by the websocket, it only ends for the websocket: the port says its last words before it closes the line.
-    """
-
-    def __init__(self, stream: Stream, head: bytes, peer: str) -> None:
-        self._stream, self._head, self._peer = stream, head, peer
-        self._closed = False
-
-    def __repr__(self) -> str:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
-        return self._peer  # what the websocket gives as its remote end
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self._head:
-            head, self._head = self._head, b""
-            return head
-        if self._closed:
-            await trio.sleep_forever()  # the library's reader asks once more; then it is cancelled
-        return await self._stream.receive_some(max_bytes)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError
-        await self._stream.send_all(data)
-
-    async def send_last(self, data: bytes) -> None:
-        """Send behind the close of the websocket."""
-        with trio.move_on_after(CLOSE_S):
-            await self._stream.send_all(data)
-
-    async def aclose(self) -> None:
-        self._closed = True
-
-
 def _upgrade_head(head: Head) -> bytes:
     """What opens a websocket, checked and rebuilt; no extension is offered on. Raises HttpError."""
     headers = head.headers
@@ -484,10 +450,12 @@ def _upgrade_head(head: Head) -> bytes:
     ).encode("ascii")
 
 
-def _peer(tcp: trio.SocketStream) -> str:
-    address = ip_address(tcp.socket.getpeername()[0].partition("%")[0])
+def _peer(tcp: trio.SocketStream) -> tuple[str, int]:
+    """Its address and port."""
+    host, port, *_ = tcp.socket.getpeername()
+    address = ip_address(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return str(mapped or address)
+    return str(mapped or address), port
 
 
 def _bound(listener: trio.SocketListener) -> str:

@@ -48,10 +48,36 @@ def subscribed(host: str, port: int) -> socket.socket:
     return line
 
 
+class Frames:
+    """What came over one line: frames in, the text between their heads out, in pieces that cut no number."""
+
+    def __init__(self) -> None:
+        self._raw, self._text = bytearray(), b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The `at` of each event that is complete now."""
+        self._raw += data
+        pieces = [self._text]
+        while len(self._raw) >= 2:
+            size, head = self._raw[1], 2
+            if size >= 126:
+                head = 4 if size == 126 else 10
+                size = int.from_bytes(self._raw[2:head])
+            if len(self._raw) < head + size:
+                break
+            if self._raw[0] & 0x0F <= 1:  # not a ping
+                pieces.append(bytes(self._raw[head : head + size]))
+            del self._raw[: head + size]
+        text = b"".join(pieces)
+        found = list(AT.finditer(text))
+        self._text = text[found[-1].end() if found else 0 :][-64:]
+        return [match[1] for match in found]
+
+
 def main(host: str, port: int, clients: int, total: int) -> None:
     waiting = selectors.DefaultSelector()
     for _ in range(clients):
-        waiting.register(subscribed(host, port), selectors.EVENT_READ)
+        waiting.register(subscribed(host, port), selectors.EVENT_READ, Frames())
     print("ready", flush=True)
     seen, first, delays = 0, 0.0, list[float]()
     while seen < total:
@@ -62,9 +88,9 @@ def main(host: str, port: int, clients: int, total: int) -> None:
             now = time.time()
             assert data, "the server closed a connection"
             first = first or now
-            if found := AT.findall(data):
-                seen += len(found)
-                delays += (now - float(at) for at in found[:8])
+            found = key.data.feed(data)
+            seen += len(found)
+            delays += (now - float(at) for at in found[:8])
     print(json.dumps({"seconds": time.time() - first, "delays": sorted(delays)}), flush=True)
 
 
