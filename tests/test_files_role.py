@@ -372,6 +372,7 @@ async def test_without_a_bus_the_certificates_tell(tmp_path: Path, pki: Path) ->
             assert (await here.bus.ask("entitlement", {}))["registered"]
             (pki / "consumer/cert.pem").unlink()
             assert facts(await first(events)) == (5, "registration required", "certificates", -1)
+            assert not (await here.bus.ask("entitlement", {}))["registered"]
 
 
 @pytest.mark.parametrize(("enabled", "told"), [("auto", []), (True, [(-1, "unknown", "none", None)])])

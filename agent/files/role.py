@@ -310,6 +310,7 @@ async def run_entitlement(
         await nursery.start(entitlement.follower.run)
         for folder in CERTIFICATES:
             await entitlement.follower.watch(Watch(id=folder, path=str(pki / folder)))
+        await entitlement.is_registered()
         nursery.start_soon(entitlement.ask_when_touched)
         nursery.start_soon(entitlement.keep_asking)
         with bus.answer("entitlement", entitlement.answer):
@@ -335,7 +336,7 @@ class _Entitlement:
         self._learned = trio.Event()
         self._refreshed = -math.inf
         self._now: Status | None = None
-        self._since = 0.0
+        self._since, self._registered = 0.0, False
         self._history: list[_Was] = []
 
     async def recall(self) -> None:
@@ -355,11 +356,7 @@ class _Entitlement:
             with trio.move_on_after(2 * services.CALL_S):
                 await learned.wait()
         now = self._now or NOTHING
-        answer = {
-            **msgspec.to_builtins(now),
-            "since": self._since or None,
-            "registered": await self._is_registered(),
-        }
+        answer = {**msgspec.to_builtins(now), "since": self._since or None, "registered": self._registered}
         return answer | ({"history": msgspec.to_builtins(self._history)} if asked.history else {})
 
     async def keep_asking(self) -> NoReturn:
@@ -368,7 +365,7 @@ class _Entitlement:
         while True:
             began, why = trio.current_time(), ""
             try:
-                await services.converse(self._settings.bus or "SYSTEM", self._asking, self._learn, self._is_registered)
+                await services.converse(self._settings.bus or "SYSTEM", self._asking, self._learn, self.is_registered)
             except* services.BusAway as group:
                 why = str(unwrap(group)) or type(unwrap(group)).__name__
             if why != told:
@@ -389,17 +386,20 @@ class _Entitlement:
                 self._touched = trio.Event()
                 with trio.move_on_after(TOUCHED_S):
                     await self._touched.wait()
+            await self.is_registered()
             self._asking.wish()
 
     async def _touch(self, event: FileChanged | FileGap) -> None:
         self._touched.set()
 
-    async def _is_registered(self) -> bool:
-        return await (self._consumer / "cert.pem").is_file()
+    async def is_registered(self) -> bool:
+        """Look whether there is a consumer certificate; what `answer` says of it is what was found last."""
+        self._registered = await (self._consumer / "cert.pem").is_file()
+        return self._registered
 
     async def _learn(self, status: Status | None) -> None:
         if status is None:
-            status = from_certificates(await self._consumer.is_dir(), await self._is_registered())
+            status = from_certificates(await self._consumer.is_dir(), await self.is_registered())
         self._now, before = status, self._now
         learned, self._learned = self._learned, trio.Event()
         learned.set()
