@@ -43,3 +43,35 @@ def test_without_a_supervisor_nothing_is_sent_and_a_dead_one_is_logged(
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     notify.ready("to nobody")
     assert "supervisor not told message=READY=1" in caplog.text
+
+
+def test_the_rest_of_the_vocabulary(hear: Callable[[], str]) -> None:
+    notify.starting(90)
+    assert hear() == "EXTEND_TIMEOUT_USEC=90000000"
+    notify.alive()
+    assert hear() == "WATCHDOG=1"
+    notify.status("overdue: logs by 5 s")
+    assert hear() == "STATUS=overdue: logs by 5 s"
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "limit"),
+    [
+        ("30000000", None, 30.0),
+        ("30000000", str(os.getpid()), 30.0),
+        ("30000000", "1", None),
+        (None, None, None),
+        ("0", None, None),
+        ("soon", None, None),
+        ("-1", None, None),
+    ],
+)
+def test_the_watchdog_is_ours_where_it_names_us_or_nobody(
+    monkeypatch: pytest.MonkeyPatch, usec: str | None, pid: str | None, limit: float | None
+) -> None:
+    for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert notify.watchdog_s() == limit

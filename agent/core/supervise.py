@@ -8,6 +8,7 @@ Source: ARCHITECTURE.md, "The house"; protocols/packaging.md 4, "Heartbeat"; pro
 
 import logging
 import random
+import traceback
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Literal
@@ -72,6 +73,7 @@ class Supervisor:
         self.health: dict[str, Health] = {}
         self._publish, self._jitter = publish, jitter
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._tasks: dict[str, trio.lowlevel.Task] = {}
         self._ended: dict[str, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -100,16 +102,21 @@ class Supervisor:
         """The roles that hang, with the seconds since they should have been done."""
         return {name: late for name, health in self.health.items() if (late := health.overdue_s()) > 0}
 
+    def stacks(self, name: str) -> list[str]:
+        """The lines of the stacks that a role's tasks wait in; none where no such role runs."""
+        return _stacks_of(self._tasks[name]) if name in self._tasks else []
+
     async def _keep(self, role: Role, *, task_status: trio.TaskStatus[None]) -> None:
         self._ended[role.name] = ended = trio.Event()
         with trio.CancelScope() as scope:
             self._scopes[role.name] = scope
+            self._tasks[role.name] = trio.lowlevel.current_task()
             self.status[role.name] = RoleStatus("starting", trio.current_time())
             try:
                 await self._restart_for_ever(role, _Once(task_status))
                 self._become(role.name, "ended")
             finally:
-                del self._scopes[role.name], self.health[role.name]
+                del self._scopes[role.name], self._tasks[role.name], self.health[role.name]
                 ended.set()
         if scope.cancelled_caught:
             self._become(role.name, "stopped")
@@ -143,6 +150,15 @@ class Supervisor:
         status.state, status.since = state, trio.current_time()
         log.info("role=%s state=%s restarts=%d", name, state, status.restarts)
         self._publish(RoleChanged(name=name, state=state, restarts=status.restarts, error=status.error))
+
+
+def _stacks_of(task: trio.lowlevel.Task) -> list[str]:
+    """What a task waits in, outermost frame first, and then the tasks below it."""
+    lines = [f"  task {task.name}\n", *traceback.StackSummary.extract(task.iter_await_frames()).format()]
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            lines += _stacks_of(child)
+    return lines
 
 
 class _Once:

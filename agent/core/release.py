@@ -1,0 +1,182 @@
+"""Releases on the disk: which one this process is, which one starts next, and the trial of a new one.
+
+    PREFIX/releases/VERSION/    a release: the executable `agent`, and `lib/`
+    PREFIX/current              -> releases/VERSION, the one that starts; replaced by rename(2)
+    PREFIX/previous             -> releases/VERSION, the one before it that ran well
+    PREFIX/pending.json         the trial of `current`: gone when it is over
+
+A trial begins with the installer. The agent ends it well after 60 s with all roles healthy: as it cannot write below
+PREFIX, it writes the trial's id into `confirm`, a file in its state directory. Before each start `boot_check` looks
+there; a fourth start without it gets the previous release instead.
+
+Imports no trio: the parent of `agent run --respawn` and the boot check are small.
+
+Source: protocols/packaging.md 8.
+"""
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+
+log = logging.getLogger(__name__)
+
+STARTS = 3  # so many unconfirmed ones, then the previous release
+MAX_CONFIRM = 64  # bytes; an id is 32
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True):
+    """The trial of a release. `previous` is the version to go back to, `starts` how often it was started.
+
+    `confirm` is the path of the file into which the agent writes `id`.
+    """
+
+    id: str
+    version: str
+    previous: str | None
+    confirm: str
+    starts: int = 0
+
+
+def own_folder() -> Path | None:
+    """The release folder that this process was started from; None: from a checkout."""
+    return Path(sys.executable).resolve().parent if getattr(sys, "frozen", False) else None
+
+
+def is_single_file() -> bool:
+    """Was this the single file, which is unpacked for each start? Its `lib` is a link to what was unpacked."""
+    folder = own_folder()
+    return folder is not None and (folder / "lib").is_symlink()
+
+
+def own_prefix() -> Path | None:
+    """PREFIX, when this process is a release below it."""
+    folder = own_folder()
+    return folder.parent.parent if folder and folder.parent.name == "releases" else None
+
+
+def own_trial() -> Pending | None:
+    """The trial of the release that this process is."""
+    prefix = own_prefix()
+    pending = read_pending(prefix) if prefix else None
+    folder = own_folder()
+    return pending if pending and folder and pending.version == folder.name else None
+
+
+def pointed(link: Path) -> str | None:
+    """The version that `current` or `previous` points to; None when there is none."""
+    try:
+        return os.readlink(link).removeprefix("releases/")
+    except FileNotFoundError:
+        return None
+
+
+def point(link: Path, version: str) -> None:
+    """Let `current` or `previous` point to a version: at every moment it points to the old one or the new one."""
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(f"releases/{version}")
+    new.replace(link)
+    sync(link.parent)
+
+
+def read_pending(prefix: Path) -> Pending | None:
+    """The trial under way; None when there is none, or its file cannot be read, which is logged."""
+    try:
+        return msgspec.json.decode((prefix / "pending.json").read_bytes(), type=Pending)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as err:
+        log.error("pending.json is left alone file=%s error=%s", prefix / "pending.json", err)  # noqa: TRY400 - as said
+        return None
+
+
+def write_pending(prefix: Path, pending: Pending) -> None:
+    """On disk when it returns, whole or not at all."""
+    write(prefix / "pending.json", msgspec.json.encode(pending) + b"\n")
+
+
+def is_confirmed(pending: Pending) -> bool:
+    """Has the agent said that this trial went well?"""
+    try:
+        # The file is the agent's own, and this may be root: it may be a FIFO, or huge.
+        fd = os.open(pending.confirm, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, MAX_CONFIRM).decode("ascii", "replace").strip() == pending.id
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def boot_check(prefix: Path) -> str | None:
+    """What is to be done before each start; the version gone back to, None when `current` stays.
+
+    Raises OSError when PREFIX cannot be written while there is a trial.
+    """
+    pending = read_pending(prefix)
+    if pending is None or pending.version != pointed(prefix / "current"):
+        return None
+    if is_confirmed(pending):
+        settle(prefix, pending)
+        return None
+    if pending.starts < STARTS:
+        write_pending(prefix, msgspec.structs.replace(pending, starts=pending.starts + 1))
+        return None
+    if pending.previous is None or not (prefix / "releases" / pending.previous / "agent").exists():
+        log.warning("unconfirmed after %d starts, and no release to go back to version=%s", STARTS, pending.version)
+        return None
+    log.error("unconfirmed after %d starts version=%s back_to=%s", STARTS, pending.version, pending.previous)
+    point(prefix / "current", pending.previous)
+    (prefix / "pending.json").unlink()
+    sync(prefix)
+    return pending.previous
+
+
+def settle(prefix: Path, pending: Pending) -> None:
+    """The trial went well: what it replaced is `previous` from now on."""
+    if pending.previous is not None:
+        point(prefix / "previous", pending.previous)
+    (prefix / "pending.json").unlink(missing_ok=True)
+    sync(prefix)
+    log.info("confirmed version=%s", pending.version)
+    prune(prefix)
+
+
+def prune(prefix: Path) -> list[str]:
+    """Keep the releases that are pointed to or on trial; the versions that went, and what a kill has left."""
+    pending = read_pending(prefix)
+    named = {pointed(prefix / "current"), pointed(prefix / "previous")}
+    keep = named | ({pending.version, pending.previous} if pending else set())
+    gone = [path for path in (prefix / "releases").iterdir() if path.is_dir() and path.name not in keep]
+    for path in gone:
+        shutil.rmtree(path)
+    return [path.name for path in gone]
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """A file, whole or not at all, on disk when it returns."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with open(fd, "wb") as file:
+        os.fchmod(fd, mode)  # whatever the umask is
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+    new.replace(path)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """The names in a folder are on disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
