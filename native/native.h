@@ -60,6 +60,9 @@ void regex_free(struct regex *regex);
 /* 1 when matches run as machine code, 0 when interpreted. */
 int regex_jit(const struct regex *regex);
 
+/* Which PCRE2 it is, to text[0..64): "10.42 2022-12-11". */
+void regex_version(char *text);
+
 /* How many named groups there are; the name of one of them, by the order of their numbers. The regex owns the name. */
 size_t regex_groups(const struct regex *regex);
 const char *regex_group(const struct regex *regex, size_t index);

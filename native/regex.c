@@ -96,6 +96,8 @@ void regex_free(struct regex *regex)
 
 int regex_jit(const struct regex *regex) { return regex->jit; }
 
+void regex_version(char *text) { pcre2_config(PCRE2_CONFIG_VERSION, text); }
+
 size_t regex_groups(const struct regex *regex) { return regex->named; }
 
 const char *regex_group(const struct regex *regex, size_t index) { return regex->names[index]; }

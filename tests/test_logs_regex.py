@@ -1,14 +1,19 @@
 """Regexes: PCRE2 on one line, with limits and without JIT."""
 
+import re
 import subprocess
 import sys
 import time
 
 import pytest
 
-from agent.logs.regex import Matcher, Regex, RegexError
+from agent.logs.regex import Matcher, Regex, RegexError, version
 
 HOSTILE = b"a" * 5000 + b"!"
+
+
+def test_it_tells_which_pcre2_it_is() -> None:
+    assert re.fullmatch(r"10\.\d+", version())
 
 
 def test_named_captures_come_by_name_and_those_that_took_no_part_are_none() -> None:

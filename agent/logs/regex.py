@@ -61,6 +61,13 @@ class Matcher:
         }
 
 
+def version() -> str:
+    """Which PCRE2 it is, as "10.42"."""
+    text = ffi.new("char[64]")
+    lib.regex_version(text)
+    return ffi.string(text).decode().split()[0]
+
+
 def _near(text: bytes, at: int) -> str:
     """The place in a pattern, for people."""
     if at >= len(text):
