@@ -18,6 +18,7 @@ from agent.core.bus import Bus
 from agent.core.events import LogContext, LogGap, LogSource, LogSuppressed
 from agent.core.metrics import Metrics
 from agent.core.store import Store
+from agent.logs.behind import Behind
 from agent.logs.context import Following, Place, look_back, record_before
 from agent.logs.follow import DIRECT, Followed
 from agent.logs.limits import Pauses, Rates
@@ -48,32 +49,6 @@ class Rules:
         self.scanner = Scanner([rule.regex for rule in rules.rules], [rule.clauses for rule in rules.rules])
 
 
-class _Open:
-    """A match whose context is not complete: what comes behind it is still to come."""
-
-    def __init__(self, id: str, rule: int, following: Following, record: list[bytes], place: Place) -> None:
-        self.id, self.rule, self.following, self.record = id, rule, following, record
-        self.generation, self.next = place
-        self._skips = True  # the matched line itself
-
-    def feed(self, data: bytes, generation: int, offset: int) -> None:
-        """The bytes from an offset on, up to the end of a line or window."""
-        if generation > self.generation:
-            self.generation, self.next, self._skips = generation, 0, False
-        if generation < self.generation:
-            return
-        at = max(0, self.next - offset)
-        while at < len(data) and not self.following.is_complete:
-            end = data.find(b"\n", at)
-            if end < 0:
-                at = len(data)
-                break
-            if not self._skips:
-                self.following.feed(data[at:end].removesuffix(b"\r"))
-            self._skips, at = False, end + 1
-        self.next = max(self.next, offset + at)
-
-
 class Source:
     """Matches the lines of one file, and tells what there is to tell. `followed` is set before the first block.
 
@@ -101,7 +76,7 @@ class Source:
         self.limit_errors: Counter[str] = Counter()
         self._next = rules
         self._matcher = Matcher()
-        self._open: list[_Open] = []
+        self._open: list[Behind] = []
         self._kept: Done | None = None
         self._keep_at = -math.inf
         self._has_told = False
@@ -249,18 +224,12 @@ class Source:
                 record = [*await trio.to_thread.run_sync(self.followed.search, back), text]
             id = identify(act.origin, *place, rule.spec.id)
             following = Following(rule, self._matcher, trio.current_time())
-            self._open.append(_Open(id, match.rule, following, record, place))
+            self._open.append(Behind(id, match.rule, following, record, place))
 
     def _is_in_record(self, match: Match, data: bytes, generation: int, offset: int) -> bool:
         """Does the line belong to the record of a match that was told?"""
-        for open in self._open:
-            if open.rule == match.rule and open.following.rule.spec.multiline:
-                open.feed(data[: match.line_at], generation, offset)
-                known = len(open.following.record)
-                open.feed(data[: data.find(b"\n", match.line_at) + 1], generation, offset)
-                if len(open.following.record) > known:
-                    return True
-        return False
+        having = [open for open in self._open if open.rule == match.rule]
+        return any(open.takes(data, generation, offset, match.line_at) for open in having)
 
     def _gave_up(self, rule: int, generation: int) -> None:
         spec = self._rules.rules[rule].spec
@@ -270,7 +239,7 @@ class Source:
             detail = f"rule {spec.id} gives up too often and is left out for a minute"
             self._bus.publish(LogSource(path=self.path, what="limit", generation=generation, detail=detail))
 
-    def _end_open(self, over: Sequence[_Open]) -> None:
+    def _end_open(self, over: Sequence[Behind]) -> None:
         for open in over:
             run, test = self._active()
             self._bus.publish(
