@@ -18,6 +18,8 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -43,7 +45,7 @@ from agent.core.token import own_token, read_token
 from agent.mimir.settings import MimirSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.seneschal.settings import SeneschalSettings
-from agent.settings import LogSettings, Settings, find, state_dir
+from agent.settings import Given, LogSettings, Settings, find, load_settings, report_profile, state_dir
 from agent.suites.requirements import labels_of
 from agent.suites.settings import SuitesSettings
 
@@ -109,10 +111,10 @@ def log_to(settings: LogSettings) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-async def serve(load: Callable[[], Effective[Settings]]) -> int:
-    """The service from start to end, led by signals; the exit code."""
+async def serve(effective: Effective[Settings], given: Given) -> int:
+    """The service from start to end, led by signals; the exit code. The settings are those of the options `given`."""
     gc.disable()  # nothing made during the start is garbage
-    service = Service(load)
+    service = Service(effective, partial(load_settings, given), given)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(service.run)
@@ -140,6 +142,13 @@ async def serve(load: Callable[[], Effective[Settings]]) -> int:
     return 0
 
 
+def _warn(effective: Effective[Settings]) -> None:
+    for warning in effective.warnings:
+        log.warning("settings: %s", warning)
+    if effective.profile:
+        log.info("hardware profile=%s", effective.profile)
+
+
 async def _become_ready(service: "Service") -> None:
     within_s = service.effective.settings.clock.wait_sync_s
     if within_s and not await clock.wait_synchronised(within_s):
@@ -157,12 +166,15 @@ async def _reload(service: "Service") -> None:
 
 
 class Service:
-    """The agent as it runs: its bus, its store, its roles. `load` reads the settings, again at each reload."""
+    """The agent as it runs: its bus, its store, its roles. `load` reads the settings again, at a reload.
 
-    def __init__(self, load: Callable[[], Effective[Settings]]) -> None:
-        self.effective = load()
+    `given` are the options from which both were made.
+    """
+
+    def __init__(self, effective: Effective[Settings], load: Callable[[], Effective[Settings]], given: Given) -> None:
+        self.effective, self._load, self._given = effective, load, given
+        _warn(effective)
         self.metrics = Metrics()
-        self._load = load
         settings = self.effective.settings
         self.store: Store = open_store(
             state_dir(settings),
@@ -187,7 +199,13 @@ class Service:
                     inner.start_soon(self._tell_full_disk)
                     await inner.start(self._keep_board)
                     roles = self._roles()
-                    with self.bus.answer("reload", self._reload), self.bus.answer("config", self._config):
+                    with ExitStack() as answering:
+                        for action, handler in {
+                            "reload": self._reload,
+                            "config": self._config,
+                            "profile": self._profile,
+                        }.items():
+                            answering.enter_context(self.bus.answer(action, handler))
                         await inner.start(self.supervisor.run, list(roles.values()))
                         self.up.set()
                         self.bus.publish(
@@ -254,12 +272,22 @@ class Service:
         """{} -> each key's value and origin, secrets as "***"."""
         return dict(self.effective.as_dict())
 
+    async def _profile(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> what the machine is, and which hardware profile fits it now."""
+        try:
+            report = await trio.to_thread.run_sync(report_profile, self._given)
+        except config.ConfigErrors as errors:
+            raise ActionError("bad_payload", str(errors)) from errors
+        answer: dict[str, Any] = msgspec.to_builtins(report)
+        return answer
+
     async def _reload(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Read the settings again; roles whose table changed are restarted. Raises ActionError: nothing has changed."""
         try:
             new = self._load()
-        except (config.ConfigErrors, ConfigError) as errors:
+        except config.ConfigErrors as errors:
             raise ActionError("bad_payload", str(errors)) from errors
+        _warn(new)
         changed = config.diff(self.effective, new)
         needs_restart = [key for key in changed if key.split(".")[0] in NEEDS_RESTART]
         before, self.effective = self._roles(), new
@@ -432,7 +460,7 @@ class Service:
             "hostname": socket.gethostname(),
             "arch": platform.machine(),
             "os": _os_name(),
-            "profile": settings.profile,
+            "profile": self.effective.profile or "none",
             "labels": labels_of(settings.labels),
             "version": agent.__version__,
             "server": self.control_url,

@@ -1,4 +1,4 @@
-"""The command line: `agent run`, `agent demo`, `agent lab`, `agent ctl`, `agent logs`, `agent config`, `agent schema`.
+"""The command line: run, demo, lab, ctl, logs, config, profile, schema.
 
 Standard output is for results, standard error for logs. Exit codes: 0 done, 1 the work itself failed, 2 usage or
 configuration, 3 a peer could not be reached in time.
@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--origin", action="store_true", help="where each value comes from")
     show.add_argument("--json", action="store_true")
     _settings_of(show)
+    profile = add("profile", "what this machine is, which hardware profile fits, and why", _profile)
+    profile.add_argument("--json", action="store_true")
+    _settings_of(profile)
     check = add("check", "validate files: every error with file, line and key", _config_check, settings)
     check.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return parser
@@ -114,23 +117,24 @@ def _settings_of(command: argparse.ArgumentParser) -> None:
 def _load(given: argparse.Namespace) -> Any:
     from agent.settings import load_settings
 
-    return load_settings(given.config, profile=getattr(given, "profile", None))
+    return load_settings(_given(given))
+
+
+def _given(given: argparse.Namespace) -> Any:
+    from agent.settings import Given
+
+    return Given(tuple(given.config), getattr(given, "profile", None))
 
 
 def _run(given: argparse.Namespace) -> int:
-    from functools import partial
-
-    from agent.settings import load_settings
-
-    load = partial(load_settings, given.config, profile=given.profile)
-    log = load().settings.log  # before trio and the roles are imported: broken settings are told at once
+    effective = _load(given)  # before trio and the roles are imported: broken settings are told at once
 
     import trio
 
     from agent import app
 
-    app.log_to(log)
-    return trio.run(app.serve, load)
+    app.log_to(effective.settings.log)
+    return trio.run(app.serve, effective, _given(given))
 
 
 def _demo(given: argparse.Namespace) -> int:
@@ -215,6 +219,19 @@ def _config_show(given: argparse.Namespace) -> int:
         print("\n".join(effective.show(origin=given.origin)))
     for warning in effective.warnings:
         print(warning, file=sys.stderr)
+    return DONE
+
+
+def _profile(given: argparse.Namespace) -> int:
+    import msgspec
+
+    from agent.settings import report_profile
+
+    report = report_profile(_given(given))
+    if given.json:
+        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+    else:
+        print("\n".join(report.show()))
     return DONE
 
 

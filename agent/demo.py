@@ -33,7 +33,7 @@ from agent.core.events import (
     TestStarted,
 )
 from agent.lab.server import Lab, serve_lab
-from agent.settings import Settings
+from agent.settings import Given, Settings
 from agent.suites.prepare import tree_of
 
 SAMPLES = Path(__file__).parent / "lab" / "samples"
@@ -59,7 +59,8 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
     folder = await trio.to_thread.run_sync(_folder, keep)
     async with trio.open_nursery() as nursery:
         lab: Lab = await nursery.start(serve_lab, "127.0.0.1:0", folder / "lab")
-        service = Service(lambda: _settings(lab, folder, project))
+        settings = _settings(lab, folder, project)
+        service = Service(settings, lambda: settings, Given())
         say.line(f"lab     {lab.url}")
         watch = Watch(say)
         with service.bus.subscribe(

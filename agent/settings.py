@@ -14,9 +14,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from agent.control.settings import ControlSettings
-from agent.core import config
-from agent.core.config import Effective, Size
+from agent.core import config, facts
+from agent.core.config import ConfigErrors, Effective, Overlay, Size
 from agent.core.errors import ConfigError
+from agent.core.profile import FOLDERS, Choice, ProfileMissing, Profiles, Report, forbidden
 from agent.files.settings import EntitlementSettings, FilesSettings
 from agent.lab.settings import LabSettings
 from agent.logs.settings import LogsSettings
@@ -87,6 +88,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.ident or socket.gethostname()
 
 
+# What no hardware profile may set (packaging.md 5): peers, tokens, roots, users, and who this machine is.
+FORBIDDEN = (
+    *("ident", "profile", "tls", "seneschal", "mimir", "polarize", "cibus", "eman", "gator", "lab"),
+    *(f"control.{name}" for name in ("listen", "tokens", "insecure_loopback", "origins", "tls")),
+    *("entitlement.bus", "*.roots", "*.content_allow", "*_file", "*.url", "*.user", "*.users", "*.token*"),
+)
+
+
 def state_dir(settings: Settings) -> Path:
     """Where the state is: `state.dir`, else by user (protocols/settings.md)."""
     if settings.state.dir:
@@ -104,13 +113,57 @@ def find(name: str, folder: Path) -> Path:
     return found[0] if found else places[-1] / name
 
 
-def load_settings(files: Sequence[Path] = (), *, profile: str | None = None) -> Effective[Settings]:
-    """The effective settings: `files` (the `--config` options) or /etc/agent, environment, flags.
+class Given(msgspec.Struct, frozen=True):
+    """The options of a command: each `--config`, in place of /etc/agent, and `--profile`."""
 
-    Raises ConfigErrors.
+    config: tuple[Path, ...] = ()
+    profile: str | None = None
+
+
+def load_settings(given: Given) -> Effective[Settings]:
+    """The effective settings: hardware profile, files, environment, flags. Raises ConfigErrors.
+
+    A profile never makes settings unusable that are good without it.
     """
-    effective = config.load(Settings, config.default_files(files), env=os.environ, flags={"profile": profile})
-    if effective.settings.profile != "auto":
-        what = f"no hardware profile is called {effective.settings.profile!r}"
-        raise ConfigError(effective.origins["profile"].text, 0, "profile", what, remedy='Use "auto".')
-    return effective
+    return _survey(given, facts.detect())[0]
+
+
+def report_profile(given: Given) -> Report:
+    """Which hardware profile fits and why, and what it decides. Raises ConfigErrors."""
+    machine = facts.detect()
+    effective, choice = _survey(given, machine, all_of_them=True)
+    return Report(
+        profile=effective.profile or None,
+        forced=choice.forced,
+        facts={name: list(fact) if isinstance(fact, tuple) else fact for name, fact in machine.items()},
+        fits=choice.fits,
+        refused=choice.refused,
+        warnings=choice.warnings,
+        settings={key: value for key, value in effective.shown.items() if effective.origins[key].is_profile},
+    )
+
+
+def _survey(given: Given, machine: facts.Facts, *, all_of_them: bool = False) -> tuple[Effective[Settings], Choice]:
+    paths, flags = config.default_files(given.config), {"profile": given.profile}
+    alone = config.load(Settings, paths, env=os.environ, flags=flags)
+    profiles = Profiles(FOLDERS, _check)
+    if all_of_them:
+        profiles.check_all()
+    asked = alone.settings.profile
+    try:
+        choice = profiles.choose(machine, None if asked == "auto" else asked)
+    except ProfileMissing as err:
+        missing = ConfigError(alone.origins["profile"].text, 0, "profile", err.what, remedy=err.remedy)
+        raise ConfigErrors([*err.errors, missing]) from None
+    warnings = [*choice.warnings, *(line for refused in choice.refused for line in refused.errors)]
+    try:
+        effective = config.load(Settings, paths, env=os.environ, flags=flags, profile=choice.overlays)
+    except ConfigErrors as err:
+        warnings.append(f"hardware profile {choice.name} does not go with the settings and is not used: {err}")
+        effective = alone
+    effective.warnings.extend(warnings)
+    return effective, msgspec.structs.replace(choice, warnings=tuple(warnings))
+
+
+def _check(overlays: Sequence[Overlay]) -> list[ConfigError]:
+    return [*config.check(Settings, overlays), *forbidden(overlays, FORBIDDEN)]

@@ -12,7 +12,7 @@ import pytest
 
 from agent.app import ROLE_TABLES
 from agent.core.config import ConfigErrors
-from agent.settings import Settings, load_settings, state_dir
+from agent.settings import Given, Settings, load_settings, state_dir
 
 SETTINGS = """\
 ident = "lab-07"
@@ -90,13 +90,13 @@ def test_the_state_directory_is_the_users_own_unless_set(monkeypatch: pytest.Mon
 def test_the_ident_is_the_host_name_unless_set(tmp_path: Path) -> None:
     assert Settings().name == socket.gethostname()
     (tmp_path / "agent.toml").write_text('ident = "lab-07"\n')
-    assert load_settings([tmp_path / "agent.toml"]).settings.name == "lab-07"
+    assert load_settings(Given((tmp_path / "agent.toml",))).settings.name == "lab-07"
 
 
 def test_a_watch_is_of_one_thing(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     path.write_text('[[logs.watch]]\nname = "kernel"\nkmsg = true\n')
-    assert load_settings([path]).settings.logs.watch[0].kmsg
+    assert load_settings(Given((path,))).settings.logs.watch[0].kmsg
     path.write_text('[[logs.watch]]\nname = "kernel"\nkmsg = true\njournal = true\n')
     with pytest.raises(ConfigErrors, match=r"kernel has to watch one thing. Set one of path, glob, journal, kmsg"):
-        load_settings([path])
+        load_settings(Given((path,)))

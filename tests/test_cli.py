@@ -90,5 +90,27 @@ def test_output_to_a_closed_pipe_is_no_traceback() -> None:
 
 
 def test_a_hardware_profile_that_is_not_there_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "show", "--profile", "raspberry-pi-4"]) == 2
-    assert "no hardware profile is called 'raspberry-pi-4'" in capsys.readouterr().err
+    assert main(["config", "show", "--profile", "raspberry-pi-9"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(
+        "--profile: profile: no hardware profile is called 'raspberry-pi-9'. Use \"auto\", beaglebone,"
+    )
+
+
+def test_a_hardware_profile_that_is_asked_for_is_shown_with_what_it_decides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "agent.toml").write_text('profile = "beaglebone"\n[suites]\nslots = 2\n')
+    assert main(["profile", "--json", "--config", str(tmp_path / "agent.toml")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["profile"], report["forced"], report["refused"]) == ("beaglebone", True, [])
+    assert report["facts"]["kernel"] == os.uname().release
+    assert report["settings"]["state.journal_max"] == 32 * 2**20
+    assert "suites.slots" not in report["settings"]
+    assert main(["profile", "--config", str(tmp_path / "agent.toml")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "profile  beaglebone, as asked for" in lines
+    assert "  state.journal_max = 33554432" in lines
+    assert main(["config", "show", "--origin", "--config", str(tmp_path / "agent.toml")]) == 0
+    (slots,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("suites.slots")]
+    assert slots.endswith(f"{tmp_path}/agent.toml:3, over hw-profile beaglebone (1)")

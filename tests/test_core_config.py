@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from agent.core import config
-from agent.core.config import MIB, ConfigErrors, Effective, Size
+from agent.core import config, toml
+from agent.core.config import MIB, ConfigErrors, Effective, Overlay, Size
 
 
 class Clock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,7 +125,7 @@ def settings(
     files = [tmp_path / f"{i}.toml" for i in range(len(texts))]
     for file, text in zip(files, texts, strict=True):
         file.write_text(text)
-    overlay = ("generic", profile) if profile else None
+    overlay = [Overlay("generic", profile, tmp_path / "generic.toml", toml.parse(""), ())] if profile else []
     return config.load(Settings, files, env=env or {}, flags=flags or {}, profile=overlay)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agent.core import toml
 from agent.logs import rules
 from agent.logs.messages import Context, Multiline, Rate
+from agent.logs.regex import Matcher
 from agent.logs.rules import RuleErrors, RuleSet
 
 SHEET = r"""
@@ -167,3 +168,55 @@ def test_files_are_read_by_the_reader_of_all_toml(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text(rule())
     assert len(rules.from_documents([(str(path), toml.read(path))]).rules) == 1
+
+
+def test_a_set_of_the_bundle_is_found_by_name_unless_the_settings_have_one(tmp_path: Path) -> None:
+    own = tmp_path / "kernel.toml"
+    assert rules.find_set("kernel", [own]) == [own]
+    assert rules.find_set("kernel", [tmp_path / "others.toml"]) == [rules.BUNDLED / "kernel.toml"]
+    assert rules.find_set("../kernel", []) == rules.find_set("no-such", []) == []
+
+
+# A line as the kernel writes it, and the rule of the bundle that tells of it.
+KERNEL = [
+    ("kernel-panic", "Kernel panic - not syncing: Fatal exception in interrupt"),
+    ("kernel-oops", "BUG: unable to handle page fault for address: ffffb0e2c0a00000"),
+    ("kernel-oops", "Unable to handle kernel NULL pointer dereference at virtual address 0000000000000008"),
+    ("kernel-bug", "kernel BUG at mm/slub.c:379!"),
+    ("kernel-mce", "mce: [Hardware Error]: CPU 3: Machine Check: 0 Bank 8: cc00008000010090"),
+    ("kernel-aer", "pcieport 0000:00:1c.0: AER: Corrected error received: 0000:01:00.0"),
+    ("kernel-hung-task", "INFO: task kworker/u8:2:1043 blocked for more than 120 seconds."),
+    ("kernel-lockup", "watchdog: BUG: soft lockup - CPU#1 stuck for 22s! [stress:2411]"),
+    ("kernel-lockup", "rcu: INFO: rcu_sched self-detected stall on CPU"),
+    ("kernel-oom", "Out of memory: Killed process 2411 (java) total-vm:9321212kB, anon-rss:7820012kB"),
+    ("kernel-cgroup-oom", "Memory cgroup out of memory: Killed process 99 (node) total-vm:1212kB"),
+    ("kernel-io-error", "blk_update_request: I/O error, dev sda, sector 2048 op 0x0:(READ) flags 0x0"),
+    ("kernel-io-error", "Buffer I/O error on dev sdb1, logical block 0, async page read"),
+    ("kernel-fs-error", "EXT4-fs error (device sda1): ext4_find_entry:1446: inode #2: comm ls: reading directory"),
+    ("clocksource-unstable", "clocksource: timekeeping watchdog on CPU1: Marking clocksource 'tsc' as unstable"),
+    ("clocksource-jump", "hrtimer: interrupt took 2112341 ns"),
+    ("mmc-removed", "mmc0: card 59b4 removed"),
+    ("pi-thermal", "thermal thermal_zone0: critical temperature reached, shutting down"),
+    ("tegra-throttled", "soctherm: OC ALARM 0x00000001"),
+    ("mmc-error", "mmcblk0: error -110 sending status command, retrying"),
+    ("mmc-error", "mmc0: Timeout waiting for hardware interrupt."),
+    ("pi-under-voltage", "hwmon hwmon1: Undervoltage detected!"),
+    ("pi-under-voltage", "Under-voltage detected! (0x00050005)"),
+    ("pi-voltage-normal", "hwmon hwmon1: Voltage normalised"),
+    ("edac-corrected", "EDAC MC0: 1 CE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0 (channel:1 slot:0)"),
+    ("edac-uncorrected", "EDAC MC1: 1 UE memory scrubbing error on CPU_SrcID#1_MC#0_Chan#0_DIMM#0"),
+    ("megaraid-event", "megaraid_sas 0000:03:00.0: 6528 (579892934s/0x0002/FATAL) - Unrecoverable medium error"),
+    ("megaraid-reset", "megaraid_sas 0000:18:00.0: resetting fusion adapter scsi0."),
+    ("tegra-mc", "tegra-mc 2c00000.memory-controller: gpusrd: secure read @0x00: EMEM address decode error"),
+    ("tegra-nvgpu", "nvgpu: 17000000.gv11b gv11b_fb_mmu_fault_info_dump:260 [ERR] [MMU FAULT] mmu_fault engine"),
+]
+
+
+@pytest.mark.parametrize(("id", "line"), KERNEL)
+def test_the_bundled_rules_tell_of_what_the_kernel_writes(id: str, line: str) -> None:
+    bundled = rules.read_files(sorted(rules.BUNDLED.glob("*.toml")))
+    matcher = Matcher()
+    logged = f"Nov 22 04:10:01 lab-07 kernel: [ 1043.120034] {line}".encode()
+    assert [rule.spec.id for rule in bundled.rules if matcher.match(rule.regex, logged) is not None] == [id]
+    assert not bundled.slow
+    assert {rule.spec.id for rule in bundled.rules} == {id for id, _ in KERNEL}

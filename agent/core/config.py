@@ -42,6 +42,7 @@ _ENV = "AGENT_"
 _NO_SETTINGS = {"AGENT_SIMD"}  # read by the native engine (protocols/logs.md)
 _NO_FLAGS: Mapping[str, Any] = MappingProxyType({})
 _NOTHING: Any = object()
+_TYPES: dict[Any, inspect.Type] = {}
 T = TypeVar("T")
 
 
@@ -54,6 +55,16 @@ class ConfigErrors(AgentError):
         self.args = ("\n".join(map(str, errors)),)
 
 
+class Overlay(msgspec.Struct, frozen=True):
+    """Settings of a hardware profile, and where they stand: at `at` in a document."""
+
+    profile: str
+    data: Mapping[str, Any]
+    path: Path
+    document: toml.Document
+    at: toml.At
+
+
 class Origin(msgspec.Struct, frozen=True):
     """Where a value comes from: "default", "hw-profile NAME", "FILE:LINE", "AGENT_TABLE__KEY" or "--flag".
 
@@ -63,13 +74,19 @@ class Origin(msgspec.Struct, frozen=True):
     text: str
     over: tuple[tuple[str, object], ...] = ()
 
+    @property
+    def is_profile(self) -> bool:
+        """Does a hardware profile decide it?"""
+        return self.text.startswith("hw-profile ")
+
 
 @dataclasses.dataclass(frozen=True)
 class Effective(Generic[T]):
     """What holds after all layers.
 
     All three mappings have the same dotted keys (`suites.slots`, `labels.gpu`, `logs.watch[kernel].path`). `values` are
-    plain data; `shown` is the same for people and peers, secrets as "***".
+    plain data; `shown` is the same for people and peers, secrets as "***". `profile` is the hardware profile that was
+    laid below, "" if none.
     """
 
     settings: T
@@ -77,6 +94,7 @@ class Effective(Generic[T]):
     shown: Mapping[str, object]
     origins: Mapping[str, Origin]
     warnings: list[str]
+    profile: str = ""
 
     def show(self, *, origin: bool = True) -> list[str]:
         """A line a key, as TOML writes it; with `origin`, where the value comes from and what it replaced."""
@@ -117,17 +135,17 @@ def load(
     *,
     env: Mapping[str, str],
     flags: Mapping[str, Any] = _NO_FLAGS,
-    profile: tuple[str, Mapping[str, Any]] | None = None,
+    profile: Sequence[Overlay] = (),
 ) -> Effective[T]:
     """Merge all layers over the defaults of `schema`, and check every one of them, also where a higher one wins.
 
     `env` is the process's environment; AGENT_* names that are no setting become warnings. `flags` maps dotted keys to
-    values (None: not given). `profile` is a hardware profile's name and settings. Raises ConfigErrors.
+    values (None: not given). `profile` is what a hardware profile says, its parents' share first. Raises ConfigErrors.
     """
-    root = inspect.type_info(schema)
+    root = _type(schema)
     tree = _Tree(root)
-    if profile:
-        tree.lay(Source(f"hw-profile {profile[0]}"), profile[1])
+    for overlay in profile:
+        tree.lay(Source(f"hw-profile {overlay.profile}"), overlay.data)
     for path in files:
         tree.lay_file(path)
     for name in sorted(name for name in env if name.startswith(_ENV) and name not in _NO_SETTINGS):
@@ -138,13 +156,31 @@ def load(
     settings = tree.build(root, tree.root, _NOTHING, ())
     if errors := tree.errors():
         raise ConfigErrors(errors)
-    return Effective(settings, tree.values, tree.shown, tree.origins, tree.warnings)
+    name = profile[-1].profile if profile else ""
+    return Effective(settings, tree.values, tree.shown, tree.origins, tree.warnings, name)
+
+
+def check(schema: type[T], overlays: Sequence[Overlay]) -> list[ConfigError]:
+    """All that is wrong with the settings of a hardware profile, each at its line."""
+    root = _type(schema)
+    tree = _Tree(root)
+    for overlay in overlays:
+        tree.lay(Source(str(overlay.path), overlay.document), overlay.data, overlay.at)
+    tree.build(root, tree.root, _NOTHING, ())
+    return tree.errors()
 
 
 def diff(old: Effective[T], new: Effective[T]) -> list[str]:
     """The dotted keys whose value changed, came or went."""
     changed = [key for key, value in new.values.items() if old.values.get(key, _NOTHING) != value]
     return changed + [key for key in old.values if key not in new.values]
+
+
+def _type(schema: type[T]) -> inspect.Type:
+    """What msgspec knows of it; asked for once, since that takes milliseconds."""
+    if schema not in _TYPES:
+        _TYPES[schema] = inspect.type_info(schema)
+    return _TYPES[schema]
 
 
 def _is_there(path: Path) -> bool:
@@ -191,9 +227,9 @@ class _Tree:
     def errors(self) -> list[ConfigError]:
         return [err for layer in self.layers for err in sorted(layer.errors, key=lambda err: err.line)]
 
-    def lay(self, layer: Source, data: Mapping[str, Any]) -> None:
+    def lay(self, layer: Source, data: Mapping[str, Any], at: toml.At = ()) -> None:
         self.layers.append(layer)
-        self._merge(self.schema, dict(data), self.root, Place(layer))
+        self._merge(self.schema, dict(data), self.root, Place(layer, at))
 
     def lay_file(self, path: Path) -> None:
         try:

@@ -45,7 +45,7 @@ from agent.logs import streams
 from agent.logs.follow import COMPRESSED, Followed, Follower
 from agent.logs.messages import Logs, RuleCounts, SourceState, UnwatchLog, Watching, WatchLog
 from agent.logs.records import Records
-from agent.logs.rules import RuleErrors, RuleSet, from_tables, read_files
+from agent.logs.rules import RuleErrors, RuleSet, find_set, from_tables, read_files
 from agent.logs.settings import LogsSettings
 from agent.logs.source import Done, Rules, Source
 from agent.logs.tail import Tail
@@ -173,7 +173,7 @@ class _Logs:
             if not watch.is_remote and ("/" in name or name.endswith(".toml")):
                 paths += [Path(path) for path in sorted(glob.glob(os.path.join(watch.base, name)))] or [Path(name)]
                 continue
-            sets = [path for path in self._files() if path.stem == name]
+            sets = find_set(name, self._files())
             if not sets:
                 raise ActionError("not_found", f"no rule set is called {name!r}", remedy="Name a file of logs.rules.")
             paths += sets

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from msgspec import inspect
 
+import agent
 from agent.core import toml, typed
 from agent.core.errors import AgentError, ConfigError
 from agent.core.toml import Document
@@ -20,6 +21,7 @@ from agent.logs.literals import Clause, clauses
 from agent.logs.messages import Rule
 from agent.logs.regex import Regex, RegexError
 
+BUNDLED = Path(agent.__file__).parent.parent / "hw-profiles/rules"  # the rule sets that hardware profiles name
 MAX_RULES = 10_000
 VERSION = 1
 
@@ -69,6 +71,12 @@ class RuleSet:
         return bytearray(
             not rule.applies_to(path) or (bool(names) and rule.spec.id not in names) for rule in self.rules
         )
+
+
+def find_set(name: str, files: Sequence[Path]) -> list[Path]:
+    """The files of a rule set: those of `files` that are called so, else the bundle's; empty when there is none."""
+    own = [path for path in files if path.stem == name]
+    return own or [path for path in BUNDLED.glob("*.toml") if path.stem == name]
 
 
 def from_documents(documents: Sequence[tuple[str, Document]]) -> RuleSet:

@@ -20,7 +20,7 @@ from agent.app import Service
 from agent.core import config
 from agent.core.channel import Channel
 from agent.core.events import SuiteFinished, TestFinished
-from agent.settings import Settings
+from agent.settings import Given, Settings
 from tests.faults.station import HERE, Station, bench, peak_mib
 
 pytestmark = pytest.mark.bench
@@ -86,7 +86,8 @@ async def test_from_the_runner_to_the_bus_and_to_mimir(
             "ident": "lab-07", "state.dir": str(tmp_path / "state"), "suites.roots": [str(tmp_path)],
             "control.listen": ["127.0.0.1:0"], "mimir.url": f"ws://{address}/mimir", "mimir.token_file": token,
         }  # fmt: skip
-        service = Service(lambda: config.load(Settings, [], env={}, flags=flags))
+        settings = config.load(Settings, [], env={}, flags=flags)
+        service = Service(settings, lambda: settings, Given())
         with service.bus.subscribe(TestFinished, SuiteFinished) as events:
             await nursery.start(service.run)
             gc.freeze()  # as app.serve does

@@ -1,0 +1,111 @@
+"""The hardware profile below the settings: which is taken, what it may not break, and what is told of it."""
+
+from pathlib import Path
+
+import pytest
+
+from agent import settings
+from agent.core import facts
+from agent.core.config import ConfigErrors
+from agent.settings import Given, load_settings, report_profile
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of profiles, of a machine with arch "x"."""
+    folder = tmp_path / "hw-profiles"
+    folder.mkdir()
+    monkeypatch.setattr(settings, "FOLDERS", (folder,))
+    monkeypatch.setattr(facts, "detect", lambda: {"arch": "x", "devices": ("/dev/ttyUSB0",)})
+    return folder
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_profile_lies_below_the_files_and_its_name_is_known(profiles: Path, tmp_path: Path) -> None:
+    write(
+        profiles / "board.toml",
+        """\
+name = "board"
+match.arch = "x"
+[settings]
+suites = { slots = 4, keep_runs = 7 }
+[[settings.logs.watch]]
+name = "kernel"
+path = "/var/log/kern.log"
+[[when]]
+match.devices = "/dev/ttyUSB*"
+settings.labels.serial = "usb"
+""",
+    )
+    own = write(tmp_path / "agent.toml", '[suites]\nslots = 2\n[[logs.watch]]\nname = "kernel"\nenabled = false\n')
+    effective = load_settings(Given((own,)))
+    assert effective.profile == "board"
+    assert (effective.settings.suites.slots, effective.settings.suites.keep_runs) == (2, 7)
+    assert effective.settings.labels == {"serial": "usb"}
+    assert effective.settings.logs.watch == ()
+    assert effective.origins["suites.slots"].text == f"{own}:2"
+    assert effective.origins["suites.slots"].over == (("hw-profile board", 4),)
+    assert effective.origins["labels.serial"].text == "hw-profile board"
+    assert report_profile(Given((own,))).settings == {"labels.serial": "usb", "suites.keep_runs": 7}
+
+
+def test_without_a_profile_that_fits_the_defaults_hold(profiles: Path, tmp_path: Path) -> None:
+    own = write(tmp_path / "agent.toml", "")
+    assert (load_settings(Given((own,))).profile, report_profile(Given((own,))).profile) == ("", None)
+
+
+def test_a_refused_profile_is_a_warning_and_the_generic_one_is_used(profiles: Path, tmp_path: Path) -> None:
+    write(
+        profiles / "board.toml", 'name = "board"\nmatch.arch = "x"\nmatch.devices = "*"\nsettings.mimir.url = "ws://x"'
+    )
+    write(profiles / "generic.toml", 'name = "generic"\nmatch.arch = "x"')
+    effective = load_settings(Given((write(tmp_path / "agent.toml", ""),)))
+    assert effective.profile == "generic"
+    (warning,) = effective.warnings
+    assert warning.startswith(f"{profiles}/board.toml:4: mimir: a hardware profile may not set it")
+
+
+def test_a_profile_that_does_not_go_with_good_settings_is_left_out(profiles: Path, tmp_path: Path) -> None:
+    write(
+        profiles / "board.toml",
+        'name = "board"\nmatch.arch = "x"\n[[settings.logs.watch]]\nname = "kernel"\npath = "/var/log/kern.log"\n',
+    )
+    own = write(tmp_path / "agent.toml", '[[logs.watch]]\nname = "kernel"\nglob = "/var/log/kern*"\n')
+    effective = load_settings(Given((own,)))
+    assert effective.profile == ""
+    assert [watch.glob for watch in effective.settings.logs.watch] == ["/var/log/kern*"]
+    (warning,) = effective.warnings
+    assert warning.startswith("hardware profile board does not go with the settings and is not used: ")
+    assert report_profile(Given((own,))).warnings == (warning,)
+
+
+@pytest.mark.parametrize(("by", "origin"), [("file", "agent.toml:1"), ("flag", "--profile"), ("env", "AGENT_PROFILE")])
+def test_a_profile_that_is_asked_for_must_be_there_and_good(
+    profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, origin: str
+) -> None:
+    write(profiles / "board.toml", 'name = "board"\nsettings.suites.slots = 0')
+    own = write(tmp_path / "agent.toml", 'profile = "board"\n' if by == "file" else "")
+    if by == "env":
+        monkeypatch.setenv("AGENT_PROFILE", "board")
+    with pytest.raises(ConfigErrors) as broken:
+        load_settings(Given((own,), "board" if by == "flag" else None))
+    bad, missing = map(str, broken.value.errors)
+    assert bad == f"{profiles}/board.toml:2: suites.slots: 0 is less than 1. Use a number from 1 to 64."
+    assert missing.removeprefix(f"{tmp_path}/").startswith(
+        f"{origin}: profile: the hardware profile 'board' has errors."
+    )
+    write(profiles / "board.toml", 'name = "board"\nsettings.suites.slots = 3')
+    effective = load_settings(Given((own,), "board" if by == "flag" else None))
+    assert (effective.profile, effective.settings.suites.slots) == ("board", 3)
+
+
+def test_settings_with_errors_are_told_without_a_profile(profiles: Path, tmp_path: Path) -> None:
+    write(profiles / "board.toml", 'name = "board"\nmatch.arch = "x"\nsettings.suites.slots = 3')
+    own = write(tmp_path / "agent.toml", "[suites]\nslots = 99\nslotz = 1\n")
+    with pytest.raises(ConfigErrors) as broken:
+        load_settings(Given((own,)))
+    assert [error.line for error in broken.value.errors] == [2, 3]
