@@ -139,7 +139,7 @@ def report_profile(given: Given) -> Report:
         fits=choice.fits,
         refused=choice.refused,
         warnings=choice.warnings,
-        settings={key: value for key, value in effective.shown.items() if effective.origins[key].is_profile},
+        settings={key: said["value"] for key, said in effective.as_dict().items() if effective.origins[key].is_profile},
     )
 
 
