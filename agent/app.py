@@ -43,6 +43,7 @@ from agent.core.supervise import Health, Role, Supervisor
 from agent.core.tls import TlsSettings, server_context
 from agent.core.token import own_token, read_token
 from agent.mimir.settings import MimirSettings
+from agent.monitors.settings import MonitorsSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.seneschal.settings import SeneschalSettings
 from agent.settings import Given, LogSettings, Settings, find, load_settings, report_profile, state_dir
@@ -68,6 +69,7 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
     "logs": ("logs",),
     "files": ("files",),
     "entitlement": ("entitlement",),
+    "monitors": (),  # as the suites
     "suites": (),  # it reads what holds: a restart would end its runs
     "seneschal": ("seneschal", "tls", "labels"),
 }
@@ -313,6 +315,7 @@ class Service:
             "logs": True,
             "files": True,  # both before the suites: a run that is resumed has its files and logs watched
             "entitlement": settings.entitlement.enabled is not False,
+            "monitors": bool(settings.monitors.monitor),
             "suites": True,
             "seneschal": bool(settings.seneschal.url),
         }
@@ -323,6 +326,7 @@ class Service:
             "logs": self._logs,
             "files": self._files,
             "entitlement": self._entitlement,
+            "monitors": self._monitors,
             "suites": self._suites,
             "seneschal": self._seneschal,
         }
@@ -452,6 +456,23 @@ class Service:
             return self.effective.settings.suites
 
         await role.run(self.bus, self.store, suites, machine, health, task_status=task_status)
+
+    async def _monitors(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.monitors import role
+
+        def settings() -> MonitorsSettings:
+            return self.effective.settings.monitors
+
+        await role.run(
+            self.bus,
+            self.store,
+            settings,
+            self.effective.settings.name,
+            health,
+            metrics=self.metrics,
+            leaves=self._leaves,
+            task_status=task_status,
+        )
 
     def _platform(self) -> dict[str, Any]:
         """The props of this machine's TestPlatform vertex (protocols/emissary.md, "Mimir")."""

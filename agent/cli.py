@@ -89,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--stats", action="store_true", help="at the end, what it took")
     scan.add_argument("-n", dest="numbers", action="store_true", help="with the number of the line")
     scan.add_argument("paths", metavar="PATH", nargs="+", help="a file, or - for standard input")
+    monitors = add("monitors", "stand-alone monitors", None).add_subparsers(metavar="run", required=True)
+    foreground = add(
+        "run", "run monitors in the foreground; a JSON line for each step's result", _monitors_run, monitors
+    )
+    foreground.add_argument("--once", action="store_true", help="each monitor one run at once, then end")
+    foreground.add_argument("--all", action="store_true", help="runs, log lines, skipped runs and orphans too")
+    foreground.add_argument("file", type=Path, metavar="FILE", help="settings with [monitors]")
     add("schema", "JSON Schema of every event, action and file format", _schema)
     settings = add("config", "show or check the settings", None).add_subparsers(metavar="show|check", required=True)
     show = add("show", "the effective settings", _config_show, settings)
@@ -198,6 +205,25 @@ def _logs_scan(given: argparse.Namespace) -> int:
 
     is_good = logscan.run(given.rules, given.paths, count=given.count, stats=given.stats, numbers=given.numbers)
     return DONE if is_good else FAILED
+
+
+def _monitors_run(given: argparse.Namespace) -> int:
+    from functools import partial
+
+    import trio
+
+    from agent import app, ctl, foreground
+    from agent.core.config import load
+    from agent.settings import Settings
+
+    settings = load(Settings, [given.file], env=os.environ).settings
+    app.log_to(settings.log)
+
+    def show(line: str) -> None:
+        ctl.write_out(f"{line}\n")
+
+    run = partial(foreground.run, once=given.once, all_lines=given.all)
+    return DONE if trio.run(run, settings.monitors, settings.name, show) else FAILED
 
 
 def _schema(given: argparse.Namespace) -> int:

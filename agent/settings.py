@@ -22,6 +22,7 @@ from agent.files.settings import EntitlementSettings, FilesSettings
 from agent.lab.settings import LabSettings
 from agent.logs.settings import LogsSettings
 from agent.mimir.settings import MimirSettings
+from agent.monitors.settings import MonitorsSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.seneschal.settings import SeneschalSettings
 from agent.suites.settings import SuitesSettings
@@ -80,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     logs: LogsSettings = LogsSettings()
     files: FilesSettings = FilesSettings()
     entitlement: EntitlementSettings = EntitlementSettings()
+    monitors: MonitorsSettings = MonitorsSettings()
     lab: LabSettings = LabSettings()
 
     @property

@@ -18,7 +18,7 @@ FLOORS = [
     PROTOCOLS,
     {"lab"},
     {"settings"},
-    {"app", "ctl", "logscan", "selftest", "install"},
+    {"app", "ctl", "logscan", "foreground", "selftest", "install"},
     {"demo", "schema"},
     {"cli"},
     {"__main__"},
@@ -36,11 +36,12 @@ SAMPLES = "agent/lab/samples/"
 # Beside role.py, the files of a protocol folder that do I/O by design: the Eman hub, a Gator layer's SQLite file, the
 # ways to start Gator's jobs, the probe sources; the CI Bus; what gets a suite onto the disk, runs it, and writes down
 # its end; what looks which AVA a project has; the file monitor's disk, descriptor and thread; D-Bus; what
-# follows logs and reads one.
+# follows logs and reads one; what runs a monitor.
 DOES_IO = (
     *("agent/eman/hub.py", "agent/gator/layerdb.py", "agent/gator/schedulers.py", "agent/coverage/sources"),
     *("agent/polarize/cibus.py", "agent/files/disk.py", "agent/files/follow.py", "agent/files/services.py"),
     *("agent/logs/follow.py", "agent/logs/source.py", "agent/logs/records.py", "agent/logs/streams.py"),
+    "agent/monitors/execute.py",
     *(f"agent/suites/{name}.py" for name in ("prepare", "archive", "execute", "capture", "report", "runners/ava")),
 )
 IO_MODULES = {

@@ -421,6 +421,73 @@ class LogGap(Event, frozen=True, kw_only=True):
     why: str
 
 
+class MonitorStep(Event, frozen=True, kw_only=True):
+    """A planned step of a monitor's run has its state: one for each step and run, whatever happens.
+
+    `ms` is milliseconds, by the monitor's clock or ours; `started_at`, `ended_at` are epoch seconds, null for what
+    never began. `rc`, `signal` and the end of stderr tell of a process that ended when it should not.
+
+    Source: protocols/monitors.md, "Results".
+    """
+
+    monitor: str
+    run: str
+    step: str
+    state: Literal["ok", "error", "timeout", "crashed", "protocol_error", "not_run"]
+    ms: float | None = None
+    timed_by: Literal["monitor", "orchestrator"] | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    text: str | None = None
+    cause: str | None = None
+    metadata: dict[str, str | float] = {}
+    metadata_raw: str | None = None
+    rc: int | None = None
+    signal: str | None = None
+    stderr_tail: str | None = None
+
+
+class MonitorRun(Event, frozen=True, kw_only=True):
+    """A run of a monitor is over. `ended_by` is the rung of the ladder that ended it, null: it was never started."""
+
+    monitor: str
+    run: str
+    ended_by: Literal["self", "exit", "eof", "term", "kill"] | None
+    rc: int | None
+    signal: str | None
+    dialect: str | None
+    stray_results: int
+    dropped_bytes: int
+    duration_ms: int
+
+
+class MonitorLog(Event, frozen=True, kw_only=True):
+    """A line of a monitor, from its log messages, its stderr, or what is no message (noise)."""
+
+    monitor: str
+    run: str
+    step: str | None
+    source: Literal["noise", "log", "stderr", "agent"]
+    level: Literal["debug", "info", "warning", "error"]
+    text: str
+
+
+class MonitorSkipped(Event, frozen=True, kw_only=True):
+    """Ticks of a monitor that were left out: it still ran or waited, or it is given a rest."""
+
+    monitor: str
+    reason: Literal["overlap", "backoff"]
+    count: int
+
+
+class MonitorOrphan(Event, frozen=True, kw_only=True):
+    """Processes of a run that outlived SIGKILL."""
+
+    monitor: str
+    run: str
+    pids: tuple[int, ...]
+
+
 AnyEvent: TypeAlias = (
     AgentStarted
     | RoleChanged
@@ -449,6 +516,11 @@ AnyEvent: TypeAlias = (
     | LogSuppressed
     | LogSource
     | LogGap
+    | MonitorStep
+    | MonitorRun
+    | MonitorLog
+    | MonitorSkipped
+    | MonitorOrphan
 )
 
 KINDS: dict[str, type[AnyEvent]] = {kind.__name__: kind for kind in get_args(AnyEvent)}

@@ -1,0 +1,233 @@
+"""One run of a monitor on trio: its process, its pipes, the clock, and the way out.
+
+Source: protocols/monitors.md, "State machine of a run" (the ladder), "Limits and security".
+"""
+
+import logging
+import math
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import trio
+
+from agent.core.cgroup import Leaves
+from agent.core.errors import unwrap
+from agent.core.process import Child, Exit, Limits, Spec, open_child
+from agent.core.processtree import TreeSurvived
+from agent.monitors.framing import MAX_LINE, Lines, Reader, frame
+from agent.monitors.messages import Dialect
+from agent.monitors.session import Act, Leave, Poll, Say, Session, StepEnded, Told
+from agent.monitors.settings import Monitor
+
+log = logging.getLogger(__name__)
+
+TERM_S = 5.0
+DRAIN_S = 0.5  # a pipe that a grandchild holds ends with it
+POLL_S = 5.0  # of a webhook
+PASSED = ("PATH", "LANG", "TZ")
+
+EndedBy = Literal["self", "exit", "eof", "term", "kill"]
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """How the process ended, and after what. `again` is the spelling to start it once more with."""
+
+    by: EndedBy
+    exit: Exit
+    survivors: tuple[int, ...] = ()
+    again: Dialect | None = None
+
+
+async def execute(
+    session: Session,
+    env: dict[str, str],
+    mark: str,
+    base: Path,
+    tell: Callable[[StepEnded | Told], None],
+    stopping: trio.Event,
+    *,
+    longest: int = MAX_LINE,
+    leaves: Leaves | None = None,
+) -> Ended:
+    """Start the monitor in a private folder below `base`, lead it to its end; `stopping` ends it early, by the ladder.
+
+    Every planned step is told once, also when cancelled: then the whole tree is killed. `longest` bytes of a line are
+    read. Raises ChildFailedToStart, and has told nothing then.
+    """
+    monitor = session.monitor
+    folder = Path(tempfile.mkdtemp(prefix=f"{mark}-", dir=base))
+    private = {name: str(folder) for name in ("TMPDIR", "TMP", "TEMP")}
+    inherited = {name: os.environ[name] for name in PASSED if name in os.environ}
+    limits = Limits(nofile=monitor.limits.nofile, address_space=monitor.limits.as_, cpu=monitor.limits.cpu, core=0)
+    spec = Spec(
+        argv=monitor.command,
+        cwd=folder,
+        env=inherited | private | env,
+        mark=mark,
+        stdin=True,
+        user=monitor.user,
+        limits=limits,
+    )
+    run = None
+    survived: tuple[int, ...] = ()
+    try:
+        if monitor.user is not None and os.geteuid() == 0:
+            shutil.chown(folder, monitor.user)
+        async with open_child(spec, leaves=leaves) as child:
+            run = _Run(session, child, tell, longest)
+            await run.lead(stopping)
+    except* TreeSurvived as group:
+        err = unwrap(group)
+        assert isinstance(err, TreeSurvived)
+        survived = err.pids
+    finally:
+        if run is not None:
+            run.over()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_remove, folder)
+    assert run is not None
+    return Ended(by=run.ended_by, exit=run.exit, survivors=survived, again=session.again)
+
+
+class _Run:
+    def __init__(self, session: Session, child: Child, tell: Callable[[StepEnded | Told], None], longest: int) -> None:
+        self._session, self._child, self._tell = session, child, tell
+        self._reader, self._errors = Reader(longest), Lines(longest)
+        self._orders, self._to_write = trio.open_memory_channel[str](2 * len(session.monitor.plan()) + 8)
+        self._leave: Leave | None = None
+        self._leaving, self._changed = trio.Event(), trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._is_done = False
+        self.ended_by: EndedBy = "self"
+        self.exit = Exit(None, "SIGKILL", "SIGKILL", None)
+
+    async def lead(self, stopping: trio.Event) -> None:
+        """From the first byte to the death of the whole tree."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._read, "stdout", self._take_output)
+            nursery.start_soon(self._read, "stderr", self._take_errors)
+            nursery.start_soon(self._write)
+            nursery.start_soon(self._watch_clock)
+            nursery.start_soon(self._lead_out)
+            nursery.start_soon(self._stop_when, stopping)
+            self.exit, self._is_done = await self._child.wait(), True
+            await self._child.finish(drain_s=DRAIN_S)
+            nursery.cancel_scope.cancel()
+
+    def over(self) -> None:
+        """Nothing more will come."""
+        now, session = trio.current_time(), self._session
+        self._act(session.feed(self._reader.eof(), now))
+        self._act(session.errors(self._errors.end(), now))
+        if not self._is_done:  # cancelled: nothing else leaves it so while a step runs
+            self._act(session.stop(now))
+        self._act(session.exited(self.exit.code, self.exit.signal, now))
+
+    def _act(self, acts: list[Act]) -> None:
+        for act in acts:
+            match act:
+                case Say(text):
+                    self._orders.send_nowait(text)
+                case StepEnded() | Told():
+                    self._tell(act)
+                case Leave():
+                    self._leave = act
+                    self._leaving.set()
+                case Poll(uid):
+                    if self._nursery is not None:
+                        self._nursery.start_soon(self._poll, uid)
+        self._changed.set()
+
+    async def _read(self, name: str, take: Callable[[bytes], None]) -> None:
+        pipe = self._child.streams[name]
+        try:
+            while data := await pipe.receive_some():
+                take(data)
+        except trio.ClosedResourceError:
+            return
+
+    def _take_output(self, data: bytes) -> None:
+        now = trio.current_time()
+        self._act(self._session.feed(self._reader.feed(data, now), now))
+
+    def _take_errors(self, data: bytes) -> None:
+        self._session.keep_stderr(data)
+        self._act(self._session.errors(self._errors.feed(data), trio.current_time()))
+
+    async def _write(self) -> None:
+        assert self._child.stdin is not None
+        try:
+            async for text in self._to_write:
+                await self._child.stdin.send_all(frame(text))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # it has closed its end, or we ours: its exit, or a timeout, says the rest
+
+    async def _watch_clock(self) -> None:
+        while True:
+            dues = [due for due in (self._session.due(), self._reader.due()) if due is not None]
+            self._changed = trio.Event()
+            with trio.move_on_at(min(dues, default=math.inf)) as waiting:
+                await self._changed.wait()
+            if waiting.cancelled_caught:
+                now = trio.current_time()
+                self._act(self._session.feed(self._reader.tick(now), now))
+                self._act(self._session.tick(now))
+
+    async def _stop_when(self, stopping: trio.Event) -> None:
+        await stopping.wait()
+        self._act(self._session.stop(trio.current_time()))
+
+    async def _lead_out(self) -> None:
+        """The ladder. `lead` ends it when the process has ended."""
+        await self._leaving.wait()
+        child, leave = self._child, self._leave
+        assert leave is not None
+        assert child.stdin is not None
+        if leave.word is not None:
+            self.ended_by = "exit"
+            self._orders.send_nowait(leave.word)
+            await trio.sleep(leave.grace_s)
+        self.ended_by = "eof"
+        child.stdin.close()
+        await trio.sleep(self._session.monitor.eof_grace or 0.0)
+        self.ended_by = "term"
+        child.send(signal.SIGTERM)
+        await trio.sleep(TERM_S)
+        self.ended_by = "kill"
+        await child.kill()
+
+    async def _poll(self, uid: str) -> None:
+        """Ask the webhook service until it answers with JSON. The step's end does not wait for it."""
+        monitor: Monitor = self._session.monitor
+        url = monitor.webhook_url.replace("{monitor}", quote(monitor.id, safe="")).replace("{uid}", quote(uid, safe=""))
+        step = self._session.step
+        async with httpx.AsyncClient(timeout=POLL_S, follow_redirects=False) as client:
+            while self._session.state == "step" and self._session.step == step:
+                try:
+                    answer = await client.get(url)
+                    if answer.status_code == 200 and len(answer.content) <= 65_536:
+                        msgspec.json.decode(answer.content)
+                        self._act(self._session.webhook(answer.content.decode()))
+                        return
+                    why = f"status {answer.status_code}"
+                except (httpx.HTTPError, msgspec.DecodeError, UnicodeDecodeError) as err:
+                    why = str(err) or type(err).__name__
+                log.info("webhook not called yet monitor=%s uid=%s answer=%s", monitor.id, uid, why)
+                await trio.sleep(POLL_S)
+
+
+def _remove(folder: Path) -> None:
+    for _ in range(3):  # a tree that outlived us may still write
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+    log.error("cannot remove a monitor's folder path=%s", folder)

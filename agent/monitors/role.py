@@ -1,0 +1,334 @@
+"""The monitors role on trio: ticks to runs, runs to events; `monitors` and `run_monitor` are answered here.
+
+A changed setting takes effect at the monitor's next tick, a removed monitor is led out, the others notice nothing.
+
+Source: protocols/monitors.md; protocols/emissary.md, "Control server" (`monitors`, `run_monitor`).
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from agent.core.bus import Bus
+from agent.core.cgroup import Leaves
+from agent.core.errors import ActionError, AgentError
+from agent.core.events import MonitorLog, MonitorOrphan, MonitorRun, MonitorSkipped, MonitorStep, Reloaded
+from agent.core.metrics import Metrics
+from agent.core.process import Exit
+from agent.core.processtree import TreeSurvived, sweep
+from agent.core.store import Store
+from agent.core.supervise import Health
+from agent.monitors import secrets
+from agent.monitors.execute import Ended, execute
+from agent.monitors.framing import MAX_BODY, MAX_LINE
+from agent.monitors.history import QUANTILES, History
+from agent.monitors.messages import Dialect
+from agent.monitors.schedule import Schedule, Skipped
+from agent.monitors.secrets import Redactor, SecretUnresolved
+from agent.monitors.session import Cause, Session, StepEnded, Told, config_text, refused
+from agent.monitors.settings import Monitor, MonitorsSettings
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 30.0  # the wall clock may be set while we sleep
+MARK = "monitor-"
+
+
+async def run(
+    bus: Bus,
+    store: Store,
+    settings: Callable[[], MonitorsSettings],
+    machine: str,
+    health: Health,
+    *,
+    metrics: Metrics,
+    leaves: Leaves | None = None,
+    once: bool = False,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the monitors of the settings at their times, until cancelled: then what runs is killed and told.
+
+    `settings` gives what holds now: a reload must not end a run. `once`: each has one run, now, and no other.
+    """
+    async with trio.open_nursery() as nursery:
+        monitors = _Monitors(bus, store, settings, machine, metrics, leaves, nursery)
+        await monitors.clear_up()
+        await monitors.arrange()
+        with bus.answer("monitors", monitors.describe), bus.answer("run_monitor", monitors.run_now):
+            nursery.start_soon(monitors.follow_reloads)
+            task_status.started()
+            await monitors.keep_time(health, once=once)
+
+
+class _Monitors:
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        settings: Callable[[], MonitorsSettings],
+        machine: str,
+        metrics: Metrics,
+        leaves: Leaves | None,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._bus, self._store, self._settings = bus, store, settings
+        self._metrics, self._leaves, self._nursery = metrics, leaves, nursery
+        self._base = store.folder / "monitors"
+        now = settings()
+        self._schedule = Schedule(machine, most=now.max_concurrent, groups=now.groups)
+        self._changed = trio.Event()
+        self._stopping: dict[str, trio.Event] = {}
+        self._runs: dict[str, str] = {}  # monitor to the run that waits or runs
+        self._history: dict[str, History] = {}
+        self._spoken: dict[tuple[tuple[str, ...], int], Dialect] = {}  # command and its date to its spelling
+
+    async def clear_up(self) -> None:
+        """What runs of an agent that was killed have left: processes, then folders."""
+        self._base.mkdir(mode=0o700, exist_ok=True)
+        for folder in sorted(self._base.iterdir()):
+            mark = folder.name.rpartition("-")[0]
+            try:
+                await sweep(mark)
+            except TreeSurvived as err:
+                self._bus.publish(MonitorOrphan(monitor="", run=mark, pids=err.pids))
+            await trio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
+
+    async def arrange(self) -> None:
+        """Take the settings that hold now, and the histories that the store has of new monitors."""
+        settings = self._settings()
+        wanted = settings.filled()
+        for name in wanted.keys() - self._history.keys():
+            self._history[name] = await self._store.get(_key(name), History) or History()
+        self._schedule.limit(settings.max_concurrent, settings.groups)
+        for name in self._schedule.arrange(wanted, time.time()):
+            if name in self._stopping:
+                self._stopping[name].set()
+            else:
+                self._forget(name)
+        self._changed.set()
+
+    def _forget(self, name: str) -> None:
+        self._runs.pop(name, None)
+        self._history.pop(name, None)
+        self._store.forget(_key(name))
+
+    async def follow_reloads(self) -> None:
+        """Other settings are taken at once."""
+        with self._bus.subscribe(Reloaded) as reloads:
+            async for _ in reloads:
+                await self.arrange()
+
+    async def keep_time(self, health: Health, *, once: bool) -> None:
+        """Begin each run at its tick; with `once` all of them now."""
+        for name in self._history if once else ():
+            self._schedule.run_now(name)
+        while True:
+            with health.busy(limit=5):
+                if not once:
+                    self._schedule.tick(time.time())
+                while begun := self._schedule.begin():
+                    name, skipped = begun
+                    self._tell_skipped(skipped)
+                    self._nursery.start_soon(self._run, name)
+                self._changed = trio.Event()
+            wait_s = LOOK_S if once else max(0.0, self._schedule.next_at() - time.time())
+            with trio.move_on_after(min(LOOK_S, wait_s)):
+                await self._changed.wait()
+
+    # ---- actions ---------------------------------------------------------------------------------------------------
+
+    async def describe(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> `{monitors: [{id, state, run, next, failures, backoff_until, skipped, interval, steps}]}`."""
+        return {
+            "monitors": [
+                {
+                    "id": name,
+                    "run": self._runs.get(name),
+                    "interval": monitor.interval,
+                    "steps": self._history[name].describe(),
+                    **self._schedule.describe(name),
+                }
+                for name, monitor in self._settings().filled().items()
+            ]
+        }
+
+    async def run_now(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """`{id}` -> `{run}`: the run that begins as soon as there is a slot, or is there already."""
+        name = str(payload.get("id"))
+        try:
+            is_new = self._schedule.run_now(name)
+        except KeyError:
+            raise ActionError("no_such_monitor", f"there is no monitor {name!r}") from None
+        if is_new:
+            self._changed.set()
+        return {"run": self._number(name)}
+
+    # ---- one run ---------------------------------------------------------------------------------------------------
+
+    def _number(self, name: str) -> str:
+        """The id of the run that waits or runs; made when somebody asks for it first."""
+        if name not in self._runs:
+            history = self._history[name]
+            history.runs += 1
+            self._runs[name] = f"{name}-{history.runs:06d}"
+        return self._runs[name]
+
+    async def _run(self, name: str) -> None:
+        monitor, run = self._schedule.monitor(name), self._number(name)
+        self._stopping[name] = stopping = trio.Event()
+        has_result = False
+        try:
+            has_result = await self._lead(monitor, run, stopping)
+        finally:
+            del self._stopping[name]
+            self._runs.pop(name, None)
+            self._tell_skipped(self._schedule.end(name, has_result=has_result, now=time.time()))
+            if name in self._schedule:
+                self._store.put(_key(name), self._history[name])
+            else:
+                self._forget(name)
+            self._changed.set()
+
+    async def _lead(self, monitor: Monitor, run: str, stopping: trio.Event) -> bool:
+        """The run from its secrets to its last event; did any step have a result?"""
+        began = trio.current_time()
+        folder = Path(self._settings().secrets_dir)
+        try:
+            read = partial(_secret, folder)
+            config, hidden = secrets.resolve(monitor.config, read, os.environ)
+            env, more = secrets.resolve(monitor.env, read, os.environ, "env")
+        except SecretUnresolved as err:
+            return self._refuse(monitor, run, "secret_unresolved", str(err), began)
+        text = config_text(config)
+        if len("Config ") + len(text) > MAX_BODY:
+            return self._refuse(monitor, run, "start_failed", f"config: {len(text)} bytes do not fit a frame", began)
+        redactor = Redactor(hidden | more)
+        spoken, key = None, (monitor.command, _date(monitor.command[0]))
+        if monitor.dialect == "auto":
+            spoken = self._spoken.get(key)
+        while True:
+            session = Session(
+                monitor,
+                text,
+                trio.current_time(),
+                epoch=time.time() - trio.current_time(),
+                redactor=redactor,
+                spoken=spoken,
+            )
+            try:
+                ended = await execute(
+                    session,
+                    env,
+                    f"{MARK}{run}",
+                    self._base if monitor.user is None else Path(tempfile.gettempdir()),
+                    partial(self._tell, monitor, run),
+                    stopping,
+                    longest=MAX_LINE + redactor.longest,
+                    leaves=self._leaves,
+                )
+            except (AgentError, OSError) as err:
+                return self._refuse(monitor, run, "start_failed", str(err), began)
+            if ended.again is None or stopping.is_set():
+                break
+            spoken = self._spoken[key] = ended.again
+        self._over(monitor, run, session, ended, began)
+        return session.has_result
+
+    def _refuse(self, monitor: Monitor, run: str, cause: Cause, why: str, began: float) -> bool:
+        log.warning("monitor not run monitor=%s cause=%s error=%s", monitor.id, cause, why)
+        for line in refused(monitor, cause, why):
+            self._tell(monitor, run, line)
+        self._publish_run(monitor, run, None, None, began)
+        return False
+
+    def _over(self, monitor: Monitor, run: str, session: Session, ended: Ended, began: float) -> None:
+        if ended.survivors:
+            self._bus.publish(MonitorOrphan(monitor=monitor.id, run=run, pids=ended.survivors))
+        self._publish_run(monitor, run, session, ended, began)
+
+    def _publish_run(
+        self, monitor: Monitor, run: str, session: Session | None, ended: Ended | None, began: float
+    ) -> None:
+        exit_ = ended.exit if ended else Exit(None, None, "self", None)
+        self._bus.publish(
+            MonitorRun(
+                monitor=monitor.id,
+                run=run,
+                ended_by=ended.by if ended else None,
+                rc=exit_.code,
+                signal=exit_.signal,
+                dialect=session.dialect if session else None,
+                stray_results=session.stray if session else 0,
+                dropped_bytes=session.dropped if session else 0,
+                duration_ms=round((trio.current_time() - began) * 1000),
+            )
+        )
+        self._metrics.count("monitors_runs_total", monitor=monitor.id)
+
+    def _tell(self, monitor: Monitor, run: str, act: StepEnded | Told) -> None:
+        if isinstance(act, Told):
+            self._bus.publish(
+                MonitorLog(
+                    monitor=monitor.id, run=run, step=act.step, source=act.source, level=act.level, text=act.text
+                )
+            )
+            return
+        self._bus.publish(
+            MonitorStep(
+                monitor=monitor.id,
+                run=run,
+                step=act.step,
+                state=act.state,
+                ms=act.ms,
+                timed_by=act.timed_by,
+                started_at=act.started_at,
+                ended_at=act.ended_at,
+                text=act.text,
+                cause=act.cause,
+                metadata=act.metadata,
+                metadata_raw=act.metadata_raw,
+                rc=act.rc,
+                signal=act.signal,
+                stderr_tail=act.stderr_tail,
+            )
+        )
+        self._metrics.count("monitors_steps_total", monitor=monitor.id, step=act.step, state=act.state)
+        history = self._history[monitor.id]
+        history.add(act.step, act.state, act.ended_at or time.time(), act.ms)
+        for q in QUANTILES if act.ms is not None else ():
+            read = partial(history.seconds, act.step, q)
+            self._metrics.gauge("monitors_step_seconds", read, monitor=monitor.id, step=act.step, quantile=str(q))
+
+    def _tell_skipped(self, skipped: list[Skipped]) -> None:
+        for each in skipped:
+            self._bus.publish(MonitorSkipped(monitor=each.monitor, reason=each.reason, count=each.count))
+            self._metrics.count("monitors_skipped_total", each.count, monitor=each.monitor, reason=each.reason)
+
+
+def _key(monitor: str) -> str:
+    """The checkpoint of a monitor's history."""
+    return f"monitors.{monitor}"
+
+
+def _date(program: str) -> int:
+    """A program's change in nanoseconds; another program may speak otherwise. 0: it is looked up in the PATH."""
+    try:
+        return Path(program).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _secret(folder: Path, name: str) -> str:
+    """A secret's text, less one final line end. Raises OSError, and ValueError for a file that others may read."""
+    with (folder / name).open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise ValueError("others may read or write it; chmod 600")
+        return file.read(2**20).decode().removesuffix("\n").removesuffix("\r")

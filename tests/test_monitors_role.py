@@ -1,0 +1,137 @@
+"""The role: ticks, slots, reload, what is kept, and what a killed agent left behind."""
+
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from agent.control.exposition import exposition
+from agent.core.errors import ActionError
+from agent.core.events import MonitorSkipped
+from agent.monitors.role import MARK
+from agent.monitors.settings import Step
+from tests.monitors_house import ID, house, monitor, program
+
+GOOD = "shake()\nwhile hear().startswith('Run'): say('Step Time 5')"
+
+
+async def test_ticks_come_by_themselves(tmp_path: Path) -> None:
+    async with house(tmp_path, monitor(program(tmp_path, GOOD), interval=1.0)) as here:
+        await here.until(lambda: len(here.runs()) >= 3)
+        assert [step.state for step in here.steps()[:3]] == ["ok"] * 3
+        assert [run.run for run in here.runs()[:2]] == [f"{ID}-000001", f"{ID}-000002"]
+        starts = [step.started_at or 0.0 for step in here.steps()]
+        assert starts == sorted(starts)
+
+
+async def test_a_run_longer_than_its_interval_is_not_run_twice(tmp_path: Path) -> None:
+    body = "shake(); hear(); time.sleep(2.5); say('Step OK'); hear()"
+    async with house(tmp_path, monitor(program(tmp_path, body), interval=1.0)) as here:
+        await here.until(lambda: any(isinstance(event, MonitorSkipped) for event in here.events))
+        [skipped] = [event for event in here.events if isinstance(event, MonitorSkipped)]
+        assert skipped.reason == "overlap"
+        assert skipped.count >= 2
+        assert len(here.runs()) == 1
+
+
+async def test_what_the_role_answers(tmp_path: Path) -> None:
+    given = monitor(program(tmp_path, GOOD), steps=("A", Step(name="B", timeout=3.0)))
+    async with house(tmp_path, given) as here:
+        await here.run_once()
+        [shown] = (await here.bus.ask("monitors", {}))["monitors"]
+        msgspec.json.encode(shown)
+        assert (shown["id"], shown["state"], shown["run"], shown["interval"]) == (ID, "idle", None, 86_400.0)
+        step = shown["steps"]["A"]
+        assert (step["states"], step["last"], step["at"]) == ({"ok": 1}, "ok", here.steps()[0].ended_at)
+        assert [step[name] for name in ("ms", "p50", "p95", "p99")] == [5.0] * 4
+        text = exposition(here.metrics)
+        assert f'emissary_monitors_steps_total{{monitor="{ID}",state="ok",step="A"}} 1' in text
+        assert f'emissary_monitors_step_seconds{{monitor="{ID}",quantile="0.95",step="B"}} 0.005' in text
+        with pytest.raises(ActionError, match="no monitor 'none'"):
+            await here.bus.ask("run_monitor", {"id": "none"})
+
+
+async def test_a_reload_leaves_others_alone_and_leads_out_what_is_gone(tmp_path: Path) -> None:
+    waits = program(tmp_path, "shake(); hear(); say('Step OK'); said = hear(); say('Log Info ' + said)", "waits.py")
+    slow = program(tmp_path, "shake(); hear(); time.sleep(1); say('Step OK'); hear()", "slow.py")
+    one, other = monitor(waits, id=f"{ID}-one", steps=("A", "B")), monitor(slow, id=f"{ID}-other")
+    async with house(tmp_path, one, other) as here:
+        for name in (one.id, other.id):
+            await here.bus.ask("run_monitor", {"id": name})
+        await here.until(lambda: any(step.monitor == one.id for step in here.steps()))
+        await here.reload(monitor=(other, monitor(slow, id=f"{ID}-third")))
+        await here.until(lambda: len(here.runs()) == 2)
+        assert [(step.state, step.cause) for step in here.steps() if step.monitor == one.id] == [
+            ("ok", None),
+            ("not_run", "stopped"),
+        ]
+        assert [step.state for step in here.steps() if step.monitor == other.id] == ["ok"]
+        assert [shown["id"] for shown in (await here.bus.ask("monitors", {}))["monitors"]] == [other.id, f"{ID}-third"]
+
+
+async def test_the_history_outlives_the_agent(tmp_path: Path) -> None:
+    given = monitor(program(tmp_path, GOOD))
+    async with house(tmp_path, given) as here:
+        await here.run_once()
+        await here.store.commit()
+    async with house(tmp_path, given) as here:
+        await here.run_once()
+        assert here.runs()[0].run == f"{ID}-000002"
+        [shown] = (await here.bus.ask("monitors", {}))["monitors"]
+        assert shown["steps"]["A"]["states"] == {"ok": 2}
+
+
+async def test_what_a_killed_agent_left_is_cleared_up(tmp_path: Path) -> None:
+    run = f"{ID}-000007"
+    folder = tmp_path / "state/monitors" / f"{MARK}{run}-abc123"
+    folder.mkdir(parents=True)
+    env = {"EMISSARY_RUN": f"{MARK}{run}", "PATH": "/usr/bin:/bin"}
+    # Its first output is there once it is what it is started as, and can be found by its mark.
+    start = partial(
+        trio.run_process, ["sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE, check=False, env=env
+    )
+    async with trio.open_nursery() as nursery:
+        left = await nursery.start(partial(start, start_new_session=True))
+        assert await left.stdout.receive_some() == b"\n"
+        async with house(tmp_path):
+            assert not folder.exists()
+            with trio.fail_after(30):
+                assert await left.wait() == -9
+
+
+async def test_a_configuration_too_long_for_a_frame_refuses_the_run(tmp_path: Path) -> None:
+    given = monitor(program(tmp_path, GOOD), config={"big": "x" * 100_000})
+    async with house(tmp_path, given) as here:
+        [step] = await here.run_once()
+        assert (step.state, step.cause) == ("not_run", "start_failed")
+        assert "do not fit a frame" in str(step.text)
+
+
+async def test_a_webhook_that_is_called_goes_on(tmp_path: Path) -> None:
+    body = (
+        "shake(); hear(); say('Wait For Webhook u 1'); said = hear(); say('Log Info ' + said); say('Step OK'); hear()"
+    )
+    asked: list[bytes] = []
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            asked.append((await stream.receive_some()).split(b"\r\n")[0])
+            found = len(asked) > 1
+            content = b'{"a":1}' if found else b"nothing yet"
+            head = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+            await stream.send_all(head % (200 if found else 404, len(content)) + content)
+
+    async with trio.open_nursery() as nursery:
+        listeners: list[Any] = await nursery.start(trio.serve_tcp, answer, 0)
+        port = listeners[0].socket.getsockname()[1]
+        url = f"http://127.0.0.1:{port}/{{monitor}}/{{uid}}"
+        async with house(tmp_path, monitor(program(tmp_path, body), webhook_url=url)) as here:
+            [step] = await here.run_once()
+            assert step.state == "ok"
+            assert [line.text for line in here.logs()] == ['Webhook Wait Response {"a":1}']
+            assert asked == [f"GET /{ID}/u%201 HTTP/1.1".encode()] * 2
+        nursery.cancel_scope.cancel()
