@@ -28,8 +28,8 @@ class Taking:
     def tell(self, act: Report | Gap) -> None:
         self.told.append(act)
 
-    def keep(self, checkpoints: Sequence[Checkpoint], generation: int) -> None:
-        self.kept = checkpoints
+    def keep(self, tail: Tail) -> None:
+        self.kept = tail.checkpoints()
 
     def due(self) -> float:
         return float("inf")
@@ -69,8 +69,8 @@ async def test_large_and_small_blocks_are_taken_and_a_renamed_file_is_found_agai
     (tmp_path / "log.2.gz").write_bytes(b"no log")
     await source.settle()
     assert [report.what for report in taking.told if isinstance(report, Report)] == ["found", "rotated", "found"]
-    assert source.search(look(1))[:3] == b"xxx"
-    assert source.search(look(7)) == b""
+    assert (await source.search(look(1)))[:3] == b"xxx"
+    assert await source.search(look(7)) == b""
 
 
 @pytest.mark.parametrize("links", [True, False])

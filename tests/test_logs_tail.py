@@ -24,6 +24,7 @@ from agent.logs.tail import (
     Sibling,
     Stat,
     Tail,
+    fits,
 )
 
 PATH = "/var/log/x"
@@ -33,12 +34,19 @@ SCANNER = Scanner([Regex("(?s)^.*")], [[]])  # every line
 class Node:
     """A file; its name may change."""
 
-    def __init__(self, ino: int, data: bytes = b"") -> None:
-        self.ino, self.data = ino, bytearray(data)
+    def __init__(self, ino: int, data: bytes, written: float) -> None:
+        self.ino, self.data, self.written = ino, bytearray(data), written
 
     @property
     def stat(self) -> Stat:
-        return Stat(1, self.ino, len(self.data))
+        return Stat(1, self.ino, len(self.data), written=self.written)
+
+    def sibling(self, path: str, known: Sequence[Checkpoint]) -> Sibling:
+        def read(at: int, size: int) -> bytes:
+            return bytes(self.data[at : at + size])
+
+        its = [at for at, done in enumerate(known) if fits(done, len(self.data), read(0, HEAD), read)]
+        return Sibling(path, self.stat, path != PATH, frozenset(its))
 
 
 class Machine:
@@ -46,7 +54,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.names: dict[str, Node] = {}
-        self.inodes = itertools.count(100)
+        self.inodes, self.writes = itertools.count(100), itertools.count(1)
         self.now = 0.0
         self.lines: list[bytes] = []
         self.ids: list[tuple[tuple[int, int], int, int]] = []  # origin, generation, offset
@@ -57,14 +65,16 @@ class Machine:
         self.fail_reads = 0
         self.blocks = 0
         self.before_scan: Callable[[], None] = lambda: None
+        self.when_told: Callable[[], None] = lambda: None
         self.tail = Tail(PATH, start="start")
 
     def create(self, data: bytes = b"", path: str = PATH) -> Node:
-        self.names[path] = Node(next(self.inodes), data)
+        self.names[path] = Node(next(self.inodes), data, next(self.writes))
         return self.names[path]
 
     def write(self, data: bytes, path: str = PATH) -> None:
         self.names[path].data += data
+        self.names[path].written = next(self.writes)
 
     def rename(self, to: str, path: str = PATH) -> None:
         self.names[to] = self.names.pop(path)
@@ -74,13 +84,14 @@ class Machine:
         checkpoints: Sequence[Checkpoint] = (),
         start: Literal["start", "end"] | int = "start",
         generation: int = 0,
+        past: Sequence[Checkpoint] = (),
     ) -> "Machine":
         self.open.clear()
-        self.tail = Tail(PATH, checkpoints, start, generation=generation)
+        self.tail = Tail(PATH, checkpoints, start, generation=generation, past=past)
         return self.look()
 
     def restart(self) -> "Machine":
-        return self.start(self.tail.checkpoints())
+        return self.start(self.tail.checkpoints(), past=self.tail.past)
 
     def look(self, after: float = 0.0) -> "Machine":
         """Time passes; the path and what is drained are looked at, and the timers run."""
@@ -120,15 +131,12 @@ class Machine:
             case Scan():
                 self.before_scan()
                 return self.tail.scanned(act.file, *self.scan(act), self.now)
-            case FindSiblings():
-                found = [
-                    Sibling(name, node.stat, bytes(node.data[:HEAD]))
-                    for name, node in sorted(self.names.items())
-                    if name != PATH
-                ]
+            case FindSiblings(known):
+                found = [node.sibling(name, known) for name, node in sorted(self.names.items())]
                 return self.tail.siblings(found, self.now)
             case Report() | Gap():
                 self.told.append(act)
+                self.when_told()
         return []
 
     def scan(self, act: Scan) -> tuple[int, int]:
@@ -256,6 +264,101 @@ def test_rotated_away_while_down_is_a_gap(machine: Machine) -> None:
     assert machine.told[1] == Gap(1, 2, None, "its file was not found again")
 
 
+def test_a_file_that_came_and_went_unseen_is_read_between(machine: Machine) -> None:
+    machine.create(b"0\n", "/var/log/x.3")  # older than all that is followed
+    machine.create(b"1\n")
+    machine.start()
+    machine.write(b"2\n")
+    machine.rename("/var/log/x.2")
+    machine.create(b"3\n")
+    machine.rename("/var/log/x.1")
+    machine.create(b"4\n")
+    machine.look()
+    assert machine.lines == [b"1", b"2", b"3", b"4"]
+    assert machine.told[1:] == [
+        Report("rotated", 1),
+        Report("found", 2, "rotated before it was seen"),
+        Report("found", 3),
+    ]
+    machine.look(10)
+    machine.restart()
+    assert machine.lines == [b"1", b"2", b"3", b"4"]
+
+
+def test_rotated_twice_while_down_both_are_finished_first(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.write(b"2\n")
+    machine.rename("/var/log/x.2")
+    machine.create(b"3\n")
+    machine.rename("/var/log/x.1")
+    machine.create(b"4\n")
+    machine.restart()
+    assert machine.lines == [b"1", b"2", b"3", b"4"]
+    assert machine.words() == ["found"] * 3
+
+
+@pytest.mark.parametrize("is_up", [True, False])
+def test_copied_and_cut_twice_unseen(machine: Machine, is_up: bool) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    node = machine.names[PATH]
+    for number, more in ((2, b"2\n"), (1, b"3\n")):
+        machine.write(more)
+        machine.create(bytes(node.data), f"/var/log/x.{number}")
+        node.data[:] = b""
+    machine.write(b"4\n")
+    (machine.look if is_up else machine.restart)()
+    assert sorted(machine.lines) == [b"1", b"2", b"3", b"4"]
+    assert len(set(machine.ids)) == 4
+    assert Gap(1, 4, None, "written after the copy") in machine.told
+
+
+def test_cut_and_then_renamed_before_the_cut_is_noticed(machine: Machine) -> None:
+    machine.create(b"1\n2\n")
+    machine.start()
+    machine.names[PATH].data[:] = b""
+    machine.write(b"3\n")
+    machine.rename("/var/log/x.1")
+    machine.create(b"4\n")
+    machine.look()
+    machine.look(1)
+    assert machine.lines == [b"1", b"2", b"3", b"4"]
+    assert machine.words() == ["found", "rotated", "found", "replaced", "gap"]
+    assert len(set(machine.ids)) == 4
+
+
+def test_files_that_are_renamed_again_before_they_are_opened_are_looked_for_again(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    checkpoints = machine.tail.checkpoints()
+    machine.write(b"2\n")
+    machine.rename("/var/log/x.1")
+    machine.create(b"3\n")
+    tail = Tail(PATH, checkpoints)
+    machine.tail, machine.open = tail, {}
+    (search,) = tail.look(machine.names[PATH].stat, 0)
+    (opening,) = machine.one(search)
+    assert opening == Open(1, "/var/log/x.1")
+    machine.rename("/var/log/x.2", "/var/log/x.1")
+    machine.rename("/var/log/x.1")
+    machine.create(b"4\n")
+    machine.do([opening])  # it is another file now
+    machine.look()
+    assert machine.lines == [b"1", b"2", b"3", b"4"]
+    assert "gap" not in machine.words()
+
+
+def test_a_copy_for_safety_is_not_taken_for_the_file(machine: Machine) -> None:
+    machine.create(b"1\n2\n")
+    machine.start()
+    machine.create(b"1\n2\n", "/var/log/x.bak")
+    machine.write(b"3\n")
+    machine.restart()
+    assert machine.lines == [b"1", b"2", b"3"]
+    assert machine.words() == ["found"]
+
+
 def test_copytruncate_reads_the_rest_of_the_copy_and_nothing_twice(machine: Machine) -> None:
     machine.create(b"1\n2\n")
     machine.start()
@@ -267,6 +370,8 @@ def test_copytruncate_reads_the_rest_of_the_copy_and_nothing_twice(machine: Mach
     machine.look()
     assert machine.lines == [b"1", b"2", b"3", b"4"]
     assert machine.told[1:] == [Report("truncated", 2), Gap(1, 6, None, "written after the copy")]
+    machine.restart()  # while the copy is still kept open
+    assert machine.words() == ["found", "truncated", "gap"]
     assert machine.ids[2] == ((1, 100), 1, 4)  # as if it had been read before the cut
 
 

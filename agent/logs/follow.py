@@ -1,6 +1,7 @@
 """Following logs on trio: carries out what a Tail asks for, wakes it by inotify and by one look at all files a second.
 
-Threads: blocks of more than 64 KiB are read in a worker, and so is what a search walks back.
+Threads: blocks of more than 64 KiB are read in a worker, and so is what a search walks back beyond that; the look at
+all files too, and of a file that inotify never told of (NFS) everything, since its disk may hang.
 
 Source: protocols/logs.md 3 ("Blocks") and 5.
 """
@@ -9,19 +10,18 @@ import errno
 import logging
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import NoReturn, Protocol
+from functools import partial
+from typing import NoReturn, Protocol, TypeVar
 
 import trio
 from inotify_simple import INotify, flags
 
-from agent.core.inotify import open_inotify
+from agent.core.inotify import open_inotify, unwatch
 from agent.core.supervise import Health
 from agent.logs.context import Ask, Search, Size, T
-from agent.logs.matched import finish
 from agent.logs.tail import (
     HEAD,
     Act,
@@ -36,6 +36,8 @@ from agent.logs.tail import (
     Sibling,
     Stat,
     Tail,
+    fits,
+    is_rotation,
 )
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,11 @@ BLOCK_S = 30.0  # s for a hang of one block
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".Z")
 
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 _NEW = flags.CREATE | flags.MOVED_TO
+
+
+R = TypeVar("R")
 
 
 class Matching(Protocol):
@@ -59,8 +65,8 @@ class Matching(Protocol):
 
     def tell(self, act: Report | Gap) -> None: ...
 
-    def keep(self, checkpoints: Sequence[Checkpoint], generation: int) -> None:
-        """Called after each act that may move them."""
+    def keep(self, tail: Tail) -> None:
+        """Called after each act that may move its checkpoints."""
 
     def due(self) -> float:
         """When tick() is to be called, in trio time."""
@@ -69,19 +75,22 @@ class Matching(Protocol):
 
 
 class Followed:
-    """One path. `links`: its last step may be a symbolic link. `room` tells whether matches can be taken."""
+    """One path. `links`: its last step may be a symbolic link; `linked` are the numbers of files where it is one.
+    `room` tells whether matches can be taken.
+    """
 
     def __init__(
         self, tail: Tail, matching: Matching, health: Health, *, links: bool, room: Callable[[], Awaitable[bool]]
     ) -> None:
         self.tail, self._matching, self._health, self._room = tail, matching, health, room
-        self._flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if links else os.O_NOFOLLOW)
+        self.links, self.linked = links, set[int]()
+        self.begun = trio.Event()  # it was looked at: what is written now is new
         self._wake, self._idle = trio.Event(), trio.Event()
         self._acts: deque[Act] = deque()
         self._fds: dict[int, int] = {}
         self._file_of: dict[int, int] = {}  # generation to the number of its file, while that is open
-        self._origins: dict[int, tuple[int, int]] = {}
         self._seen: Stat | int | None = None
+        self._is_heard = False  # by inotify: then its disk is here
         self._is_paused = False
         self._ticked: float | None = None
 
@@ -98,8 +107,10 @@ class Followed:
                     continue
                 if self._acts:
                     self._acts.extendleft(reversed(await self._carry_out(self._acts.popleft())))
-                    self._matching.keep(self.tail.checkpoints(), self.tail.generation)
+                    self._matching.keep(self.tail)
                     self._matching.tick(trio.current_time())
+                if not any(isinstance(act, Open | FindSiblings) for act in self._acts):
+                    self.begun.set()
         finally:
             for fd in self._fds.values():
                 os.close(fd)
@@ -111,12 +122,13 @@ class Followed:
         await self._idle.wait()
 
     def wake(self) -> None:
-        """Something happened at the path."""
+        """Something happened at the path, says inotify."""
+        self._is_heard = True
         self._wake.set()
 
-    def check(self) -> None:
+    def check(self, found: Stat | int | None) -> None:
         """Wake it if the path is not as it was seen last, or something is waited for."""
-        if self.tail.draining() or self._is_paused or self.tail.state == "ERROR" or _stat(self.tail.path) != self._seen:
+        if self.tail.draining() or self._is_paused or self.tail.state == "ERROR" or found != self._seen:
             self._wake.set()
 
     def give_up(self) -> None:
@@ -124,31 +136,43 @@ class Followed:
         self._acts.extend(self.tail.give_up(trio.current_time()))
         self._wake.set()
 
-    def search(self, search: Search[T]) -> T:
-        """Run a search back from a match. Blocks; for threads, while scan() is awaited."""
-        beside: dict[int, int] = {}
-
-        def fd_of(generation: int) -> int | None:
-            if generation in self._file_of:
-                return self._fds[self._file_of[generation]]
-            if generation not in beside and generation in self._origins:
-                for sibling in _siblings(self.tail.path):
-                    if (sibling.stat.dev, sibling.stat.ino) == self._origins[generation]:
-                        beside[generation] = os.open(sibling.path, self._flags)
-                        break
-            return beside.get(generation)
+    async def search(self, search: Search[T]) -> T:
+        """Run a search back from a match, while scan() is awaited: here while it is short, then in a thread."""
+        beside: dict[int, int | None] = {}
 
         def answer(wish: Ask | Size) -> bytes | int | None:
-            fd = fd_of(wish.generation)
+            fd = self._fds[self._file_of[wish.generation]] if wish.generation in self._file_of else None
+            if fd is None:
+                if wish.generation not in beside:
+                    beside[wish.generation] = self._open_past(wish.generation)
+                fd = beside[wish.generation]
             if isinstance(wish, Size):
                 return None if fd is None else os.fstat(fd).st_size
             return b"" if fd is None else os.pread(fd, wish.size, wish.start)
 
         try:
-            return finish(search, answer)
+            wish, room = next(search), DIRECT
+            while self._is_heard and wish.generation in self._file_of:
+                room -= wish.size if isinstance(wish, Ask) else 0
+                if room < 0:
+                    break
+                wish = search.send(answer(wish))
+            return await trio.to_thread.run_sync(_go_on, search, wish, answer)
+        except StopIteration as end:
+            found: T = end.value
+            return found
         finally:
             for fd in beside.values():
-                os.close(fd)
+                if fd is not None:
+                    os.close(fd)
+
+    def _open_past(self, generation: int) -> int | None:
+        """Open the file of a generation that is done, if it is found beside."""
+        done = [done for done in self.tail.past if done.generation == generation]
+        for sibling in _siblings(self.tail.path, done):
+            if sibling.fits:
+                return os.open(sibling.path, _FLAGS)
+        return None
 
     async def _wait(self) -> None:
         """Until something happens, or a timer is due."""
@@ -164,48 +188,69 @@ class Followed:
             self._ticked = due
             self._acts.extend(self.tail.tick(now))
 
+    async def _run(self, function: Callable[[], R], *, long: bool = False) -> R:
+        """Here if that is short; in a thread if it is long, or the disk may hang."""
+        if self._is_heard and not long:
+            return function()
+        with self._health.busy(limit=BLOCK_S):
+            return await trio.to_thread.run_sync(function)
+
     async def _look(self) -> None:
-        self._seen, now = _stat(self.tail.path), trio.current_time()
+        def stats() -> tuple[Stat | int | None, list[tuple[int, Stat]]]:
+            return _stat(self.tail.path), [(number, _stat_of(os.fstat(self._fds[number]))) for number in draining]
+
+        draining = self.tail.draining()
+        self._seen, drained = await self._run(stats)
+        now = trio.current_time()
         if self._is_paused and await self._room():
             self._is_paused = False
             self._acts.extend(self.tail.resume(now))
         self._acts.extend(self.tail.look(self._seen, now))
-        for number in self.tail.draining():
-            self._acts.extend(self.tail.look_at(number, _stat_of(os.fstat(self._fds[number])), now))
+        for number, found in drained:
+            self._acts.extend(self.tail.look_at(number, found, now))
 
     async def _carry_out(self, act: Act) -> Sequence[Act]:
         match act:
-            case Open(number, path):
-                return self._open(number, path)
+            case Open():
+                return await self._open(act)
             case Close(number):
                 os.close(self._fds.pop(number))
+                self.linked.discard(number)
                 self._file_of = {generation: file for generation, file in self._file_of.items() if file != number}
             case Read():
                 return await self._read(act)
             case Scan():
                 return await self._scan(act)
-            case FindSiblings():
-                found = await trio.to_thread.run_sync(_siblings, self.tail.path)
+            case FindSiblings(known):
+                found = await self._run(partial(_siblings, self.tail.path, known), long=True)
                 return self.tail.siblings(found, trio.current_time())
             case Report() | Gap():
                 self._matching.tell(act)
         return []
 
-    def _open(self, number: int, path: str) -> Sequence[Act]:
-        now = trio.current_time()
+    async def _open(self, act: Open) -> Sequence[Act]:
+        def open_() -> tuple[int, bool, Stat, bytes]:
+            try:
+                fd, is_link = os.open(act.path, _FLAGS), False
+            except OSError as err:
+                if err.errno != errno.ELOOP or not self.links:
+                    raise
+                fd, is_link = os.open(act.path, _FLAGS & ~os.O_NOFOLLOW), True
+            try:
+                found = _stat_of(os.fstat(fd))
+                return fd, is_link, found, os.pread(fd, HEAD, 0) if found.kind == "file" else b""
+            except OSError:
+                os.close(fd)
+                raise
+
         try:
-            fd = os.open(path, self._flags)
+            fd, is_link, found, head = await self._run(open_)
         except OSError as err:
-            return self.tail.failed(number, err.errno or errno.EIO, now)
-        self._fds[number] = fd
-        found = _stat_of(os.fstat(fd))
-        try:
-            head = os.pread(fd, HEAD, 0) if found.kind == "file" else b""
-        except OSError as err:
-            del self._fds[number]
-            os.close(fd)
-            return self.tail.failed(number, err.errno or errno.EIO, now)
-        return self.tail.opened(number, found, head, now)
+            return self.tail.failed(act.file, err.errno or errno.EIO, trio.current_time())
+        self._fds[act.file] = fd
+        if is_link:
+            self.linked.add(act.file)
+        return self.tail.opened(act.file, found, head, trio.current_time())
 
     async def _read(self, act: Read) -> Sequence[Act]:
         fd = self._fds[act.file]
@@ -214,11 +259,8 @@ class Followed:
             return os.pread(fd, act.size, act.at), os.pread(fd, HEAD, 0) if act.head else b""
 
         try:
-            if os.fstat(fd).st_size - act.at > DIRECT:
-                with self._health.busy(limit=BLOCK_S):
-                    data, head = await trio.to_thread.run_sync(read)
-            else:
-                data, head = read()
+            is_long = not self._is_heard or os.fstat(fd).st_size - act.at > DIRECT
+            data, head = await self._run(read, long=is_long)
         except OSError as err:
             return self.tail.failed(act.file, err.errno or errno.EIO, trio.current_time())
         return self.tail.read(act.file, data, head, trio.current_time())
@@ -226,12 +268,10 @@ class Followed:
     async def _scan(self, act: Scan) -> Sequence[Act]:
         self._file_of = {generation: file for generation, file in self._file_of.items() if file != act.file}
         self._file_of[act.generation] = act.file
-        if act.generation not in self._origins:
-            self._origins = {known: origin for known, origin in self._origins.items() if known >= act.generation - 1}
-            self._origins[act.generation] = act.origin
         with self._health.busy(limit=BLOCK_S):
             consumed, before = await self._matching.scan(act)
         acts = self.tail.scanned(act.file, consumed, before, trio.current_time())  # at once: what was told is done
+        self._matching.keep(self.tail)  # in the transaction of what was told
         await trio.lowlevel.checkpoint()
         if not self._is_paused and not await self._room():
             self._is_paused = True
@@ -246,7 +286,7 @@ class Follower:
         self.sources: list[Followed] = []
         self._rescan = rescan
         self._names: dict[tuple[str, str], list[Followed]] = {}
-        self._wanted: set[str] = set()
+        self._wanted: Counter[str] = Counter()
         self._folders: dict[int, str] = {}
         self._notify: INotify | None = None
         self._new = trio.Event()
@@ -270,21 +310,35 @@ class Follower:
 
     def drop(self, source: Followed) -> None:
         self.sources.remove(source)
-        self._names = {
-            key: left for key, having in self._names.items() if (left := [one for one in having if one is not source])
-        }
+        for key, having in list(self._names.items()):
+            if source in having:
+                having.remove(source)
+                self.want_no_more(key[0])
+                if not having:
+                    del self._names[key]
 
     def want(self, folder: str) -> None:
         """Hear of what happens in a directory."""
-        if folder not in self._wanted:
-            self._wanted.add(folder)
+        self._wanted[folder] += 1
+        if self._wanted[folder] == 1:
             self._watch_folders()
+
+    def want_no_more(self, folder: str) -> None:
+        """As often as it was wanted."""
+        self._wanted[folder] -= 1
+        if self._wanted[folder]:
+            return
+        del self._wanted[folder]
+        for wd in [wd for wd, watched in self._folders.items() if watched == folder]:
+            del self._folders[wd]
+            if self._notify is not None and wd not in self._folders:
+                unwatch(self._notify, wd)
 
     def _watch_folders(self) -> None:
         """Those that the kernel does not watch yet: they may not have been there."""
         if self._notify is None:
             return
-        for folder in self._wanted - set(self._folders.values()):
+        for folder in self._wanted.keys() - self._folders.values():
             with suppress(OSError):  # it is looked at each second, and tried again
                 self._folders[self._notify.add_watch(folder, _HEARD)] = folder  # type: ignore[no-untyped-call]
 
@@ -311,15 +365,28 @@ class Follower:
             self._new = trio.Event()
             self._watch_folders()
             await self._rescan()
-            for source in self.sources:
-                source.check()
+            sources = list(self.sources)
+            paths = [source.tail.path for source in sources]
+            found = await trio.to_thread.run_sync(lambda paths: list(map(_stat, paths)), paths, abandon_on_cancel=True)
+            for source, seen in zip(sources, found, strict=True):
+                source.check(seen)
             if sum(source.tail.held for source in self.sources) > MAX_HELD:
                 max(self.sources, key=lambda source: source.tail.held).give_up()
 
 
+def _go_on(search: Search[T], wish: Ask | Size, answer: Callable[[Ask | Size], bytes | int | None]) -> T:
+    try:
+        while True:
+            wish = search.send(answer(wish))
+    except StopIteration as end:
+        found: T = end.value
+        return found
+
+
 def _stat_of(found: os.stat_result) -> Stat:
     kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-    return Stat(found.st_dev, found.st_ino, found.st_size, kinds.get(stat.S_IFMT(found.st_mode), "device"))
+    kind = kinds.get(stat.S_IFMT(found.st_mode), "device")
+    return Stat(found.st_dev, found.st_ino, found.st_size, kind, found.st_mtime)
 
 
 def _stat(path: str) -> Stat | int | None:
@@ -331,24 +398,43 @@ def _stat(path: str) -> Stat | int | None:
         return err.errno or errno.EIO
 
 
-def _siblings(path: str) -> list[Sibling]:
-    """The newest files beside a path whose names begin as its own does."""
-    own = Path(path)
-    stem = own.name.split(".")[0] or own.name
-    found: list[tuple[float, Sibling]] = []
+def _siblings(path: str, known: Sequence[Checkpoint]) -> list[Sibling]:
+    """The path's own file, and the newest of those beside it that may once have been there by name or inode."""
+    found: list[tuple[float, str, str]] = []
+    inodes = {done.ino for done in known}
+    for own in dict.fromkeys((path, os.path.realpath(path))):
+        folder, name = os.path.split(own)
+        stem = name.split(".")[0] or name
+        with suppress(OSError), os.scandir(folder) as entries:  # the folder is gone, or not for us
+            for entry in entries:
+                if entry.name != name and not entry.name.endswith(COMPRESSED):
+                    with suppress(OSError):  # the file is gone
+                        if (entry.name.startswith(stem) or entry.inode() in inodes) and entry.is_file(
+                            follow_symlinks=False
+                        ):
+                            found.append((entry.stat(follow_symlinks=False).st_mtime, entry.path, name))
+    found.sort(reverse=True)
+    siblings = [_sibling(own, name, known) for _, own, name in found[:MAX_SIBLINGS]]
+    return [sibling for sibling in [_sibling(path, None, known), *siblings] if sibling]
+
+
+def _sibling(path: str, own: str | None, known: Sequence[Checkpoint]) -> Sibling | None:
+    """Looked into; None where it cannot be read. `own` is the name of the file it may be a rotation of."""
     try:
-        entries = [entry for entry in os.scandir(own.parent) if entry.name.startswith(stem)]
-    except OSError:
-        return []
-    for entry in entries:
-        if entry.name == own.name or entry.name.endswith(COMPRESSED):
-            continue
+        fd = os.open(path, _FLAGS & ~os.O_NOFOLLOW if own is None else _FLAGS)
         try:
-            if entry.is_file(follow_symlinks=False):
-                with open(entry.path, "rb", buffering=0) as file:
-                    status = os.fstat(file.fileno())
-                    found.append((status.st_mtime, Sibling(entry.path, _stat_of(status), file.read(HEAD))))
-        except OSError as err:  # gone meanwhile, or not for us to read
-            log.debug("cannot read a file beside path=%s error=%s", entry.path, err)
-    found.sort(key=lambda one: one[0], reverse=True)
-    return [sibling for _, sibling in found[:MAX_SIBLINGS]]
+            status = _stat_of(os.fstat(fd))
+            if status.kind != "file":
+                return None
+            head = os.pread(fd, HEAD, 0)
+            its = [
+                number
+                for number, done in enumerate(known)
+                if fits(done, status.size, head, lambda at, size: os.pread(fd, size, at))
+            ]
+        finally:
+            os.close(fd)
+    except OSError as err:
+        log.debug("cannot read a file beside path=%s error=%s", path, err)
+        return None
+    return Sibling(path, status, own is not None and is_rotation(os.path.basename(path), own), frozenset(its))

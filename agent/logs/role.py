@@ -219,6 +219,9 @@ class _Logs:
                 self._read_records(watch, one.name)
         for id, asked in list(self._kept.watches.items()):
             await self._begin_blaming(self._of_client(id, asked))
+        with trio.move_on_after(SETTLE_S):  # not for ever: a disk may hang
+            for source in list(self._sources.values()):
+                await source.followed.begun.wait()
 
     async def _begin_blaming(self, watch: _Watch) -> None:
         """Follow it in any case; without rules where they cannot be used, which is told."""
@@ -291,8 +294,8 @@ class _Logs:
         )
         self._sources[watch.id, path] = source
         done: Done | None = await self._store.get(source.key, Done)
-        generation, checkpoints = (done.generation, done.checkpoints) if done else (0, [])
-        tail = Tail(path, checkpoints, start, generation=generation)
+        done = done or Done(generation=0, checkpoints=[])
+        tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past)
         source.followed = Followed(tail, source, self._health, links=not watch.is_remote, room=self._has_room)
         self.follower.add(source.followed)
         self._nursery.start_soon(self._run, watch.id, source)

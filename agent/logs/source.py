@@ -26,7 +26,7 @@ from agent.logs.matched import captured, identify, shown, told, wants_context
 from agent.logs.regex import Matcher
 from agent.logs.rules import RuleSet
 from agent.logs.scanner import LIMIT, Found, Match, Scanner, Worker
-from agent.logs.tail import Checkpoint, Gap, Report, Scan
+from agent.logs.tail import Checkpoint, Gap, Report, Scan, Tail
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,11 @@ KEEP_S = 1.0  # s between two checkpoints where nothing else is told
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a source was matched."""
+    """How far a source was matched. `past` are the last files that are done."""
 
     generation: int
     checkpoints: list[Checkpoint]
+    past: list[Checkpoint] = []
 
 
 class Rules:
@@ -122,12 +123,15 @@ class Source:
             self._bus.publish(LogSource(path=self.path, what=act.what, generation=act.generation, detail=act.detail))
         self._has_told = True
 
-    def keep(self, checkpoints: Sequence[Checkpoint], generation: int) -> None:
-        done = Done(generation=generation, checkpoints=list(checkpoints))
+    def keep(self, tail: Tail) -> None:
+        done = Done(generation=tail.generation, checkpoints=tail.checkpoints(), past=tail.past)
         if done == self._kept:
             return
         now = trio.current_time()
-        if not self._has_told and now < self._keep_at + KEEP_S:
+        # A file must be known by its content before a line of it is told.
+        kept = self._kept.checkpoints if self._kept else []
+        is_pressing = self._has_told or not all(one.head_size for one in kept)
+        if not is_pressing and now < self._keep_at + KEEP_S:
             self._keeps_at = self._keep_at + KEEP_S
             return
         self._kept, self._keep_at, self._has_told, self._keeps_at = done, now, False, None
@@ -155,13 +159,13 @@ class Source:
             )
         self._pauses.resume(now)
         if self._keeps_at is not None and self._keeps_at <= now:
-            self.keep(self.followed.tail.checkpoints(), self.followed.tail.generation)
+            self.keep(self.followed.tail)
 
     def end(self) -> None:
         """Tell what is known of the matches whose context is not complete, and keep how far it came."""
         self._end_open(self._open)
         self._open, self._has_told = [], True
-        self.keep(self.followed.tail.checkpoints(), self.followed.tail.generation)
+        self.keep(self.followed.tail)
 
     # ---- matches -----------------------------------------------------------------------------------------------------
 
@@ -198,7 +202,7 @@ class Source:
         rule, around = self._rules.rules[match.rule], None
         if wants_context(rule):
             look = look_back(rule, place, captures)
-            around = await trio.to_thread.run_sync(self.followed.search, look)
+            around = await self.followed.search(look)
         run, test = self._active()
         self._bus.publish(
             told(
@@ -221,7 +225,7 @@ class Source:
             record: list[bytes] = []
             if rule.spec.multiline and rule.start and rule.continuation:
                 back = record_before(rule.spec.multiline, rule.start, rule.continuation, self._matcher, place, text)
-                record = [*await trio.to_thread.run_sync(self.followed.search, back), text]
+                record = [*await self.followed.search(back), text]
             id = identify(act.origin, *place, rule.spec.id)
             following = Following(rule, self._matcher, trio.current_time())
             self._open.append(Behind(id, match.rule, following, record, place))

@@ -3,6 +3,8 @@
 A file is known by device and inode, by a hash of its first bytes, and by one of those before the offset: each read
 takes these again. Where they differ, other content stands there: a new generation of the path begins at offset 0. Files
 that left the path (renamed, removed, or copied before they were cut to nothing) are drained to their end, oldest first.
+After a restart, a rotation or a cut the files beside the path are looked at: one of them may have the rest of what was
+read last, and others may have come and gone at the path unseen.
 
     ABSENT -> READING <-> IDLE      the path's file; any -> ERROR: wait, then open again
     READING, IDLE -> draining -> closed
@@ -13,7 +15,8 @@ Source: protocols/logs.md 5.
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -27,6 +30,7 @@ PARTIAL_S = 2.0  # a line without its end is matched after so long without growt
 QUIET_S = 5.0  # a drained file is closed after so long without growth
 ZEROS_S = 1.0  # NFS shows zeros before it shows data
 ZEROS = 64  # NULs in a row where a line begins are no text
+PAST = 16  # files of the path that are done and known again
 RETRY_S, RETRY_MAX_S = 1.0, 30.0
 LAGGING = 64 << 20  # bytes behind that are told
 
@@ -35,24 +39,35 @@ What = Literal["found", "rotated", "truncated", "replaced", "removed", "unreadab
 
 
 class Stat(NamedTuple):
-    """What stat says of a file. `kind` is "file", or a word for what cannot be followed: "directory", "FIFO"."""
+    """What stat says of a file. `kind` is "file", or a word for what cannot be followed: "directory", "FIFO".
+
+    `written` is the time of its last write.
+    """
 
     dev: int
     ino: int
     size: int
     kind: str = "file"
+    written: float = 0.0
 
 
 class Sibling(NamedTuple):
-    """A file beside the path that may be what once was there: `head` are its first HEAD bytes."""
+    """The path's own file, or one beside it. `fits` are the checkpoints of FindSiblings that fits() says yes to.
+
+    `is_rotation`: by its name it once was at the path.
+    """
 
     path: str
     stat: Stat
-    head: bytes
+    is_rotation: bool
+    fits: frozenset[int]
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a file was matched: to `offset`, the start of a line. Hashes are of its head, and of what is before."""
+    """How far a file was matched: to `offset`, the start of a line. Hashes are of its head, and of what is before.
+
+    `written` is when that content was written last, `is_copied` that it is read from a copy, and the gap told.
+    """
 
     dev: int
     ino: int
@@ -61,6 +76,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     head_size: int
     head_hash: str
     last_hash: str
+    written: float
+    is_copied: bool = False
 
 
 class Open(NamedTuple):
@@ -101,7 +118,9 @@ class Scan(NamedTuple):
 
 
 class FindSiblings(NamedTuple):
-    """Look for files beside the path (x.1, x-DATE; no compressed ones); answer with siblings()."""
+    """Look at the path's own file and those beside it (x.1, x-DATE; no compressed ones); answer with siblings()."""
+
+    known: tuple[Checkpoint, ...]
 
 
 class Report(NamedTuple):
@@ -131,16 +150,28 @@ def digest(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
+def fits(done: Checkpoint, size: int, head: bytes, read: Callable[[int, int], bytes]) -> bool:
+    """Does a file of that size, with those first HEAD bytes, have what was matched by then? `read(at, size)` reads it.
+
+    False too where nothing is known of the content.
+    """
+    if not done.head_size or size < done.offset or not _begins(head, done):
+        return False
+    overlap = min(LAST, done.offset)
+    return done.last_hash == UNKNOWN or done.last_hash == digest(read(done.offset - overlap, overlap))
+
+
 class _File:
     """One open file: the path's own, or one that is drained."""
 
     def __init__(self, number: int, stat: Stat, generation: int, now: float) -> None:
         self.number, self.stat, self.generation = number, stat, generation
+        self.written = stat.written  # when it was still the same content
         self.origin = (stat.dev, stat.ino)  # where the lines were written: a copy keeps that
         self.offset = self.before = 0  # `before` bytes of the line at the offset are done, by windows
         self.head = b""  # as last read; known by it is what was matched, since the rest may change
         self.head_size, self.head_hash, self.last_hash = 0, digest(b""), digest(b"")
-        self.is_at_end = False
+        self.is_at_end = self.is_copied = False
         self.seeks_line = False  # begin with the line that the offset is in
         self.changed_at = now
         self.wants_partial = False
@@ -172,27 +203,41 @@ class _File:
 
     def resume(self, done: Checkpoint) -> None:
         """Go on where a checkpoint says."""
-        self.offset, self.last_hash = done.offset, done.last_hash
-        self.head_size, self.head_hash = done.head_size, done.head_hash
+        self.offset, self.last_hash, self.written = done.offset, done.last_hash, done.written
+        self.is_copied = done.is_copied
+        if done.offset:
+            self.head_size, self.head_hash = done.head_size, done.head_hash
 
     def checkpoint(self) -> Checkpoint:
+        head_size, head_hash = self.head_size, self.head_hash
+        if not head_size and b"\0" not in self.head:  # zeros may become data
+            head_size, head_hash = len(self.head), digest(self.head)
         return Checkpoint(
             dev=self.origin[0],
             ino=self.origin[1],
             generation=self.generation,
             offset=self.offset - self.before,
-            head_size=self.head_size,
-            head_hash=self.head_hash,
+            head_size=head_size,
+            head_hash=head_hash,
             last_hash=UNKNOWN if self.before else self.last_hash,
+            written=self.written,
+            is_copied=self.is_copied,
         )
+
+
+class _Opening(NamedTuple):
+    """A file that is being opened: the path's own, or a sibling of an origin; `done` says where to go on in it."""
+
+    origin: tuple[int, int] | None = None
+    done: Checkpoint | None = None
 
 
 class Tail:
     """Follows one path. Every method returns what to do next, in order; there is at most one Read or Scan under way.
 
-    `checkpoints` and `generation` are those that were committed last; the generation outlives all files. Without them
-    a file that is there at the first look is followed from `start`: "end", "start", or an offset where a line begins.
-    What comes later is read from its beginning.
+    `checkpoints`, `generation` and `past` are those that were committed last; the generation outlives all files.
+    Without them a file that is there at the first look is followed from `start`: "end", "start", or an offset where a
+    line begins. What comes later is read from its beginning.
     """
 
     def __init__(
@@ -202,20 +247,25 @@ class Tail:
         start: Literal["end", "start"] | int = "end",
         *,
         generation: int = 0,
+        past: Sequence[Checkpoint] = (),
     ) -> None:
         self.path, self.start = path, start
         self.generation = max([generation, *(checkpoint.generation for checkpoint in checkpoints)])
         self.gaps = 0
+        self.past = list(past)  # how the last files were left that are done
         self._lost = sorted(checkpoints, key=lambda checkpoint: checkpoint.generation)  # their files are not found yet
+        # Rotations written later, and not known, came and went unseen. None: there can be none.
+        self._unseen_since = max((done.written for done in [*past, *checkpoints]), default=None)
         self._current: _File | None = None
         self._draining: list[_File] = []
-        self._opening: dict[int, Checkpoint | None] = {}  # None: the path itself; else how far the sibling is done
+        self._opening: dict[int, _Opening] = {}
         self._numbers = 0
         self._busy: _File | None = None
         self._data = memoryview(b"")
         self._scanning = End.OPEN
-        self._cut: Checkpoint | None = None  # what was cut off, until its copy is looked for
-        self._is_searching = self._has_searched = self._is_paused = self._is_lagging = False
+        self._asked: tuple[Checkpoint, ...] | None = None  # of the FindSiblings under way
+        self._wants_search = bool(checkpoints or past)
+        self._is_paused = self._is_lagging = False
         self._has_looked = self._is_there = False
         self._retry_s, self._retry_at = 0.0, 0.0
 
@@ -245,12 +295,13 @@ class Tail:
         return [file.number for file in self._draining]
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Where to go on after a restart: one for each file, at the start of a line.
+        """Where to go on after a restart: one for each file that is not done, at the start of a line.
 
         To be committed with the events of what was matched, and at once with each Report and Gap: who only knows of the
         generation before cannot tell a cut that came with a crash.
         """
-        return self._lost + [file.checkpoint() for file in self._files()]
+        opening = [opening.done for opening in self._opening.values() if opening.done]
+        return [*self._lost, *opening, *(file.checkpoint() for file in self._files())]
 
     def is_new(self, scan: Scan, line: int, rule: int, flags: int) -> bool:
         """Was the rule not told yet of the line that begins at offset `line`? `flags` are the match's.
@@ -295,7 +346,9 @@ class Tail:
                 self._leave(now)
             if is_first:
                 self.start = "start"  # what comes later is read from its beginning
-            return acts + self._search() + self._next(now)
+            if self._lost:
+                acts += self._search()
+            return acts + self._next(now)
         if isinstance(found, int) or found.kind != "file":
             return self._fail(os.strerror(found) if isinstance(found, int) else f"is a {found.kind}", now)
         file = self._current
@@ -308,57 +361,79 @@ class Tail:
         elif file:
             self._grow(file, found, now)
             acts += self._tell_lag()
-        if not self._current and None not in self._opening.values() and now >= self._retry_at:
-            acts += self._search()
-            if not self._is_searching:
-                acts.append(self._open(self.path, None))
-        return acts + self._next(now)
+        return acts + self._find_path(now) + self._next(now)
 
     def look_at(self, number: int, found: Stat, now: float) -> list[Act]:
         """What fstat says of a file that is drained."""
+        acts: list[Act] = []
         for file in self._draining:
-            if file.number == number:
+            if file.number != number or file is self._busy:
+                continue
+            if found.size < file.offset:
+                acts += self._restart(file, "truncated", found, now)
+            else:
                 self._grow(file, found, now)
-        return self._next(now)
+            break
+        return acts + self._next(now)
 
     def siblings(self, found: Sequence[Sibling], now: float) -> list[Act]:
-        """The files beside the path, as asked for."""
-        self._is_searching, acts = False, list[Act]()
-        if cut := self._cut:
-            self._cut = None
-            copy = next(
-                (s for s in found if s.stat.size >= cut.offset and _begins(s.head, cut) and cut.head_size), None
-            )
-            if copy:
-                acts += [
-                    self._open(copy.path, cut),
-                    self._gap(cut.generation, copy.stat.size, "written after the copy"),
-                ]
-            else:
-                acts.append(self._gap(cut.generation, cut.offset, "cut off, and no copy is found"))
-        for lost in self._lost[:]:
-            for sibling in found:
-                if (sibling.stat.dev, sibling.stat.ino) == (lost.dev, lost.ino) and _begins(sibling.head, lost):
-                    self._lost.remove(lost)
-                    acts.append(self._open(sibling.path, lost))
-                    break
-        if self._is_there and not self._current and None not in self._opening.values():
-            acts.append(self._open(self.path, None))
-        return acts + self._next(now)
+        """The path's own file and those beside it, as asked for."""
+        asked, self._asked = self._asked, None
+        assert asked is not None
+        acts: list[Act] = []
+        own = next((sibling for sibling in found if sibling.path == self.path), None)
+        beside = [sibling for sibling in found if sibling is not own]
+        newest = max(self._lost, key=lambda done: done.generation, default=None)
+        for done in [done for done in self._lost if done in asked]:
+            if not self._current and own and _is_it(own, done, asked):
+                if done is newest and done.head_size:
+                    self._unseen_since = None
+                continue  # it is where it was
+            its = [sibling for sibling in beside if _is_it(sibling, done, asked)]
+            copies = [sibling for sibling in beside if asked.index(done) in sibling.fits]
+            if its or copies:
+                there = (its or copies)[0]
+                self._lost.remove(done)
+                if not its and not done.is_copied:
+                    acts.append(self._gap(done.generation, there.stat.size, "written after the copy"))
+                    done = msgspec.structs.replace(done, is_copied=True)
+                acts.append(self._open(there.path, _Opening((there.stat.dev, there.stat.ino), done)))
+            elif self._current:
+                self._lost.remove(done)
+                acts.append(self._give_up(done, "cut off, and no copy is found"))
+        if (since := self._unseen_since) is not None:
+            held = {(file.stat.dev, file.stat.ino) for file in self._files()}  # these tell by themselves what they are
+            held |= {opening.origin for opening in self._opening.values() if opening.origin}
+            unseen = [
+                sibling for sibling in beside
+                if sibling.is_rotation and sibling.stat.size and sibling.stat.written > since
+                and not sibling.fits and (sibling.stat.dev, sibling.stat.ino) not in held
+            ]  # fmt: skip
+            for sibling in sorted(unseen, key=lambda sibling: sibling.stat.written):
+                acts.append(self._open(sibling.path, _Opening((sibling.stat.dev, sibling.stat.ino))))
+        return acts + self._find_path(now) + self._next(now)
 
     def opened(self, number: int, stat: Stat, head: bytes, now: float) -> list[Act]:
         """A file was opened; `head` are its first HEAD bytes."""
         acts: list[Act] = []
-        done = self._opening.pop(number)
-        file = _File(number, stat, done.generation if done else self.generation, now)
-        if done:
-            file.origin = (done.dev, done.ino)
-            file.resume(done)
+        origin, done = self._opening.pop(number)
+        if origin:
+            if (stat.dev, stat.ino) != origin:  # it was renamed meanwhile
+                return [Close(number), *self._search_again(done, now)]
+            if not done:
+                self.generation += 1
+                acts.append(Report("found", self.generation, "rotated before it was seen"))
+            file = _File(number, stat, done.generation if done else self.generation, now)
+            file.head = head
+            if done:
+                file.origin = (done.dev, done.ino)
+                file.resume(done)
             self._draining.append(file)
             self._draining.sort(key=lambda file: file.generation)
-            return self._next(now)
+            return acts + self._find_path(now) + self._next(now)
         if stat.kind != "file":
             return [Close(number), *self._fail(f"is a {stat.kind}", now)]
+        file = _File(number, stat, self.generation, now)
         if self._retry_s:
             self._retry_s = 0.0
             acts.append(Report("recovered", self.generation))
@@ -370,22 +445,28 @@ class Tail:
         """A file could not be opened, or not be read any more (EACCES, EIO). It is tried again."""
         acts: list[Act] = []
         why, is_path = os.strerror(error), True
+        is_gone = error == errno.ENOENT  # the next look says so
         if number in self._opening:
-            done = self._opening.pop(number)
-            if done:
+            origin, done = self._opening.pop(number)
+            if origin:
                 is_path = False
-                acts.append(self._gap(done.generation, done.offset, f"its rest cannot be read: {why}"))
+                if is_gone:
+                    return self._search_again(done, now)
+                if done:
+                    acts.append(self._give_up(done, f"its rest cannot be read: {why}"))
+                else:
+                    acts.append(self._gap(self.generation, 0, f"a file that was rotated cannot be read: {why}"))
+                acts += self._find_path(now)
         elif file := next((file for file in self._files() if file.number == number), None):
             acts.append(Close(number))
             self._busy = None
             if file is self._current:
                 self._lost.append(file.checkpoint())
-                self._current, self._has_searched = None, False
+                self._current, self._wants_search = None, True
             else:
                 is_path = False
                 self._draining.remove(file)
-                acts.append(self._gap(file.generation, file.offset, f"its rest cannot be read: {why}"))
-        is_gone = error == errno.ENOENT  # the next look says so
+                acts.append(self._give_up(file.checkpoint(), f"its rest cannot be read: {why}"))
         return acts + (self._fail(f"cannot be read: {why}", now) if is_path and not is_gone else self._next(now))
 
     def read(self, number: int, data: bytes | bytearray | memoryview, head: bytes, now: float) -> list[Act]:
@@ -400,6 +481,7 @@ class Tail:
         is_same = len(view) >= overlap and file.last_hash in (UNKNOWN, digest(view[:overlap]))
         if not is_same or not file.knows_head(head):
             return self._restart(file, "replaced", file.stat, now) + self._next(now)
+        file.written = file.stat.written
         new = view[overlap:]
         file.is_at_end = len(view) < overlap + BLOCK
         if file.is_at_end:
@@ -442,9 +524,9 @@ class Tail:
         file = next((file for file in self._draining if file is not self._busy), None)
         if not file:
             return []
-        self._draining.remove(file)
-        lost = Gap(file.generation, file.offset, file.stat.size, "given up: too much is waiting")
+        self._end(file)
         self.gaps += 1
+        lost = Gap(file.generation, file.offset, file.stat.size, "given up: too much is waiting")
         return [lost, Close(file.number), *self._next(now)]
 
     def tick(self, now: float) -> list[Act]:
@@ -459,7 +541,7 @@ class Tail:
     def _next(self, now: float) -> list[Act]:
         """Close what is drained; then read the oldest file that has more."""
         acts: list[Act] = []
-        if self._busy or self._is_paused or self._is_searching or any(self._opening.values()):
+        if self._busy or self._is_paused or self._asked is not None or self._opening:
             return acts
         for file in self._files():
             is_drained = file in self._draining and file.is_at_end and now >= file.changed_at + QUIET_S
@@ -468,7 +550,7 @@ class Tail:
             elif file.is_at_end and file.zeros_at == file.offset and now >= file.changed_at + ZEROS_S:
                 file.is_at_end = False
             elif is_drained:
-                self._draining.remove(file)
+                self._end(file)
                 acts.append(Close(file.number))
                 continue
             if not file.is_at_end:
@@ -490,33 +572,57 @@ class Tail:
         if found.size != file.stat.size:
             file.changed_at = now
             file.is_at_end = seen
+        elif found.written != file.stat.written:
+            file.is_at_end = False  # perhaps cut, and grown to the same size
         file.stat = found
 
-    def _open(self, path: str, done: Checkpoint | None) -> Open:
+    def _open(self, path: str, opening: _Opening) -> Open:
         self._numbers += 1
-        self._opening[self._numbers] = done
+        self._opening[self._numbers] = opening
         return Open(self._numbers, path)
 
     def _search(self) -> list[Act]:
-        """Look once for the files of checkpoints; most often the path's own is all there is."""
-        if self._has_searched or not self._lost:
+        """Look at the siblings once; most often the path's own file is all there is."""
+        if not self._wants_search or self._asked is not None:
             return []
-        self._has_searched = self._is_searching = True
-        return [FindSiblings()]
+        self._wants_search = False
+        self._asked = tuple([*self._lost, *self.past, *(file.checkpoint() for file in self._files())])
+        return [FindSiblings(self._asked)]
+
+    def _search_again(self, done: Checkpoint | None, now: float) -> list[Act]:
+        """Names changed since the siblings were looked at."""
+        if done:
+            self._lost.append(done)
+        self._wants_search = True
+        return self._find_path(now) + self._next(now)
+
+    def _find_path(self, now: float) -> list[Act]:
+        """Open the path's file if it is not open; before that, look for what was there before it."""
+        if self._asked is not None or self._opening:
+            return []
+        if self._current:
+            return self._search()
+        if not self._is_there or now < self._retry_at:
+            return []
+        return self._search() or [self._open(self.path, _Opening())]
 
     def _take_up(self, file: _File, head: bytes) -> list[Act]:
         """The path's own file: go on where its checkpoint says, else begin a generation."""
         acts: list[Act] = []
+        file.head = head
         lost, self._lost = self._lost, []
-        for done in lost:
+        is_known = False
+        for done in reversed(lost):
             is_it = (done.dev, done.ino) == file.origin
-            if is_it and _begins(head, done) and done.offset <= file.stat.size:
-                file.generation = done.generation
+            if is_it and not is_known and _begins(head, done) and done.offset <= file.stat.size:
+                is_known, file.generation = True, done.generation
                 file.resume(done)
-                return acts
-            if is_it and done.offset > file.stat.size:
+                continue
+            if is_it and not is_known and done.offset > file.stat.size:
                 acts.append(Report("truncated", done.generation))
-            acts.append(self._gap(done.generation, done.offset, "its file was not found again"))
+            acts.append(self._give_up(done, "its file was not found again"))
+        if is_known:
+            return acts
         is_first = self.generation == 0
         self.generation += 1
         file.generation = self.generation
@@ -531,25 +637,40 @@ class Tail:
         """The path's file is there no more: drain it."""
         if self._current:
             self._current.changed_at, self._current.is_at_end = now, False
+            self._unseen_since, self._wants_search = self._current.written, True
             self._draining.append(self._current)
             self._current = None
 
+    def _end(self, file: _File) -> None:
+        """It is drained, or given up."""
+        self._draining.remove(file)
+        self._remember(file.checkpoint())
+
+    def _remember(self, done: Checkpoint) -> None:
+        self.past = [*self.past, done][-PAST:]
+
     def _restart(self, file: _File, what: Literal["truncated", "replaced"], found: Stat, now: float) -> list[Act]:
-        """Other content stands in the file: a new generation, from its beginning."""
-        done = file.checkpoint()
-        if file is not self._current:
-            self._draining.remove(file)
-            return [self._gap(done.generation, done.offset, f"{what} while it was drained"), Close(file.number)]
+        """Other content stands in the file: a new generation. A copy may have the rest of the old one."""
+        self._lost.append(file.checkpoint())
+        self._unseen_since, self._wants_search = file.written, True
         self.generation += 1
-        self._current = _File(file.number, found, self.generation, now)
-        self._cut, self._is_searching = done, True
-        return [Report(what, self.generation), FindSiblings()]
+        new = _File(file.number, found, self.generation, now)
+        if file is self._current:
+            self._current = new
+        else:
+            self._draining[self._draining.index(file)] = new
+        return [Report(what, self.generation), *self._find_path(now)]
 
     def _fail(self, why: str, now: float) -> list[Act]:
         is_new = not self._retry_s
         self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s) if self._retry_s else RETRY_S
         self._retry_at = now + self._retry_s
         return [*([Report("unreadable", self.generation, why)] if is_new else []), *self._next(now)]
+
+    def _give_up(self, done: Checkpoint, why: str) -> Gap:
+        """What came behind a checkpoint is not found, or cannot be read."""
+        self._remember(done)
+        return self._gap(done.generation, done.offset, why)
 
     def _gap(self, generation: int, start: int, why: str) -> Gap:
         """Possibly lost: nobody knows how much there was."""
@@ -582,9 +703,26 @@ class Tail:
         return [Report("truncated", file.generation, f"{zeros} NUL bytes skipped"), *self._next(now)]
 
 
+def is_rotation(name: str, of: str) -> bool:
+    """Is that the name of a file that once was called `of`: x.1, x-20260105, x.2026-01-05.gz, x.old, y-1.log?"""
+    stem, dot, ending = of.rpartition(".")
+    names = [(of, "")] + ([(stem, f".{ending}")] if dot and stem else [])
+    return any(
+        re.fullmatch(rf"{re.escape(own)}([.-]\d[\dTZ:._-]*|[.-]old){re.escape(last)}(\.(gz|xz|bz2|zst|lz4|Z))?", name)
+        for own, last in names
+    )
+
+
 def _begins(head: bytes, checkpoint: Checkpoint) -> bool:
     """Does a file with that head begin as the checkpoint's did?"""
     return digest(head[: checkpoint.head_size]) == checkpoint.head_hash
+
+
+def _is_it(sibling: Sibling, done: Checkpoint, asked: tuple[Checkpoint, ...]) -> bool:
+    """Is it the very file of a checkpoint, under whatever name?"""
+    if (sibling.stat.dev, sibling.stat.ino) != (done.dev, done.ino):
+        return False
+    return asked.index(done) in sibling.fits or (not done.head_size and sibling.stat.size >= done.offset)
 
 
 def _leading_zeros(view: memoryview) -> int:

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from agent.logs.tail import Gap
 from tests.test_logs_tail import PATH, Machine
 
-OPS = ["write", "write", "write", "half", "look", "wait", "rename", "copytruncate", "save", "crash", "remove", "huge"]
+OPS = [
+    *("write", "write", "write", "half", "look", "wait", "rename", "copytruncate", "save", "crash", "remove", "huge"),
+    *("stop", "unseen", "unseen"),
+]
 NAME = 11  # bytes by which a line is known, also when it is matched before it has its end
 
 
@@ -21,9 +24,30 @@ class Story:
         self.half = b""
         self.kept: list[bytes] = []  # matched, and committed with a checkpoint
         self.seen: dict[bytes, set[object]] = {}
+        self.is_up, self.is_looking = True, True
         self.machine.create()
         self.machine.start()
-        self.checkpoints, self.generation = self.machine.tail.checkpoints(), self.machine.tail.generation
+        self.machine.before_scan, self.machine.when_told = self.remember_heads, self.commit
+        self.remember()
+
+    def remember(self) -> None:
+        tail = self.machine.tail
+        self.checkpoints, self.generation, self.past = tail.checkpoints(), tail.generation, tail.past
+
+    def remember_heads(self) -> None:
+        """A checkpoint that knows nothing of the content is followed by one that does, before the first event."""
+        if not all(checkpoint.head_size for checkpoint in self.checkpoints):
+            self.commit()
+
+    def commit(self) -> None:
+        """What is reported is committed, and checkpoints with it."""
+        self.kept = list(self.machine.lines)
+        self.remember()
+
+    def look(self, after: float = 0.0) -> None:
+        """Unless it is down, or is slow to notice."""
+        if self.is_up and self.is_looking:
+            self.machine.look(after)
 
     def line(self) -> bytes:
         self.written.append(b"line %06d %s" % (len(self.written), b"x" * self.rng.choice([0, 5, 100, 2000])))
@@ -32,7 +56,7 @@ class Story:
     def write(self) -> None:
         if PATH not in self.machine.names:
             self.machine.create()
-            self.machine.look()
+            self.look()
         for _ in range(self.rng.randint(1, 5)):
             text, self.half = (self.half or self.line()) + b"\n", b""
             self.machine.write(text)
@@ -59,7 +83,7 @@ class Story:
         if PATH in self.machine.names:
             self.machine.rename(f"{PATH}.{len(self.machine.names)}-{self.rng.random()}")
             self.machine.create()
-            self.machine.look()
+            self.look()
 
     def copytruncate(self) -> None:
         """With a quiet writer: nothing is written between the copy and the cut."""
@@ -67,27 +91,51 @@ class Story:
         if PATH in self.machine.names:
             data = self.machine.names[PATH].data
             self.machine.create(bytes(data), f"{PATH}.{len(self.machine.names)}-{self.rng.random()}")
-            self.machine.look()
+            self.look()
             data[:] = b""
-            self.machine.look()
+            self.look()
+
+    def unseen(self) -> None:
+        """Rotations that are noticed only when the next has come. It has read a line of the first file."""
+        self.write()
+        self.look()
+        self.is_looking = False
+        for _ in range(self.rng.randint(1, 3)):
+            self.write()
+            self.rng.choice([self.rename, self.copytruncate])()
+        self.is_looking = True
+        self.look()
 
     def remove(self) -> None:
         """Noticed by inotify before anything comes in its place."""
         self.finish_half()
+        self.up()
         self.machine.look()
         self.machine.names.pop(PATH, None)
         self.machine.look()
 
     def save(self) -> None:
+        self.up()
         self.collect()
-        self.kept = list(self.machine.lines)
-        self.checkpoints, self.generation = self.machine.tail.checkpoints(), self.machine.tail.generation
+        self.commit()
 
     def crash(self) -> None:
+        self.stop()
+        self.up()
+
+    def stop(self) -> None:
         """What was matched since the last checkpoint was never committed."""
-        self.collect()
-        self.machine.lines, self.machine.ids = list(self.kept), []
-        self.machine.start(self.checkpoints, generation=self.generation)
+        if self.is_up:
+            self.collect()
+            self.machine.lines, self.machine.ids = list(self.kept), []
+            self.is_up = False
+
+    def up(self) -> None:
+        """It goes on from the last checkpoint."""
+        if self.is_up:
+            return
+        self.is_up = True
+        self.machine.start(self.checkpoints, generation=self.generation, past=self.past)
 
     def collect(self) -> None:
         lines = self.machine.lines[len(self.machine.lines) - len(self.machine.ids) :]
@@ -98,15 +146,15 @@ class Story:
     def run(self, op: str) -> None:
         match op:
             case "look":
+                self.up()
                 self.machine.look()
             case "wait":
+                self.up()
                 self.machine.look(self.rng.choice([0.5, 3, 10]))
             case "half":
                 self.half_line()
             case _:
                 getattr(self, op)()
-        if op in ("rename", "copytruncate", "remove"):
-            self.save()  # what is reported is committed, and checkpoints with it
 
 
 @given(rng=st.randoms(use_true_random=False), ops=st.lists(st.sampled_from(OPS), max_size=25))
@@ -115,6 +163,7 @@ def test_no_line_is_lost_and_none_has_two_ids(rng: random.Random, ops: list[str]
     for op in ops:
         story.run(op)
     story.finish_half()
+    story.up()
     for _ in range(4):
         story.machine.look(3)
     story.collect()
