@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     logs = add("logs", "the log monitor as a tool", None).add_subparsers(metavar="scan", required=True)
     scan = add("scan", "a JSON line for each line that matches a rule", _logs_scan, logs)
     scan.add_argument("--rules", type=Path, metavar="FILE", action="append", required=True, help="rules, as TOML")
+    scan.add_argument("--follow", action="store_true", help="go on as files grow and rotate, until Ctrl-C")
     scan.add_argument("--count", action="store_true", help="instead, for each rule, how many lines match")
     scan.add_argument("--stats", action="store_true", help="at the end, what it took")
     scan.add_argument("-n", dest="numbers", action="store_true", help="with the number of the line")
@@ -203,7 +204,17 @@ def _ctl(given: argparse.Namespace) -> int:
 def _logs_scan(given: argparse.Namespace) -> int:
     from agent import logscan
 
-    is_good = logscan.run(given.rules, given.paths, count=given.count, stats=given.stats, numbers=given.numbers)
+    if given.follow and logscan.STDIN in given.paths:
+        print("agent logs scan: standard input is read to its end; leave --follow out", file=sys.stderr)
+        return USAGE
+    is_good = logscan.run(
+        given.rules,
+        given.paths,
+        follow=given.follow,
+        count=given.count,
+        stats=given.stats,
+        numbers=given.numbers,
+    )
     return DONE if is_good else FAILED
 
 

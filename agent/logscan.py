@@ -1,7 +1,7 @@
 """`agent logs scan`: files or standard input against rules; a JSON line for each match, in the order of the lines.
 
-No rate limits. What comes before a match is told where the file can be read again; what follows it stands in the
-output anyway.
+No rate limits. What comes before a match is looked for where it can be read again: in a file, and in the last
+megabyte of what comes through a pipe. A match whose rule asks for what follows it is written when that has come.
 
 Source: protocols/logs.md 2.4.
 """
@@ -9,11 +9,12 @@ Source: protocols/logs.md 2.4.
 import io
 import os
 import resource
+import select
 import stat
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,12 +22,16 @@ import msgspec
 
 from agent.core.config import ConfigErrors
 from agent.core.engine import native_engine
-from agent.logs.context import Ask, Place, Size, look_back
-from agent.logs.matched import captured, finish, told, wants_context
+from agent.core.errors import unwrap
+from agent.logs import regex
+from agent.logs.context import Ask, Size
+from agent.logs.matched import finish
 from agent.logs.rules import RuleErrors, RuleSet, read_files
-from agent.logs.scanner import LIMIT, WINDOW, End, Found, Match, Scanner, Worker
+from agent.logs.scanner import WINDOW, End, Match
+from agent.logs.written import Log, Searches, Written
 
 BLOCK = 1 << 18  # bytes read at a time
+PAST = 1 << 20  # bytes of a pipe that are remembered, where a rule wants them
 STDIN = "-"
 
 
@@ -34,121 +39,117 @@ def run(
     rule_files: Sequence[Path],
     paths: Sequence[str],
     *,
+    follow: bool = False,
     count: bool = False,
     stats: bool = False,
     numbers: bool = False,
     out: BinaryIO | None = None,
 ) -> bool:
     """Scan all paths ("-": standard input) and write what was found. False: one could not be read; it is told on
-    standard error, and the others are scanned.
+    standard error, and the others are scanned. With `follow` it ends at SIGINT or SIGTERM.
 
-    Raises ConfigErrors for what is wrong in the rules, and BrokenPipeError.
+    Standard input cannot be followed. Raises ConfigErrors for what is wrong in the rules, and BrokenPipeError.
     """
-    try:
-        rules = read_files(rule_files)
-    except RuleErrors as err:
-        raise ConfigErrors(list(err.errors)) from err
-    scanning = _Scanning(rules, count, numbers, out or sys.stdout.buffer)
-    is_good = True
-    for path in paths:
-        try:
-            scanning.path(path)
-        except BrokenPipeError:
-            raise
-        except OSError as err:
-            print(f"agent logs scan: {path}: {err.strerror}", file=sys.stderr)
-            is_good = False
+    scanning = _Scanning(rule_files, count, numbers, out or sys.stdout.buffer)
+    is_good = scanning.follow(paths) if follow else all([scanning.path(path) for path in paths])
     scanning.end(stats)
     return is_good
 
 
 class _Scanning:
-    def __init__(self, rules: RuleSet, count: bool, numbers: bool, out: BinaryIO) -> None:
-        self._rules, self._count, self._numbers, self._out = rules, count, numbers, out
-        self._began, began = time.perf_counter(), time.perf_counter()
-        self._worker = Worker(Scanner([rule.regex for rule in rules.rules], [rule.clauses for rule in rules.rules]))
-        self._compile_s = time.perf_counter() - began
-        self._buffer = memoryview(bytearray(BLOCK))
-        self._lines: Counter[int] = Counter()
-        self._limits: Counter[int] = Counter()
+    def __init__(self, rule_files: Sequence[Path], count: bool, numbers: bool, out: BinaryIO) -> None:
+        self._began = time.perf_counter()
+        self._out = out
+        try:
+            self._rules: RuleSet = read_files(rule_files)
+        except RuleErrors as err:
+            raise ConfigErrors(list(err.errors)) from err
+        self._written = Written(self._rules, out.write, counts=count, numbers=numbers)
+        self._compile_s = time.perf_counter() - self._began
         self._bytes, self._scan_s = 0, 0.0
 
-    def path(self, path: str) -> None:
-        """Scan a file, or standard input. Raises OSError."""
-        if path == STDIN:
-            with io.FileIO(sys.stdin.fileno(), closefd=False) as file:
-                self._file(file, path)
-        else:
-            with io.FileIO(path) as file:
-                self._file(file, path)
+    def path(self, path: str) -> bool:
+        """Scan a file, or standard input. False: it cannot be read, which is told."""
+        try:
+            if path == STDIN:
+                with io.FileIO(sys.stdin.fileno(), closefd=False) as file:
+                    self._file(file, path, path)
+            else:
+                with io.FileIO(path) as file:
+                    self._file(file, path, str(Path(path).absolute()))
+        except BrokenPipeError:
+            raise
+        except OSError as err:
+            complain(path, err.strerror or str(err))
+            return False
+        return True
 
-    def _file(self, file: io.FileIO, path: str) -> None:
+    def follow(self, paths: Sequence[str]) -> bool:
+        """Scan files as they grow, until a signal comes."""
+        import trio  # with what needs it: the scan of a small file takes less time than this
+
+        from agent.logs.growing import follow
+
+        def scanned(size: int, cpu_s: float) -> None:
+            self._out.flush()
+            self._bytes += size
+            self._scan_s += cpu_s
+
+        try:
+            return trio.run(partial(follow, self._written, paths, tell=complain, scanned=scanned))
+        except BaseExceptionGroup as group:
+            raise unwrap(group) from None
+
+    def _file(self, file: io.FileIO, path: str, absolute: str) -> None:
         found = os.fstat(file.fileno())
         is_regular = stat.S_ISREG(found.st_mode)
-        mask = self._rules.mask(path if path == STDIN else str(Path(path).absolute()))
-        source = _Source(path, file.fileno() if is_regular else None, (found.st_dev, found.st_ino))
-        if is_regular:
-            source.offset = file.tell()  # standard input may be a file that was read in part
-        held, before, buffer = 0, 0, self._buffer
+        log = Log(self._written, path, absolute)
+        log.at((found.st_dev, found.st_ino), 1)
+        past = _Past(file.fileno(), log, is_kept=not is_regular and self._written.needs_past)
+        told = _Told()
+        offset = file.tell() if is_regular else 0  # standard input may be a file that was read in part
+        buffer = memoryview(bytearray(BLOCK))
+        held = before = 0
         while True:
             if not is_regular:
-                self._out.flush()  # reading may wait
+                self._wait(file, log)
             got = file.readinto(buffer[held:]) or 0
             held += got
             self._bytes += got
             if not held:
-                return
+                break
             started = time.thread_time()
-            result = self._worker.scan(buffer[:held], before=before, end=End.OPEN if got else End.LINE, suspended=mask)
+            data = buffer[:held]
+            result = self._written.worker.scan(
+                data, before=before, end=End.OPEN if got else End.LINE, suspended=log.mask
+            )
             self._scan_s += time.thread_time() - started
-            self._take(result, source)
-            if self._numbers:
-                source.number += bytes(buffer[: result.consumed]).count(b"\n")
+            past.now = data
+            _drive(log.take(result, data, offset, told.is_new, time.monotonic(), is_last=not got), past)
+            past.leave(result.consumed)
             before = result.before
-            source.offset += result.consumed
+            offset += result.consumed
             buffer[: held - result.consumed] = buffer[result.consumed : held]
             held -= result.consumed
+        log.tick(float("inf"))
 
-    def _take(self, found: Found, source: "_Source") -> None:
-        if self._count and not any(found.flags()):
-            self._lines.update(found.rules())
-            return
-        counted, lines = 0, 0
-        for match in found:
-            line = source.offset + match.line_at - match.window_at
-            if not source.is_new(line, match):
-                continue
-            if match.flags & LIMIT:
-                self._limits[match.rule] += 1
-                continue
-            self._lines[match.rule] += 1
-            if self._count:
-                continue
-            if self._numbers:
-                lines += bytes(self._buffer[counted : match.line_at]).count(b"\n")
-                counted = match.line_at
-            self._tell(found, match, source, line, source.number + lines if self._numbers else None)
-
-    def _tell(self, found: Found, match: Match, source: "_Source", line: int, number: int | None) -> None:
-        rule = self._rules.rules[match.rule]
-        text = bytes(self._buffer[match.line_at : match.line_at + match.line_size])
-        captures = captured(text, rule.regex.groups, found.spans(match))
-        around = None
-        if source.fd is not None and wants_context(rule):
-            around = finish(look_back(rule, Place(1, line), captures), source.answer)
-        event = told(rule, source.path, source.origin, 1, line, text, captures, match.flags, line=number, around=around)
-        shown = msgspec.to_builtins(event)
-        del shown["run"], shown["test"]  # of the service
-        self._out.write(msgspec.json.encode(shown) + b"\n")
+    def _wait(self, file: io.FileIO, log: Log) -> None:
+        """Until a pipe has more, or is at its end. What waits for what follows waits no longer than its rule says."""
+        self._out.flush()
+        while (due := log.due()) < float("inf"):
+            if select.select([file], [], [], max(0.0, due - time.monotonic()))[0]:
+                return
+            log.tick(time.monotonic())
+            self._out.flush()
 
     def end(self, stats: bool) -> None:
         """Write what is known at the end."""
-        rules = self._rules.rules
-        if self._count:
+        rules, written = self._rules.rules, self._written
+        if written.counts:
             for index, rule in enumerate(rules):
-                self._out.write(msgspec.json.encode({"rule": rule.spec.id, "lines": self._lines[index]}) + b"\n")
-        for index, lines in sorted(self._limits.items()):
-            print(f"agent logs scan: rule {rules[index].spec.id}: gave up on {lines} lines", file=sys.stderr)
+                self._out.write(msgspec.json.encode({"rule": rule.spec.id, "lines": written.lines[index]}) + b"\n")
+        for index, lines in sorted(written.limits.items()):
+            complain(f"rule {rules[index].spec.id}", f"gave up on {lines} lines")
         if stats:
             self._out.write(msgspec.json.encode({"stats": self._stats()}) + b"\n")
         self._out.flush()
@@ -157,40 +158,76 @@ class _Scanning:
         used = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "bytes": self._bytes,
-            "pairs": self._lines.total(),
-            "candidates": self._worker.tries,
+            "pairs": self._written.lines.total(),
+            "candidates": self._written.worker.tries,
             "cpu_s": used.ru_utime + used.ru_stime,
             "scan_cpu_s": self._scan_s,
             "wall_s": time.perf_counter() - self._began,
             "compile_s": self._compile_s,
             "max_rss_kb": used.ru_maxrss,
             "engine": native_engine(),
+            "pcre2": regex.version(),
             "jit": all(rule.regex.jit for rule in self._rules.rules),
             "slow_rules": self._rules.slow,
         }
 
 
-class _Source:
-    """Where a scan is in one file. `fd` is None where what was read cannot be read again."""
+class _Told:
+    """Which rules were told of a line that is matched by windows: these overlap."""
 
-    def __init__(self, path: str, fd: int | None, origin: tuple[int, int]) -> None:
-        self.path, self.fd, self.origin = path, fd, origin
-        self.offset = 0
-        self.number = 1  # of the line at the offset
-        self._long, self._seen = -1, set[int]()
+    def __init__(self) -> None:
+        self._line, self._rules = -1, set[int]()
 
     def is_new(self, line: int, match: Match) -> bool:
-        """Did the rule not match the line before? The windows of a long line overlap."""
+        """Did the rule not match the line before?"""
         if not match.flags & WINDOW:
             return True
-        if line != self._long:
-            self._long, self._seen = line, set()
-        is_new = match.rule not in self._seen
-        self._seen.add(match.rule)
+        if line != self._line:
+            self._line, self._rules = line, set()
+        is_new = match.rule not in self._rules
+        self._rules.add(match.rule)
         return is_new
 
-    def answer(self, wish: Ask | Size) -> bytes | int | None:
-        """What stands earlier in the file; of a file before it nothing is known."""
-        if isinstance(wish, Size) or self.fd is None:
+
+class _Past:
+    """What searches can read. `is_kept`: of a pipe, of which the last PAST bytes are remembered."""
+
+    def __init__(self, fd: int, log: Log, *, is_kept: bool) -> None:
+        self._fd, self._log, self._is_kept = fd, log, is_kept
+        self._bytes = b""
+        self.now = memoryview(b"")  # the block that is matched
+
+    def leave(self, size: int) -> None:
+        """So much of the block is done."""
+        if self._is_kept:
+            end = self._log.base + len(self._bytes) + size
+            self._bytes = (self._bytes + bytes(self.now[:size]))[-PAST:]
+            cut = self._bytes.find(b"\n") + 1 if end > len(self._bytes) else 0
+            self._bytes = self._bytes[cut:]
+            self._log.base = end - len(self._bytes)
+
+    def answer(self, wish: Ask | Size) -> bytes | None:
+        """What stands earlier; of a file before it nothing is known."""
+        if isinstance(wish, Size):
+            self._log.is_cut = self._log.base > 0
             return None
-        return os.pread(self.fd, wish.size, wish.start)
+        if not self._is_kept:
+            return os.pread(self._fd, wish.size, wish.start)
+        known = self._bytes[wish.start : wish.start + wish.size]
+        start, end = wish.start - len(self._bytes), wish.start + wish.size - len(self._bytes)
+        return known + bytes(self.now[max(0, start) : max(0, end)])
+
+
+def _drive(searches: Searches, past: _Past) -> None:
+    """Give searches what they look for."""
+    try:
+        search = next(searches)
+        while True:
+            search = searches.send(finish(search, past.answer))
+    except StopIteration:
+        return
+
+
+def complain(path: str, what: str) -> None:
+    """One line on standard error."""
+    print(f"agent logs scan: {path}: {what}", file=sys.stderr)

@@ -40,7 +40,13 @@ SAMPLES = "agent/lab/samples/"
 DOES_IO = (
     *("agent/eman/hub.py", "agent/gator/layerdb.py", "agent/gator/schedulers.py", "agent/coverage/sources"),
     *("agent/polarize/cibus.py", "agent/files/disk.py", "agent/files/follow.py", "agent/files/services.py"),
-    *("agent/logs/follow.py", "agent/logs/source.py", "agent/logs/records.py", "agent/logs/streams.py"),
+    *(
+        "agent/logs/follow.py",
+        "agent/logs/source.py",
+        "agent/logs/records.py",
+        "agent/logs/streams.py",
+        "agent/logs/growing.py",
+    ),
     "agent/monitors/execute.py",
     *(f"agent/suites/{name}.py" for name in ("prepare", "archive", "execute", "capture", "report", "runners/ava")),
 )

@@ -13,6 +13,7 @@ import pytest
 from agent import logscan
 from agent.cli import main
 from agent.core.engine import native_engine
+from agent.logs.regex import version
 from agent.logs.scanner import LINE_MAX
 
 RULES = r"""
@@ -107,6 +108,7 @@ def test_statistics_come_last(tmp_path: Path, rules: Path) -> None:
     log.write_bytes(TEXT)
     stats = scan(rules, log, stats=True)[-1]["stats"]
     assert (stats["bytes"], stats["pairs"], stats["engine"], stats["slow_rules"]) == (42, 2, native_engine(), [])
+    assert (stats["pcre2"], stats["jit"]) == (version(), True)
     assert 0 < stats["scan_cpu_s"] <= stats["cpu_s"]
 
 
@@ -119,7 +121,8 @@ def command(*arguments: Path | str, stdin: bytes = b"") -> "subprocess.Completed
 def test_standard_input_is_scanned(rules: Path) -> None:
     done = command("--rules", rules, "-", stdin=TEXT)
     write, other = map(json.loads, done.stdout.splitlines())
-    assert (write["path"], write["offset"], write["context"], other["offset"]) == ("-", 20, None, 36)
+    assert (write["path"], write["offset"], other["offset"]) == ("-", 20, 36)
+    assert (write["context"]["anchors"], write["context"]["cut"]) == ([{"offset": 0, "text": "begin b1"}], False)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -133,6 +136,110 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_scanned(tmp_path: Path, rul
         f"agent logs scan: {tmp_path}: Is a directory",
     ]
     assert done.returncode == 1
+
+
+def test_all_matches_have_the_same_keys_in_the_same_order(tmp_path: Path) -> None:
+    """Whether they are written by the native formatter or not."""
+    rules, log = tmp_path / "rules.toml", tmp_path / "log"
+    rules.write_text(AFTER + "[[rule]]\nid = 'plain'\nregex = 'p(?<n>.)'\nclass = 'c'\n")
+    log.write_bytes(b"p\xe9\n" * 3 + b"at\n" + b"p\xe9\n")
+    lines = {}
+    for text in (b"p\xe9\n", b"at\np\xe9\n"):
+        log.write_bytes(text)
+        out = io.BytesIO()
+        assert logscan.run([rules], [str(log)], numbers=True, out=out)
+        lines[text] = out.getvalue().splitlines()[-1]
+    native, python = map(json.loads, lines.values())
+    assert list(native) == list(python)
+    assert {**native, "id": "", "offset": 0, "line": 0} == {**python, "id": "", "offset": 0, "line": 0}
+
+
+AFTER = r"""
+version = 1
+[[rule]]
+id = "at"
+regex = '^at'
+[rule.context]
+after = 2
+[[rule]]
+id = "trace"
+regex = 'boom'
+[rule.multiline]
+start = '^T'
+continuation = '^ '
+"""
+
+
+def written(tmp_path: Path, text: bytes, **options: Any) -> list[dict[str, Any]]:
+    rules, log = tmp_path / "rules.toml", tmp_path / "log"
+    rules.write_text(AFTER)
+    log.write_bytes(text)
+    return scan(rules, log, **options)
+
+
+def test_what_follows_a_match_is_in_it_and_the_order_stays(tmp_path: Path) -> None:
+    text = b"at 1\r\nT one\r\n boom\n boom too\n more\nat 2\nT boom\nat 3\nlast"
+    told = [
+        (match["offset"], match["count"], match.get("after"), match.get("record")) for match in written(tmp_path, text)
+    ]
+    assert told == [
+        (0, 1, ["T one", " boom"], None),
+        (text.index(b" boom"), 2, None, ["T one", " boom", " boom too", " more"]),
+        (text.index(b"at 2"), 1, ["T boom", "at 3"], None),
+        (text.index(b"T boom"), 1, None, ["T boom"]),
+        (text.index(b"at 3"), 1, ["last"], None),
+    ]
+    assert [counted["lines"] for counted in written(tmp_path, text, count=True)] == [3, 3]
+
+
+def test_what_follows_comes_over_the_end_of_a_block(tmp_path: Path) -> None:
+    text = b"x\n" * (logscan.BLOCK // 2 - 2) + b"at\na\nb\nc\n"
+    (match,) = written(tmp_path, text)
+    assert match["after"] == ["a", "b"]
+
+
+def test_matches_that_wait_take_no_more_memory_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.logs.written.MAX_HELD", 1000)
+    rules, log = tmp_path / "rules.toml", tmp_path / "log"
+    rules.write_text(AFTER.replace("after = 2", "after = 10000") + "[[rule]]\nid = 'x'\nregex = '^x'\n")
+    log.write_bytes(b"at\n" + b"x\n" * 50)
+    told = scan(rules, log)
+    assert [match["offset"] for match in told] == [0, *range(3, 103, 2)]
+    assert len(told[0]["after"]) <= 50
+
+
+def test_through_a_pipe_only_the_last_megabyte_is_known(rules: Path) -> None:
+    far = b"begin b1\n" + b"x" * 99 + b"\n" + (b"y" * 99 + b"\n") * (logscan.PAST // 100 + 5000) + b"write b1 failed\n"
+    near = b"begin b2\nz\nwrite b2 failed\n"
+    done = command("--rules", rules, "-", stdin=far + near)
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["context"]["found"], first["context"]["cut"]) == (False, True)
+    assert second["context"]["anchors"] == [{"offset": len(far), "text": "begin b2"}]
+    assert (second["context"]["before"], second["context"]["cut"]) == (["z"], False)
+
+
+def test_a_pipe_that_waits_holds_no_match_back_longer_than_its_rule_says(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(AFTER.replace("after = 2", "after = 2\nwait_s = 0.1"))
+    with subprocess.Popen(
+        [sys.executable, "-m", "agent", "logs", "scan", "--rules", rules, "-"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"at\na\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["after"] == ["a"]
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def test_standard_input_is_not_followed(rules: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", "scan", "--rules", str(rules), "--follow", "-"]) == 2
+    assert capsys.readouterr().err == "agent logs scan: standard input is read to its end; leave --follow out\n"
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
 def test_a_regex_that_gives_up_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 Source: protocols/logs.md 2.3 (`LogMatched` and its id) and 2.4 (`agent logs scan`).
 """
 
+import copy
 from collections.abc import Sequence
 
 import msgspec
@@ -31,13 +32,22 @@ class Formatter:
                 for text, names, rule in zip(self._texts, self._names, rules, strict=True)
             ],
         )
+        self._out = ffi.new(f"uint8_t[{CAPACITY}]")
+        self._done = ffi.new("size_t *")
+        self._stand(path, origin, generation)
+
+    def elsewhere(self, path: str, origin: tuple[int, int], generation: int) -> "Formatter":
+        """The same for another source; it shares this one's memory, so use one of them at a time."""
+        other = copy.copy(self)
+        other._stand(path, origin, generation)
+        return other
+
+    def _stand(self, path: str, origin: tuple[int, int], generation: int) -> None:
         shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
         source = b'"path":%b,"generation":%d' % (msgspec.json.encode(shown), generation)
         self._source = ffi.from_buffer("uint8_t[]", source)
         seed = lib.match_seed(*origin, generation)
         self._format = ffi.new("struct line_format *", (self._source, len(source), seed, self._rules))
-        self._out = ffi.new(f"uint8_t[{CAPACITY}]")
-        self._done = ffi.new("size_t *")
 
     def lines(
         self, found: Found, block: bytes | bytearray | memoryview, offset: int, numbers: Sequence[int] | None = None
