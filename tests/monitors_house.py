@@ -57,10 +57,12 @@ class House:
     def __init__(self, bus: Bus, store: Store, settings: list[MonitorsSettings], metrics: Metrics) -> None:
         self.bus, self.store, self.settings, self.metrics = bus, store, settings, metrics
         self.events: list[AnyEvent] = []
+        self.keeps_logs = True
         self._came = trio.Event()
 
     def append(self, event: AnyEvent, at: float) -> None:
-        self.events.append(event)
+        if self.keeps_logs or not isinstance(event, MonitorLog):
+            self.events.append(event)
         self._came.set()
         self._came = trio.Event()
 

@@ -91,8 +91,11 @@ async def execute(
     finally:
         if run is not None:
             run.over()
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_remove, folder)
+        try:
+            os.rmdir(folder)  # most leave nothing in it, and need no thread
+        except OSError:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_remove, folder)
     assert run is not None
     return Ended(by=run.ended_by, exit=run.exit, survivors=survived, again=session.again)
 
@@ -103,7 +106,7 @@ class _Run:
         self._reader, self._errors = Reader(longest), Lines(longest)
         self._orders, self._to_write = trio.open_memory_channel[str](2 * len(session.monitor.plan()) + 8)
         self._leave: Leave | None = None
-        self._leaving, self._changed = trio.Event(), trio.Event()
+        self._leaving, self._sooner, self._wakes_at = trio.Event(), trio.Event(), math.inf
         self._nursery: trio.Nursery | None = None
         self._is_done = False
         self.ended_by: EndedBy = "self"
@@ -145,7 +148,11 @@ class _Run:
                 case Poll(uid):
                     if self._nursery is not None:
                         self._nursery.start_soon(self._poll, uid)
-        self._changed.set()
+        if self._due() < self._wakes_at:
+            self._sooner.set()
+
+    def _due(self) -> float:
+        return min((due for due in (self._session.due(), self._reader.due()) if due is not None), default=math.inf)
 
     async def _read(self, name: str, take: Callable[[bytes], None]) -> None:
         pipe = self._child.streams[name]
@@ -172,15 +179,14 @@ class _Run:
             return  # it has closed its end, or we ours: its exit, or a timeout, says the rest
 
     async def _watch_clock(self) -> None:
+        """Look when something may be due; who gets more time meanwhile is found out then."""
         while True:
-            dues = [due for due in (self._session.due(), self._reader.due()) if due is not None]
-            self._changed = trio.Event()
-            with trio.move_on_at(min(dues, default=math.inf)) as waiting:
-                await self._changed.wait()
-            if waiting.cancelled_caught:
-                now = trio.current_time()
-                self._act(self._session.feed(self._reader.tick(now), now))
-                self._act(self._session.tick(now))
+            self._sooner, self._wakes_at = trio.Event(), self._due()
+            with trio.move_on_at(self._wakes_at):
+                await self._sooner.wait()
+            now = trio.current_time()
+            self._act(self._session.feed(self._reader.tick(now), now))
+            self._act(self._session.tick(now))
 
     async def _stop_when(self, stopping: trio.Event) -> None:
         await stopping.wait()
