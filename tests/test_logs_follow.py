@@ -9,7 +9,8 @@ import trio
 from agent.core.supervise import Health
 from agent.logs.context import BLOCK, Ask, Search, Size
 from agent.logs.follow import Followed
-from agent.logs.tail import Checkpoint, Gap, Report, Scan, Tail
+from agent.logs.identity import Checkpoint
+from agent.logs.tail import Gap, Report, Scan, Tail
 
 
 class Taking:

@@ -22,10 +22,9 @@ from inotify_simple import INotify, flags
 from agent.core.inotify import open_inotify, unwatch
 from agent.core.supervise import Health
 from agent.logs.context import Ask, Search, Size, T
+from agent.logs.identity import HEAD, Checkpoint, Sibling, Stat, fits, is_rotation
 from agent.logs.tail import (
-    HEAD,
     Act,
-    Checkpoint,
     Close,
     FindSiblings,
     Gap,
@@ -33,11 +32,7 @@ from agent.logs.tail import (
     Read,
     Report,
     Scan,
-    Sibling,
-    Stat,
     Tail,
-    fits,
-    is_rotation,
 )
 
 log = logging.getLogger(__name__)

@@ -21,12 +21,13 @@ from agent.core.store import Store
 from agent.logs.behind import Behind
 from agent.logs.context import Following, Place, look_back, record_before
 from agent.logs.follow import DIRECT, Followed
+from agent.logs.identity import Checkpoint
 from agent.logs.limits import Pauses, Rates
 from agent.logs.matched import captured, identify, shown, told, wants_context
 from agent.logs.regex import Matcher
 from agent.logs.rules import RuleSet
 from agent.logs.scanner import LIMIT, Found, Match, Scanner, Worker
-from agent.logs.tail import Checkpoint, Gap, Report, Scan, Tail
+from agent.logs.tail import Gap, Report, Scan, Tail
 
 log = logging.getLogger(__name__)
 

@@ -13,18 +13,15 @@ Source: protocols/logs.md 5.
 """
 
 import errno
-import hashlib
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
 
+from agent.logs.identity import LAST, UNKNOWN, Checkpoint, File, Sibling, Stat, begins, digest, is_it
 from agent.logs.scanner import LINE_MAX, PARTIAL, WINDOW, End
 
-HEAD = 1024  # bytes at a file's beginning that it is known by; fewer while it is shorter
-LAST = 64  # bytes before the offset that are read again
 BLOCK = 1 << 18  # bytes of one read
 PARTIAL_S = 2.0  # a line without its end is matched after so long without growth
 QUIET_S = 5.0  # a drained file is closed after so long without growth
@@ -36,48 +33,6 @@ LAGGING = 64 << 20  # bytes behind that are told
 
 State = Literal["ABSENT", "READING", "IDLE", "ERROR", "PAUSED"]
 What = Literal["found", "rotated", "truncated", "replaced", "removed", "unreadable", "recovered", "lagging"]
-
-
-class Stat(NamedTuple):
-    """What stat says of a file. `kind` is "file", or a word for what cannot be followed: "directory", "FIFO".
-
-    `written` is the time of its last write.
-    """
-
-    dev: int
-    ino: int
-    size: int
-    kind: str = "file"
-    written: float = 0.0
-
-
-class Sibling(NamedTuple):
-    """The path's own file, or one beside it. `fits` are the checkpoints of FindSiblings that fits() says yes to.
-
-    `is_rotation`: by its name it once was at the path.
-    """
-
-    path: str
-    stat: Stat
-    is_rotation: bool
-    fits: frozenset[int]
-
-
-class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a file was matched: to `offset`, the start of a line. Hashes are of its head, and of what is before.
-
-    `written` is when that content was written last, `is_copied` that it is read from a copy, and the gap told.
-    """
-
-    dev: int
-    ino: int
-    generation: int
-    offset: int
-    head_size: int
-    head_hash: str
-    last_hash: str
-    written: float
-    is_copied: bool = False
 
 
 class Open(NamedTuple):
@@ -143,88 +98,6 @@ class Gap(NamedTuple):
 Act = Open | Close | Read | Scan | FindSiblings | Report | Gap
 
 
-UNKNOWN = ""  # a hash that is not compared
-
-
-def digest(data: bytes | memoryview) -> str:
-    return hashlib.blake2b(data, digest_size=12).hexdigest()
-
-
-def fits(done: Checkpoint, size: int, head: bytes, read: Callable[[int, int], bytes]) -> bool:
-    """Does a file of that size, with those first HEAD bytes, have what was matched by then? `read(at, size)` reads it.
-
-    False too where nothing is known of the content.
-    """
-    if not done.head_size or size < done.offset or not _begins(head, done):
-        return False
-    overlap = min(LAST, done.offset)
-    return done.last_hash == UNKNOWN or done.last_hash == digest(read(done.offset - overlap, overlap))
-
-
-class _File:
-    """One open file: the path's own, or one that is drained."""
-
-    def __init__(self, number: int, stat: Stat, generation: int, now: float) -> None:
-        self.number, self.stat, self.generation = number, stat, generation
-        self.written = stat.written  # when it was still the same content
-        self.origin = (stat.dev, stat.ino)  # where the lines were written: a copy keeps that
-        self.offset = self.before = 0  # `before` bytes of the line at the offset are done, by windows
-        self.head = b""  # as last read; known by it is what was matched, since the rest may change
-        self.head_size, self.head_hash, self.last_hash = 0, digest(b""), digest(b"")
-        self.is_at_end = self.is_copied = False
-        self.seeks_line = False  # begin with the line that the offset is in
-        self.changed_at = now
-        self.wants_partial = False
-        self.partial_size = -1  # the size at which its unfinished last line was matched
-        self.zeros_at = -1  # where zeros were read once
-        self.reported: dict[int, set[int]] = {}  # by line: the rules told of it, while it may be matched again
-
-    @property
-    def overlap(self) -> int:
-        """Bytes before the offset that are read again."""
-        return min(LAST, self.offset)
-
-    @property
-    def unread(self) -> int:
-        return max(0, self.stat.size - self.offset)
-
-    def knows_head(self, head: bytes) -> bool:
-        """Is it the same beginning?"""
-        self.head = head
-        return digest(head[: self.head_size]) == self.head_hash
-
-    def go_on(self, to: int, before: int, last: memoryview) -> None:
-        """The offset moves; `last` is what is read before it."""
-        self.offset, self.before, self.last_hash = to, before, digest(last[-LAST:])
-        if self.head_size < len(self.head):
-            self.head_size = min(len(self.head), to)
-            self.head_hash = digest(self.head[: self.head_size])
-        self.reported = {line: rules for line, rules in self.reported.items() if line >= to - before}
-
-    def resume(self, done: Checkpoint) -> None:
-        """Go on where a checkpoint says."""
-        self.offset, self.last_hash, self.written = done.offset, done.last_hash, done.written
-        self.is_copied = done.is_copied
-        if done.offset:
-            self.head_size, self.head_hash = done.head_size, done.head_hash
-
-    def checkpoint(self) -> Checkpoint:
-        head_size, head_hash = self.head_size, self.head_hash
-        if not head_size and b"\0" not in self.head:  # zeros may become data
-            head_size, head_hash = len(self.head), digest(self.head)
-        return Checkpoint(
-            dev=self.origin[0],
-            ino=self.origin[1],
-            generation=self.generation,
-            offset=self.offset - self.before,
-            head_size=head_size,
-            head_hash=head_hash,
-            last_hash=UNKNOWN if self.before else self.last_hash,
-            written=self.written,
-            is_copied=self.is_copied,
-        )
-
-
 class _Opening(NamedTuple):
     """A file that is being opened: the path's own, or a sibling of an origin; `done` says where to go on in it."""
 
@@ -256,11 +129,11 @@ class Tail:
         self._lost = sorted(checkpoints, key=lambda checkpoint: checkpoint.generation)  # their files are not found yet
         # Rotations written later, and not known, came and went unseen. None: there can be none.
         self._unseen_since = max((done.written for done in [*past, *checkpoints]), default=None)
-        self._current: _File | None = None
-        self._draining: list[_File] = []
+        self._current: File | None = None
+        self._draining: list[File] = []
         self._opening: dict[int, _Opening] = {}
         self._numbers = 0
-        self._busy: _File | None = None
+        self._busy: File | None = None
         self._data = memoryview(b"")
         self._scanning = End.OPEN
         self._asked: tuple[Checkpoint, ...] | None = None  # of the FindSiblings under way
@@ -385,11 +258,11 @@ class Tail:
         beside = [sibling for sibling in found if sibling is not own]
         newest = max(self._lost, key=lambda done: done.generation, default=None)
         for done in [done for done in self._lost if done in asked]:
-            if not self._current and own and _is_it(own, done, asked):
+            if not self._current and own and is_it(own, done, asked):
                 if done is newest and done.head_size:
                     self._unseen_since = None
                 continue  # it is where it was
-            its = [sibling for sibling in beside if _is_it(sibling, done, asked)]
+            its = [sibling for sibling in beside if is_it(sibling, done, asked)]
             copies = [sibling for sibling in beside if asked.index(done) in sibling.fits]
             if its or copies:
                 there = (its or copies)[0]
@@ -423,7 +296,9 @@ class Tail:
             if not done:
                 self.generation += 1
                 acts.append(Report("found", self.generation, "rotated before it was seen"))
-            file = _File(number, stat, done.generation if done else self.generation, now)
+                # If it is a copy, lines came behind it before the cut; and others may have come and gone, too.
+                acts.append(self._gap(self.generation, stat.size, "rotated before it was seen"))
+            file = File(number, stat, done.generation if done else self.generation, now)
             file.head = head
             if done:
                 file.origin = (done.dev, done.ino)
@@ -433,7 +308,7 @@ class Tail:
             return acts + self._find_path(now) + self._next(now)
         if stat.kind != "file":
             return [Close(number), *self._fail(f"is a {stat.kind}", now)]
-        file = _File(number, stat, self.generation, now)
+        file = File(number, stat, self.generation, now)
         if self._retry_s:
             self._retry_s = 0.0
             acts.append(Report("recovered", self.generation))
@@ -535,7 +410,7 @@ class Tail:
 
     # -------------------------------------------------------------------------------------------------- what follows
 
-    def _files(self) -> list[_File]:
+    def _files(self) -> list[File]:
         return [*self._draining, *([self._current] if self._current else [])]
 
     def _next(self, now: float) -> list[Act]:
@@ -563,11 +438,11 @@ class Tail:
                 break
         return acts
 
-    def _has_partial(self, file: _File) -> bool:
+    def _has_partial(self, file: File) -> bool:
         """Is there a last line without its end that was not matched yet?"""
         return file.unread > 0 and file.partial_size != file.stat.size and file.zeros_at != file.offset
 
-    def _grow(self, file: _File, found: Stat, now: float, *, seen: bool = False) -> None:
+    def _grow(self, file: File, found: Stat, now: float, *, seen: bool = False) -> None:
         """Its size is known again; `seen`: by reading to its end."""
         if found.size != file.stat.size:
             file.changed_at = now
@@ -606,7 +481,7 @@ class Tail:
             return []
         return self._search() or [self._open(self.path, _Opening())]
 
-    def _take_up(self, file: _File, head: bytes) -> list[Act]:
+    def _take_up(self, file: File, head: bytes) -> list[Act]:
         """The path's own file: go on where its checkpoint says, else begin a generation."""
         acts: list[Act] = []
         file.head = head
@@ -614,7 +489,7 @@ class Tail:
         is_known = False
         for done in reversed(lost):
             is_it = (done.dev, done.ino) == file.origin
-            if is_it and not is_known and _begins(head, done) and done.offset <= file.stat.size:
+            if is_it and not is_known and begins(head, done) and done.offset <= file.stat.size:
                 is_known, file.generation = True, done.generation
                 file.resume(done)
                 continue
@@ -641,7 +516,7 @@ class Tail:
             self._draining.append(self._current)
             self._current = None
 
-    def _end(self, file: _File) -> None:
+    def _end(self, file: File) -> None:
         """It is drained, or given up."""
         self._draining.remove(file)
         self._remember(file.checkpoint())
@@ -649,12 +524,12 @@ class Tail:
     def _remember(self, done: Checkpoint) -> None:
         self.past = [*self.past, done][-PAST:]
 
-    def _restart(self, file: _File, what: Literal["truncated", "replaced"], found: Stat, now: float) -> list[Act]:
+    def _restart(self, file: File, what: Literal["truncated", "replaced"], found: Stat, now: float) -> list[Act]:
         """Other content stands in the file: a new generation. A copy may have the rest of the old one."""
         self._lost.append(file.checkpoint())
         self._unseen_since, self._wants_search = file.written, True
         self.generation += 1
-        new = _File(file.number, found, self.generation, now)
+        new = File(file.number, found, self.generation, now)
         if file is self._current:
             self._current = new
         else:
@@ -683,7 +558,7 @@ class Tail:
         self._is_lagging = not self._is_lagging
         return [Report("lagging" if self._is_lagging else "recovered", self.generation, f"{self.lag} bytes behind")]
 
-    def _seek(self, file: _File, view: memoryview, now: float) -> list[Act]:
+    def _seek(self, file: File, view: memoryview, now: float) -> list[Act]:
         """Begin with the line that the offset is in."""
         file.seeks_line = False
         text = bytes(view)
@@ -692,7 +567,7 @@ class Tail:
             file.go_on(file.offset - len(text) + start, 0, view[max(0, start - LAST) : start])
         return self._next(now)
 
-    def _pass_zeros(self, file: _File, view: memoryview, overlap: int, zeros: int, now: float) -> list[Act]:
+    def _pass_zeros(self, file: File, view: memoryview, overlap: int, zeros: int, now: float) -> list[Act]:
         """A hole where a line begins: a writer kept its offset over a cut, or NFS does not have the data yet."""
         if file.zeros_at != file.offset:
             file.zeros_at, file.changed_at, file.is_at_end = file.offset, now, True
@@ -701,28 +576,6 @@ class Tail:
         file.go_on(file.offset + zeros, 0, view[max(0, end - LAST) : end])
         file.is_at_end = False
         return [Report("truncated", file.generation, f"{zeros} NUL bytes skipped"), *self._next(now)]
-
-
-def is_rotation(name: str, of: str) -> bool:
-    """Is that the name of a file that once was called `of`: x.1, x-20260105, x.2026-01-05.gz, x.old, y-1.log?"""
-    stem, dot, ending = of.rpartition(".")
-    names = [(of, "")] + ([(stem, f".{ending}")] if dot and stem else [])
-    return any(
-        re.fullmatch(rf"{re.escape(own)}([.-]\d[\dTZ:._-]*|[.-]old){re.escape(last)}(\.(gz|xz|bz2|zst|lz4|Z))?", name)
-        for own, last in names
-    )
-
-
-def _begins(head: bytes, checkpoint: Checkpoint) -> bool:
-    """Does a file with that head begin as the checkpoint's did?"""
-    return digest(head[: checkpoint.head_size]) == checkpoint.head_hash
-
-
-def _is_it(sibling: Sibling, done: Checkpoint, asked: tuple[Checkpoint, ...]) -> bool:
-    """Is it the very file of a checkpoint, under whatever name?"""
-    if (sibling.stat.dev, sibling.stat.ino) != (done.dev, done.ino):
-        return False
-    return asked.index(done) in sibling.fits or (not done.head_size and sibling.stat.size >= done.offset)
 
 
 def _leading_zeros(view: memoryview) -> int:

@@ -1,0 +1,161 @@
+"""A log file: what it is known by, and how far it is matched.
+
+It is known by device and inode, a hash of its first bytes, and one of those before an offset: names change, and inodes
+come again. Pure: what is to be read comes as a function.
+
+Source: protocols/logs.md 5.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+HEAD = 1024  # bytes at a file's beginning that it is known by; fewer while it is shorter
+LAST = 64  # bytes before the offset that are read again
+UNKNOWN = ""  # a hash that is not compared
+
+
+class Stat(NamedTuple):
+    """What stat says of a file. `kind` is "file", or a word for what cannot be followed: "directory", "FIFO".
+
+    `written` is the time of its last write.
+    """
+
+    dev: int
+    ino: int
+    size: int
+    kind: str = "file"
+    written: float = 0.0
+
+
+class Sibling(NamedTuple):
+    """The path's own file, or one beside it. `fits` are the checkpoints of FindSiblings that fits() says yes to.
+
+    `is_rotation`: by its name it once was at the path.
+    """
+
+    path: str
+    stat: Stat
+    is_rotation: bool
+    fits: frozenset[int]
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a file was matched: to `offset`, the start of a line. Hashes are of its head, and of what is before.
+
+    `written` is when that content was written last, `is_copied` that it is read from a copy, and the gap told.
+    """
+
+    dev: int
+    ino: int
+    generation: int
+    offset: int
+    head_size: int
+    head_hash: str
+    last_hash: str
+    written: float
+    is_copied: bool = False
+
+
+def digest(data: bytes | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def fits(done: Checkpoint, size: int, head: bytes, read: Callable[[int, int], bytes]) -> bool:
+    """Does a file of that size, with those first HEAD bytes, have what was matched by then? `read(at, size)` reads it.
+
+    False too where nothing is known of the content.
+    """
+    if not done.head_size or size < done.offset or not begins(head, done):
+        return False
+    overlap = min(LAST, done.offset)
+    return done.last_hash == UNKNOWN or done.last_hash == digest(read(done.offset - overlap, overlap))
+
+
+def is_rotation(name: str, of: str) -> bool:
+    """Is that the name of a file that once was called `of`: x.1, x-20260105, x.2026-01-05.gz, x.old, y-1.log?"""
+    stem, dot, ending = of.rpartition(".")
+    names = [(of, "")] + ([(stem, f".{ending}")] if dot and stem else [])
+    return any(
+        re.fullmatch(rf"{re.escape(own)}([.-]\d[\dTZ:._-]*|[.-]old){re.escape(last)}(\.(gz|xz|bz2|zst|lz4|Z))?", name)
+        for own, last in names
+    )
+
+
+def begins(head: bytes, checkpoint: Checkpoint) -> bool:
+    """Does a file with that head begin as the checkpoint's did?"""
+    return digest(head[: checkpoint.head_size]) == checkpoint.head_hash
+
+
+def is_it(sibling: Sibling, done: Checkpoint, asked: tuple[Checkpoint, ...]) -> bool:
+    """Is it the very file of a checkpoint, under whatever name?"""
+    if (sibling.stat.dev, sibling.stat.ino) != (done.dev, done.ino):
+        return False
+    return asked.index(done) in sibling.fits or (not done.head_size and sibling.stat.size >= done.offset)
+
+
+class File:
+    """One open file: the path's own, or one that is drained."""
+
+    def __init__(self, number: int, stat: Stat, generation: int, now: float) -> None:
+        self.number, self.stat, self.generation = number, stat, generation
+        self.written = stat.written  # when it was still the same content
+        self.origin = (stat.dev, stat.ino)  # where the lines were written: a copy keeps that
+        self.offset = self.before = 0  # `before` bytes of the line at the offset are done, by windows
+        self.head = b""  # as last read; known by it is what was matched, since the rest may change
+        self.head_size, self.head_hash, self.last_hash = 0, digest(b""), digest(b"")
+        self.is_at_end = self.is_copied = False
+        self.seeks_line = False  # begin with the line that the offset is in
+        self.changed_at = now
+        self.wants_partial = False
+        self.partial_size = -1  # the size at which its unfinished last line was matched
+        self.zeros_at = -1  # where zeros were read once
+        self.reported: dict[int, set[int]] = {}  # by line: the rules told of it, while it may be matched again
+
+    @property
+    def overlap(self) -> int:
+        """Bytes before the offset that are read again."""
+        return min(LAST, self.offset)
+
+    @property
+    def unread(self) -> int:
+        return max(0, self.stat.size - self.offset)
+
+    def knows_head(self, head: bytes) -> bool:
+        """Is it the same beginning?"""
+        self.head = head
+        return digest(head[: self.head_size]) == self.head_hash
+
+    def go_on(self, to: int, before: int, last: memoryview) -> None:
+        """The offset moves; `last` is what is read before it."""
+        self.offset, self.before, self.last_hash = to, before, digest(last[-LAST:])
+        if self.head_size < len(self.head):
+            self.head_size = min(len(self.head), to)
+            self.head_hash = digest(self.head[: self.head_size])
+        self.reported = {line: rules for line, rules in self.reported.items() if line >= to - before}
+
+    def resume(self, done: Checkpoint) -> None:
+        """Go on where a checkpoint says."""
+        self.offset, self.last_hash, self.written = done.offset, done.last_hash, done.written
+        self.is_copied = done.is_copied
+        if done.offset:
+            self.head_size, self.head_hash = done.head_size, done.head_hash
+
+    def checkpoint(self) -> Checkpoint:
+        head_size, head_hash = self.head_size, self.head_hash
+        if not head_size and b"\0" not in self.head:  # zeros may become data
+            head_size, head_hash = len(self.head), digest(self.head)
+        return Checkpoint(
+            dev=self.origin[0],
+            ino=self.origin[1],
+            generation=self.generation,
+            offset=self.offset - self.before,
+            head_size=head_size,
+            head_hash=head_hash,
+            last_hash=UNKNOWN if self.before else self.last_hash,
+            written=self.written,
+            is_copied=self.is_copied,
+        )
