@@ -4,7 +4,7 @@
 
 const char *engine_name(int engine)
 {
-    static const char *const names[ENGINE_COUNT] = {"scalar", "ssse3", "avx2", "neon"};
+    static const char *const names[ENGINE_COUNT] = {"scalar", "ssse3", "avx2", "neon", "avx512"};
     return names[engine];
 }
 
@@ -18,6 +18,8 @@ int engine_available(int engine)
         return __builtin_cpu_supports("ssse3") != 0;
     case ENGINE_AVX2:
         return __builtin_cpu_supports("avx2") != 0; /* asks the OS too whether it saves the registers */
+    case ENGINE_AVX512:
+        return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi");
 #elif defined(__aarch64__)
     case ENGINE_NEON:
         return 1; /* part of the base architecture */
@@ -29,7 +31,7 @@ int engine_available(int engine)
 
 int engine_best(void)
 {
-    static const int fastest_first[] = {ENGINE_AVX2, ENGINE_NEON, ENGINE_SSSE3};
+    static const int fastest_first[] = {ENGINE_AVX512, ENGINE_AVX2, ENGINE_NEON, ENGINE_SSSE3};
     for (size_t i = 0; i < sizeof fastest_first / sizeof *fastest_first; i++)
         if (engine_available(fastest_first[i]))
             return fastest_first[i];

@@ -74,6 +74,7 @@ size_t line_ends(int engine, const uint8_t *block, size_t start, size_t size, si
         return 0;
     switch (engine) {
 #if defined(__x86_64__) || defined(__i386__)
+    case ENGINE_AVX512:
     case ENGINE_AVX2:
         scan_avx2(block, start, size, &out);
         break;

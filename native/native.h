@@ -14,7 +14,7 @@
  */
 
 /* Ways to compute the same result. The numbers are fixed: tests run each engine that the machine has. */
-enum engine { ENGINE_SCALAR, ENGINE_SSSE3, ENGINE_AVX2, ENGINE_NEON, ENGINE_COUNT };
+enum engine { ENGINE_SCALAR, ENGINE_SSSE3, ENGINE_AVX2, ENGINE_NEON, ENGINE_AVX512, ENGINE_COUNT };
 
 /* The engine's name in lower case; static storage. `engine` is below ENGINE_COUNT. */
 const char *engine_name(int engine);
@@ -72,8 +72,9 @@ struct scratch *scratch_new(void);
 void scratch_free(struct scratch *scratch);
 
 /*
- * Search text[0..size). `flags`: MATCH_*. Returns 1 and fills captures[2 * regex_groups()] with (start, length) of each
- * named group, start CAPTURE_UNSET for one that took no part; 0: no match; -1: given up at a limit, so nobody knows.
+ * Search text[0..size), which holds no LF. `flags`: MATCH_*. Returns 1 and fills captures[2 * regex_groups()] with
+ * (start, length) of each named group, start CAPTURE_UNSET for one that took no part; 0: no match; -1: given up at a
+ * limit, so nobody knows.
  */
 int regex_match(const struct regex *regex, struct scratch *scratch, const uint8_t *text, size_t size, int flags,
                 uint32_t *captures);
@@ -91,10 +92,11 @@ struct prefilter;
 
 /*
  * Prepare a search for literals[0..count). `sample` is text like that to be searched; the windows of the literals are
- * chosen by how rarely they look like it. Nothing of the arguments is kept. NULL: no memory, or a literal of a size
- * that is not allowed.
+ * chosen by how rarely they look like it. `engine` will search, and must be available. Nothing of the arguments is kept.
+ * NULL: no memory, or a literal of a size that is not allowed.
  */
-struct prefilter *prefilter_new(const struct literal *literals, size_t count, const uint8_t *sample, size_t sample_size);
+struct prefilter *prefilter_new(const struct literal *literals, size_t count, const uint8_t *sample,
+                                size_t sample_size, int engine);
 void prefilter_free(struct prefilter *prefilter);
 
 /*
@@ -102,7 +104,7 @@ void prefilter_free(struct prefilter *prefilter);
  * first byte; hits on a line come before those on later ones. Full hits end the search early: *next is where to go on,
  * else `size`. To get on at all, `capacity` must be at least `count` of prefilter_new. Returns how many were written.
  */
-size_t prefilter_find(const struct prefilter *prefilter, int engine, const uint8_t *block, size_t start, size_t size,
+size_t prefilter_find(const struct prefilter *prefilter, const uint8_t *block, size_t start, size_t size,
                       struct literal_hit *hits, size_t capacity, size_t *next);
 
 /*
@@ -136,11 +138,13 @@ struct scanner;
 struct worker;
 
 /*
- * Compile rules[0..rule_count) over literals[0..literal_count); `sample` as in prefilter_new. Immutable; keeps nothing
- * of the arguments but the regexes. NULL: no memory, or a literal that is too short, too long, or holds a LF.
+ * Compile rules[0..rule_count) over literals[0..literal_count); `sample` and `engine` as in prefilter_new. Immutable;
+ * keeps nothing of the arguments but the regexes. NULL: no memory, or a literal that is too short, too long, or holds a
+ * LF.
  */
 struct scanner *scanner_new(const struct rule *rules, size_t rule_count, const struct literal *literals,
-                            size_t literal_count, const uint32_t *members, const uint8_t *sample, size_t sample_size);
+                            size_t literal_count, const uint32_t *members, const uint8_t *sample, size_t sample_size,
+                            int engine);
 void scanner_free(struct scanner *scanner);
 
 /* What a thread needs to scan with a scanner. NULL: no memory. */
@@ -155,8 +159,8 @@ void worker_free(struct worker *worker);
  * line or window. That is `size`, unless the matches are full or the last line is open. A long line gives a rule once
  * per call. Returns how many matches were written.
  */
-size_t scan(const struct scanner *scanner, struct worker *worker, int engine, const uint8_t *block, size_t size,
-            size_t *before, int end, const uint8_t *suspended, struct match *matches, size_t capacity,
+size_t scan(const struct scanner *scanner, struct worker *worker, const uint8_t *block, size_t size, size_t *before,
+            int end, const uint8_t *suspended, struct match *matches, size_t capacity,
             uint32_t *captures, size_t captures_capacity, size_t *consumed);
 
 /* How often a regex was tried since the worker was made. */

@@ -2,10 +2,11 @@
  * The prefilter: find some thousand literals in a block at several bytes a cycle.
  *
  * Each literal is known by a window, `width` consecutive bytes of it, and put into one of eight buckets of one of up to
- * MAX_GROUPS groups. For each byte of the window a group has a table of 16 entries: which buckets have a literal whose
- * byte there has this low nibble? A byte shuffle looks up 16 or 32 text positions at once, with the text itself as index;
- * the AND over the window's bytes leaves the buckets that may match. What is left is looked up in the bucket's hash
- * table by the first bytes of the window, and compared.
+ * MAX_GROUPS groups. For each byte of the window a group has a table: which buckets have a literal whose byte there has
+ * this key, its low nibble? A byte shuffle looks up 16 or 32 text positions at once, with the text itself as index; the
+ * AND over the window's bytes leaves the buckets that may match. AVX-512 looks up 64 positions by the low six bits:
+ * then fewer bytes tell as much. What is left is looked up in the bucket's hash table by the first bytes of the window,
+ * and compared.
  *
  * Which window and which bucket decides how often that happens in vain. They are chosen greedily by the false hits on
  * positions sampled from text like that to be searched, then chosen again one by one. (protocols/logs.md 3: low nibbles
@@ -24,9 +25,10 @@
 #endif
 
 enum { MAX_GROUPS = 3, BUCKETS = 8, MAX_WIDTH = 7, MAX_BUCKETS = MAX_GROUPS * BUCKETS };
+enum { NIBBLES = 16, MAX_KEYS = 64 };
 enum { WORD = 8 };         /* bytes read at once where candidates are checked */
 enum { CHUNK = 4096 };     /* searched before its candidates are checked */
-enum { AHEAD = 2048 };     /* prefetched; the processor alone reads ahead too late and halves the speed */
+enum { AHEAD = 1024 };     /* prefetched; the processor alone reads ahead too late and halves the speed */
 enum { SAMPLES = 16384, PLANE = SAMPLES / 64 };
 enum { PASSES = 2, SHORTLIST = 12 };
 enum { PASSES_MAX = 1500 }; /* literals; with more, a pass takes seconds */
@@ -51,10 +53,9 @@ struct bucket {
 };
 
 struct prefilter {
-    size_t groups, width;
-    int shape; /* which of SHAPES */
-    int fold; /* look up bytes above 127 by their low nibble too; a shuffle alone gives 0 for them */
-    uint8_t tables[MAX_GROUPS][MAX_WIDTH][16];
+    int engine;
+    int shape; /* which of SHAPES or WIDE_SHAPES */
+    uint8_t tables[MAX_GROUPS][MAX_WIDTH][MAX_KEYS];
     uint32_t exact[MAX_WIDTH][256]; /* the same for whole bytes and all buckets: a bit a bucket */
     struct bucket buckets[MAX_BUCKETS];
     uint32_t *slots; /* index + 1 of the first entry; 0: none */
@@ -68,9 +69,11 @@ struct place {
     uint32_t bucket, window;
 };
 
-/* One bucket while it is filled: the nibbles it accepts at each byte, and for each sample whether it would. */
+/* One bucket while it is filled: the keys it accepts at each byte (bit k is key k), what share of the text has one, and
+ * for each sample whether it has. */
 struct filling {
-    uint16_t nibbles[MAX_WIDTH];
+    uint64_t keys[MAX_WIDTH];
+    double shares[MAX_WIDTH];
     uint64_t accepts[MAX_WIDTH][PLANE];
     double expected; /* share of positions that hit, were the bytes of the text independent */
     uint32_t hits;   /* samples that hit */
@@ -79,24 +82,37 @@ struct filling {
 struct choice {
     const struct literal *literals;
     size_t count, buckets, width, samples;
-    int fold;
-    uint64_t planes[MAX_WIDTH][16][PLANE]; /* for each byte of the window and nibble: the samples that have it there */
-    double shares[MAX_WIDTH][2][256];      /* share of samples with a nibble of the set: low 8 nibbles, high 8 */
+    size_t keys; /* NIBBLES or MAX_KEYS */
+    int fold; /* look up bytes above 127 by their low nibble too; a shuffle alone gives 0 for them */
+    /* For each byte of the window and key: the samples that have it there, and what share of all that is. */
+    uint64_t planes[MAX_WIDTH][MAX_KEYS][PLANE];
+    double shares[MAX_WIDTH][MAX_KEYS];
     struct filling fillings[MAX_BUCKETS];
     struct place *places;
 };
 
-/* Of each byte of a window the set of nibbles that fit: one, or beyond the literal's end all. */
+static uint64_t all_keys(const struct choice *choice) { return ~(uint64_t)0 >> (MAX_KEYS - choice->keys); }
+
+static int is_letter(uint8_t byte) { return (uint8_t)((byte | 32) - 'a') < 26; }
+
+/* Of each byte of a window the set of keys that fit: one, those of a letter in both cases, or beyond the literal's end
+ * all. */
 struct wanted {
-    uint16_t at[MAX_WIDTH];
+    uint64_t at[MAX_WIDTH];
 };
 
-static struct wanted look_at(const struct literal *literal, size_t window)
+static struct wanted look_at(const struct choice *choice, const struct literal *literal, size_t window)
 {
     struct wanted wanted;
-    for (size_t byte = 0; byte < MAX_WIDTH; byte++)
-        wanted.at[byte] =
-            window + byte < literal->size ? (uint16_t)(1u << (literal->text[window + byte] & 15)) : 0xFFFF;
+    for (size_t byte = 0; byte < MAX_WIDTH; byte++) {
+        wanted.at[byte] = all_keys(choice);
+        if (window + byte < literal->size) {
+            uint8_t text = literal->text[window + byte];
+            wanted.at[byte] = (uint64_t)1 << (text & (choice->keys - 1));
+            if (literal->caseless && is_letter(text))
+                wanted.at[byte] |= (uint64_t)1 << ((text ^ 32) & (choice->keys - 1));
+        }
+    }
     return wanted;
 }
 
@@ -128,32 +144,30 @@ static void sample_text(struct choice *choice, const uint8_t *sample, size_t siz
         const uint8_t *at = sample + (size_t)((uint64_t)i * positions / choice->samples);
         for (size_t byte = 0; byte < choice->width; byte++)
             if (choice->fold || at[byte] < 128)
-                choice->planes[byte][at[byte] & 15][i / 64] |= (uint64_t)1 << (i % 64);
+                choice->planes[byte][at[byte] & (choice->keys - 1)][i / 64] |= (uint64_t)1 << (i % 64);
     }
-    for (size_t byte = 0; byte < choice->width; byte++) {
-        double share[16];
-        for (size_t nibble = 0; nibble < 16; nibble++) {
+    for (size_t byte = 0; byte < choice->width; byte++)
+        for (size_t key = 0; key < choice->keys; key++) {
             size_t seen = 1; /* never 0: what the sample lacks may come */
             for (size_t i = 0; i < PLANE; i++)
-                seen += (size_t)__builtin_popcountll(choice->planes[byte][nibble][i]);
-            share[nibble] = (double)seen / (double)(choice->samples + 16);
+                seen += (size_t)__builtin_popcountll(choice->planes[byte][key][i]);
+            choice->shares[byte][key] = (double)seen / (double)(choice->samples + choice->keys);
         }
-        for (size_t set = 0; set < 256; set++)
-            for (size_t bit = 0; bit < 8; bit++)
-                if (set >> bit & 1) {
-                    choice->shares[byte][0][set] += share[bit];
-                    choice->shares[byte][1][set] += share[bit + 8];
-                }
-    }
+}
+
+static double share_with(const struct choice *choice, const struct filling *filling, size_t byte, uint64_t wanted)
+{
+    double share = filling->shares[byte];
+    for (uint64_t missing = wanted & ~filling->keys[byte]; missing; missing &= missing - 1)
+        share += choice->shares[byte][__builtin_ctzll(missing)];
+    return share;
 }
 
 static double expected_with(const struct choice *choice, const struct filling *filling, struct wanted wanted)
 {
     double share = 1;
-    for (size_t byte = 0; byte < choice->width; byte++) {
-        unsigned set = filling->nibbles[byte] | wanted.at[byte];
-        share *= choice->shares[byte][0][set & 255] + choice->shares[byte][1][set >> 8];
-    }
+    for (size_t byte = 0; byte < choice->width; byte++)
+        share *= share_with(choice, filling, byte, wanted.at[byte]);
     return share;
 }
 
@@ -162,16 +176,23 @@ static uint32_t hits_with(const struct choice *choice, const struct filling *fil
     uint64_t all[PLANE];
     memset(all, 0xFF, sizeof all);
     for (size_t byte = 0; byte < choice->width; byte++) {
-        unsigned missing = wanted.at[byte] & ~filling->nibbles[byte] & 0xFFFFu;
+        if (wanted.at[byte] == all_keys(choice))
+            continue; /* the literal ends before this byte: any goes */
+        uint64_t missing = wanted.at[byte] & ~filling->keys[byte], second = missing & (missing - 1);
         const uint64_t *had = filling->accepts[byte];
-        if (missing && !(missing & (missing - 1))) {
-            const uint64_t *added = choice->planes[byte][__builtin_ctz(missing)];
+        if (second) {
+            const uint64_t *one = choice->planes[byte][__builtin_ctzll(missing)];
+            const uint64_t *other = choice->planes[byte][__builtin_ctzll(second)];
+            for (size_t i = 0; i < PLANE; i++)
+                all[i] &= had[i] | one[i] | other[i];
+        } else if (missing) {
+            const uint64_t *added = choice->planes[byte][__builtin_ctzll(missing)];
             for (size_t i = 0; i < PLANE; i++)
                 all[i] &= had[i] | added[i];
-        } else if (!missing) {
+        } else {
             for (size_t i = 0; i < PLANE; i++)
                 all[i] &= had[i];
-        } /* else the literal ends before this byte: any goes */
+        }
     }
     uint32_t hits = 0;
     for (size_t i = 0; i < PLANE; i++)
@@ -182,14 +203,14 @@ static uint32_t hits_with(const struct choice *choice, const struct filling *fil
 static void put(struct choice *choice, size_t index, struct place place)
 {
     struct filling *filling = &choice->fillings[place.bucket];
-    struct wanted wanted = look_at(&choice->literals[index], place.window);
-    for (size_t byte = 0; byte < choice->width; byte++)
-        for (unsigned rest = wanted.at[byte] & ~filling->nibbles[byte] & 0xFFFFu; rest; rest &= rest - 1) {
-            unsigned nibble = (unsigned)__builtin_ctz(rest);
-            filling->nibbles[byte] |= (uint16_t)(1u << nibble);
+    struct wanted wanted = look_at(choice, &choice->literals[index], place.window);
+    for (size_t byte = 0; byte < choice->width; byte++) {
+        filling->shares[byte] = share_with(choice, filling, byte, wanted.at[byte]);
+        for (uint64_t rest = wanted.at[byte] & ~filling->keys[byte]; rest; rest &= rest - 1)
             for (size_t i = 0; i < PLANE; i++)
-                filling->accepts[byte][i] |= choice->planes[byte][nibble][i];
-        }
+                filling->accepts[byte][i] |= choice->planes[byte][__builtin_ctzll(rest)][i];
+        filling->keys[byte] |= wanted.at[byte];
+    }
     choice->places[index] = place;
 }
 
@@ -201,7 +222,7 @@ static struct place best_place(const struct choice *choice, const struct literal
     for (uint32_t window = 0; window < windows_of(choice, literal); window++) {
         if (!is_usable(choice, literal, window))
             continue;
-        struct wanted wanted = look_at(literal, window);
+        struct wanted wanted = look_at(choice, literal, window);
         for (uint32_t bucket = 0; bucket < choice->buckets; bucket++) {
             const struct filling *filling = &choice->fillings[bucket];
             double added = expected_with(choice, filling, wanted) - filling->expected;
@@ -218,7 +239,7 @@ static struct place best_place(const struct choice *choice, const struct literal
     double least = 0;
     for (size_t i = 0; i < listed; i++) {
         const struct filling *filling = &choice->fillings[shortlist[i].place.bucket];
-        struct wanted wanted = look_at(literal, shortlist[i].place.window);
+        struct wanted wanted = look_at(choice, literal, shortlist[i].place.window);
         double cost = (double)hits_with(choice, filling, wanted) - filling->hits +
                       shortlist[i].added * (double)choice->samples / 4; /* tells apart what no sample hits */
         if (i == 0 || cost < least) {
@@ -233,8 +254,8 @@ static void count_hits(struct choice *choice, uint32_t bucket)
 {
     struct filling *filling = &choice->fillings[bucket];
     static const struct wanted nothing_more;
-    filling->hits = filling->nibbles[0] ? hits_with(choice, filling, nothing_more) : 0;
-    filling->expected = filling->nibbles[0] ? expected_with(choice, filling, nothing_more) : 0;
+    filling->hits = filling->keys[0] ? hits_with(choice, filling, nothing_more) : 0;
+    filling->expected = filling->keys[0] ? expected_with(choice, filling, nothing_more) : 0;
 }
 
 static void place_best(struct choice *choice, size_t index)
@@ -279,8 +300,6 @@ static uint64_t load(const uint8_t *at)
 
 static uint32_t hash(uint64_t word, uint32_t shift) { return (uint32_t)(word * 0x9E3779B97F4A7C15u >> shift); }
 
-static int is_letter(uint8_t byte) { return (uint8_t)((byte | 32) - 'a') < 26; }
-
 static void fill_entry(struct entry *entry, struct whole *whole, const struct literal *literal, uint32_t window)
 {
     entry->size = (uint8_t)literal->size;
@@ -303,13 +322,13 @@ static void fill_tables(struct prefilter *prefilter, const struct choice *choice
     for (size_t i = 0; i < choice->count; i++) {
         const struct entry *entry = &prefilter->entries[i];
         const struct whole *whole = &prefilter->wholes[i];
-        struct wanted wanted = look_at(&choice->literals[i], entry->window);
+        struct wanted wanted = look_at(choice, &choice->literals[i], entry->window);
         uint32_t bucket = choice->places[i].bucket;
         for (size_t byte = 0; byte < MAX_WIDTH; byte++) {
             size_t at = (size_t)entry->window + byte;
-            for (size_t nibble = 0; nibble < 16; nibble++)
-                if (wanted.at[byte] >> nibble & 1)
-                    prefilter->tables[bucket / BUCKETS][byte][nibble] |= (uint8_t)(1u << bucket % BUCKETS);
+            for (size_t key = 0; key < choice->keys; key++)
+                if (wanted.at[byte] >> key & 1)
+                    prefilter->tables[bucket / BUCKETS][byte][key] |= (uint8_t)(1u << bucket % BUCKETS);
             for (size_t value = 0; value < 256; value++)
                 if (at >= entry->size || (value & whole->masks[at]) == whole->values[at])
                     prefilter->exact[byte][value] |= (uint32_t)1 << bucket;
@@ -348,32 +367,39 @@ static int fill_buckets(struct prefilter *prefilter, const struct choice *choice
     return 1;
 }
 
-struct prefilter *prefilter_new(const struct literal *literals, size_t count, const uint8_t *sample, size_t sample_size)
+struct prefilter *prefilter_new(const struct literal *literals, size_t count, const uint8_t *sample,
+                                size_t sample_size, int engine)
 {
     for (size_t i = 0; i < count; i++)
         if (literals[i].size < LITERAL_MIN || literals[i].size > LITERAL_MAX)
             return NULL;
-    static const struct { size_t groups, width; } sizes[] = {{1, 5}, {1, 6}, {2, 6}, {2, 7}, {3, 6}};
+    /* More literals need more buckets to stay apart, and each group costs a look-up a byte of the window. */
+    static const struct { size_t most, groups, width; } sizes[] = {
+        {32, 1, 5}, {96, 1, 6}, {256, 2, 6}, {1000, 2, 7}, {SIZE_MAX, 3, 6},
+    }, wide_sizes[] = {
+        {80, 1, 4}, {200, 1, 5}, {1000, 2, 5}, {SIZE_MAX, 3, 5},
+    };
     struct prefilter *prefilter = calloc(1, sizeof *prefilter);
     struct choice *choice = calloc(1, sizeof *choice);
     int done = 0;
     if (prefilter && choice) {
-        /* More literals need more buckets to stay apart, and each group costs a shuffle a byte of the window. */
-        size_t size = count <= 32 ? 0 : count <= 96 ? 1 : count <= 256 ? 2 : count <= 1000 ? 3 : 4;
-        prefilter->groups = sizes[size].groups;
-        prefilter->width = sizes[size].width;
+        int is_wide = engine == ENGINE_AVX512, size = 0;
+        while (count > (is_wide ? wide_sizes : sizes)[size].most)
+            size++;
         choice->literals = literals;
         choice->count = count;
-        choice->buckets = prefilter->groups * BUCKETS;
-        choice->width = prefilter->width;
+        choice->buckets = (is_wide ? wide_sizes : sizes)[size].groups * BUCKETS;
+        choice->width = (is_wide ? wide_sizes : sizes)[size].width;
+        choice->keys = is_wide ? MAX_KEYS : NIBBLES;
+        choice->fold = is_wide;
         for (size_t i = 0; i < count && !choice->fold; i++) {
             size_t usable = 0;
             for (size_t window = 0; window < windows_of(choice, &literals[i]); window++)
                 usable += (size_t)is_usable(choice, &literals[i], window);
             choice->fold = !usable;
         }
-        prefilter->fold = choice->fold;
-        prefilter->shape = 2 * (int)size + choice->fold;
+        prefilter->engine = engine;
+        prefilter->shape = is_wide ? size : 2 * size + choice->fold;
         prefilter->entries = calloc(count + 1, sizeof *prefilter->entries);
         prefilter->wholes = calloc(count + 1, sizeof *prefilter->wholes);
         choice->places = calloc(count + 1, sizeof *choice->places);
@@ -473,100 +499,61 @@ static size_t find_scalar(struct search *search, const uint8_t *text, size_t off
     return end;
 }
 
-/* What a vector loop found in one chunk: vectors with candidates, and a bit for each position in them. They are checked
- * after the chunk: a branch on each vector would be mispredicted for most candidates. */
+/* What a vector loop found in one chunk: bit k of found[n] is a candidate at base + 64 n + k. They are checked after
+ * the chunk: a branch on each vector would be mispredicted for most candidates. */
 struct chunk {
-    size_t count;
-    uint32_t at[CHUNK / 16], found[CHUNK / 16]; /* offsets in the chunk */
+    size_t base, count;
+    uint64_t found[CHUNK / 64];
 };
 
-static inline void mark(struct chunk *chunk, size_t at, uint32_t found)
+/* Bit n: there is a candidate in found[n]. `count` is not 0. */
+static inline uint64_t marked(const struct chunk *chunk)
 {
-    chunk->at[chunk->count] = (uint32_t)at;
-    chunk->found[chunk->count] = found;
-    chunk->count += found != 0;
+    uint64_t words = 0;
+    for (size_t n = 0; n < chunk->count; n++)
+        words |= (uint64_t)(chunk->found[n] != 0) << n;
+    return words;
 }
 
-static size_t check_chunk(struct search *search, const struct chunk *chunk, size_t start, size_t end)
+/* Returns `end`, or where the hits were full. */
+static size_t check_chunk(struct search *search, const struct chunk *chunk, uint64_t words, size_t end)
 {
-    for (size_t n = 0; n < chunk->count; n++)
-        for (uint32_t found = chunk->found[n]; found; found &= found - 1) {
-            size_t at = start + chunk->at[n] + (size_t)__builtin_ctz(found);
+    for (; words; words &= words - 1) {
+        size_t n = (size_t)__builtin_ctzll(words);
+        for (uint64_t found = chunk->found[n]; found; found &= found - 1) {
+            size_t at = chunk->base + 64 * n + (size_t)__builtin_ctzll(found);
             if (!check(search, at, search->block + at))
                 return at;
         }
+    }
     return end;
 }
 
+/* The look_* functions: which of the 64 positions from `text` on are candidates? */
+
 #if defined(__x86_64__) || defined(__i386__)
 
-__attribute__((target("avx2"), always_inline)) static inline uint32_t
-look_avx2(__m256i tables[MAX_GROUPS][MAX_WIDTH], const uint8_t *text, size_t groups, size_t width, int fold)
-{
-    __m256i left[MAX_GROUPS];
-#pragma GCC unroll 8
-    for (size_t byte = 0; byte < width; byte++) {
-        __m256i bytes = _mm256_loadu_si256((const void *)(text + byte));
-        if (fold)
-            bytes = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
-#pragma GCC unroll 8
-        for (size_t g = 0; g < groups; g++) {
-            __m256i may = _mm256_shuffle_epi8(tables[g][byte], bytes);
-            left[g] = byte ? _mm256_and_si256(left[g], may) : may;
-        }
-    }
-    __m256i any = left[0];
-#pragma GCC unroll 8
-    for (size_t g = 1; g < groups; g++)
-        any = _mm256_or_si256(any, left[g]);
-    return ~(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(any, _mm256_setzero_si256()));
-}
+#define SSSE3 __attribute__((target("ssse3")))
+#define AVX2 __attribute__((target("avx2")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi")))
 
-/* Marks the candidates of block[start..end), of which only whole vectors are seen. Returns where it stopped. */
-__attribute__((target("avx2"), always_inline)) static inline size_t
-mark_avx2(const struct prefilter *prefilter, const uint8_t *block, size_t start, size_t end, struct chunk *chunk,
-          size_t groups, size_t width, int fold)
-{
-    __m256i tables[MAX_GROUPS][MAX_WIDTH];
-#pragma GCC unroll 8
-    for (size_t g = 0; g < groups; g++)
-#pragma GCC unroll 8
-        for (size_t byte = 0; byte < width; byte++)
-            tables[g][byte] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)prefilter->tables[g][byte]));
-    size_t i = start;
-    for (; i + 64 <= end; i += 64) {
-        _mm_prefetch((const char *)block + i + AHEAD, _MM_HINT_T0);
-        mark(chunk, i - start, look_avx2(tables, block + i, groups, width, fold));
-        mark(chunk, i + 32 - start, look_avx2(tables, block + i + 32, groups, width, fold));
-    }
-    for (; i + 32 <= end; i += 32)
-        mark(chunk, i - start, look_avx2(tables, block + i, groups, width, fold));
-    return i;
-}
+SSSE3 static inline __m128i table_ssse3(const uint8_t *table) { return _mm_loadu_si128((const void *)table); }
 
-__attribute__((target("ssse3"), always_inline)) static inline size_t
-mark_ssse3(const struct prefilter *prefilter, const uint8_t *block, size_t start, size_t end, struct chunk *chunk,
-           size_t groups, size_t width, int fold)
+SSSE3 __attribute__((always_inline)) static inline uint64_t
+look_ssse3(__m128i tables[MAX_GROUPS][MAX_WIDTH], const uint8_t *text, size_t groups, size_t width, int fold)
 {
-    const __m128i low = _mm_set1_epi8(15), zero = _mm_setzero_si128();
-    __m128i tables[MAX_GROUPS][MAX_WIDTH];
+    uint64_t found = 0;
 #pragma GCC unroll 8
-    for (size_t g = 0; g < groups; g++)
-#pragma GCC unroll 8
-        for (size_t byte = 0; byte < width; byte++)
-            tables[g][byte] = _mm_loadu_si128((const void *)prefilter->tables[g][byte]);
-    size_t i = start;
-    for (; i + 16 <= end; i += 16) {
+    for (int part = 0; part < 4; part++) {
         __m128i left[MAX_GROUPS];
-        _mm_prefetch((const char *)block + i + AHEAD, _MM_HINT_T0);
 #pragma GCC unroll 8
         for (size_t byte = 0; byte < width; byte++) {
-            __m128i text = _mm_loadu_si128((const void *)(block + i + byte));
+            __m128i bytes = _mm_loadu_si128((const void *)(text + 16 * part + byte));
             if (fold)
-                text = _mm_and_si128(text, low);
+                bytes = _mm_and_si128(bytes, _mm_set1_epi8(15));
 #pragma GCC unroll 8
             for (size_t g = 0; g < groups; g++) {
-                __m128i may = _mm_shuffle_epi8(tables[g][byte], text);
+                __m128i may = _mm_shuffle_epi8(tables[g][byte], bytes);
                 left[g] = byte ? _mm_and_si128(left[g], may) : may;
             }
         }
@@ -574,109 +561,209 @@ mark_ssse3(const struct prefilter *prefilter, const uint8_t *block, size_t start
 #pragma GCC unroll 8
         for (size_t g = 1; g < groups; g++)
             any = _mm_or_si128(any, left[g]);
-        uint32_t found = ~(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(any, zero)) & 0xFFFF;
-        mark(chunk, i - start, found);
+        uint32_t none = (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(any, _mm_setzero_si128()));
+        found |= (uint64_t)(none ^ 0xFFFF) << 16 * part;
     }
-    return i;
+    return found;
+}
+
+AVX2 static inline __m256i table_avx2(const uint8_t *table)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table));
+}
+
+AVX2 __attribute__((always_inline)) static inline uint64_t
+look_avx2(__m256i tables[MAX_GROUPS][MAX_WIDTH], const uint8_t *text, size_t groups, size_t width, int fold)
+{
+    uint64_t none = 0;
+#pragma GCC unroll 8
+    for (int part = 0; part < 2; part++) {
+        __m256i left[MAX_GROUPS];
+#pragma GCC unroll 8
+        for (size_t byte = 0; byte < width; byte++) {
+            __m256i bytes = _mm256_loadu_si256((const void *)(text + 32 * part + byte));
+            if (fold)
+                bytes = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+#pragma GCC unroll 8
+            for (size_t g = 0; g < groups; g++) {
+                __m256i may = _mm256_shuffle_epi8(tables[g][byte], bytes);
+                left[g] = byte ? _mm256_and_si256(left[g], may) : may;
+            }
+        }
+        __m256i any = left[0];
+#pragma GCC unroll 8
+        for (size_t g = 1; g < groups; g++)
+            any = _mm256_or_si256(any, left[g]);
+        none |= (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(any, _mm256_setzero_si256())) << 32 * part;
+    }
+    return ~none;
+}
+
+AVX2 static inline uint64_t marked_avx2(const struct chunk *chunk)
+{
+    uint64_t none = 0;
+#pragma GCC unroll 16
+    for (int part = 0; part < 16; part++) {
+        __m256i found = _mm256_loadu_si256((const void *)(chunk->found + 4 * part));
+        __m256i equal = _mm256_cmpeq_epi64(found, _mm256_setzero_si256());
+        none |= (uint64_t)(uint32_t)_mm256_movemask_pd(_mm256_castsi256_pd(equal)) << 4 * part;
+    }
+    return ~none & ~(uint64_t)0 >> (64 - chunk->count);
+}
+
+AVX512 static inline __m512i table_avx512(const uint8_t *table) { return _mm512_loadu_si512(table); }
+
+/* By the low six bits of a byte, so there is nothing to fold. */
+AVX512 __attribute__((always_inline)) static inline uint64_t
+look_avx512(__m512i tables[MAX_GROUPS][MAX_WIDTH], const uint8_t *text, size_t groups, size_t width, int fold)
+{
+    (void)fold;
+    __m512i left[MAX_GROUPS];
+#pragma GCC unroll 8
+    for (size_t byte = 0; byte < width; byte++) {
+        __m512i bytes = _mm512_loadu_si512(text + byte);
+#pragma GCC unroll 8
+        for (size_t g = 0; g < groups; g++) {
+            __m512i may = _mm512_permutexvar_epi8(bytes, tables[g][byte]);
+            left[g] = byte ? _mm512_and_si512(left[g], may) : may;
+        }
+    }
+    __m512i any = left[0];
+#pragma GCC unroll 8
+    for (size_t g = 1; g < groups; g++)
+        any = _mm512_or_si512(any, left[g]);
+    return _mm512_test_epi8_mask(any, any);
+}
+
+AVX512 static inline uint64_t marked_avx512(const struct chunk *chunk)
+{
+    uint64_t words = 0;
+#pragma GCC unroll 8
+    for (int eighth = 0; eighth < 8; eighth++) {
+        __m512i found = _mm512_loadu_si512(chunk->found + 8 * eighth);
+        words |= (uint64_t)_mm512_test_epi64_mask(found, found) << 8 * eighth;
+    }
+    return words & ~(uint64_t)0 >> (64 - chunk->count);
 }
 
 #elif defined(__aarch64__)
 
-__attribute__((always_inline)) static inline size_t mark_neon(const struct prefilter *prefilter, const uint8_t *block,
-                                                              size_t start, size_t end, struct chunk *chunk,
-                                                              size_t groups, size_t width, int fold)
+static inline uint8x16_t table_neon(const uint8_t *table) { return vld1q_u8(table); }
+
+__attribute__((always_inline)) static inline uint64_t
+look_neon(uint8x16_t tables[MAX_GROUPS][MAX_WIDTH], const uint8_t *text, size_t groups, size_t width, int fold)
 {
     /* A look-up gives 0 for an index above 15; without `fold` those of bytes above 127 must stay above. */
     const uint8x16_t low = vdupq_n_u8(fold ? 0x0F : 0x8F);
-    /* NEON has no movemask: a bit for each byte of a half, and the halves added up. */
-    static const uint8_t weights[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    const uint8x16_t bits = vld1q_u8(weights);
-    uint8x16_t tables[MAX_GROUPS][MAX_WIDTH];
+    uint8x16_t any[4];
 #pragma GCC unroll 8
-    for (size_t g = 0; g < groups; g++)
-#pragma GCC unroll 8
-        for (size_t byte = 0; byte < width; byte++)
-            tables[g][byte] = vld1q_u8(prefilter->tables[g][byte]);
-    size_t i = start;
-    for (; i + 16 <= end; i += 16) {
+    for (int part = 0; part < 4; part++) {
         uint8x16_t left[MAX_GROUPS];
-        __builtin_prefetch(block + i + AHEAD);
 #pragma GCC unroll 8
         for (size_t byte = 0; byte < width; byte++) {
-            uint8x16_t text = vandq_u8(vld1q_u8(block + i + byte), low);
+            uint8x16_t bytes = vandq_u8(vld1q_u8(text + 16 * part + byte), low);
 #pragma GCC unroll 8
             for (size_t g = 0; g < groups; g++) {
-                uint8x16_t may = vqtbl1q_u8(tables[g][byte], text);
+                uint8x16_t may = vqtbl1q_u8(tables[g][byte], bytes);
                 left[g] = byte ? vandq_u8(left[g], may) : may;
             }
         }
-        uint8x16_t any = left[0];
+        any[part] = left[0];
 #pragma GCC unroll 8
         for (size_t g = 1; g < groups; g++)
-            any = vorrq_u8(any, left[g]);
-        if (!vmaxvq_u8(any))
-            continue;
-        uint8x16_t marked = vandq_u8(vtstq_u8(any, any), bits);
-        mark(chunk, i - start,
-             (uint32_t)vaddv_u8(vget_low_u8(marked)) | (uint32_t)vaddv_u8(vget_high_u8(marked)) << 8);
+            any[part] = vorrq_u8(any[part], left[g]);
     }
-    return i;
+    /* NEON has no movemask: a bit for each byte, and neighbours added up three times. */
+    static const uint8_t weights[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8x16_t bits = vld1q_u8(weights);
+#pragma GCC unroll 8
+    for (int part = 0; part < 4; part++)
+        any[part] = vandq_u8(vtstq_u8(any[part], any[part]), bits);
+    uint8x16_t sums = vpaddq_u8(vpaddq_u8(any[0], any[1]), vpaddq_u8(any[2], any[3]));
+    return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(sums, sums)), 0);
 }
 
 #endif
 
-/* One loop for each shape that prefilter_new makes: with the numbers known, tables stay in registers. */
-#define FIND_BY(ENGINE, ATTRIBUTE)                                                                                     \
+/* The loop of an engine. From the second word on one load of each window is aligned: 5 % faster in all. */
+#define FIND_BY(ENGINE, ATTRIBUTE, VECTOR, SHAPES, MARKED)                                                             \
+    ATTRIBUTE __attribute__((always_inline)) static inline size_t mark_##ENGINE(                                       \
+        const struct prefilter *prefilter, const uint8_t *block, size_t start, size_t end, struct chunk *chunk,        \
+        size_t groups, size_t width, int fold)                                                                         \
+    {                                                                                                                  \
+        VECTOR tables[MAX_GROUPS][MAX_WIDTH];                                                                          \
+        _Pragma("GCC unroll 8") for (size_t g = 0; g < groups; g++)                                                    \
+            _Pragma("GCC unroll 8") for (size_t byte = 0; byte < width; byte++)                                        \
+                tables[g][byte] = table_##ENGINE(prefilter->tables[g][byte]);                                          \
+        size_t past = (uintptr_t)(block + start) % 64, n = 0;                                                          \
+        chunk->base = start - past;                                                                                    \
+        chunk->found[n++] = look_##ENGINE(tables, block + start, groups, width, fold) << past;                         \
+        size_t i = start + 64 - past;                                                                                  \
+        for (; n < CHUNK / 64 && i + 64 <= end; i += 64) {                                                             \
+            __builtin_prefetch(block + i + AHEAD);                                                                     \
+            chunk->found[n++] = look_##ENGINE(tables, block + i, groups, width, fold);                                 \
+        }                                                                                                              \
+        chunk->count = n;                                                                                              \
+        return i;                                                                                                      \
+    }                                                                                                                  \
     ATTRIBUTE static size_t find_##ENGINE(struct search *search, size_t i, size_t end)                                 \
     {                                                                                                                  \
         const struct prefilter *prefilter = search->prefilter;                                                         \
-        struct chunk chunk;                                                                                            \
-        for (size_t start = i; !search->is_full; start = i) {                                                          \
-            size_t stop = end - i > CHUNK ? i + CHUNK : end;                                                           \
-            chunk.count = 0;                                                                                           \
+        struct chunk chunk = {0};                                                                                      \
+        while (!search->is_full && i + 64 <= end) {                                                                    \
+            size_t start = i;                                                                                          \
             switch (prefilter->shape) {                                                                                \
                 SHAPES(ENGINE)                                                                                         \
             }                                                                                                          \
-            if (i == start)                                                                                            \
-                break;                                                                                                 \
-            i = check_chunk(search, &chunk, start, i);                                                                 \
+            i = check_chunk(search, &chunk, MARKED(&chunk), i);                                                        \
         }                                                                                                              \
         return i;                                                                                                      \
     }
 
+/* One loop for each shape that prefilter_new makes: with the numbers known, tables stay in registers. */
 #define SHAPE(NUMBER, ENGINE, GROUPS, WIDTH, FOLD)                                                                     \
     case NUMBER:                                                                                                       \
-        i = mark_##ENGINE(prefilter, search->block, start, stop, &chunk, GROUPS, WIDTH, FOLD);                         \
+        i = mark_##ENGINE(prefilter, search->block, start, end, &chunk, GROUPS, WIDTH, FOLD);                          \
         break;
 
 #define SHAPES(ENGINE)                                                                                                 \
-    SHAPE(0, ENGINE, 1, 5, 0)                                                                                           \
-    SHAPE(1, ENGINE, 1, 5, 1)                                                                                           \
-    SHAPE(2, ENGINE, 1, 6, 0)                                                                                           \
-    SHAPE(3, ENGINE, 1, 6, 1)                                                                                           \
-    SHAPE(4, ENGINE, 2, 6, 0)                                                                                           \
-    SHAPE(5, ENGINE, 2, 6, 1)                                                                                           \
-    SHAPE(6, ENGINE, 2, 7, 0)                                                                                           \
-    SHAPE(7, ENGINE, 2, 7, 1)                                                                                           \
-    SHAPE(8, ENGINE, 3, 6, 0)                                                                                           \
+    SHAPE(0, ENGINE, 1, 5, 0)                                                                                          \
+    SHAPE(1, ENGINE, 1, 5, 1)                                                                                          \
+    SHAPE(2, ENGINE, 1, 6, 0)                                                                                          \
+    SHAPE(3, ENGINE, 1, 6, 1)                                                                                          \
+    SHAPE(4, ENGINE, 2, 6, 0)                                                                                          \
+    SHAPE(5, ENGINE, 2, 6, 1)                                                                                          \
+    SHAPE(6, ENGINE, 2, 7, 0)                                                                                          \
+    SHAPE(7, ENGINE, 2, 7, 1)                                                                                          \
+    SHAPE(8, ENGINE, 3, 6, 0)                                                                                          \
     SHAPE(9, ENGINE, 3, 6, 1)
 
+#define WIDE_SHAPES(ENGINE)                                                                                            \
+    SHAPE(0, ENGINE, 1, 4, 1)                                                                                          \
+    SHAPE(1, ENGINE, 1, 5, 1)                                                                                          \
+    SHAPE(2, ENGINE, 2, 5, 1)                                                                                          \
+    SHAPE(3, ENGINE, 3, 5, 1)
+
 #if defined(__x86_64__) || defined(__i386__)
-FIND_BY(avx2, __attribute__((target("avx2"))))
-FIND_BY(ssse3, __attribute__((target("ssse3"))))
+FIND_BY(ssse3, SSSE3, __m128i, SHAPES, marked)
+FIND_BY(avx2, AVX2, __m256i, SHAPES, marked_avx2)
+FIND_BY(avx512, AVX512, __m512i, WIDE_SHAPES, marked_avx512)
 #elif defined(__aarch64__)
-FIND_BY(neon, )
+FIND_BY(neon, , uint8x16_t, SHAPES, marked)
 #endif
 
-size_t prefilter_find(const struct prefilter *prefilter, int engine, const uint8_t *block, size_t start, size_t size,
+size_t prefilter_find(const struct prefilter *prefilter, const uint8_t *block, size_t start, size_t size,
                       struct literal_hit *hits, size_t capacity, size_t *next)
 {
     struct search search = {.prefilter = prefilter, .block = block, .size = size, .hits = hits, .capacity = capacity};
     /* Before it each position has WORD bytes, and a vector's windows, within the block. */
     size_t safe = size > start + WORD ? size - WORD : start;
     size_t i = start;
-    switch (engine) {
+    switch (prefilter->engine) {
 #if defined(__x86_64__) || defined(__i386__)
+    case ENGINE_AVX512:
+        i = find_avx512(&search, i, safe);
+        break;
     case ENGINE_AVX2:
         i = find_avx2(&search, i, safe);
         break;

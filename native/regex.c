@@ -69,6 +69,8 @@ struct regex *regex_compile(const uint8_t *pattern, size_t size, int flags, stru
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
     /* (*UTF) in a pattern would match bytes unchecked; \C could cut a character in two. */
     uint32_t options = PCRE2_NEVER_BACKSLASH_C;
+    /* In a text without LF the dot is the same, but need not look for one: a tenth of all confirmation. */
+    options |= PCRE2_DOTALL;
     options |= flags & REGEX_UTF ? PCRE2_UTF | PCRE2_MATCH_INVALID_UTF : PCRE2_NEVER_UTF;
     int code;
     regex->code = pcre2_compile(pattern, size, options, &code, &fault->at, context);

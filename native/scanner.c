@@ -59,7 +59,8 @@ static int fill_rules(struct scanner *scanner, const struct rule *rules, const u
 }
 
 struct scanner *scanner_new(const struct rule *rules, size_t rule_count, const struct literal *literals,
-                            size_t literal_count, const uint32_t *members, const uint8_t *sample, size_t sample_size)
+                            size_t literal_count, const uint32_t *members, const uint8_t *sample, size_t sample_size,
+                            int engine)
 {
     for (size_t i = 0; i < literal_count; i++)
         if (memchr(literals[i].text, '\n', literals[i].size))
@@ -69,7 +70,7 @@ struct scanner *scanner_new(const struct rule *rules, size_t rule_count, const s
         return NULL;
     scanner->rules = rule_count;
     scanner->literals = literal_count;
-    scanner->prefilter = prefilter_new(literals, literal_count, sample, sample_size);
+    scanner->prefilter = prefilter_new(literals, literal_count, sample, sample_size, engine);
     if (!scanner->prefilter || !fill_rules(scanner, rules, members)) {
         scanner_free(scanner);
         return NULL;
@@ -140,7 +141,6 @@ struct unit {
 struct job {
     const struct scanner *scanner;
     struct worker *worker;
-    int engine;
     const uint8_t *block, *suspended;
     uint16_t mark; /* MATCH_WINDOW, MATCH_PARTIAL: of all matches now */
     uint32_t window_at;
@@ -245,8 +245,7 @@ static size_t scan_span(struct job *job, size_t from, size_t to, int is_window)
     }
     size_t at = from;
     while (at < to && !job->is_full) {
-        size_t hits = prefilter_find(scanner->prefilter, job->engine, block, at, to, worker->hits,
-                                     worker->hits_capacity, &at);
+        size_t hits = prefilter_find(scanner->prefilter, block, at, to, worker->hits, worker->hits_capacity, &at);
         for (size_t i = 0; i < hits && !job->is_full; i++) {
             struct literal_hit hit = worker->hits[i];
             if (hit.at < from)
@@ -298,14 +297,13 @@ static size_t find_long_line(const uint8_t *block, size_t at, size_t size)
     return size;
 }
 
-size_t scan(const struct scanner *scanner, struct worker *worker, int engine, const uint8_t *block, size_t size,
-            size_t *before, int end, const uint8_t *suspended, struct match *matches, size_t capacity,
+size_t scan(const struct scanner *scanner, struct worker *worker, const uint8_t *block, size_t size, size_t *before,
+            int end, const uint8_t *suspended, struct match *matches, size_t capacity,
             uint32_t *captures, size_t captures_capacity, size_t *consumed)
 {
     struct job job = {
         .scanner = scanner,
         .worker = worker,
-        .engine = engine,
         .block = block,
         .suspended = suspended,
         .out = {matches, 0, capacity, captures, 0, captures_capacity},

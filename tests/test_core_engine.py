@@ -18,7 +18,7 @@ def test_scalar_is_always_there() -> None:
 
 def test_common_machines_do_not_fall_back_to_scalar() -> None:
     if platform.machine() in ("x86_64", "aarch64"):
-        assert native_engine() in ("avx2", "ssse3", "neon")
+        assert native_engine() in ("avx512", "avx2", "ssse3", "neon")
 
 
 def test_an_engine_can_be_forced() -> None:

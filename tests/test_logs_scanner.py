@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 def worker(patterns: Sequence[str], engine: int = ENGINE, *, sample: bytes = b"", interpret: bool = False) -> Worker:
     regexes = [Regex(pattern, interpret=interpret) for pattern in patterns]
-    return Worker(Scanner(regexes, [clauses(pattern) for pattern in patterns], sample), engine)
+    return Worker(Scanner(regexes, [clauses(pattern) for pattern in patterns], sample, engine))
 
 
 def rows(scanning: Worker, block: bytes, *, end: End = End.LINE) -> list[Row]:

@@ -23,5 +23,5 @@ ENGINE = available_engines().get(os.environ.get("AGENT_SIMD", ""), lib.engine_be
 
 
 def native_engine() -> str:
-    """Name of the engine in use: avx2, ssse3, neon or scalar."""
+    """Name of the engine in use: avx512, avx2, ssse3, neon or scalar."""
     return _name(ENGINE)

@@ -23,6 +23,7 @@ PAIRS = 16_384  # captures in them
 
 WINDOW, PARTIAL, LIMIT = 1, 2, 4  # flags of a match; native/native.h
 _RECORD = struct.Struct("@IIIIHHI")
+_BYTES = ffi.typeof("uint8_t[]")
 
 # What choices are made by before any text was seen. The prefilter tells literals from text like this.
 TYPICAL = b"""\
@@ -74,12 +75,18 @@ class Scanner:
     is chosen by it. `slow` are the rules without a literal, whose regexes run on every line.
     """
 
-    def __init__(self, regexes: Sequence[Regex], clauses: Sequence[Sequence[Clause]], sample: bytes = TYPICAL) -> None:
+    def __init__(
+        self,
+        regexes: Sequence[Regex],
+        clauses: Sequence[Sequence[Clause]],
+        sample: bytes = TYPICAL,
+        engine: int = ENGINE,
+    ) -> None:
         chosen = choose(clauses, Frequencies(sample))
         literals = list(dict.fromkeys(literal for clause in chosen for literal in clause))
         numbers = {literal: number for number, literal in enumerate(literals)}
         members = [numbers[literal] for clause in chosen for literal in clause]
-        texts = [ffi.from_buffer("uint8_t[]", literal.text) for literal in literals]  # kept alive to the end
+        texts = [ffi.from_buffer(_BYTES, literal.text) for literal in literals]  # kept alive to the end
         ends = list(itertools.accumulate(map(len, chosen), initial=0))
         handle = lib.scanner_new(
             ffi.new("struct rule[]", [(r.handle, at, len(c)) for r, at, c in zip(regexes, ends, chosen, strict=False)]),
@@ -89,6 +96,7 @@ class Scanner:
             ffi.new("uint32_t[]", members),
             sample,
             len(sample),
+            engine,
         )
         if not handle:
             raise MemoryError
@@ -131,8 +139,8 @@ class Found:
 class Worker:
     """One thread's means to scan: results of the last scan, the regexes' stack and limits."""
 
-    def __init__(self, scanner: Scanner, engine: int = ENGINE) -> None:
-        self.scanner, self.engine = scanner, engine
+    def __init__(self, scanner: Scanner) -> None:
+        self.scanner = scanner
         self._handle = ffi.gc(lib.worker_new(scanner.handle), lib.worker_free)
         if not self._handle:
             raise MemoryError
@@ -166,12 +174,11 @@ class Worker:
         count = lib.scan(
             self.scanner.handle,
             self._handle,
-            self.engine,
-            ffi.from_buffer("uint8_t[]", block),
+            ffi.from_buffer(_BYTES, block),
             len(block),
             self._before,
-            int(end),
-            ffi.NULL if suspended is None else ffi.from_buffer("uint8_t[]", suspended),
+            end,
+            ffi.NULL if suspended is None else ffi.from_buffer(_BYTES, suspended),
             self.matches,
             self._capacity,
             self.captures,

@@ -137,8 +137,8 @@ def test_a_thousand_rules_are_compiled_and_loaded(tmp_path: Path, figure: Figure
 
 def test_the_scalar_engine(corpus: Path, tmp_path: Path, figure: Figure) -> None:
     loaded = rule_set(tmp_path, 100)
-    scanner = Scanner([rule.regex for rule in loaded.rules], [rule.clauses for rule in loaded.rules], sampled(corpus))
-    _, seconds = scan(Worker(scanner, engine=0), corpus)
+    regexes, found = [rule.regex for rule in loaded.rules], [rule.clauses for rule in loaded.rules]
+    _, seconds = scan(Worker(Scanner(regexes, found, sampled(corpus), engine=0)), corpus)
     figure(
         "scanner, 100 rules, scalar engine",
         f"{corpus.stat().st_size / seconds / 1e9:.2f} GB/s",

@@ -70,5 +70,5 @@ def test_every_rule_on_every_line(rng: random.Random, count: int, engine: int, s
         found.append(clauses(regex, utf=utf))
         texts.append(text)
     block = b"\n".join(line(rng, texts) for _ in range(rng.randrange(20))) + rng.choice([b"", b"\n", b"\r\n"])
-    scanning = Worker(Scanner(regexes, found, rng.choice([b"", block, b"error at rack\n" * 500])), engine)
+    scanning = Worker(Scanner(regexes, found, rng.choice([b"", block, b"error at rack\n" * 500]), engine))
     assert scanned(scanning, block, step) == expected(regexes, block)

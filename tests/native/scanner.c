@@ -117,7 +117,8 @@ static void run_case(void)
     }
     uint8_t *block = take_bytes(&size), *sample = take_bytes(&sample_size);
 
-    struct scanner *scanner = scanner_new(rules, kept, literals, literal_count, members, sample, sample_size);
+    struct scanner *scanner = scanner_new(rules, kept, literals, literal_count, members, sample, sample_size,
+                                          (int)engine);
     struct worker *worker = worker_new(scanner);
     capacity = capacity > kept ? capacity : kept;
     struct match *matches = malloc(capacity * sizeof *matches);
@@ -125,7 +126,7 @@ static void run_case(void)
     size_t count = 0;
     for (uint32_t at = 0; at < size;) {
         size_t before = 0, consumed;
-        size_t found = scan(scanner, worker, (int)engine, block + at, size - at, &before, (int)end, NULL, matches,
+        size_t found = scan(scanner, worker, block + at, size - at, &before, (int)end, NULL, matches,
                             capacity, captures, capacity + groups, &consumed);
         for (size_t i = 0; i < found; i++)
             seen[count++] = (struct seen){at + matches[i].line_at, matches[i].rule, matches[i].flags};
