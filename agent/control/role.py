@@ -433,6 +433,7 @@ class _Client:
         self._session = Session(head.scope, self._authenticate, self._wake_for)
         self._admitted = trio.Event()
         self._talking: tuple[trio.Nursery, Channel] | None = None
+        self._logged: set[str] = set()
 
     async def answer(self, request: Request) -> Mapping[str, Any]:
         """Answer one request. Raises ActionError."""
@@ -440,8 +441,9 @@ class _Client:
             return await self._answer(request)
         except ActionError as err:
             self._house.metrics.count("control_refused_total", code=err.code)
-            if err.code in ("unauthorized", "forbidden", "rate"):
-                log.warning("refused peer=%s action=%s reason=%s", self._peer, request.action, err.reason)
+            if err.code in ("unauthorized", "forbidden", "rate") and err.code not in self._logged:
+                self._logged.add(err.code)  # once for each connection; after that the counter has it
+                log.warning("refused peer=%s action=%r reason=%s", self._peer, request.action, err.reason)
             raise
 
     async def _answer(self, request: Request) -> Mapping[str, Any]:

@@ -121,6 +121,7 @@ class Channel:
         self._requests, self._to_answer = trio.open_memory_channel[Request | Foreign](MAX_REQUESTS)
         self._writing_since: float | None = None
         self._busy_reader = self._closing = False
+        self._logged: set[str] = set()
         self._scope = trio.CancelScope()
 
     async def ask(self, action: str, payload: Mapping[str, Any], *, timeout_s: float = 10.0) -> dict[str, Any]:
@@ -281,13 +282,18 @@ class Channel:
                 asked.answered.set()
             case Stray() as stray:
                 self._metrics.count("link_stray_answers_total")
-                log.info("answer to no request peer=%s rsp_id=%r reason=%s", self.peer, stray.rsp_id, stray.reason)
+                self._log(logging.INFO, "answer to no request rsp_id=%r reason=%s", stray.rsp_id, stray.reason)
             case Unreadable() as bad:
                 self._metrics.count("link_bad_frames_total")
-                log.warning("unreadable frame peer=%s reason=%s", self.peer, bad.reason)
+                self._log(logging.WARNING, "unreadable frame reason=%s", bad.reason)
                 await self._say(bad.answer)
                 if bad.close:
                     await self.close(1007, "too many unreadable frames")
+
+    def _log(self, level: int, what: str, *values: object) -> None:
+        """What a peer does wrong again and again is logged once for each connection; the answers tell it each time."""
+        log.log(logging.DEBUG if what in self._logged else level, f"{what} peer=%s", *values, self.peer)
+        self._logged.add(what)
 
     async def _say(self, text: str) -> None:
         if not self._say_now(text):
@@ -416,7 +422,7 @@ class Channel:
             text = success(request.action, request.req_id, await answer(request))
         except ActionError as err:
             if request.posted:
-                log.info("posted request refused peer=%s action=%s reason=%s", self.peer, request.action, err.reason)
+                self._log(logging.INFO, "posted request refused action=%r reason=%s", request.action, err.reason)
             return error(request.req_id, err.reason)
         except Exception:  # one request must not end the connection
             self._metrics.count("link_internal_errors_total")

@@ -58,8 +58,7 @@ class Guard:
             scheme, _, token = authorization.partition(" ")
             scope = self._scope_of(token.strip()) if scheme.lower() == "bearer" else None
             if scope is None:
-                self._failed(head.peer)
-                raise unauthorized("the token is not known here")
+                raise unauthorized(self._failed(head.peer))
             return scope
         if head.client_cert is not None and head.client_cert in self._client_names:
             return self._client_names[head.client_cert]
@@ -75,8 +74,7 @@ class Guard:
             raise ActionError("rate", err.text) from err
         scope = self._scope_of(token)
         if scope is None:
-            self._failed(peer)
-            raise ActionError("unauthorized", "the token is not known here")
+            raise ActionError("unauthorized", self._failed(peer))
         return scope
 
     def _scope_of(self, token: str) -> Scope | None:
@@ -106,12 +104,16 @@ class Guard:
                 (("Retry-After", str(ceil(left))),),
             )
 
-    def _failed(self, peer: str) -> None:
+    def _failed(self, peer: str) -> str:
+        """Count a wrong token; what is said of it."""
         times = self._failures.setdefault(peer, deque(maxlen=MAX_FAILURES))
         times.append(self._clock())
         self._failures.move_to_end(peer)
         if len(self._failures) > MAX_ADDRESSES:
             self._failures.popitem(last=False)
+        if len(times) == MAX_FAILURES and times[-1] - times[0] < WINDOW_S:
+            return f"the token is not known here; nobody at {peer} is let in for {BLOCK_S:g} s"
+        return "the token is not known here"
 
 
 def require(head: Head, scope: Scope) -> None:

@@ -227,7 +227,9 @@ class _Port:
             return await wire.respond(await self._call(route, head, wire))
         except HttpError as err:
             self._metrics.count("http_refused_total", status=str(err.status))
-            log.info("refused peer=%s status=%d why=%s", wire.peer, err.status, err.text)
+            # Who guesses on is not told of again: the refusal that began it said for how long.
+            level = logging.DEBUG if err.status == 429 else logging.INFO
+            log.log(level, "refused peer=%s status=%d why=%s", wire.peer, err.status, err.text)
             return await wire.refuse(err, close=head is None)
 
     async def _receive_head(self, wire: "_Wire", client_cert: str | None, until: float) -> Head | None:
@@ -252,7 +254,8 @@ class _Port:
         methods = (*route.methods, "HEAD") if "GET" in route.methods else route.methods
         if head.method not in methods:
             raise HttpError(405, f"{head.method} does not work here", (("Allow", ", ".join(methods)),))
-        if int(head.headers.get("content-length") or 0) > route.max_body:
+        has_chunks = head.headers.get("transfer-encoding") is not None
+        if int(head.headers.get("content-length") or 0) > route.max_body or (has_chunks and not route.max_body):
             raise HttpError(413, f"the body has more than {route.max_body} bytes")
         try:
             return await route.http(head, Body(wire, route.max_body))
