@@ -29,7 +29,7 @@ import trio
 
 import agent
 from agent.control.board import HEARD, Board
-from agent.core import cgroup, clock, config, notify
+from agent.core import cgroup, clock, config, heartbeat, notify, release
 from agent.core.bus import Bus
 from agent.core.config import Effective
 from agent.core.errors import ActionError, ConfigError
@@ -56,6 +56,7 @@ P = TypeVar("P", PolarizeSettings, CibusSettings)
 
 DELIVER_S = 60.0  # settings.md, "Ends": links and outbox get that long at SIGTERM
 DEFAULT_TOKEN = "token"  # of control.tokens, made at the first start
+START_S = 60.0  # the supervisor's TimeoutStartSec: beside the wait for the clock
 STUCK_S = 10.0  # an outbox of which nothing leaves for that long waits on disk instead
 
 
@@ -100,17 +101,37 @@ def control_dial(settings: Settings, url: str | None, token_file: Path | None) -
 
 
 def log_to(settings: LogSettings) -> None:
-    """Send the agent's own log where the settings say."""
+    """Send the agent's own log where the settings say. Raises ConfigError: the file cannot be written."""
     handler: logging.Handler
-    if settings.to == "auto":
-        handler = logging.StreamHandler(sys.stderr)
+    form = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    if settings.to != "auto":
+        try:
+            handler = logging.handlers.RotatingFileHandler(settings.to, maxBytes=settings.max, backupCount=2)
+        except OSError as err:
+            raise ConfigError(
+                "settings", 0, "log.to", f"{settings.to}: {err.strerror}", remedy='Name a file to write, or "auto".'
+            ) from err
     else:
-        handler = logging.handlers.RotatingFileHandler(settings.to, maxBytes=settings.max, backupCount=2, delay=True)
-    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "  # the journal has its own clock
-    handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(name)s %(message)s"))
+        handler = logging.StreamHandler(sys.stderr)
+        if _is_journal(sys.stderr.fileno()):  # it has its own clock, and reads the priority (sd-daemon(3))
+            handler.addFilter(_set_priority)
+            form = "<%(priority)d>%(name)s %(message)s"
+    handler.setFormatter(logging.Formatter(form))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     logging.getLogger("trio-websocket").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _set_priority(record: logging.LogRecord) -> bool:
+    """The level as syslog counts: 3 error, 4 warning, 6 information, 7 debug."""
+    record.priority = {"DEBUG": 7, "INFO": 6, "WARNING": 4}.get(record.levelname, 3)
+    return True
+
+
+def _is_journal(fd: int) -> bool:
+    """Is it the stream that systemd gave us (systemd.exec(5), JOURNAL_STREAM)? Others inherit the variable alone."""
+    stat = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
 
 
 async def serve(effective: Effective[Settings], given: Given) -> int:
@@ -123,6 +144,9 @@ async def serve(effective: Effective[Settings], given: Given) -> int:
             gc.freeze()
             gc.enable()
             nursery.start_soon(_become_ready, service)
+            nursery.start_soon(heartbeat.beat, service.supervisor, service.store)
+            if pending := release.own_trial():
+                nursery.start_soon(heartbeat.confirm, service.supervisor, service.store, pending)
             async for received in signals:
                 if received != signal.SIGHUP:
                     break
@@ -153,6 +177,8 @@ def _warn(effective: Effective[Settings]) -> None:
 
 async def _become_ready(service: "Service") -> None:
     within_s = service.effective.settings.clock.wait_sync_s
+    if within_s:
+        notify.starting(within_s + START_S)
     if within_s and not await clock.wait_synchronised(within_s):
         log.warning("clock not synchronised waited_s=%g", within_s)
     notify.ready(service.summary())

@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = add("run", "the service; what init scripts start", _run)
     _settings_of(serve)
+    serve.add_argument("--respawn", action="store_true", help="as a child that is restarted; for OpenRC and SysV")
+    serve.add_argument("--user", metavar="NAME", help="with --respawn: whom the child is to be")
     demo = add("demo", "a lab and an agent on this machine alone: one real suite, from order to report", _demo)
     demo.add_argument("--suite", type=Path, metavar="DIR", help="your own project, in place of the sample")
     demo.add_argument("--keep", action="store_true", help="keep the folder with everything the run left")
@@ -97,6 +99,24 @@ def _parser() -> argparse.ArgumentParser:
     foreground.add_argument("--once", action="store_true", help="each monitor one run at once, then end")
     foreground.add_argument("--all", action="store_true", help="runs, log lines, skipped runs and orphans too")
     foreground.add_argument("file", type=Path, metavar="FILE", help="settings with [monitors]")
+    install = add("install", "put this release onto the machine, start it at boot; go back, list, remove", _install)
+    install.add_argument("--prefix", type=Path, metavar="DIR", help="default: /opt/agent")
+    install.add_argument("--root", type=Path, metavar="DIR", default=Path("/"), help="an image; nothing is started")
+    install.add_argument("--user", metavar="dynamic|root|NAME", default="dynamic", help="whom the service runs as")
+    install.add_argument("--init", choices=("auto", "systemd", "openrc", "sysv", "none"), default="auto")
+    install.add_argument("--from", dest="from_file", type=Path, metavar="FILE", help="the single file of a release")
+    install.add_argument("--sha256", metavar="HEX", help="its checksum; without it FILE.sig must be good")
+    install.add_argument("--now", action="store_true", help="do not wait for running suites")
+    install.add_argument("--no-start", action="store_true", help="neither start nor restart the service")
+    install.add_argument("--dry-run", action="store_true", help="say each step, do none")
+    install.add_argument("--json", action="store_true")
+    install.add_argument("--rollback", action="store_true", help="back to the previous release")
+    install.add_argument("--list", action="store_true", help="the releases that are there")
+    install.add_argument("--uninstall", action="store_true", help="stop it and remove it; settings and state stay")
+    install.add_argument("--purge", action="store_true", help="with --uninstall: settings and state too")
+    install.add_argument("--boot-check", action="store_true", help="what the service does before each start")
+    install.add_argument("--print-service", choices=("systemd", "openrc", "sysv"), help="the service files, as text")
+    _config_option(install)
     add("schema", "JSON Schema of every event, action and file format", _schema)
     settings = add("config", "show or check the settings", None).add_subparsers(metavar="show|check", required=True)
     show = add("show", "the effective settings", _config_show, settings)
@@ -135,6 +155,13 @@ def _given(given: argparse.Namespace) -> Any:
 
 
 def _run(given: argparse.Namespace) -> int:
+    if given.respawn:
+        return _respawn(given)
+    if given.user:
+        print("agent run: --user goes with --respawn", file=sys.stderr)
+        return USAGE
+    import faulthandler
+
     effective = _load(given)  # before trio and the roles are imported: broken settings are told at once
 
     import trio
@@ -142,7 +169,24 @@ def _run(given: argparse.Namespace) -> int:
     from agent import app
 
     app.log_to(effective.settings.log)
+    faulthandler.enable()  # the supervisor's SIGABRT prints every thread's stack
     return trio.run(app.serve, effective, _given(given))
+
+
+def _respawn(given: argparse.Namespace) -> int:
+    import logging
+
+    from agent.core import release
+    from agent.core.respawn import Parent
+
+    def boot_check() -> str | None:
+        prefix = release.own_prefix()
+        return release.boot_check(prefix) if prefix else None
+
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    options = [word for path in given.config for word in ("--config", str(path))]
+    options += ["--profile", given.profile] if given.profile else []
+    return Parent(["run", *options], given.user, boot_check).run()
 
 
 def _demo(given: argparse.Namespace) -> int:
@@ -235,6 +279,17 @@ def _monitors_run(given: argparse.Namespace) -> int:
 
     run = partial(foreground.run, once=given.once, all_lines=given.all)
     return DONE if trio.run(run, settings.monitors, settings.name, show) else FAILED
+
+
+def _install(given: argparse.Namespace) -> int:
+    from agent.install.command import Options, run
+
+    return run(
+        Options(
+            **{name: getattr(given, name) for name in Options.__struct_fields__ if name != "config"},
+            config=tuple(given.config),
+        )
+    )
 
 
 def _schema(given: argparse.Namespace) -> int:

@@ -102,6 +102,8 @@ def state_dir(settings: Settings) -> Path:
     """Where the state is: `state.dir`, else by user (protocols/settings.md)."""
     if settings.state.dir:
         return Path(settings.state.dir)
+    if given := os.environ.get("STATE_DIRECTORY"):  # systemd's StateDirectory=; respawn.py says it too
+        return Path(given)
     if os.geteuid() == 0:
         return Path("/var/lib/agent")
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "agent"
@@ -109,10 +111,15 @@ def state_dir(settings: Settings) -> Path:
 
 def find(name: str, folder: Path) -> Path:
     """A file that the settings name: relative to the credentials directory, /etc/agent, the state directory."""
-    places = [Path(os.environ["CREDENTIALS_DIRECTORY"])] if "CREDENTIALS_DIRECTORY" in os.environ else []
-    places += [Path("/etc/agent"), folder]
-    found = [place / name for place in places if (place / name).exists()]
-    return found[0] if found else places[-1] / name
+    handed_over = os.environ.get("CREDENTIALS_DIRECTORY")
+    places = [Path(handed_over) / credential(name)] if handed_over else []
+    places += [Path("/etc/agent") / name, folder / name]
+    return next((path for path in places if path.exists()), places[-1])
+
+
+def credential(name: str) -> str:
+    """What the service file calls a file that the settings name, when systemd hands it over."""
+    return name.strip("/").replace("/", "_")
 
 
 class Given(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.bundle import checksums, damaged, is_unpacked, made, release
+from agent.core.bundle import callers_environ, checksums, damaged, is_unpacked, made, release
 
 
 def build(folder: Path) -> Path:
@@ -49,3 +49,18 @@ def test_what_the_single_file_unpacks_has_a_link(tmp_path: Path) -> None:
     unpacked.mkdir()
     (unpacked / "lib").symlink_to(folder / "lib")
     assert is_unpacked(unpacked)
+
+
+@pytest.mark.parametrize(
+    ("base", "callers"),
+    [
+        ({"A": "1", "LD_LIBRARY_PATH": "/caller"}, {"A": "1", "LD_LIBRARY_PATH": "/caller"}),
+        ({"LD_LIBRARY_PATH": "/bundle", "_PYI_ARCHIVE_FILE": "a"}, {}),
+        (
+            {"LD_LIBRARY_PATH": "/bundle", "LD_LIBRARY_PATH_ORIG": "/caller", "_PYI_ARCHIVE_FILE": "a"},
+            {"LD_LIBRARY_PATH": "/caller"},
+        ),
+    ],
+)
+def test_a_child_is_given_what_our_caller_gave_us(base: dict[str, str], callers: dict[str, str]) -> None:
+    assert callers_environ(base) == callers

@@ -1,5 +1,6 @@
 """Links that are replaced whole, the trial of a release, and the check before each start."""
 
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -107,15 +108,14 @@ def test_a_frozen_process_knows_its_release(prefix: Path, monkeypatch: pytest.Mo
     assert release.own_trial() is None  # the trial is another's
 
 
-def test_the_single_file_is_known_by_its_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/agent").touch()
-    (tmp_path / "run/lib").symlink_to("..")
-    assert not release.is_single_file()
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "run/agent"))
-    assert release.is_single_file()
-    assert release.own_prefix() is None
+def test_while_an_installer_works_nothing_is_removed(prefix: Path) -> None:
+    pending = begin(prefix, "3", "2")
+    (prefix / "confirmed").write_text(pending.id)
+    with (prefix / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert release.boot_check(prefix) is None
+        assert release.pointed(prefix / "previous") == "2"
+        assert (prefix / "releases/1").exists()
 
 
 def test_a_file_is_whole_or_not_there_with_the_mode_that_was_asked_for(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import IO
 
 import pytest
 
-from agent.core.respawn import CannotRespawn, Parent, callers_environ
+from agent.core.respawn import CannotRespawn, Parent
 
 # The parent, with a child of our own and little patience; what the boot check gives is in the first argument.
 PARENT = """
@@ -168,13 +168,6 @@ def test_the_child_ends_with_its_parent(start: Start) -> None:
     read_until(parent, "agent ready")
     parent.kill()
     read_until(parent, "got TERM")
-
-
-def test_the_child_sees_the_callers_environment(start: Start) -> None:
-    frozen = {"_PYI_ARCHIVE_FILE": "/x", "LD_LIBRARY_PATH": "/bundle", "LD_LIBRARY_PATH_ORIG": "/mine", "A": "1"}
-    assert callers_environ(frozen) == {"LD_LIBRARY_PATH": "/mine", "A": "1"}
-    assert callers_environ({"_PYI_ARCHIVE_FILE": "/x", "LD_LIBRARY_PATH": "/bundle"}) == {}
-    assert callers_environ({"LD_LIBRARY_PATH": "/mine"}) == {"LD_LIBRARY_PATH": "/mine"}
 
 
 @pytest.mark.skipif(

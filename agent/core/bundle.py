@@ -8,6 +8,7 @@ Source: protocols/packaging.md 3. Imports little: --version reads this.
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -53,3 +54,14 @@ def damaged(folder: Path) -> list[str]:
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
     return [name for name, digest in checksums(folder).items() if not is_good(folder / name, digest)]
+
+
+def callers_environ(base: Mapping[str, str]) -> dict[str, str]:
+    """`base` without what the boot loader has put there: a child would else load our libraries (pyinstaller#1759)."""
+    callers = {name: value for name, value in base.items() if not name.startswith("_PYI_")}
+    original = callers.pop("LD_LIBRARY_PATH_ORIG", None)
+    if original is not None:
+        callers["LD_LIBRARY_PATH"] = original
+    elif len(callers) < len(base):  # the boot loader was here, and had nothing to save
+        callers.pop("LD_LIBRARY_PATH", None)
+    return callers

@@ -14,13 +14,15 @@ Imports no trio: the parent of `agent run --respawn` and the boot check are smal
 Source: protocols/packaging.md 8.
 """
 
+import fcntl
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import msgspec
+
+from agent.core import bundle
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +44,9 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def own_folder() -> Path | None:
-    """The release folder that this process was started from; None: from a checkout."""
-    return Path(sys.executable).resolve().parent if getattr(sys, "frozen", False) else None
-
-
-def is_single_file() -> bool:
-    """Was this the single file, which is unpacked for each start? Its `lib` is a link to what was unpacked."""
-    folder = own_folder()
-    return folder is not None and (folder / "lib").is_symlink()
+    """The release folder that this process is bound to, whatever `current` names meanwhile; None in a checkout."""
+    folder = bundle.release()
+    return folder.resolve() if folder else None
 
 
 def own_prefix() -> Path | None:
@@ -124,6 +121,7 @@ def boot_check(prefix: Path) -> str | None:
         return None
     if is_confirmed(pending):
         settle(prefix, pending)
+        _prune_unless_installing(prefix)
         return None
     if pending.starts < STARTS:
         write_pending(prefix, msgspec.structs.replace(pending, starts=pending.starts + 1))
@@ -145,7 +143,6 @@ def settle(prefix: Path, pending: Pending) -> None:
     (prefix / "pending.json").unlink(missing_ok=True)
     sync(prefix)
     log.info("confirmed version=%s", pending.version)
-    prune(prefix)
 
 
 def prune(prefix: Path) -> list[str]:
@@ -157,6 +154,18 @@ def prune(prefix: Path) -> list[str]:
     for path in gone:
         shutil.rmtree(path)
     return [path.name for path in gone]
+
+
+def _prune_unless_installing(prefix: Path) -> None:
+    """An installer has a release on the disk that nothing names yet."""
+    lock = os.open(prefix / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        prune(prefix)
+    except BlockingIOError:
+        log.info("an installer works, nothing is removed")
+    finally:
+        os.close(lock)
 
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:

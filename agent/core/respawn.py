@@ -31,8 +31,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from agent.core import bundle
+from agent.core.bundle import callers_environ
 from agent.core.errors import AgentError
-from agent.core.release import is_single_file, own_prefix
+from agent.core.release import own_prefix
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Parent:
     """
 
     def __init__(self, arguments: Sequence[str], user: str | None, boot_check: Callable[[], str | None]) -> None:
-        if is_single_file():
+        if (folder := bundle.release()) and bundle.is_unpacked(folder):
             raise CannotRespawn(
                 "the single file is no service: it is unpacked anew for each start", remedy="Run its `agent install`."
             )
@@ -297,17 +299,6 @@ class LogFile:
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         os.dup2(fd, 2)
         os.close(fd)
-
-
-def callers_environ(base: Mapping[str, str]) -> dict[str, str]:
-    """`base` without what the frozen form's boot loader has put there (protocols/packaging.md 3, trap 1)."""
-    callers = {name: value for name, value in base.items() if not name.startswith("_PYI_")}
-    original = callers.pop("LD_LIBRARY_PATH_ORIG", None)
-    if original is not None:
-        callers["LD_LIBRARY_PATH"] = original
-    elif len(callers) < len(base):
-        callers.pop("LD_LIBRARY_PATH", None)
-    return callers
 
 
 def _program() -> list[str]:

@@ -1,0 +1,230 @@
+"""The command `agent install`: options to a job, its steps to lines or JSON.
+
+Source: protocols/packaging.md 8; ARCHITECTURE.md, "The commands".
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+import agent
+from agent.core import bundle, release
+from agent.core.errors import AgentError
+from agent.install import stage, steps
+from agent.install.service import CONFIG, STATE, Init, Needs, Service, detect, inside, user_for
+from agent.install.stage import InstallFailed
+from agent.install.steps import Job, Step
+from agent.settings import Given, Settings, load_settings, state_dir
+
+PREFIX = Path("/opt/agent")
+KEYS = Path("/etc/agent/release-keys")
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The flags as they stand on the command line."""
+
+    prefix: Path | None = None
+    root: Path = Path("/")
+    user: str = "dynamic"
+    init: str = "auto"
+    from_file: Path | None = None
+    sha256: str | None = None
+    now: bool = False
+    no_start: bool = False
+    dry_run: bool = False
+    json: bool = False
+    rollback: bool = False
+    list: bool = False
+    uninstall: bool = False
+    purge: bool = False
+    boot_check: bool = False
+    print_service: str | None = None
+    config: tuple[Path, ...] = ()
+
+
+def run(options: Options) -> int:
+    """Do what the flags say; the exit code. Raises ConfigErrors: the settings are broken."""
+    if wrong := _misuse(options):
+        print(f"agent install: {wrong}", file=sys.stderr)
+        return USAGE
+    prefix = _prefix(options)
+    if options.boot_check:
+        return _boot_check(prefix)
+    if options.list:
+        return _list(inside(options.root, prefix), as_json=options.json)
+    if options.from_file:
+        return _hand_over(options, options.from_file, prefix)
+    job = _job(options, prefix)
+    if options.print_service:
+        print("\n".join(f"# {path}\n{text}" for path, (text, _) in job.service.files().items()), end="")
+        return DONE
+    if options.rollback:
+        todo: Iterable[Step] = steps.roll_back(job)
+    elif options.uninstall:
+        todo = steps.uninstall(job, purge=options.purge)
+    else:
+        todo = steps.install(job, _source(), agent.__version__)
+    return _work(job, todo, options)
+
+
+def _misuse(options: Options) -> str | None:
+    ways = ("rollback", "list", "uninstall", "boot_check", "print_service", "from_file")
+    named = [f"--{way.removesuffix('_file').replace('_', '-')}" for way in ways if getattr(options, way)]
+    if len(named) > 1:
+        return f"{' and '.join(named)} do not go together"
+    if options.purge and not options.uninstall:
+        return "--purge goes with --uninstall"
+    if options.sha256 and not options.from_file:
+        return "--sha256 goes with --from"
+    if not options.root.is_absolute() or (options.prefix and not options.prefix.is_absolute()):
+        return "--root and --prefix are absolute paths"
+    if not options.root.is_dir():
+        return f"--root {options.root} is no folder"
+    return None
+
+
+def _prefix(options: Options) -> Path:
+    return options.prefix or release.own_prefix() or PREFIX
+
+
+def _boot_check(prefix: Path) -> int:
+    """Never in the way of a start: what it cannot do, it says."""
+    try:
+        if version := release.boot_check(prefix):
+            print(f"{prefix / 'current'} -> {version}: the release before it did not prove itself", file=sys.stderr)
+    except OSError as err:
+        print(f"boot check: {err.filename}: {err.strerror}. The start is not counted.", file=sys.stderr)
+    return DONE
+
+
+def _list(prefix: Path, *, as_json: bool) -> int:
+    found = steps.listed(prefix)
+    if as_json:
+        print(json.dumps([msgspec.to_builtins(item) for item in found], indent=2))
+    else:
+        for item in found:
+            starts = "" if item.starts is None else f", {item.starts} of {release.STARTS} starts"
+            print(f"{item.version}  {item.role}{starts}".rstrip())
+    return DONE
+
+
+def _job(options: Options, prefix: Path) -> Job:
+    main = inside(options.root, CONFIG) / "agent.toml"
+    config = options.config or ((main,) if options.root != Path("/") and main.exists() else ())
+    settings = load_settings(Given(config)).settings
+    wanted = options.print_service or options.init
+    init: Init = detect(options.root) if wanted == "auto" else msgspec.convert(wanted, Init)
+    user = user_for(init, options.user, options.root)
+    is_root = os.geteuid() == 0
+    if not is_root and init != "none" and not options.print_service and not options.dry_run:
+        raise InstallFailed(
+            "only root can install a service",
+            remedy="Run it with sudo, or --init none --prefix DIR for a release alone.",
+        )
+    service = Service(init=init, user=user, prefix=prefix, root=options.root, needs=needs(settings))
+    usual = STATE if is_root else state_dir(settings)
+    return Job(
+        service=service,
+        state_dir=Path(settings.state.dir) if settings.state.dir else usual,
+        config=config,
+        now=options.now,
+        starts=not options.no_start,
+        is_root=is_root,
+    )
+
+
+def needs(settings: Settings) -> Needs:
+    """What a service with these settings must be given."""
+    named = [
+        value
+        for table in (getattr(settings, name) for name in Settings.__struct_fields__)
+        if isinstance(table, msgspec.Struct)
+        for field in table.__struct_fields__
+        if field.endswith("_file") and isinstance(value := getattr(table, field), str) and value
+    ]
+    control = settings.control
+    named += [token.file for token in control.tokens]
+    named += [name for name in (control.tls.cert, control.tls.key, control.tls.client_ca) if name]
+    writes = [settings.state.dir] if settings.state.dir else []
+    writes += [str(Path(settings.log.to).parent)] if settings.log.to != "auto" else []
+    return Needs(
+        credentials=tuple(dict.fromkeys(named)),
+        secrets=settings.monitors.secrets_dir,
+        writes=tuple(writes),
+        serial=bool(settings.labels.get("serial")),
+    )
+
+
+def _source() -> Path:
+    """The release folder that this process is, or has been unpacked to."""
+    folder = bundle.release()
+    if folder is None:
+        raise InstallFailed("a checkout is no release", remedy="make dist, then dist/agent install.")
+    return folder.resolve()
+
+
+def _hand_over(options: Options, file: Path, prefix: Path) -> int:
+    """Let the new file install itself, once it is known to be the one that was meant."""
+    here = inside(options.root, prefix)
+    try:
+        stage.check_place(here)
+        stage.make_folder(here / "releases")
+        with tempfile.TemporaryDirectory(prefix=".from-", dir=here / "releases") as folder:
+            taken = stage.take(file, Path(folder), sha256=options.sha256, keys=inside(options.root, KEYS))
+            words = [
+                "--prefix",
+                str(prefix),
+                "--root",
+                str(options.root),
+                "--user",
+                options.user,
+                "--init",
+                options.init,
+            ]
+            flags = {"--now": options.now, "--no-start": options.no_start, "--dry-run": options.dry_run}
+            words += [flag for flag, is_set in (flags | {"--json": options.json}).items() if is_set]
+            words += [word for path in options.config for word in ("--config", str(path.absolute()))]
+            # The single file unpacks itself below TMPDIR: here it may be run, wherever /tmp is.
+            done = stage.call([taken, "install", *words], limit_s=3600, env={"TMPDIR": folder})
+    except OSError as err:
+        raise InstallFailed(f"{err.filename or file}: {err.strerror}", remedy=stage.remedy(err)) from err
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return done.returncode
+
+
+def _work(job: Job, todo: Iterable[Step], options: Options) -> int:
+    """Step by step, each told when it is done."""
+    told: list[str] = []
+    error: AgentError | None = None
+    try:
+        if options.dry_run:
+            told = [what for what, _ in todo]
+            job.state = ""
+        else:
+            with steps.alone(job):
+                for what, do in todo:
+                    do()
+                    told.append(what)
+                    if not options.json:
+                        print(what, flush=True)
+    except OSError as err:
+        error = InstallFailed(f"{err.filename or job.prefix}: {err.strerror}", remedy=stage.remedy(err))
+    except InstallFailed as err:
+        error = err
+    if options.json:
+        result = {"ok": error is None, "version": job.version, "state": job.state, "steps": told}
+        if error:
+            result |= {"error": error.what, "remedy": error.remedy}
+        print(json.dumps(result, indent=2))
+    elif options.dry_run and error is None:
+        print("\n".join(f"would: {what}" for what in told))
+    if error and not options.json:
+        print(error, file=sys.stderr)
+    return FAILED if error else DONE

@@ -1,0 +1,438 @@
+"""`agent install`: a release in steps, each of which may be the last one that is done.
+
+    STAGED      copied to releases/.V.new; its own selftest passes         else: removed, nothing has changed
+    PLACED      releases/V, with config, token, service files; the slot is free       else: stays placed
+    STARTED     pending.json, `current` replaced, the service restarted    else: back to the previous release, restarted
+    TRIAL       it became READY; the agent or the boot check ends the trial (core/release.py)
+
+At every moment `current` names a whole release: nothing is ever changed inside the folder that it names. When the same
+version comes anew, `current` names a copy of the old one meanwhile.
+
+Source: protocols/packaging.md 8.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from agent.core import release
+from agent.core.release import Pending, point, pointed, read_pending, sync, write, write_pending
+from agent.install import stage
+from agent.install.service import CONFIG, LOG, STATE, Service, account, inside, make_account
+from agent.install.stage import InstallFailed, call
+
+State = Literal["", "STAGED", "PLACED", "STARTED", "TRIAL"]
+Step = tuple[str, Callable[[], object]]
+
+LINK = Path("/usr/local/bin/agent")
+SHARE = Path("/usr/share/emissary/monitors")  # the library and the examples for who writes monitors
+SLOT_S, SLOT_LOOK_S = 600.0, 5.0  # so long a running suite is waited for
+READY_S, READY_LOOK_S = 60.0, 0.5
+TRIED = "native.*,state.*,config"  # what the new release looks at before it is placed
+TRIED_IN_AN_IMAGE = "native.*,config"  # whose state directory is elsewhere
+
+FIRST_SETTINGS = """\
+# Emissary's settings; what stands in conf.d/*.toml goes over it. `agent config show --origin` tells what holds.
+# ident = "lab-07"
+
+# [seneschal]
+# url = "wss://lab.example/seneschal"
+# token_file = "seneschal.token"
+"""
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """What is to be done. `prefix` and `state_dir` are paths of the installed system, `config` are options for it.
+
+    `state` is how far it came, for the one who reads the result.
+    """
+
+    service: Service
+    state_dir: Path
+    config: tuple[Path, ...] = ()
+    now: bool = False
+    starts: bool = True
+    is_root: bool = True
+    state: State = ""
+    version: str = ""
+
+    @property
+    def prefix(self) -> Path:
+        """Where the releases are, from here."""
+        return inside(self.service.root, self.service.prefix)
+
+    @property
+    def releases(self) -> Path:
+        """Their folder."""
+        return self.prefix / "releases"
+
+    @property
+    def has_service(self) -> bool:
+        """Is there a running machine's init to be asked?"""
+        return self.starts and self.service.is_live
+
+    def at(self, path: Path) -> Path:
+        """Where a path of the installed system is from here."""
+        return inside(self.service.root, path)
+
+
+@contextmanager
+def alone(job: Job) -> Iterator[None]:
+    """One installer at a time. Raises InstallFailed: another one works, or the prefix cannot be written."""
+    stage.check_place(job.prefix)
+    try:
+        stage.make_folder(job.releases)
+        lock = os.open(job.prefix / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        raise InstallFailed(f"{err.filename}: {err.strerror}", remedy=stage.remedy(err)) from err
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        raise InstallFailed(f"{job.prefix}: another `agent install` works", remedy="Wait for its end.") from err
+    else:
+        yield
+    finally:
+        os.close(lock)
+
+
+# ---- install ---------------------------------------------------------------------------------------------------------
+
+
+def install(job: Job, source: Path, version: str) -> Generator[Step, None, None]:
+    """The steps of a release that is copied from the folder `source`. Each may raise InstallFailed, and OSError."""
+    if not stage.VERSION.fullmatch(version):
+        raise InstallFailed(f"{version!r} is no version", remedy="Build it again.")
+    job.version = version
+    placed, staged = job.releases / version, job.releases / f".{version}.new"
+    in_place, is_same = source == placed, stage.is_same(source, placed)
+    copies, replaces = not in_place and not is_same, placed.exists() and not in_place and not is_same
+    only = TRIED if job.service.root == Path("/") else TRIED_IN_AN_IMAGE
+    if copies:
+        yield f"copy {source} to {staged}", lambda: stage.copy(source, staged)
+        job.state = "STAGED"
+        yield f"selftest of {staged}", lambda: _probe_or_remove(job, staged, only)
+    else:
+        yield f"selftest of {placed}, which is there", lambda: _probe(job, placed, only)
+    if copies and not replaces:
+        yield f"rename it to {placed}", lambda: _place(staged, placed)
+    job.state = "PLACED"
+    yield from _around(job)
+    fallback = pointed(job.prefix / "current")
+    if job.has_service and not job.now and fallback:
+        yield f"wait for a free slot, at most {SLOT_S:.0f} s", lambda: _wait_for_slot(job)
+    if replaces:
+        yield from _replace(job, placed, staged)
+        fallback = f"{version}.replaced" if fallback == version else fallback
+    if copies or fallback != version:
+        yield f"{job.prefix / 'current'} -> {version}, on trial", lambda: _begin_trial(job, fallback)
+    yield "remove older releases", lambda: release.prune(job.prefix)
+    yield from _start(job)
+
+
+def _probe(job: Job, folder: Path, only: str) -> None:
+    stage.probe(folder, job.version, only=only, config=job.config)
+
+
+def _probe_or_remove(job: Job, staged: Path, only: str) -> None:
+    try:
+        _probe(job, staged, only)
+    except InstallFailed:
+        shutil.rmtree(staged)
+        job.state = ""
+        raise
+
+
+def _place(staged: Path, placed: Path) -> None:
+    staged.rename(placed)
+    sync(placed.parent)
+
+
+def _replace(job: Job, placed: Path, staged: Path) -> Generator[Step, None, None]:
+    """The same version anew. When it is current, `current` names a copy of it until the new files are in its place."""
+    current, kept = job.prefix / "current", job.releases / f"{job.version}.replaced"
+    if pointed(current) == job.version:
+        yield f"keep what is there as {kept}", lambda: _keep(placed, kept)
+        yield f"{current} -> {kept.name}", lambda: point(current, kept.name)
+    old = job.releases / f".{job.version}.old"
+    yield f"rename {placed} to {old}", lambda: _move_away(placed, old)
+    yield f"rename {staged} to {placed}", lambda: _place(staged, placed)
+    yield f"remove {old}", lambda: shutil.rmtree(old)
+
+
+def _keep(placed: Path, kept: Path) -> None:
+    """A copy by links: the bytes are there once."""
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(placed, kept, symlinks=True, copy_function=os.link)
+    sync(kept.parent)
+
+
+def _move_away(placed: Path, old: Path) -> None:
+    shutil.rmtree(old, ignore_errors=True)
+    placed.rename(old)
+
+
+def _begin_trial(job: Job, fallback: str | None) -> None:
+    """pending.json first: whoever looks at the new `current` finds its trial."""
+    earlier = read_pending(job.prefix)
+    if earlier is not None and fallback is not None and earlier.version == fallback.removesuffix(".replaced"):
+        if release.is_confirmed(earlier):
+            release.settle(job.prefix, earlier)
+        else:
+            fallback = earlier.previous  # what is current now has not proven itself: the one before it has
+    confirm = job.state_dir / "confirmed"
+    pending = Pending(id=secrets.token_hex(16), version=job.version, previous=fallback, confirm=str(confirm))
+    write_pending(job.prefix, pending)
+    point(job.prefix / "current", job.version)
+
+
+def _start(job: Job) -> Generator[Step, None, None]:
+    if not job.has_service:
+        return
+    job.state = "STARTED"
+    yield f"restart the service, READY within {READY_S:.0f} s", lambda: _restart_or_go_back(job)
+    job.state = "TRIAL"
+
+
+def _restart_or_go_back(job: Job) -> None:
+    try:
+        restart(job, job.version)
+    except InstallFailed as err:
+        back_to = _go_back(job)
+        if back_to is None:
+            raise
+        restart(job, back_to)
+        raise InstallFailed(
+            f"{job.version} does not come up, {back_to} runs again: {err.what}", remedy=err.remedy
+        ) from err
+
+
+def _go_back(job: Job) -> str | None:
+    """To what ran before; None: there is no such release."""
+    pending = read_pending(job.prefix)
+    if pending is None or pending.previous is None:
+        return None
+    point(job.prefix / "current", pending.previous)
+    (job.prefix / "pending.json").unlink(missing_ok=True)
+    sync(job.prefix)
+    return pending.previous
+
+
+def restart(job: Job, version: str) -> None:
+    """Restart the service; returns when it answers as that version. Raises InstallFailed after READY_S."""
+    began = time.monotonic()
+    job.service.ask("restart")
+    said = "nothing"
+    while job.service.init != "systemd":  # which waits for READY itself
+        told = _ctl(job, "status")
+        if told.returncode == 0:
+            status = json.loads(told.stdout)
+            if status["uptime"] <= time.monotonic() - began:
+                if status["version"] == version.removesuffix(".replaced"):
+                    return
+                said = f"version {status['version']}"
+        else:
+            said = (told.stderr or "nothing").strip()
+        if time.monotonic() - began > READY_S:
+            raise InstallFailed(
+                f"{version} is not READY after {READY_S:.0f} s, it says: {said}", remedy=job.service.where_to_look()
+            )
+        time.sleep(READY_LOOK_S)  # noqa: TID251 - no loop runs here
+
+
+def _wait_for_slot(job: Job) -> None:
+    """Until no suite runs. An agent that does not answer runs none."""
+    until = time.monotonic() + SLOT_S
+    while True:
+        told = _ctl(job, "runs")
+        if told.returncode == 3:  # out of reach
+            return
+        if told.returncode != 0:
+            raise InstallFailed(
+                f"the agent that runs cannot be asked for its suites: {told.stderr.strip()}", remedy="Use --now."
+            )
+        running = [run["run"] for run in json.loads(told.stdout)["runs"]]
+        if not running:
+            return
+        if time.monotonic() > until:
+            raise InstallFailed(
+                f"{', '.join(running)} still runs after {SLOT_S:.0f} s; the release is placed, and not started",
+                remedy="Try again later, or use --now.",
+            )
+        time.sleep(SLOT_LOOK_S)  # noqa: TID251 - no loop runs here
+
+
+def _ctl(job: Job, action: str) -> subprocess.CompletedProcess[str]:
+    options = [word for path in job.config for word in ("--config", str(path))]
+    return call([job.prefix / "current/agent", "ctl", *options, action])
+
+
+# ---- what stands around the releases ---------------------------------------------------------------------------------
+
+
+def _around(job: Job) -> Generator[Step, None, None]:
+    """Settings, token, state, service files and links: made once, or brought up to date."""
+    service = job.service
+    if not job.is_root:
+        yield "not root: settings, token, service and link are left to root", lambda: None
+        return
+    static = service.user not in ("dynamic", "root") and service.init != "none"
+    if static and account(service.root, service.user) is None:
+        yield f"make the user {service.user}", lambda: make_account(service.root, service.user)
+    yield f"settings in {job.at(CONFIG)}, unless they are there", lambda: _make_config(job)
+    if static or service.user == "root":
+        yield f"state in {job.at(STATE)}", lambda: _make_state(job)
+    yield f"{job.at(LINK)} -> {service.prefix}/current/agent", lambda: _link(job)
+    yield f"library and examples in {job.at(SHARE)}", lambda: _share(job)
+    for path, (text, mode) in service.files().items():
+        yield f"write {job.at(path)}", lambda path=path, text=text, mode=mode: _write(job.at(path), text, mode)  # type: ignore[misc]
+    for link, target in service.links().items():
+        yield f"{job.at(link)} -> {target}", lambda link=link, target=target: _point(job.at(link), target)  # type: ignore[misc]
+
+
+def _make_config(job: Job) -> None:
+    folder = job.at(CONFIG)
+    stage.make_folder(folder / "conf.d")
+    if not (folder / "agent.toml").exists():
+        write(folder / "agent.toml", FIRST_SETTINGS.encode())
+    token = folder / "token"
+    if not token.exists():
+        write(token, f"{secrets.token_urlsafe(32)}\n".encode(), 0o600)
+    _give(job, token)
+
+
+def _make_state(job: Job) -> None:
+    stage.make_folder(job.at(STATE).parent)
+    job.at(STATE).mkdir(mode=0o700, exist_ok=True)
+    _give(job, job.at(STATE))
+
+
+def _give(job: Job, path: Path) -> None:
+    """To the service's user, if that is one of the system's."""
+    owner = account(job.service.root, job.service.user)
+    if owner is not None and path.stat().st_uid != owner[0]:
+        os.chown(path, *owner)
+
+
+def _link(job: Job) -> None:
+    link = job.at(LINK)
+    if link.exists() and not link.is_symlink():
+        raise InstallFailed(f"{link} is a file that is not ours", remedy="Move it away.")
+    _point(link, f"{job.service.prefix}/current/agent")
+
+
+def _share(job: Job) -> None:
+    monitors = job.releases / job.version / "lib/agent/monitors"
+    if (monitors / "sdk.py").exists():
+        folder = job.at(SHARE)
+        stage.make_folder(folder)
+        shutil.copy(monitors / "sdk.py", folder)
+        if (monitors / "examples").is_dir():
+            shutil.copytree(monitors / "examples", folder / "examples", dirs_exist_ok=True)
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    stage.make_folder(path.parent)
+    if not path.exists() or path.read_text() != text:
+        write(path, text.encode(), mode)
+
+
+def _point(link: Path, target: str) -> None:
+    stage.make_folder(link.parent)
+    if not link.is_symlink() or os.readlink(link) != target:
+        new = link.with_name(f".{link.name}.new")
+        new.unlink(missing_ok=True)
+        new.symlink_to(target)
+        new.replace(link)
+
+
+# ---- the other ways --------------------------------------------------------------------------------------------------
+
+
+def roll_back(job: Job) -> Generator[Step, None, None]:
+    """Back to the previous release, which is known to run; the one that is left becomes `previous`."""
+    current, pending = pointed(job.prefix / "current"), read_pending(job.prefix)
+    target = pending.previous if pending and pending.version == current else pointed(job.prefix / "previous")
+    if current is None or target is None or target == current or not (job.releases / target / "agent").exists():
+        raise InstallFailed(f"{job.prefix} has no release to go back to", remedy="Install one; --list shows them.")
+    job.version, job.state = target, "PLACED"
+    if job.has_service and not job.now:
+        yield f"wait for a free slot, at most {SLOT_S:.0f} s", lambda: _wait_for_slot(job)
+
+    def switch() -> None:
+        point(job.prefix / "current", target)
+        (job.prefix / "pending.json").unlink(missing_ok=True)
+        point(job.prefix / "previous", current)
+
+    yield f"{job.prefix / 'current'} -> {target}", switch
+    if job.has_service:
+        job.state = "STARTED"
+        yield f"restart the service, READY within {READY_S:.0f} s", lambda: restart(job, target)
+
+
+def uninstall(job: Job, *, purge: bool) -> Generator[Step, None, None]:
+    """Stop the service and take everything away; settings and state too with `purge`."""
+    service, root = job.service, job.service.root
+    if job.has_service and any(job.at(path).exists() for path in service.files()):
+        yield "stop the service", lambda: service.ask("stop")
+    if job.is_root:
+        for path in [*service.links(), *service.files(), LINK]:
+            if os.path.lexists(job.at(path)):
+                yield f"remove {job.at(path)}", job.at(path).unlink
+    folders = [inside(root, Path("/etc/systemd/system/agent.service.d")), job.at(SHARE), job.releases]
+    folders += [job.at(CONFIG), job.at(STATE), job.at(Path("/var/lib/private/agent"))] if purge else []
+    for folder in folders:
+        if folder.is_symlink():  # systemd's, to the private folder of a dynamic user
+            yield f"remove {folder}", folder.unlink
+        elif folder.exists():
+            yield f"remove {folder}", lambda folder=folder: shutil.rmtree(folder)  # type: ignore[misc]
+    names = ("current", "previous", "pending.json", ".lock")
+    yield f"remove {job.prefix}", lambda: _remove_prefix(job.prefix, names)
+    if purge:
+        logs = [job.at(LOG).with_name(f"{LOG.name}{suffix}") for suffix in ("", ".1", ".2")]
+        yield f"remove {job.at(LOG)}", lambda: _remove(logs)
+    if job.has_service and service.init == "systemd":
+        yield "tell systemd", service.reload
+
+
+def _remove_prefix(prefix: Path, names: Sequence[str]) -> None:
+    _remove([prefix / name for name in names])
+    if prefix.exists() and not any(prefix.iterdir()):
+        prefix.rmdir()
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A release on the disk. `role` is current, previous, on trial, or nothing."""
+
+    version: str
+    role: str
+    starts: int | None
+
+
+def listed(prefix: Path) -> list[Listed]:
+    """The releases of a prefix, by name."""
+    current, previous, pending = pointed(prefix / "current"), pointed(prefix / "previous"), read_pending(prefix)
+    on_trial = pending is not None and pending.version == current and not release.is_confirmed(pending)
+    if pending is not None:
+        previous = pending.previous
+    folder = prefix / "releases"
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
+    roles = {previous: "previous", current: "current, on trial" if on_trial else "current"}
+    return [
+        Listed(name, roles.get(name, ""), pending.starts if pending and on_trial and name == current else None)
+        for name in names
+    ]

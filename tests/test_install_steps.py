@@ -1,0 +1,297 @@
+"""Installing, upgrading, going back and removing, into an image and with a service that runs."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.core import release
+from agent.core.release import pointed, read_pending
+from agent.install import steps
+from agent.install.service import Service
+from agent.install.stage import InstallFailed
+from agent.install.steps import Job, Step
+from tests.release_folder import install, job, make_release, tree
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    (tmp_path / "image/etc").mkdir(parents=True)
+    (tmp_path / "image/etc/passwd").write_text(f"agent:x:{os.getuid()}:{os.getgid()}::/:/bin/false\n")
+    return tmp_path / "image"
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    return make_release(tmp_path / "one", "1")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    return make_release(tmp_path / "two", "2")
+
+
+def run(todo: Iterator[Step]) -> None:
+    for _, do in todo:
+        do()
+
+
+def confirm(image: Path) -> None:
+    """What the agent does after a good minute."""
+    pending = read_pending(image / "opt/agent")
+    assert pending is not None
+    Path(pending.confirm).parent.mkdir(parents=True, exist_ok=True)
+    Path(pending.confirm).write_text(pending.id)
+
+
+def versions(image: Path) -> list[str]:
+    return sorted(path.name for path in (image / "opt/agent/releases").iterdir())
+
+
+def test_a_first_installation_lays_out_everything(image: Path, one: Path) -> None:
+    of = job(image, "sysv")
+    install(of, one, "1")
+    prefix = image / "opt/agent"
+    assert tree(prefix / "releases/1") == tree(one)
+    assert os.readlink(prefix / "current") == "releases/1"
+    assert os.readlink(image / "usr/local/bin/agent") == "/opt/agent/current/agent"
+    assert (image / "etc/agent/agent.toml").read_text().startswith("# Emissary's settings")
+    assert (image / "etc/agent/conf.d").is_dir()
+    token = image / "etc/agent/token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert len(token.read_text().strip()) == 43  # 256 bits
+    assert (image / "var/lib/agent").stat().st_mode & 0o777 == 0o700
+    assert (image / "usr/share/emissary/monitors/sdk.py").read_text() == "# the library\n"
+    assert (image / "etc/init.d/agent").stat().st_mode & 0o777 == 0o755
+    assert os.readlink(image / "etc/rc2.d/S20agent") == "../init.d/agent"
+    assert os.readlink(image / "etc/rc6.d/K01agent") == "../init.d/agent"
+    assert of.state == "PLACED"  # nothing of an image is started
+
+
+def test_systemd_and_openrc_start_it_at_boot(image: Path, one: Path) -> None:
+    install(job(image, "systemd"), one, "1")
+    units = image / "etc/systemd/system"
+    assert (units / "multi-user.target.wants/agent.service").resolve() == units / "agent.service"
+    assert (units / "agent.service.d/suites.conf").exists()
+    install(job(image, "openrc"), one, "1")
+    assert os.readlink(image / "etc/runlevels/default/agent") == "/etc/init.d/agent"
+
+
+def test_a_second_time_changes_nothing(image: Path, one: Path) -> None:
+    install(job(image, "systemd"), one, "1")
+    before = tree(image)
+    install(job(image, "systemd"), one, "1")
+    assert tree(image) == before
+
+
+def test_settings_and_token_are_never_overwritten(image: Path, one: Path) -> None:
+    (image / "etc/agent").mkdir()
+    (image / "etc/agent/agent.toml").write_text('ident = "mine"\n')
+    (image / "etc/agent/token").write_text("my-own-token\n")
+    install(job(image), one, "1")
+    assert (image / "etc/agent/agent.toml").read_text() == 'ident = "mine"\n'
+    assert (image / "etc/agent/token").read_text() == "my-own-token\n"
+
+
+def test_an_upgrade_is_on_trial_and_two_releases_are_kept(image: Path, tmp_path: Path, one: Path, two: Path) -> None:
+    prefix = image / "opt/agent"
+    install(job(image), one, "1")
+    confirm(image)
+    install(job(image), two, "2")
+    pending = read_pending(prefix)
+    assert pending is not None
+    assert (pending.version, pending.previous, pointed(prefix / "current")) == ("2", "1", "2")
+    confirm(image)
+    install(job(image), make_release(tmp_path / "three", "3"), "3")
+    assert (pointed(prefix / "current"), pointed(prefix / "previous")) == ("3", "1")  # 2 is the trial's to go back to
+    confirm(image)
+    assert release.boot_check(prefix) is None
+    assert (pointed(prefix / "current"), pointed(prefix / "previous")) == ("3", "2")
+    assert versions(image) == ["2", "3"]
+
+
+def test_over_a_release_that_has_not_proven_itself_the_proven_one_stays_to_go_back_to(
+    image: Path, tmp_path: Path, one: Path, two: Path
+) -> None:
+    install(job(image), one, "1")
+    confirm(image)
+    install(job(image), two, "2")
+    install(job(image), make_release(tmp_path / "three", "3"), "3")
+    pending = read_pending(image / "opt/agent")
+    assert pending is not None
+    assert (pending.version, pending.previous) == ("3", "1")
+    assert versions(image) == ["1", "3"]
+
+
+def test_the_same_version_with_other_bytes_is_replaced_and_on_trial(image: Path, tmp_path: Path, one: Path) -> None:
+    prefix = image / "opt/agent"
+    install(job(image), one, "1")
+    confirm(image)
+    again = make_release(tmp_path / "again", "1", code="another build\n")
+    install(job(image), again, "1")
+    assert tree(prefix / "releases/1") == tree(again)
+    assert pointed(prefix / "current") == "1"
+    assert [release.boot_check(prefix) for _ in range(4)] == [None, None, None, "1.replaced"]
+    assert tree(prefix / "current/") == tree(one)
+
+
+def test_a_release_whose_selftest_fails_leaves_nothing(image: Path, tmp_path: Path, one: Path) -> None:
+    install(job(image), one, "1")
+    before = tree(image)
+    bad = make_release(tmp_path / "bad", "2", selftest="native.engine: wrong answer")
+    of = job(image)
+    with pytest.raises(InstallFailed, match=r"the selftest of 2 fails: native.engine: wrong answer"):
+        install(of, bad, "2")
+    assert tree(image) == before
+    assert of.state == ""
+
+
+def test_a_package_that_is_in_its_place_is_taken_there(image: Path) -> None:
+    placed = make_release(image / "opt/agent/releases/1", "1")
+    done = install(job(image), placed, "1")
+    assert not any(what.startswith(("copy", "rename")) for what in done)
+    assert pointed(image / "opt/agent/current") == "1"
+
+
+def test_going_back_and_forth(image: Path, one: Path, two: Path) -> None:
+    prefix = image / "opt/agent"
+    install(job(image), one, "1")
+    with pytest.raises(InstallFailed, match="no release to go back to"):
+        run(steps.roll_back(job(image)))
+    confirm(image)
+    install(job(image), two, "2")
+    assert [(item.version, item.role, item.starts) for item in steps.listed(prefix)] == [
+        ("1", "previous", None),
+        ("2", "current, on trial", 0),
+    ]
+    run(steps.roll_back(job(image)))  # in the trial
+    assert (pointed(prefix / "current"), pointed(prefix / "previous"), read_pending(prefix)) == ("1", "2", None)
+    run(steps.roll_back(job(image)))
+    assert pointed(prefix / "current") == "2"
+    assert [(item.version, item.role) for item in steps.listed(prefix)] == [("1", "previous"), ("2", "current")]
+
+
+def test_two_installers_do_not_meet(image: Path, one: Path) -> None:
+    with steps.alone(job(image)), pytest.raises(InstallFailed, match="another `agent install` works"):
+        install(job(image), one, "1")
+
+
+def test_removing_leaves_settings_and_state_unless_purged(image: Path, one: Path) -> None:
+    install(job(image, "systemd"), one, "1")
+    (image / "var/lib/agent/store.db").touch()
+    run(steps.uninstall(job(image, "systemd"), purge=False))
+    assert sorted(str(path.relative_to(image)) for path in image.rglob("*") if not path.is_dir()) == [
+        *("etc/agent/agent.toml", "etc/agent/token", "etc/passwd", "var/lib/agent/store.db"),
+    ]
+    assert not (image / "opt/agent").exists()
+    run(steps.uninstall(job(image, "systemd"), purge=True))
+    assert [str(path.relative_to(image)) for path in image.rglob("*") if not path.is_dir()] == ["etc/passwd"]
+
+
+def test_a_file_in_the_place_of_the_link_is_left(image: Path, one: Path) -> None:
+    (image / "usr/local/bin").mkdir(parents=True)
+    (image / "usr/local/bin/agent").write_text("another agent")
+    with pytest.raises(InstallFailed, match="usr/local/bin/agent is a file that is not ours"):
+        install(job(image), one, "1")
+
+
+# ---- with a service that runs: its init is a script, and the releases say what an agent would ------------------------
+
+# An agent that runs: `RUNNING` names its version, as the init has started it; `busy` names a run.
+CTL = """\
+running=$(cat "$here/../../../running" 2>/dev/null) || exit 3
+case "$2" in
+status) echo '{"uptime": 0.0, "version": "'"$running"'"}' ;;
+runs) [ -e "$here/../../../busy" ] && echo '{"runs": [{"run": "r-1"}]}' || echo '{"runs": []}' ;;
+esac
+exit 0
+"""
+# Whoever cannot run (`dead`) does not come up.
+RC_SERVICE = """\
+#!/bin/sh
+opt=$(dirname "$0")/image/opt
+echo "$2" >>"$opt/asked"
+[ -e "$opt/agent/current/lib/dead" ] && rm -f "$opt/running" && exit 0
+readlink "$opt/agent/current" | sed s,releases/,, >"$opt/running"
+"""
+
+
+@pytest.fixture
+def live(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """An OpenRC whose rc-service is RC_SERVICE."""
+    (tmp_path / "rc-service").write_text(RC_SERVICE)
+    (tmp_path / "rc-service").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(Service, "is_live", True)
+    for name, value in {"READY_S": 0.2, "READY_LOOK_S": 0.01, "SLOT_S": 0.2, "SLOT_LOOK_S": 0.01}.items():
+        monkeypatch.setattr(steps, name, value)
+    return job(image, "openrc")
+
+
+def of_version(tmp_path: Path, version: str, **files: str) -> Path:
+    return make_release(tmp_path / f"r{version}", version, ctl=CTL, **files)
+
+
+def test_the_service_is_restarted_and_answers_as_the_new_one(live: Job, image: Path, tmp_path: Path) -> None:
+    install(live, of_version(tmp_path, "1"), "1")
+    assert live.state == "TRIAL"
+    install(live, of_version(tmp_path, "2"), "2")
+    assert (image / "opt/running").read_text() == "2\n"
+    assert (image / "opt/asked").read_text() == "restart\nrestart\n"
+
+
+def test_a_release_that_does_not_come_up_is_gone_again(live: Job, image: Path, tmp_path: Path) -> None:
+    install(live, of_version(tmp_path, "1"), "1")
+    confirm(image)
+    with pytest.raises(
+        InstallFailed, match=r"2 does not come up, 1 runs again: 2 is not READY after 0 s.* See /var/log"
+    ):
+        install(live, of_version(tmp_path, "2", dead=""), "2")
+    assert (image / "opt/running").read_text() == "1\n"
+    assert (pointed(image / "opt/agent/current"), read_pending(image / "opt/agent")) == ("1", None)
+
+
+def test_a_first_release_that_does_not_come_up_stays_and_is_said(live: Job, image: Path, tmp_path: Path) -> None:
+    with pytest.raises(InstallFailed, match=r"1 is not READY after 0 s, it says: nothing|exit"):
+        install(live, of_version(tmp_path, "1", dead=""), "1")
+    assert live.state == "STARTED"
+
+
+def test_a_running_suite_is_waited_for_unless_now(live: Job, image: Path, tmp_path: Path) -> None:
+    install(live, of_version(tmp_path, "1"), "1")
+    (image / "opt/busy").touch()
+    two = of_version(tmp_path, "2")
+    with pytest.raises(InstallFailed, match=r"r-1 still runs after 0 s; the release is placed, and not started"):
+        install(live, two, "2")
+    assert (live.state, pointed(image / "opt/agent/current")) == ("PLACED", "1")
+    live.now = True
+    install(live, two, "2")
+    assert pointed(image / "opt/agent/current") == "2"
+
+
+def test_an_agent_that_does_not_say_whether_it_is_free_is_not_restarted(live: Job, image: Path, tmp_path: Path) -> None:
+    install(live, of_version(tmp_path, "1"), "1")
+    (image / "opt/agent/releases/1/lib/ctl").write_text("echo 'unauthorized: no such token' >&2; exit 1")
+    with pytest.raises(InstallFailed, match=r"cannot be asked for its suites: unauthorized: .*--now"):
+        install(live, of_version(tmp_path, "2"), "2")
+    assert pointed(image / "opt/agent/current") == "1"
+
+
+def test_removing_stops_the_service_first(live: Job, image: Path, tmp_path: Path) -> None:
+    install(live, of_version(tmp_path, "1"), "1")
+    run(steps.uninstall(live, purge=True))
+    assert (image / "opt/asked").read_text() == "restart\nstop\n"
+
+
+def test_the_trial_is_written_for_the_agent_to_read(image: Path, one: Path) -> None:
+    install(job(image), one, "1")
+    pending = json.loads((image / "opt/agent/pending.json").read_text())
+    assert pending == {
+        "id": pending["id"],
+        "version": "1",
+        "previous": None,
+        "confirm": f"{image}/var/lib/agent/confirmed",
+        "starts": 0,
+    }
