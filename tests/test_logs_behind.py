@@ -13,7 +13,7 @@ from agent.logs.regex import Matcher
 
 def behind(**table: Any) -> Behind:
     (rule,) = rules.from_tables("test", [{"id": "r", "regex": "x", **table}]).rules
-    return Behind("lm-1", 0, Following(rule, Matcher(), 0.0), [], Place(1, 10))
+    return Behind("lm-1", Following(rule, Matcher(), 0.0), [], Place(1, 10))
 
 
 @given(st.lists(st.integers(1, 8)), st.integers(0, 10))
@@ -46,7 +46,8 @@ def test_lines_go_on_in_the_next_file() -> None:
 def test_a_line_of_the_record_is_taken_and_another_is_not() -> None:
     one = behind(multiline={"start": "^T", "continuation": "^ "})
     data = b"T\n a\nT\n b\n"
-    assert one.takes(data, 1, 10, 2)
-    assert not one.takes(data, 1, 10, 7)
-    assert not behind(context={"after": 1}).takes(data, 1, 10, 2)
+    assert one.takes("r", data, 1, 10, 2)
+    assert not one.takes("other", data, 1, 10, 7)
+    assert not one.takes("r", data, 1, 10, 7)
+    assert not behind(context={"after": 1}).takes("r", data, 1, 10, 2)
     assert one.following.record == [b" a"]

@@ -153,7 +153,8 @@ async def test_rules_that_changed_hold_from_the_next_records_on(tmp_path: Path) 
         records.use(rules_of({"id": "new", "regex": "x"}, {"id": "elsewhere", "regex": "x", "files": ["/var/log/*"]}))
         await records.take([record(2, "x")])
         assert [event.rule for event in await here.told(LogMatched)] == ["old", "new"]
-        assert [context.after for context in await here.told(LogContext)] == [()]
+        await records.take([record(number, "y") for number in range(3, 9)])
+        assert [context.after for context in await here.told(LogContext)] == [("x", "y", "y", "y", "y")]
 
 
 async def test_what_was_lost_is_told(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import trio
 
 from agent.core.bus import Bus
-from agent.core.events import LogMatched, LogSource
+from agent.core.events import LogContext, LogMatched, LogSource, LogSuppressed
 from agent.core.metrics import Metrics
 from agent.core.store import open_store
 from agent.core.supervise import Health
@@ -49,4 +49,28 @@ async def test_a_regex_that_gives_up_is_counted_and_paused_and_others_go_on(
     await store.commit()
     done = await store.get("key", Done)
     assert (done.generation, done.checkpoints[0].offset) == (1, path.stat().st_size)
+    nursery.cancel_scope.cancel()
+
+
+async def test_rules_that_change_lose_no_context_and_no_count(tmp_path: Path, nursery: trio.Nursery) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"x 1\nx 2\na\n")
+    old = {"id": "x", "regex": "^x", "rate": {"burst": 1, "per_s": 0.01}, "context": {"after": 3, "wait_s": 60}}
+    store = open_store(tmp_path / "state", reserve=4096)
+    bus = Bus(store)
+    await nursery.start(store.run)
+    source = Source(
+        str(path), Rules(rules.from_tables("test", [old])), "key", lambda: (None, None),
+        bus=bus, store=store, metrics=Metrics(),
+    )  # fmt: skip
+    source.followed = Followed(Tail(str(path), start="start"), source, Health("logs"), links=True, room=has_room)
+    with bus.subscribe(LogContext) as contexts, bus.subscribe(LogSuppressed) as dropped:
+        nursery.start_soon(source.followed.run)
+        await source.followed.settle()
+        source.use(Rules(rules.from_tables("test", [{"id": "other", "regex": "b"}, old])))
+        with path.open("ab") as file:
+            file.write(b"b\n")
+        await source.followed.settle()
+        assert (await anext(contexts)).after == ("x 2", "a", "b")
+        assert (await anext(dropped)).count == 1
     nursery.cancel_scope.cancel()

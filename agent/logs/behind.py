@@ -7,10 +7,10 @@ from agent.logs.context import Following, Place
 
 
 class Behind:
-    """A match whose context is not complete: its `id`, the number of its `rule`, the lines of its `record` so far."""
+    """A match whose context is not complete: its `id`, and the lines of its `record` so far."""
 
-    def __init__(self, id: str, rule: int, following: Following, record: list[bytes], place: Place) -> None:
-        self.id, self.rule, self.following, self.record = id, rule, following, record
+    def __init__(self, id: str, following: Following, record: list[bytes], place: Place) -> None:
+        self.id, self.following, self.record = id, following, record
         self.generation, self.next = place
         self._skips = True  # the matched line itself
 
@@ -31,9 +31,10 @@ class Behind:
             self._skips, at = False, end + 1
         self.next = max(self.next, offset + at)
 
-    def takes(self, data: bytes, generation: int, offset: int, line_at: int) -> bool:
-        """Is the line at `line_at` of the data the next of its multi-line record?"""
-        if not self.following.rule.spec.multiline:
+    def takes(self, rule: str, data: bytes, generation: int, offset: int, line_at: int) -> bool:
+        """Is the line at `line_at` of the data, which matched that rule, the next of its multi-line record?"""
+        spec = self.following.rule.spec
+        if not spec.multiline or spec.id != rule:
             return False
         self.feed(data[:line_at], generation, offset)
         known = len(self.following.record)

@@ -70,8 +70,8 @@ class _Found(NamedTuple):
 class _Open:
     """A match whose context is not complete."""
 
-    def __init__(self, id: str, rule: int, following: Following, record: list[bytes]) -> None:
-        self.id, self.rule, self.following, self.record = id, rule, following, record
+    def __init__(self, id: str, following: Following, record: list[bytes]) -> None:
+        self.id, self.following, self.record = id, following, record
         self.is_told = False  # the match itself
 
 
@@ -181,8 +181,7 @@ class Records:
         """Match the next records, and keep how far that is. There was a begin()."""
         self.state = "READING"
         if self._next is not self._rules:
-            self._end_open(self._open)
-            self._open = []
+            self._tell_dropped(math.inf)
             self._take_rules()
         lines = [_lines(record.message) for record in records]
         found = await self._scan(records, [line for of_record in lines for line in of_record], list(map(len, lines)))
@@ -263,9 +262,11 @@ class Records:
             known = {open: len(open.following.record) for open in self._open}
             for open in known:
                 open.following.feed(line)
-            inside = {open.rule for open, length in known.items() if len(open.following.record) > length}
+            inside = {
+                open.following.rule.spec.id for open, length in known.items() if len(open.following.record) > length
+            }
             for rule, found in matched.items():
-                if found[0].line == number and rule not in inside:
+                if found[0].line == number and self._rules.rules[rule].spec.id not in inside:
                     events += await self._match(rule, found, record)
             self._recent.add(record.offset, line, fields)
         return events
@@ -304,7 +305,7 @@ class Records:
             if compiled.spec.multiline:
                 before = [*await trio.to_thread.run_sync(self._recent.record_before, compiled, first.text), first.text]
             following = Following(compiled, self._matcher, trio.current_time())
-            self._open.append(_Open(event.id, rule, following, before))
+            self._open.append(_Open(event.id, following, before))
         return [event]
 
     def _gave_up(self, rule: int) -> None:
@@ -337,6 +338,12 @@ class Records:
         over = [open for open in ready if open.following.is_complete or open.following.due <= now]
         self._open = [open for open in self._open if open not in over]
         self._end_open(over)
+        self._tell_dropped(now)
+        self._pauses.resume(now)
+        if self.reached != self._kept and self._keep_at + KEEP_S <= now:
+            self._keep()
+
+    def _tell_dropped(self, now: float) -> None:
         for dropped in self._rates.tell(now):
             self._bus.publish(
                 LogSuppressed(
@@ -347,9 +354,6 @@ class Records:
                     last_offset=dropped.last_offset,
                 )
             )
-        self._pauses.resume(now)
-        if self.reached != self._kept and self._keep_at + KEEP_S <= now:
-            self._keep()
 
     def _keep(self) -> None:
         if self.reached != self._kept:

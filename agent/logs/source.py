@@ -99,8 +99,7 @@ class Source:
 
     async def scan(self, act: Scan) -> tuple[int, int]:
         if self._next is not self._rules:
-            self._end_open(self._open)
-            self._open = []
+            self._tell_dropped(math.inf)
             self._take_rules()
         at, before = 0, act.before
         while at < len(act.data):
@@ -147,6 +146,12 @@ class Source:
         over = [open for open in self._open if open.following.is_complete or open.following.due <= now]
         self._open = [open for open in self._open if open not in over]
         self._end_open(over)
+        self._tell_dropped(now)
+        self._pauses.resume(now)
+        if self._keeps_at is not None and self._keeps_at <= now:
+            self.keep(self.followed.tail)
+
+    def _tell_dropped(self, now: float) -> None:
         for dropped in self._rates.tell(now):
             rule = self._rules.rules[dropped.rule].spec.id
             self._bus.publish(
@@ -158,9 +163,6 @@ class Source:
                     last_offset=dropped.last_offset,
                 )
             )
-        self._pauses.resume(now)
-        if self._keeps_at is not None and self._keeps_at <= now:
-            self.keep(self.followed.tail)
 
     def end(self) -> None:
         """Tell what is known of the matches whose context is not complete, and keep how far it came."""
@@ -229,12 +231,12 @@ class Source:
                 record = [*await self.followed.search(back), text]
             id = identify(act.origin, *place, rule.spec.id)
             following = Following(rule, self._matcher, trio.current_time())
-            self._open.append(Behind(id, match.rule, following, record, place))
+            self._open.append(Behind(id, following, record, place))
 
     def _is_in_record(self, match: Match, data: bytes, generation: int, offset: int) -> bool:
         """Does the line belong to the record of a match that was told?"""
-        having = [open for open in self._open if open.rule == match.rule]
-        return any(open.takes(data, generation, offset, match.line_at) for open in having)
+        rule = self._rules.rules[match.rule].spec.id
+        return any(open.takes(rule, data, generation, offset, match.line_at) for open in self._open)
 
     def _gave_up(self, rule: int, generation: int) -> None:
         spec = self._rules.rules[rule].spec

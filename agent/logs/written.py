@@ -229,7 +229,7 @@ class Log:
             before: list[bytes] = yield search
             record = [*before, text]
         following = Following(rule, self._to.matcher, now)
-        behind = Behind(event.id, match.rule, following, record, Place(self._file.generation, line))
+        behind = Behind(event.id, following, record, Place(self._file.generation, line))
         held = _Held(members, rule, behind)
         self._open.append(held)
         self._to.put(held)
@@ -239,8 +239,9 @@ class Log:
 
     def _is_in_record(self, match: Match, data: bytes, offset: int) -> bool:
         """Is the line in the record of an earlier match of the rule? Then that one counts it."""
+        rule = self._to.rules.rules[match.rule].spec.id
         for held in self._open:
-            if held.behind.rule == match.rule and held.behind.takes(data, self._file.generation, offset, match.line_at):
+            if held.behind.takes(rule, data, self._file.generation, offset, match.line_at):
                 held.match["count"] += 1
                 return True
         return False
