@@ -124,6 +124,8 @@ class _Scanning:
                 data, before=before, end=End.OPEN if got else End.LINE, suspended=log.mask
             )
             self._scan_s += time.thread_time() - started
+            if self._written.worker.scanner.is_due:
+                self._written.worker.scanner.choose_anew()
             past.now = data
             _drive(log.take(result, data, offset, told.is_new, time.monotonic(), is_last=not got), past)
             past.leave(result.consumed)

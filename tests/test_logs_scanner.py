@@ -13,7 +13,7 @@ from agent._native import lib
 from agent.core.engine import ENGINE, available_engines
 from agent.logs.literals import Clause, Literal, clauses
 from agent.logs.regex import Matcher, Regex
-from agent.logs.scanner import LIMIT, LINE_MAX, PARTIAL, WINDOW, WINDOW_STEP, End, Scanner, Worker
+from agent.logs.scanner import LIMIT, LINE_MAX, MEASURED, PARTIAL, WINDOW, WINDOW_STEP, End, Scanner, Worker
 
 ENGINES = pytest.mark.parametrize("engine", available_engines().values(), ids=available_engines())
 MATCHER = Matcher()
@@ -231,6 +231,24 @@ def test_how_a_long_line_is_read_changes_nothing(size: int, mark: int, cut: int)
 def test_jit_or_not_the_results_are_equal() -> None:
     block = b"\n".join(LINES)
     assert rows(worker(RULES, interpret=True), block) == rows(worker(RULES), block) == twin(RULES, block)
+
+
+def test_literals_are_chosen_anew_by_what_was_scanned() -> None:
+    pattern = r"request (?<n>\d+) of .* refused"
+    block = b"served request 17 of client 10.0.0.1 in 3 ms\n" * 20_000 + b"request 18 of x refused\n"
+    scanning = Worker(Scanner([Regex(pattern)], [clauses(pattern)], b" refused" * 100))
+    for _ in range(MEASURED // len(block)):
+        scanning.scan(block)
+    assert scanning.tries > 10**6
+    due = [scanning.scanner.is_due]
+    scanning.scan(block)
+    due.append(scanning.scanner.is_due)
+    scanning.scanner.choose_anew()
+    due.append(scanning.scanner.is_due)
+    assert due == [False, True, False]
+    before = scanning.tries
+    assert rows(scanning, block) == [Row(0, b"request 18 of x refused", (b"18",))]
+    assert scanning.tries == before + 1  # of " refused" it looks for now
 
 
 def test_a_scanner_without_rules_finds_nothing() -> None:

@@ -88,6 +88,8 @@ class _Growing:
                 part, started = act.data[at:], time.thread_time()
                 found = self._worker.scan(part, before=before, end=act.end, suspended=self._log.mask)
                 cpu_s = time.thread_time() - started
+                if self._worker.scanner.is_due:
+                    await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
                 await self._drive(self._log.take(found, part, act.offset + at, is_new, trio.current_time()))
                 self._scanned(found.consumed, cpu_s)
                 at, before = at + found.consumed, found.before

@@ -9,17 +9,24 @@ import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent._native import ffi, lib
 from agent.core.engine import ENGINE
 from agent.logs.literals import Clause, Frequencies, choose
 from agent.logs.regex import UNSET, Regex
 
+if TYPE_CHECKING:
+    from agent._native import CData
+
+Bytes = bytes | bytearray | memoryview
+
 LINE_MAX: int = lib.LINE_MAX_SIZE  # bytes; longer lines are matched by windows
 WINDOW_STEP: int = lib.WINDOW_STEP
 RECORDS = 4096  # matches returned by one call, where there are not more rules
 PAIRS = 16_384  # captures in them
+MEASURED = 64 << 20  # bytes scanned, before literals are chosen anew
+PIECE, EVERY = 4096, 512  # bytes of one piece of the sample; one of so many bytes is in it
 
 WINDOW, PARTIAL, LIMIT = 1, 2, 4  # flags of a match; native/native.h
 _RECORD = struct.Struct("@IIIIHHI")
@@ -72,7 +79,8 @@ class Scanner:
     """Rules compiled for one pass over all lines.
 
     `clauses` are those of each regex (literals.clauses). `sample` is text like that to be scanned: what to search for
-    is chosen by it. `slow` are the rules without a literal, whose regexes run on every line.
+    is chosen by it; and once more by the text itself, when choose_anew() is called. `slow` are the rules without a
+    literal, whose regexes run on every line.
     """
 
     def __init__(
@@ -82,27 +90,58 @@ class Scanner:
         sample: bytes = TYPICAL,
         engine: int = ENGINE,
     ) -> None:
-        chosen = choose(clauses, Frequencies(sample))
+        self.regexes, self._clauses, self._engine = tuple(regexes), tuple(clauses), engine
+        self.slow = tuple(i for i, known in enumerate(self._clauses) if not known)
+        self.handle = self._compile(sample)
+        self._seen = 0
+        self._sample: bytearray | None = bytearray()  # None: chosen anew
+
+    def see(self, block: Bytes) -> None:
+        """Take some of what is scanned for a sample. Threads may be in each other's way: then some is missing."""
+        if (sample := self._sample) is None:
+            return
+        self._seen += len(block)
+        wanted = self._seen // EVERY - len(sample)
+        if wanted >= PIECE:
+            sample += block[:wanted]
+
+    @property
+    def is_due(self) -> bool:
+        """Is it time for choose_anew()? Once, when MEASURED bytes were seen."""
+        return self._sample is not None and self._seen >= MEASURED
+
+    def choose_anew(self) -> None:
+        """Choose the literals by the text that was seen; workers take them at their next scan.
+
+        Takes 0.2 s for 1000 rules, so it is for threads. Raises MemoryError.
+        """
+        sample, self._sample = self._sample, None
+        if sample is not None:
+            self.handle = self._compile(bytes(sample))
+
+    def _compile(self, sample: bytes) -> "CData":
+        chosen = choose(self._clauses, Frequencies(sample))
         literals = list(dict.fromkeys(literal for clause in chosen for literal in clause))
         numbers = {literal: number for number, literal in enumerate(literals)}
         members = [numbers[literal] for clause in chosen for literal in clause]
         texts = [ffi.from_buffer(_BYTES, literal.text) for literal in literals]  # kept alive to the end
         ends = list(itertools.accumulate(map(len, chosen), initial=0))
         handle = lib.scanner_new(
-            ffi.new("struct rule[]", [(r.handle, at, len(c)) for r, at, c in zip(regexes, ends, chosen, strict=False)]),
+            ffi.new(
+                "struct rule[]",
+                [(r.handle, at, len(c)) for r, at, c in zip(self.regexes, ends, chosen, strict=False)],
+            ),
             len(chosen),
             ffi.new("struct literal[]", [(t, len(t), lit.caseless) for t, lit in zip(texts, literals, strict=True)]),
             len(literals),
             ffi.new("uint32_t[]", members),
             sample,
             len(sample),
-            engine,
+            self._engine,
         )
         if not handle:
             raise MemoryError
-        self.handle = ffi.gc(handle, lib.scanner_free)
-        self.regexes = tuple(regexes)
-        self.slow = tuple(i for i, clause in enumerate(chosen) if not clause)
+        return ffi.gc(handle, lib.scanner_free)
 
 
 class Found:
@@ -141,9 +180,8 @@ class Worker:
 
     def __init__(self, scanner: Scanner) -> None:
         self.scanner = scanner
-        self._handle = ffi.gc(lib.worker_new(scanner.handle), lib.worker_free)
-        if not self._handle:
-            raise MemoryError
+        self._earlier = 0  # tries before the literals were chosen anew
+        self._compiled, self._handle = self._renewed()
         self._capacity = max(RECORDS, len(scanner.regexes))
         self._pairs_capacity = max(PAIRS, sum(len(regex.groups) for regex in scanner.regexes))
         self.matches = ffi.new("struct match[]", self._capacity)
@@ -152,14 +190,21 @@ class Worker:
         self.pairs = memoryview(ffi.buffer(self.captures)).cast("I")
         self._before, self._consumed = ffi.new("size_t *"), ffi.new("size_t *")
 
+    def _renewed(self) -> "tuple[CData, CData]":
+        compiled = self.scanner.handle
+        handle = ffi.gc(lib.worker_new(compiled), lib.worker_free)
+        if not handle:
+            raise MemoryError
+        return compiled, handle
+
     @property
     def tries(self) -> int:
         """How often a regex ran."""
-        return int(lib.worker_tries(self._handle))
+        return self._earlier + int(lib.worker_tries(self._handle))
 
     def scan(
         self,
-        block: bytes | bytearray | memoryview,
+        block: Bytes,
         *,
         before: int = 0,
         end: End = End.OPEN,
@@ -170,9 +215,13 @@ class Worker:
         `suspended`: a byte for each rule, not 0 for those to leave out. Runs without the GIL. A line longer than
         LINE_MAX gives a rule once per call: who continues in a line drops what that line gave already.
         """
+        self.scanner.see(block)
+        if self._compiled is not self.scanner.handle:
+            self._earlier = self.tries
+            self._compiled, self._handle = self._renewed()
         self._before[0] = before
         count = lib.scan(
-            self.scanner.handle,
+            self._compiled,
             self._handle,
             ffi.from_buffer(_BYTES, block),
             len(block),
