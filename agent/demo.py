@@ -23,6 +23,7 @@ import trio
 
 from agent.app import Service
 from agent.core import config
+from agent.core.bundle import callers_environ
 from agent.core.errors import AgentError
 from agent.core.events import (
     ImportFinished,
@@ -240,8 +241,9 @@ def _pytest_sample(say: Progress) -> tuple[Path, str]:
 
 
 def _output(argv: list[str], cwd: Path | None = None) -> str:
+    env = callers_environ(os.environ)
     try:
-        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_S, check=True)
+        done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=INSTALL_S, check=True)
     except subprocess.CalledProcessError as err:
         last = (err.stderr.strip() or err.stdout.strip() or "no output").splitlines()[-1]
         raise NoSample(f"{' '.join(argv[:3])} ended with {err.returncode}: {last}", remedy="See above.") from err

@@ -10,6 +10,8 @@ One document; every part of it is a schema of its own, and all share `$defs`:
 Source: ARCHITECTURE.md, "The commands", "The way of the data"; protocols/emissary.md, "The envelope", "Control server".
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,6 +25,12 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 ANY_ID = {"type": ["number", "string"]}
 ANY_OBJECT = {"type": "object"}
+
+
+def printed() -> str:
+    """The document as text. The frozen form holds it ready made, for it has no docstrings to take descriptions from."""
+    made = Path(__file__).with_name("schema.json")
+    return made.read_text() if made.exists() else json.dumps(schema(), indent=2)
 
 
 def schema() -> dict[str, Any]:

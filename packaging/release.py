@@ -29,6 +29,8 @@ from xml.parsers import expat
 
 from PyInstaller.archive.readers import CArchiveReader
 
+from agent.logs import regex
+
 ROOT = Path(__file__).parent.parent
 DIST, ONEDIR = ROOT / "dist", ROOT / "dist/onedir"
 EPOCH = int(os.environ["SOURCE_DATE_EPOCH"])
@@ -45,20 +47,12 @@ LIBRARIES: dict[str, tuple[str, str, Callable[[], str] | None]] = {
     "libz": ("zlib", "Zlib", lambda: zlib.ZLIB_RUNTIME_VERSION),
     "libexpat": ("Expat", "MIT", lambda: expat.EXPAT_VERSION.removeprefix("expat_")),
     "libmpdec": ("mpdecimal", "BSD-2-Clause", lambda: decimal.__libmpdec_version__),
-    "libpcre2": ("PCRE2", "BSD-3-Clause", lambda: pcre2_version()),
+    "libpcre2": ("PCRE2", "BSD-3-Clause", lambda: regex.version().split()[0]),
     "libffi": ("libffi", "MIT", None),
     "liblzma": ("XZ Utils", "0BSD", None),
     "libuuid": ("libuuid", "BSD-3-Clause", None),
 }
 LINKED_IN = ("libexpat", "libmpdec", "libpcre2")  # where they are no files of their own
-
-
-def pcre2_version() -> str:
-    """That of the headers which native/ was compiled with."""
-    compiler = ["cc", "-E", "-dM", "-I.deps/usr/include", "-DPCRE2_CODE_UNIT_WIDTH=8", "-include", "pcre2.h"]
-    said = subprocess.run([*compiler, "-x", "c", "/dev/null"], cwd=ROOT, capture_output=True, text=True, check=True)
-    numbers = dict(re.findall(r"#define PCRE2_(MAJOR|MINOR) (\d+)", said.stdout))
-    return f"{numbers['MAJOR']}.{numbers['MINOR']}"
 
 
 def packaged_version(file: str) -> str:

@@ -1,7 +1,12 @@
 """What every test shares: hypothesis profiles and how long a soak lasts."""
 
+import fcntl
 import os
+import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -9,6 +14,8 @@ import trio
 from hypothesis import settings
 
 T = TypeVar("T")
+
+ROOT = Path(__file__).parents[1]
 
 # No deadline: the machines are shared. In CI the same examples each time, so that a failure there can be repeated.
 settings.register_profile("here", deadline=None)
@@ -40,3 +47,24 @@ def virtual_time_waits_for_threads(request: pytest.FixtureRequest, monkeypatch: 
         return function(*args)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", in_place)
+
+
+@pytest.fixture(scope="session")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make dist` makes: a copy of dist/ with `agent`, `onedir/`, deb, rpm, SBOM. Made when something has changed.
+
+    Freezing needs Python's shared library; an interpreter without one skips by name, and fails under CI=true.
+    """
+    soname, libdir, multiarch = (sysconfig.get_config_var(name) or "" for name in ("INSTSONAME", "LIBDIR", "MULTIARCH"))
+    if ".so" not in soname or not any((Path(libdir) / sub / soname).exists() for sub in ("", multiarch)):
+        outcome = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        outcome(f"the frozen form: Python in {libdir} has no shared library (make test PYTHON=/usr/bin/python3)")
+    copy = tmp_path_factory.mktemp("frozen") / "dist"
+    (ROOT / "build").mkdir(exist_ok=True)
+    with (ROOT / "build/frozen.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+        made = subprocess.run(["make", "dist"], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
+        shutil.copytree(ROOT / "dist", copy)
+    return copy
