@@ -29,6 +29,7 @@ class _FFI:
 
 class _Lib:
     ENGINE_SCALAR: int
+    ENGINE_NEON: int
     ENGINE_COUNT: int
     def engine_name(self, engine: int) -> CData: ...
     def engine_available(self, engine: int) -> int: ...

@@ -2,13 +2,16 @@
 
 import os
 import random
+import shutil
 import struct
 import subprocess
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
+from agent._native import lib
 from agent.core.engine import available_engines
 from agent.logs.literals import Literal, clauses
 from agent.logs.scanner import End
@@ -46,18 +49,22 @@ def scanner_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(program, "scanner.c", "scanner.c", "prefilter.c", "regex.c", "format.c")
 
 
-def test_line_ends_stays_inside_its_memory_and_agrees_with_the_twin(line_harness: Path) -> None:
+def check_line_ends(harness: Sequence[str | Path], engines: Iterable[int]) -> None:
     rng = random.Random(20)
     cases: list[tuple[int, bytes, int, int]] = []
-    for engine in available_engines().values():
+    for engine in engines:
         for size in [*range(70), 1000, 4096]:
             block = bytes(rng.choices(b"\n\x8aab", k=size))
             cases += [(engine, block, start, cap) for start in (0, 1, 17, size) for cap in (0, 1, size // 5, size)]
     stdin = b"".join(struct.pack("@4N", e, s, len(b), c) + b for e, b, s, c in cases)
-    done = subprocess.run([line_harness], input=stdin, capture_output=True)
+    done = subprocess.run(harness, input=stdin, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     answers = [list(map(int, line.split())) for line in done.stdout.decode().splitlines()]
     assert answers == [twin(block, start, capacity) for _, block, start, capacity in cases]
+
+
+def test_line_ends_stays_inside_its_memory_and_agrees_with_the_twin(line_harness: Path) -> None:
+    check_line_ends([line_harness], available_engines().values())
 
 
 def number(*values: int) -> bytes:
@@ -106,3 +113,42 @@ def test_the_scanner_stays_inside_its_memory_and_agrees_with_pcre2_alone(scanner
         assert len(matches) == len(cases)
         assert sum(matches) > len(cases)
         count += len(cases)
+
+
+def prefilter_case(rng: random.Random, engine: int, count: int) -> bytes:
+    """Random literals in random text, as tests/native/prefilter.c reads them."""
+    letters = bytes(rng.sample(range(256), rng.choice([4, 12, 60])))
+    literals = [bytes(rng.choices(letters, k=rng.choice([2, 3, 5, 8, 30, 64]))) for _ in range(count)]
+    pieces = [bytes(rng.choices(letters, k=rng.randrange(200))) for _ in range(40)]
+    block = b"".join(piece + rng.choice(literals) for piece in pieces)
+    sample = rng.choice([b"", block])
+    return b"".join(
+        [
+            number(engine, count),
+            *(number(rng.randrange(2)) + sized(literal) for literal in literals),
+            sized(block),
+            sized(sample),
+        ]
+    )
+
+
+def check_prefilter(harness: Sequence[str | Path], engines: Iterable[int]) -> None:
+    rng = random.Random(22)
+    cases = [prefilter_case(rng, engine, count) for engine in engines for count in [1, 20, 90, 150, 300, 1100] * 3]
+    done = subprocess.run(harness, input=b"".join(cases), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    hits = list(map(int, done.stdout.split()))
+    assert (len(hits), min(hits) >= 40) == (len(cases), True)
+
+
+def test_neon_finds_the_same_on_an_emulated_machine(tmp_path: Path) -> None:
+    """Where the tests run on ARM, NEON is one of the available engines."""
+    compiler = shutil.which("aarch64-linux-gnu-gcc")
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if not compiler or not emulator:
+        pytest.skip("NEON: no aarch64-linux-gnu-gcc, or no qemu-aarch64; packaging/deps peers installs them")
+    for name, check in (("lines", check_line_ends), ("prefilter", check_prefilter)):
+        sources = [ROOT / f"tests/native/{name}.c", NATIVE / f"{name}.c", NATIVE / "engine.c"]
+        flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", f"-I{NATIVE}"]
+        subprocess.run([compiler, *flags, *sources, "-o", tmp_path / name], check=True)
+        check([emulator, tmp_path / name], [lib.ENGINE_NEON])
