@@ -17,7 +17,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -175,6 +175,17 @@ def _warn(effective: Effective[Settings]) -> None:
         log.info("hardware profile=%s", effective.profile)
 
 
+def _check_rules(effective: Effective[Settings]) -> None:
+    """Raise ConfigErrors for what is wrong in the rule files that the settings name."""
+    from agent.logs.lint import check
+    from agent.logs.rules import RuleErrors
+
+    try:
+        check(effective.settings.logs, {key: origin.text for key, origin in effective.origins.items()})
+    except RuleErrors as err:
+        raise config.ConfigErrors(list(err.errors)) from err
+
+
 async def _become_ready(service: "Service") -> None:
     within_s = service.effective.settings.clock.wait_sync_s
     if within_s:
@@ -313,6 +324,7 @@ class Service:
         """Read the settings again; roles whose table changed are restarted. Raises ActionError: nothing has changed."""
         try:
             new = self._load()
+            await trio.to_thread.run_sync(_check_rules, new)
         except config.ConfigErrors as errors:
             raise ActionError("bad_payload", str(errors)) from errors
         _warn(new)
@@ -327,9 +339,17 @@ class Service:
                 await self.supervisor.start(role)
         for name in before.keys() - after.keys():
             await self.supervisor.stop(name)
+        rules = await self._reload_rules()
         self.bus.publish(Reloaded())
         log.info("reloaded changed=%s needs_restart=%s", ",".join(changed) or "nothing", ",".join(needs_restart))
-        return {"changed": changed, "needs_restart": needs_restart}
+        return {"changed": changed, "needs_restart": needs_restart, **rules}
+
+    async def _reload_rules(self) -> Mapping[str, Any]:
+        try:
+            return await self.bus.ask("reload_rules", {})
+        except ActionError as err:  # the role is in backoff, and reads them when it starts
+            log.warning("rules not read again error=%s", err)
+            return {}
 
     def _roles(self) -> dict[str, Role]:
         """The roles that the settings say enough for, in the order of their start. Each is imported in its own task."""

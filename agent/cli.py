@@ -328,11 +328,24 @@ def _profile(given: argparse.Namespace) -> int:
 
 
 def _config_check(given: argparse.Namespace) -> int:
+    import time
+
     from agent.core.config import load
+    from agent.logs import lint
+    from agent.logs.rules import RuleErrors
     from agent.settings import Settings
 
     effective = load(Settings, given.files, env={})
     for warning in effective.warnings:
         print(warning, file=sys.stderr)
+    try:
+        rules = lint.check(effective.settings.logs, {key: origin.text for key, origin in effective.origins.items()})
+    except RuleErrors as err:
+        raise ConfigErrors(list(err.errors)) from err
+    slow = lint.slow(rules)
+    took = lint.measure(slow, time.perf_counter)
+    for rule in slow:
+        cost = f" ({took[rule.spec.id]:.0f} ns each)" if rule.spec.id in took else ""
+        print(f"{rule.origin}: rule[{rule.spec.id}].regex: no literal, so it runs on every line{cost}", file=sys.stderr)
     print(f"{', '.join(map(str, given.files))}: good")
     return DONE

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,32 @@ def test_config_check_of_a_good_file_says_so(tmp_path: Path, capsys: pytest.Capt
     file.write_text("[suites]\nslots = 2\n")
     assert main(["config", "check", str(file)]) == 0
     assert capsys.readouterr().out == f"{file}: good\n"
+
+
+def test_config_check_reads_the_rules_that_the_settings_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, rules = tmp_path / "agent.toml", tmp_path / "rules.toml"
+    file.write_text(
+        f'[logs]\nrules = ["{rules}"]\n[[logs.watch]]\nname = "a"\npath = "/l"\nrules = ["rules", "none"]\n'
+    )
+    rules.write_text("version = 1\n[[rule]]\nid = 'x'\nregex = '('\n[[rule]]\nid = 'y'\nregexp = 'a'\n")
+    assert main(["config", "check", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split(": ")[:2] for line in err.splitlines()] == [
+        [f"{file}:6", "logs.watch[a].rules"],
+        [f"{rules}:4", "rule[x].regex"],
+        [f"{rules}:5", "rule[y].regex"],
+        [f"{rules}:7", "rule[y].regexp"],
+    ]
+    file.write_text(f'[logs]\nrules = ["{rules}"]\n')
+    rules.write_text("version = 1\n[[rule]]\nid = 'x'\nregex = 'word'\n[[rule]]\nid = 'y'\nregex = '\\d'\n")
+    assert main(["config", "check", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{file}: good\n"
+    slow = rf"{re.escape(str(rules))}:5: rule\[y\]\.regex: no literal, so it runs on every line \(\d+ ns each\)\n"
+    assert re.fullmatch(slow, err)
 
 
 def test_config_show_tells_where_each_value_comes_from(

@@ -203,11 +203,21 @@ def test_the_whole_way_from_the_command_line(agent: Command, tmp_path: Path) -> 
     assert re.search(r"refused run_suite: draining", refused.stderr)
     assert json.loads(agent("undrain").stdout) == {}
     config = tmp_path / "agent.toml"
-    config.write_text(config.read_text().replace("[suites]\n", "[suites]\nslots = 2\n") + "max_connections = 7\n")
-    assert json.loads(agent("reload").stdout) == {
-        "changed": ["control.max_connections", "suites.slots"],
-        "needs_restart": ["control.max_connections"],
-    }
+    (tmp_path / "rules.toml").write_text("version = 1\n[[rule]]\nid = 'slow'\nregex = '\\d'\n")
+    config.write_text(
+        config.read_text().replace("[suites]\n", "[suites]\nslots = 2\n")
+        + "max_connections = 7\n"
+        + f'[logs]\nrules = ["{tmp_path}/rules.toml"]\n[[logs.watch]]\nname = "a"\npath = "{tmp_path}/a.log"\n'
+    )
+    answer = json.loads(agent("reload").stdout)
+    assert {"control.max_connections", "suites.slots", "logs.rules"} <= set(answer["changed"])
+    assert answer["needs_restart"] == ["control.max_connections"]
+    assert (answer["rules"] >= 1, answer["slow"]) == (True, ["slow"])  # a hardware profile may bring its own
+    (tmp_path / "rules.toml").write_text("version = 1\n[[rule]]\nid = 'broken'\nregex = '('\n")
+    refused = agent("reload")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"bad_payload: {tmp_path}/rules.toml:4: rule[broken].regex: missing closing parenthesis" in refused.stderr
+    assert "slow" in [rule["rule"] for rule in json.loads(agent("list_logs").stdout)["rules"]]
     for wrong in (["status", "x"], ["status", "--since", "1"], ["watch", "a=b"], ["--url", "nonsense", "status"]):
         assert agent(*wrong).returncode == 2
     assert agent("--url", "ws://127.0.0.1:1/", "status").returncode == 3

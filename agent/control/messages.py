@@ -181,10 +181,15 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys that changed, and those of them that wait for the next start."""
+    """The keys that changed, and those of them that wait for the next start.
+
+    `rules` is how many rules for logs hold now, `slow` those of them that run on every line.
+    """
 
     changed: tuple[str, ...]
     needs_restart: tuple[str, ...]
+    rules: int | None = None
+    slow: tuple[str, ...] = ()
 
 
 class Action(msgspec.Struct, frozen=True):

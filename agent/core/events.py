@@ -488,6 +488,13 @@ class MonitorOrphan(Event, frozen=True, kw_only=True):
     pids: tuple[int, ...]
 
 
+class LogRules(Event, frozen=True, kw_only=True):
+    """The rules of the log monitor were read, at its start and at each reload. `slow` ones run on every line."""
+
+    rules: int
+    slow: tuple[str, ...]
+
+
 AnyEvent: TypeAlias = (
     AgentStarted
     | RoleChanged
@@ -516,6 +523,7 @@ AnyEvent: TypeAlias = (
     | LogSuppressed
     | LogSource
     | LogGap
+    | LogRules
     | MonitorStep
     | MonitorRun
     | MonitorLog

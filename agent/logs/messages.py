@@ -105,7 +105,10 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RuleCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """One rule in the answer to `list_logs`, over all sources. `ns_per_line` is null where it was not measured."""
+    """One rule in the answer to `list_logs`, over all sources.
+
+    `ns_per_line` is what the rule alone takes for a line of usual text; null where there was no time to measure it.
+    """
 
     rule: str
     matches: int
@@ -148,7 +151,7 @@ class Searched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """The answer to `reload`: how many rules there are, and which run their regex on every line."""
+    """What the log monitor adds to the answer to `reload`: how many rules hold, and which of them run on every line."""
 
     rules: int
     slow: list[str]

@@ -27,8 +27,8 @@ from agent.core.events import (
     Alert,
     AlertCleared,
     Event,
+    LogRules,
     LogSource,
-    Reloaded,
     RunReceived,
     RunRefused,
     RunStarted,
@@ -41,9 +41,9 @@ from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
-from agent.logs import streams
+from agent.logs import lint, streams
 from agent.logs.follow import COMPRESSED, Followed, Follower
-from agent.logs.messages import Logs, RuleCounts, SourceState, UnwatchLog, Watching, WatchLog
+from agent.logs.messages import Logs, Reloaded, RuleCounts, SourceState, UnwatchLog, Watching, WatchLog
 from agent.logs.records import Records
 from agent.logs.rules import RuleErrors, RuleSet, find_set, from_tables, read_files
 from agent.logs.settings import LogsSettings
@@ -128,6 +128,7 @@ async def run(
                 "watch_log": logs.watch_log,
                 "unwatch_log": logs.unwatch_log,
                 "list_logs": logs.list_logs,
+                "reload_rules": logs.reload_rules,
             }.items():
                 answering.enter_context(bus.answer(action, handler))
             await nursery.start(logs.follow_runs)
@@ -160,42 +161,57 @@ class _Logs:
 
     # ---- rules -------------------------------------------------------------------------------------------------------
 
-    def _files(self) -> list[Path]:
-        """The rule files that the settings name."""
-        return [Path(path) for pattern in self._settings.rules for path in sorted(glob.glob(pattern))]
-
     def _read_rules(self, watch: _Watch, known: dict[tuple[Path, ...], Rules]) -> Rules:
         """The rules of a watch; those of the same files are shared. Raises RuleErrors and ActionError."""
         if watch.tables is not None:
             return Rules(from_tables("watch_log", watch.tables))
-        paths: list[Path] = []
+        own, paths = lint.files_of(self._settings.rules), list[Path]()
         for name in watch.sets:
-            if not watch.is_remote and ("/" in name or name.endswith(".toml")):
-                paths += [Path(path) for path in sorted(glob.glob(os.path.join(watch.base, name)))] or [Path(name)]
-                continue
-            sets = find_set(name, self._files())
-            if not sets:
+            named = find_set(name, own) if watch.is_remote else lint.files_named(name, own, watch.base)
+            if not named:
                 raise ActionError("not_found", f"no rule set is called {name!r}", remedy="Name a file of logs.rules.")
-            paths += sets
-        files = tuple(paths if watch.sets else self._files())
+            paths += named
+        files = tuple(paths if watch.sets else own)
         if files not in known:
             known[files] = Rules(read_files(files))
         return known[files]
 
-    async def _reload(self) -> None:
-        """Read all rules again; where one is wrong, all stay as they are."""
+    async def reload_rules(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> `{rules, slow}`: read all again. A watch whose rules are wrong keeps those it had, which is told."""
         known: dict[tuple[Path, ...], Rules] = {}
-        try:
-            new = {id: self._read_rules(watch, known) for id, watch in self._watches.items()}
-        except (RuleErrors, ActionError) as err:
-            self._blame(str(err))
-            return
-        self._bus.publish(AlertCleared(code=ALERT))
-        self._rules = new
+        wrong: list[str] = []
+        for id, watch in self._watches.items():
+            try:
+                self._rules[id] = self._read_rules(watch, known)
+            except (RuleErrors, ActionError) as err:
+                wrong.append(str(err))
+        if wrong:
+            self._blame("\n".join(dict.fromkeys(wrong)))
+        else:
+            self._bus.publish(AlertCleared(code=ALERT))
         for (id, _), source in self._sources.items():
-            source.use(new[id])
+            source.use(self._rules[id])
         for id, records in self._records.items():
-            records.use(new[id])
+            records.use(self._rules[id])
+        answer: dict[str, Any] = msgspec.to_builtins(self._tell_rules())
+        return answer
+
+    def _tell_rules(self) -> Reloaded:
+        """Say how many rules hold, and which of them are slow."""
+        rules = {rule.spec.id: rule for rules in self._rules.values() for rule in rules.rules}
+        slow = [rule.spec.id for rule in lint.slow(rules.values())]
+        if slow:
+            log.warning("rules without a literal run on every line rules=%s", ",".join(slow))
+        self._bus.publish(LogRules(rules=len(rules), slow=tuple(slow)))
+        return Reloaded(len(rules), slow)
+
+    async def _measure(self) -> None:
+        """Measure what the rules cost that were not measured yet, within a second."""
+        until = time.perf_counter() + lint.BUDGET_S
+        for rules in set(self._rules.values()):
+            left = until - time.perf_counter()
+            if rules.ns_per_line is None and left > 0:
+                rules.ns_per_line = await trio.to_thread.run_sync(lint.measure, rules.rules, time.perf_counter, left)
 
     def _blame(self, text: str) -> None:
         log.error("rules cannot be used error=%s", text)
@@ -219,6 +235,8 @@ class _Logs:
                 self._read_records(watch, one.name)
         for id, asked in list(self._kept.watches.items()):
             await self._begin_blaming(self._of_client(id, asked))
+        if self._watches:
+            self._tell_rules()
         with trio.move_on_after(SETTLE_S):  # not for ever: a disk may hang
             for source in list(self._sources.values()):
                 await source.followed.begun.wait()
@@ -405,6 +423,8 @@ class _Logs:
 
     async def list_logs(self, payload: dict[str, Any]) -> dict[str, Any]:
         """{} -> each source, and each rule."""
+        await self._measure()
+        took = {id: ns for rules in self._rules.values() for id, ns in (rules.ns_per_line or {}).items()}
         sources: list[SourceState] = []
         for (_, path), source in self._sources.items():
             tail = source.followed.tail
@@ -429,6 +449,7 @@ class _Logs:
                 matches=sum(one.matches[id] for one in everywhere),
                 suppressed=sum(one.suppressed[id] for one in everywhere),
                 limit_errors=sum(one.limit_errors[id] for one in everywhere),
+                ns_per_line=took.get(id),
             )
             for id in ids
         ]
@@ -445,8 +466,8 @@ class _Logs:
                 self._active.feed(event)
 
     async def follow_runs(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Follow the logs of each run while it runs; read the rules again when the settings were."""
-        with self._bus.subscribe(RunReceived, RunRefused, SuiteFinished, Reloaded) as events:
+        """Follow the logs of each run while it runs."""
+        with self._bus.subscribe(RunReceived, RunRefused, SuiteFinished) as events:
             task_status.started()
             for run in await self._running():
                 self._active.tests.setdefault(run, set())
@@ -461,8 +482,6 @@ class _Logs:
                         await self._begin_run(event)
                     case SuiteFinished(run=run) | RunRefused(run=run) if run in self._of_run:
                         await self._end_run(run)
-                    case Reloaded():
-                        await self._reload()
 
     async def _running(self) -> list[str]:
         """The runs that began before this role did: it was restarted alone."""

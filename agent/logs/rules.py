@@ -38,7 +38,10 @@ class RuleErrors(AgentError):
 
 
 class CompiledRule(NamedTuple):
-    """A rule ready to run. `until`, `start` and `continuation` are those of its context and its multi-line records."""
+    """A rule ready to run. `until`, `start` and `continuation` are those of its context and its multi-line records.
+
+    `origin` is where it is written: FILE:LINE, or the name of what came over a link.
+    """
 
     spec: Rule
     regex: Regex
@@ -46,6 +49,7 @@ class CompiledRule(NamedTuple):
     until: tuple[Regex, ...]
     start: Regex | None
     continuation: Regex | None
+    origin: str
 
     def applies_to(self, path: str) -> bool:
         """Is the file one of its `files`? A relative pattern fits from the right: "*.log"."""
@@ -169,7 +173,8 @@ class _Reading:
             _check_context(spec, [regex, *filter(None, until)], inner)
         if regex and len(place.source.errors) == before:
             found = clauses(spec.regex, utf=spec.utf)
-            self.rules.append(CompiledRule(spec, regex, found, tuple(filter(None, until)), start or None, more or None))
+            chain = tuple(filter(None, until))
+            self.rules.append(CompiledRule(spec, regex, found, chain, start or None, more or None, place.origin))
 
 
 def _chain(spec: Rule, place: Place) -> list[Regex | None]:

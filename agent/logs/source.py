@@ -47,6 +47,7 @@ class Rules:
 
     def __init__(self, rules: RuleSet) -> None:
         self.rules = rules.rules
+        self.ns_per_line: dict[str, float] | None = None  # by id, when they were measured
         self.mask = rules.mask
         self.scanner = Scanner([rule.regex for rule in rules.rules], [rule.clauses for rule in rules.rules])
 
