@@ -87,12 +87,14 @@ async def test_an_artifact_is_sent_as_it_is(tmp_path: Path, content: bytes) -> N
         head = await get(server, "/runs/r-9/xunit.xml", method="HEAD")
         assert (head.headers["content-length"], head.content) == (str(len(content)), b"")
         assert (await get(server, "/runs/r-9/xunit.xml", None)).status_code == 401
+        result = await get(server, "/runs/r-9/result.json", "peek")
+        assert (result.headers["content-type"], result.json()) == ("application/json", {})
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "r-9/secret.log", "r-9/result.json", "r-9/link.log", "r-9/gone.log", "r-9/else.log", "r-9/", "r-9", "",
+        "r-9/secret.log", "r-8/result.json", "r-9/link.log", "r-9/gone.log", "r-9/else.log", "r-9/", "r-9", "",
         "r-8/xunit.xml", "r-9/%2e%2e/r-9/xunit.xml", "r-9%2fxunit.xml%00", "../token",
         "r-9//xunit.xml", "%2e%2e/token", "r-9/xunit.xml/",
     ],

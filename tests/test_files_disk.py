@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 from inotify_simple import INotify
 
+from agent.core.envelope import MAX_MESSAGE
 from agent.files import disk
 from agent.files.disk import MAX_CONTENT, carry_out, digest, look, survey
-from agent.files.looks import Look, Survey
+from agent.files.looks import Digest, Look, Looked, Seen, Survey, described
+
+SEEN = Seen(1, 2, 3, 4, 0o100644, 0, 0)
 
 
 def asking(path: Path, *, follow: bool = True, content: bool = False) -> Look:
@@ -37,40 +41,51 @@ def test_content_only_below_the_allowed_directories(allowed: Path, tmp_path: Pat
     (tmp_path / "allowed2").mkdir()
     (tmp_path / "allowed2/file").write_bytes(b"x")
 
-    def content(path: Path) -> bytes | None:
-        return digest(str(path), [str(allowed)])[1]
+    def content(path: Path) -> bytes | str | None:
+        found = digest(str(path), [str(allowed)])
+        return found.content or found.no_content
 
     assert content(allowed / "rhsm.conf") == b"[server]\n"
     assert content(tmp_path / "in") == b"[server]\n"
-    assert content(allowed / "link") is None
-    assert content(tmp_path / "secret") is None
-    assert content(tmp_path / "allowed2/file") is None
-    assert digest(str(allowed / "rhsm.conf"), [])[1] is None
+    assert content(allowed / "link") == "not_allowed"
+    assert content(tmp_path / "secret") == "not_allowed"
+    assert content(tmp_path / "allowed2/file") == "not_allowed"
+    assert content(tmp_path / "absent") == "unreadable"
+    assert digest(str(allowed / "rhsm.conf"), []).no_content == "not_allowed"
 
 
 def test_content_only_where_it_was_asked_for(allowed: Path) -> None:
-    assert look(asking(allowed / "rhsm.conf"), [str(allowed)]).content is None
-    assert look(asking(allowed / "rhsm.conf", content=True), [str(allowed)]).content == b"[server]\n"
+    sha256 = hashlib.sha256(b"[server]\n").hexdigest()
+    assert look(asking(allowed / "rhsm.conf"), [str(allowed)]).digest == Digest(sha256=sha256)
+    asked = look(asking(allowed / "rhsm.conf", content=True), [str(allowed)]).digest
+    assert asked == Digest(sha256=sha256, content=b"[server]\n")
 
 
 def test_no_private_key_and_nothing_large_but_its_hash(allowed: Path) -> None:
-    for name, data in {
-        "cert.pem": b"-----BEGIN PRIVATE KEY-----\n",
-        "key.pem": b"anything",
-        "large": b"x" * (MAX_CONTENT + 1),
-    }.items():
+    for name, data, why in (
+        ("cert.pem", b"-----BEGIN PRIVATE KEY-----\n", "private_key"),
+        ("key.pem", b"anything", "private_key"),
+        ("large", b"x" * (MAX_CONTENT + 1), "too_big"),
+    ):
         (allowed / name).write_bytes(data)
-        assert digest(str(allowed / name), [str(allowed)]) == (hashlib.sha256(data).hexdigest(), None)
+        found = digest(str(allowed / name), [str(allowed)])
+        assert (found.sha256, found.content, found.no_content) == (hashlib.sha256(data).hexdigest(), None, why)
     (allowed / "innocent").symlink_to(allowed / "key.pem")
-    assert digest(str(allowed / "innocent"), [str(allowed)])[1] is None
+    assert digest(str(allowed / "innocent"), [str(allowed)]).no_content == "private_key"
+
+
+def test_the_largest_content_fits_a_message_with_the_longest_names() -> None:
+    path = "/" + "\udcff\x01" * 2047
+    found = Looked(look=asking(Path("/")), seen=SEEN, digest=Digest(sha256="0" * 64, content=b"x" * MAX_CONTENT))
+    assert len(msgspec.json.encode(described(path, "moved", found, path))) < MAX_MESSAGE - 2048
 
 
 def test_hashing_is_bounded_in_size_and_time(allowed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "MAX_HASHED", 8)
-    assert digest(str(allowed / "rhsm.conf"), [str(allowed)]) == (None, None)
+    assert digest(str(allowed / "rhsm.conf"), [str(allowed)]) == Digest(no_content="too_big")
     monkeypatch.undo()
     monkeypatch.setattr(disk, "HASH_S", -1.0)
-    assert digest(str(allowed / "rhsm.conf"), [str(allowed)]) == (None, None)
+    assert digest(str(allowed / "rhsm.conf"), None) == Digest()
 
 
 def test_what_is_no_file_is_told_without_a_hash(allowed: Path, tmp_path: Path) -> None:
@@ -79,7 +94,7 @@ def test_what_is_no_file_is_told_without_a_hash(allowed: Path, tmp_path: Path) -
     for name, kind in (("pipe", 0o010000), ("dangling", 0o120000), (".", 0o040000)):
         found = look(asking(allowed / name), [str(allowed)])
         assert found.seen
-        assert (found.seen.mode & 0o170000, found.sha256) == (kind, None)
+        assert (found.seen.mode & 0o170000, found.digest.sha256) == (kind, None)
     assert look(asking(allowed / "absent"), []).seen is None
     assert look(asking(allowed / "rhsm.conf/below"), []).seen is None
 

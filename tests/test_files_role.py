@@ -123,7 +123,7 @@ async def test_a_client_watches_and_unwatches(tmp_path: Path) -> None:
         with here.bus.subscribe(FileChanged) as events:
             (tmp_path / "etc/secret").write_text("x")
             event = await first(events)
-        assert (event.what, event.content) == ("created", None)  # not below content_allow
+        assert (event.what, event.content, event.no_content) == ("created", None, "not_allowed")
         assert await here.bus.ask("unwatch_file", {"watch": "w-1"}) == {}
         with pytest.raises(ActionError, match="watch w-1 is not known here") as refused:
             await here.bus.ask("unwatch_file", {"watch": "w-1"})
@@ -187,7 +187,7 @@ async def test_how_a_file_is_now(tmp_path: Path) -> None:
     async with house(tmp_path) as here:
         await here.files(content_allow=(str(tmp_path),))
         answer = await here.bus.ask("look_file", {"path": f"{tmp_path}/file"})
-        assert set(answer) == {"path", "size", "mtime", "mode", "owner", "sha256", "content"}
+        assert set(answer) == {"path", "size", "mtime", "mode", "owner", "sha256", "content", "no_content"}
         assert (answer["size"], base64.b64decode(answer["content"])) == (1, b"x")
         assert msgspec.json.encode(answer)
 

@@ -289,7 +289,9 @@ class FileChanged(Event, frozen=True, kw_only=True):
 
     `from` is where a moved one stood before. `mtime` is epoch seconds, `mode` as git writes it ("100644", "040755"),
     `owner` "user:group". Large files and those that cannot be read have no `sha256`. `content` (base64 in JSON) is
-    there where it was asked for and the settings allow it. `run` is the run whose suite watches the file.
+    there where it was asked for; where it is not, `no_content` says why: the file is not below files.content_allow, is
+    a private key, has more than 704 KiB (more does not fit a message of 1 MiB), or cannot be read. `run` is the run
+    whose suite watches the file.
 
     Source: protocols/emissary.md, "Entitlement and file monitor".
     """
@@ -303,6 +305,7 @@ class FileChanged(Event, frozen=True, kw_only=True):
     owner: str | None = None
     sha256: str | None = None
     content: bytes | None = None
+    no_content: Literal["not_allowed", "private_key", "too_big", "unreadable"] | None = None
     run: str | None = None
 
 
@@ -382,12 +385,16 @@ class LogMatched(Event, frozen=True, kw_only=True):
 
 
 class LogContext(Event, frozen=True, kw_only=True):
-    """What came behind a match, by its id in `match`: the lines `after` it, and the multi-line `record` it is in."""
+    """What came behind a match, by its id in `match`: the lines `after` it, and the multi-line `record` it is in.
+
+    `count` lines of the record matched the rule.
+    """
 
     path: str
     match: str
     after: tuple[str, ...] = ()
     record: tuple[str, ...] = ()
+    count: int = 1
     run: str | None = None
     test: str | None = None
 

@@ -17,11 +17,22 @@ from pathlib import Path
 
 from inotify_simple import INotify
 
-from agent.files.looks import MAX_KNOWN, Look, Looked, Seen, Survey, Surveyed, change, remote_devices
+from agent.files.looks import (
+    MAX_KNOWN,
+    Digest,
+    Look,
+    Looked,
+    NoContent,
+    Seen,
+    Survey,
+    Surveyed,
+    change,
+    remote_devices,
+)
 from agent.files.private_keys import is_private_key
 
 MAX_HASHED = 64 * 1024 * 1024  # bytes; larger files have no sha256
-MAX_CONTENT = 1024 * 1024
+MAX_CONTENT = 704 * 1024  # bytes: in base64, and with two paths of the longest, they fit a message of 1 MiB
 HASH_S = 2.0
 _CHUNK = 256 * 1024
 _GONE = (errno.ENOENT, errno.ENOTDIR)
@@ -84,40 +95,50 @@ def look(act: Look, allow: Sequence[str]) -> Looked:
         return Looked(look=act, seen=act.known)
     if seen is None or not act.digest or (act.came_from is None and change(act.known, seen, act.hint) is None):
         return Looked(look=act, seen=seen)
-    sha256, content = digest(act.path, allow if act.content else ()) if stat.S_ISREG(seen.mode) else (None, None)
-    return Looked(look=act, seen=seen, owner=f"{_user(seen.uid)}:{_group(seen.gid)}", sha256=sha256, content=content)
+    found = digest(act.path, allow if act.content else None) if stat.S_ISREG(seen.mode) else Digest()
+    return Looked(look=act, seen=seen, owner=f"{_user(seen.uid)}:{_group(seen.gid)}", digest=found)
 
 
-def digest(path: str, allow: Sequence[str]) -> tuple[str | None, bytes | None]:
+def digest(path: str, allow: Sequence[str] | None) -> Digest:
     """The file's sha256, where it is not too large; its content where it is below `allow`, small, and no private key.
 
-    What counts is where the file really is: a link in an allowed directory to a file elsewhere gives no content.
+    `allow`: None where the content is not asked for. What counts is where the file really is: a link in an allowed
+    directory to a file elsewhere gives no content.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        return None, None
+        return _without(allow, "unreadable")
     try:
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_HASHED:
-            return None, None
-        real = os.readlink(f"/proc/self/fd/{fd}") if allow and found.st_size <= MAX_CONTENT else ""
-        kept = b"" if real and _is_below(real, allow) else None
+        if not stat.S_ISREG(found.st_mode):
+            return Digest()
+        if found.st_size > MAX_HASHED:
+            return _without(allow, "too_big")
+        real = os.readlink(f"/proc/self/fd/{fd}")
+        kept = b"" if allow is not None and _is_below(real, allow) else None
+        why: NoContent = "not_allowed" if kept is None else "too_big"
         sha256, size, until = hashlib.sha256(), 0, time.monotonic() + HASH_S
         while chunk := os.read(fd, _CHUNK):
             size += len(chunk)
             if size > MAX_HASHED or time.monotonic() > until:
-                return None, None
+                return _without(allow, "too_big")
             sha256.update(chunk)
             if kept is not None:
                 kept = kept + chunk if size <= MAX_CONTENT else None
     except OSError:
-        return None, None
+        return _without(allow, "unreadable")
     finally:
         os.close(fd)
-    if kept is None or is_private_key(os.path.basename(real), kept) or is_private_key(os.path.basename(path), kept):
-        return sha256.hexdigest(), None
-    return sha256.hexdigest(), kept
+    if kept is not None and any(is_private_key(os.path.basename(name), kept) for name in (real, path)):
+        kept, why = None, "private_key"
+    if kept is None:
+        return _without(allow, why, sha256.hexdigest())
+    return Digest(sha256=sha256.hexdigest(), content=kept)
+
+
+def _without(allow: Sequence[str] | None, why: NoContent, sha256: str | None = None) -> Digest:
+    return Digest(sha256=sha256, no_content=None if allow is None else why)
 
 
 def _is_below(path: str, folders: Sequence[str]) -> bool:

@@ -22,6 +22,7 @@ _REMOTE = {
 }
 
 What = Literal["created", "modified", "deleted", "moved", "attributes"]
+NoContent = Literal["not_allowed", "private_key", "too_big", "unreadable"]
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,14 +90,21 @@ class Look(msgspec.Struct, frozen=True):
     content: bool
 
 
+class Digest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in a file; `no_content` says why there is no content though it was asked for."""
+
+    sha256: str | None = None
+    content: bytes | None = None
+    no_content: NoContent | None = None
+
+
 class Looked(msgspec.Struct, frozen=True, kw_only=True):
     """What a look found; `seen` is None where there is nothing."""
 
     look: Look
     seen: Seen | None = None
     owner: str | None = None
-    sha256: str | None = None
-    content: bytes | None = None
+    digest: Digest = Digest()
 
 
 class Drop(msgspec.Struct, frozen=True):
@@ -157,5 +165,5 @@ def described(path: str, what: What, found: Looked | Seen | None, origin: str | 
     if seen is not None:
         told = msgspec.structs.replace(told, size=seen.size, mtime=seen.mtime_ns / 1e9, mode=f"{seen.mode:06o}")
     if isinstance(found, Looked):
-        told = msgspec.structs.replace(told, owner=found.owner, sha256=found.sha256, content=found.content)
+        told = msgspec.structs.replace(told, owner=found.owner, **msgspec.structs.asdict(found.digest))
     return told

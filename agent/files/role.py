@@ -167,7 +167,7 @@ class _Files:
         return {}
 
     async def look_file(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """`{path}` -> `{path, size, mtime, mode, owner, sha256, content}`, content in base64 where it is allowed."""
+        """`{path}` -> `{path, size, mtime, mode, owner, sha256, content, no_content}` as in FileChanged."""
         path = read(payload, LookFile).path
         _check(path)
         look = Look(path, None, 0, None, follow=True, digest=True, content=True)
@@ -177,7 +177,7 @@ class _Files:
             if found.seen is None:
                 raise ActionError("not_found", f"{path}: there is no such file")
             tree: dict[str, Any] = msgspec.to_builtins(described(path, "created", found))
-            return {key: tree[key] for key in ("path", "size", "mtime", "mode", "owner", "sha256", "content")}
+            return {key: value for key, value in tree.items() if key not in ("what", "from", "run")}
         assert waiting.cancelled_caught
         raise ActionError("busy", f"{path}: the disk did not answer for {LOOK_S:.0f} s")
 

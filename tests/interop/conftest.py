@@ -11,11 +11,13 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.dbus_daemon import Daemon
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".peers"
@@ -142,3 +144,11 @@ def node(peer_command: Callable[[str], Path]) -> Path:
 def node22(peer: Callable[..., Path]) -> Path:
     """A Node 22 out of npm's packages, for peers that need more than Debian's 18 or 20."""
     return peer(lambda name: install_node22(), f"node@{NODE_22}")
+
+
+@pytest.fixture
+async def daemon(peer_command: Callable[[str], Path], tmp_path: Path) -> AsyncIterator[Daemon]:
+    started = Daemon(peer_command("dbus-daemon"), tmp_path)
+    await started.start()
+    yield started
+    await started.stop()

@@ -2,9 +2,11 @@
 by Prometheus's own parser.
 """
 
+import base64
 import json
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,12 @@ import pytest
 import trio
 
 from agent.core.events import EntitlementChanged, FileChanged
+from agent.core.supervise import Health
+from agent.files.entitlement import SUBSCRIPTION_MANAGER
+from agent.files.role import run_entitlement, run_files
+from agent.files.settings import EntitlementSettings, FilesSettings
 from tests.control_house import House, client, house
+from tests.dbus_daemon import OLD, Daemon, service
 from tests.test_control_compat import Roles
 from tests.test_control_http import get
 
@@ -81,17 +88,16 @@ class Older:
         await self._process.stdin.send_all(f"{frame}\n".encode())
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-async def test_the_older_endpoints_by_ws_of_npm(
-    node: Path, npm_project: Callable[..., Path], tmp_path: Path, tls: bool
-) -> None:
+@pytest.fixture
+def connect(node: Path, npm_project: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
+    """`await connect(server, path, nursery)`: an Older on that path."""
     script = tmp_path / "client.cjs"
     script.write_text(OLDER)
     env = {"NODE_PATH": str(npm_project("ws@8.23.0") / "node_modules")}
-    roles = Roles()
 
     async def on(server: House, path: str, nursery: trio.Nursery) -> Older:
-        argv = [str(node), str(script), server.url.rstrip("/") + path, *([str(tmp_path / "ca.pem")] if tls else [])]
+        ca = [str(server.tls.ca_file)] if server.tls.ca_file else []
+        argv = [str(node), str(script), server.url.rstrip("/") + path, *ca]
 
         async def start(*, task_status: trio.TaskStatus[trio.Process]) -> None:
             pipe = subprocess.PIPE
@@ -99,6 +105,12 @@ async def test_the_older_endpoints_by_ws_of_npm(
 
         return Older(await nursery.start(start))
 
+    return on
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_the_older_endpoints_by_ws_of_npm(connect: Callable[..., Any], tmp_path: Path, tls: bool) -> None:
+    on, roles = connect, Roles()
     async with house(tmp_path, tls=tls, handlers=roles.handlers) as server, trio.open_nursery() as nursery:
         root = await on(server, "/", nursery)
         await root.say('{"op":"get-status","from":"me"}')
@@ -121,6 +133,61 @@ async def test_the_older_endpoints_by_ws_of_npm(
         await monitor.say("x")
         assert (await monitor.heard())["event"] == "pong"
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_the_older_endpoints_on_real_files_and_a_real_dbus(
+    connect: Callable[..., Any], daemon: Daemon, tmp_path: Path, tls: bool
+) -> None:
+    etc, pki = tmp_path / "etc", tmp_path / "pki"
+    etc.mkdir()
+    (pki / "consumer").mkdir(parents=True)
+    (etc / "rhsm.conf").write_text("one")
+    (tmp_path / "secret").write_text("nobody's")
+    async with (
+        service(daemon, SUBSCRIPTION_MANAGER, 0) as served,
+        house(tmp_path, tls=tls) as server,
+        trio.open_nursery() as nursery,
+    ):
+        bus, store = server.bus, server.store
+        settings = FilesSettings(content_allow=(str(etc),))
+        await nursery.start(partial(run_files, bus, store, settings, Health("files"), metrics=server.metrics))
+        on_bus = EntitlementSettings(bus=daemon.address)
+        await nursery.start(partial(run_entitlement, bus, store, on_bus, Health("entitlement"), pki=pki))
+
+        status = await connect(server, "/ws/rhsm/status", nursery)
+        first = await status.heard()
+        if first["overallStatus"] != "Current":  # it came before the service's first answer did
+            first = await status.heard()
+        assert (first["entitlementStatus"], first["overallStatus"]) == (0, "Current")
+        served.status = 1
+        await served.signal(OLD, "entitlement_status_changed", "i", (1,))
+        assert (await status.heard())["overallStatus"] == "Invalid"
+        root = await connect(server, "/", nursery)
+        await root.say('{"op":"get-status","from":"me"}')
+        assert (await root.heard())["body"] == "1"
+
+        monitor = await connect(server, f"/ws/monitor/{etc}/rhsm.conf", nursery)
+        assert _shown(await monitor.heard()) == ("open", f"{etc}/rhsm.conf", b"one")
+        (etc / "new").write_text("two")
+        (etc / "new").rename(etc / "rhsm.conf")  # as editors do
+        assert _shown(await monitor.heard()) == ("change", f"{etc}/rhsm.conf", b"two")
+        (etc / "rhsm.conf").write_bytes(b"x" * 2**20)  # more than fits a message
+        assert _shown(await monitor.heard()) == ("change", f"{etc}/rhsm.conf", b"")
+        (etc / "rhsm.conf").unlink()
+        assert _shown(await monitor.heard()) == ("change", f"{etc}/rhsm.conf", b"")
+        await monitor.say("x")
+        assert (await monitor.heard())["event"] == "pong"
+
+        elsewhere = await connect(server, f"/ws/monitor/{tmp_path}/secret", nursery)
+        assert _shown(await elsewhere.heard()) == ("open", f"{tmp_path}/secret", b"")
+        nowhere = await connect(server, "/ws/monitor/" + "x" * 5000, nursery)
+        assert await nowhere.heard() == {"code": 1008}
+        nursery.cancel_scope.cancel()
+
+
+def _shown(frame: dict[str, Any]) -> tuple[str, str, bytes]:
+    return frame["event"], frame["file"], base64.b64decode(frame["content"])
 
 
 async def test_a_stream_by_websockets_of_pypi(python_peer: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """The entitlement status over a real dbus-daemon, from a service of the test's own (protocols/emissary.md, 12)."""
 
-import json
-import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -10,9 +8,8 @@ from typing import Any
 
 import pytest
 import trio
-from jeepney import DBusAddress, message_bus, new_error, new_method_return, new_signal
-from jeepney.io.trio import DBusConnection, open_dbus_connection
-from jeepney.low_level import HeaderFields, MessageType
+from jeepney import DBusAddress, message_bus
+from jeepney.io.trio import open_dbus_connection
 
 from agent.core.bus import Bus, Subscription
 from agent.core.events import EntitlementChanged
@@ -21,102 +18,9 @@ from agent.core.supervise import Health
 from agent.files import role
 from agent.files.entitlement import RHSM1, SUBSCRIPTION_MANAGER
 from agent.files.settings import EntitlementSettings
+from tests.dbus_daemon import NEW, OLD, START_S, Daemon, Service, service
 
 pytestmark = pytest.mark.interop
-
-START_S = 30.0
-CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path={}</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow own="*"/><allow send_destination="*"/><allow send_type="signal"/><allow receive_sender="*"/>
-  </policy>
-</busconfig>
-"""
-OLD = DBusAddress("/EntitlementStatus", interface="com.redhat.SubscriptionManager.EntitlementStatus")
-NEW = DBusAddress("/com/redhat/RHSM1/Entitlement", interface="com.redhat.RHSM1.Entitlement")
-
-
-class Daemon:
-    """A dbus-daemon that can be stopped and started again at the same address."""
-
-    def __init__(self, program: Path, folder: Path) -> None:
-        self.address = f"unix:path={folder}/bus"
-        self._socket = folder / "bus"
-        (folder / "bus.conf").write_text(CONFIG.format(self._socket))
-        self._argv = [str(program), f"--config-file={folder}/bus.conf", "--nofork", "--print-address"]
-        self._process: trio.Process | None = None
-
-    async def start(self) -> None:
-        self._socket.unlink(missing_ok=True)
-        self._process = await trio.lowlevel.open_process(
-            self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert self._process.stdout
-        with trio.fail_after(START_S):
-            assert await self._process.stdout.receive_some(), "it ended before it listened"
-
-    async def stop(self) -> None:
-        if self._process is None:
-            return
-        with trio.CancelScope(shield=True):
-            self._process.kill()
-            await self._process.wait()
-            assert self._process.stdout
-            await self._process.stdout.aclose()
-        self._process = None
-
-
-class Service:
-    """Answers check_status or GetStatus with `status`, under a name of its own."""
-
-    def __init__(self, connection: DBusConnection, status: Any) -> None:
-        self.status, self._connection = status, connection
-        self.asked = 0
-
-    async def serve(self) -> None:
-        while True:
-            message = await self._connection.receive()
-            if message.header.message_type is not MessageType.method_call:
-                continue
-            self.asked += 1
-            match message.header.fields[HeaderFields.member]:
-                case "check_status":
-                    await self._connection.send(new_method_return(message, "i", (self.status,)))
-                case "GetStatus":
-                    assert message.body == ("", "")
-                    await self._connection.send(new_method_return(message, "s", (json.dumps(self.status),)))
-                case _:
-                    await self._connection.send(new_error(message, "org.freedesktop.DBus.Error.UnknownMethod"))
-
-    async def signal(self, address: DBusAddress, member: str, signature: str | None = None, body: Any = ()) -> None:
-        await self._connection.send(new_signal(address, member, signature, body))
-
-
-@asynccontextmanager
-async def service(daemon: Daemon, name: str, status: Any) -> AsyncIterator[Service]:
-    connection = await open_dbus_connection(daemon.address)
-    async with connection:
-        async with connection.router() as router:
-            await router.send_and_get_reply(message_bus.RequestName(name))
-        served = Service(connection, status)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(served.serve)
-            try:
-                yield served
-            finally:
-                nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-async def daemon(peer_command: Callable[[str], Path], tmp_path: Path) -> AsyncIterator[Daemon]:
-    started = Daemon(peer_command("dbus-daemon"), tmp_path)
-    await started.start()
-    yield started
-    await started.stop()
 
 
 class Heard:
