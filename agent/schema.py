@@ -19,7 +19,7 @@ import msgspec
 from agent.control.messages import ACTIONS, Gap
 from agent.core.events import KINDS
 from agent.settings import Settings
-from agent.suites.messages import Suite
+from agent.suites.messages import ResultDocument, Suite
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -37,7 +37,7 @@ def schema() -> dict[str, Any]:
     """The whole document."""
     anything = dict[str, Any]
     actions = {name: (action.takes or anything, action.answers or anything) for name, action in ACTIONS.items()}
-    types: list[Any] = [*KINDS.values(), Gap, Suite, Settings]
+    types: list[Any] = [*KINDS.values(), Gap, Suite, Settings, ResultDocument]
     for pair in actions.values():
         types += pair
     schemas, defs = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
@@ -84,7 +84,11 @@ def schema() -> dict[str, Any]:
                 }
             ),
         },
-        "files": {"suite.toml": found[_key(Suite)], "agent.toml": found[_key(Settings)], "result.json": _result(defs)},
+        "files": {
+            "suite.toml": found[_key(Suite)],
+            "agent.toml": found[_key(Settings)],
+            "result.json": found[_key(ResultDocument)],
+        },
         "$defs": defs,
     }
 
@@ -105,13 +109,6 @@ def _event(kind: str, data: dict[str, Any]) -> dict[str, Any]:
     text = {"type": "string"}
     fields = {"seq": {"type": "integer"}, "at": {"type": "number"}, "kind": {"const": kind}, "run": text, "test": text}
     return _object(fields | {"data": data}, required=("seq", "at", "kind", "data"))
-
-
-def _result(defs: dict[str, Any]) -> dict[str, Any]:
-    """The result document: SuiteFinished with its records, which leave out what they share."""
-    record = {name: kind for name, kind in defs["TestFinished"]["properties"].items() if name not in ("run", "suite")}
-    tests = {"type": "array", "items": _object(record, required=("case", "name", "kind", "state"))}
-    return _object(defs["SuiteFinished"]["properties"] | {"tests": tests})
 
 
 def _object(fields: dict[str, Any], required: tuple[str, ...] | None = None) -> dict[str, Any]:

@@ -1,17 +1,18 @@
-"""The suite document: what `suite.toml`, or the same tree as JSON, says about a suite.
+"""The suite document: what `suite.toml`, or the same tree as JSON, says about a suite; and the result document.
 
 The structs hold a checked document; agent/suites/document.py reads one and says what is wrong with it. Times are
 seconds (0: no limit), sizes are bytes (a document may write "64MiB"; 0: no limit). `msgspec.to_builtins(suite)` is the
 tree again.
 
-Source: protocols/suites.md, "The suite document".
+Source: protocols/suites.md, "The suite document", "Records, events, result".
 """
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
 from agent.core.config import GIB, MIB, Size
+from agent.core.events import Artifact, Counts, State, Verdict, Warned
 
 Runner: TypeAlias = Literal["ava", "pytest", "tap", "command", "gator"]
 CodeState: TypeAlias = Literal["passed", "failed", "blocked", "skipped"]  # what an exit code can mean
@@ -141,3 +142,52 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     coverage: bool = False
     report: Report = Report()
     codes: dict[ExitCode, CodeState] = {}
+
+
+class ResultRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A test, hook, crash or rest in the result document: the last word of a `TestFinished` of the run.
+
+    `count`, how many tests a rest stands for (null: not even that is known), is there for a rest alone.
+    Source: protocols/suites.md, "Records, events, result".
+    """
+
+    case: str
+    name: str
+    file: str | None
+    kind: Literal["test", "hook", "crash", "rest"]
+    state: State
+    started: float | None
+    ended: float
+    duration: float | None
+    attempt: int
+    message: str | None
+    details: dict[str, Any]
+    at: str | None
+    log: tuple[str, ...]
+    output: str
+    known_failure: bool
+    rev: int
+    count: int | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class ResultDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """`result.json`, and what `agent demo --json` prints: one line. `started`, `ended` are epoch seconds.
+
+    Source: protocols/suites.md, "Records, events, result".
+    """
+
+    run: str
+    suite: str
+    runner: str
+    driver: str
+    verdict: Verdict
+    result: Literal["SUCCESS", "FAILURE", "ABORTED"]
+    code: int | None
+    signal: str | None
+    reason: str | None
+    started: float
+    ended: float
+    counts: Counts
+    tests: tuple[ResultRecord, ...]
+    warnings: tuple[Warned, ...]
+    artifacts: dict[str, Artifact]

@@ -11,33 +11,15 @@ from typing import Any, Final, Literal, get_args
 import msgspec
 
 from agent.core.events import Counts, State, SuiteFinished, TestFinished, Verdict
+from agent.suites.messages import ResultDocument, ResultRecord
 
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _KINDS: Final = ("test", "rest", "hook", "crash")
 _COUNTED: Final = ("test", "rest")
 _WORST: Final[tuple[Verdict, ...]] = ("lost", "aborted", "failed", "blocked")
 _REV_MAX: Final = 0xFFFF
-
-_RECORD: Final = (
-    *("case", "name", "file", "kind", "state", "started", "ended", "duration", "attempt", "message", "details", "at"),
-    *("log", "output", "known_failure", "rev"),
-)
-_BEFORE_TESTS: Final = (
-    *(
-        "run",
-        "suite",
-        "runner",
-        "driver",
-        "verdict",
-        "result",
-        "code",
-        "signal",
-        "reason",
-        "started",
-        "ended",
-        "counts",
-    ),
-)
+_FIELDS: Final = ResultDocument.__struct_fields__
+_TESTS: Final = _FIELDS.index("tests")
 
 
 class Tally:
@@ -116,18 +98,39 @@ class Tally:
 
 def document(finished: SuiteFinished, records: Iterable[TestFinished]) -> Iterator[bytes]:
     """The result document, one JSON object on one line, in parts. `records` are those that hold, see Tally."""
-    yield b"{"
-    for field in _BEFORE_TESTS:
-        yield b"%b:%b," % (_json(field), _json(getattr(finished, field)))
+    yield b"{%b" % b"".join(b"%b:%b," % _field(name, finished) for name in _FIELDS[:_TESTS])
     yield b'"tests":['
     comma = b""
     for record in records:
-        shown = {field: getattr(record, field) for field in _RECORD}
-        if record.kind == "rest":
-            shown["count"] = record.count
-        yield comma + _json(shown)
+        yield comma + _json(_shown(record))
         comma = b","
-    yield b'],"warnings":%b,"artifacts":%b}\n' % (_json(finished.warnings), _json(finished.artifacts))
+    yield b"]%b}\n" % b"".join(b",%b:%b" % _field(name, finished) for name in _FIELDS[_TESTS + 1 :])
+
+
+def _field(name: str, finished: SuiteFinished) -> tuple[bytes, bytes]:
+    return _json(name), _json(getattr(finished, name))
+
+
+def _shown(record: TestFinished) -> ResultRecord:
+    return ResultRecord(
+        case=record.case,
+        name=record.name,
+        file=record.file,
+        kind=record.kind,
+        state=record.state,
+        started=record.started,
+        ended=record.ended,
+        duration=record.duration,
+        attempt=record.attempt,
+        message=record.message,
+        details=record.details,
+        at=record.at,
+        log=record.log,
+        output=record.output,
+        known_failure=record.known_failure,
+        rev=record.rev,
+        count=record.count if record.kind == "rest" else msgspec.UNSET,
+    )
 
 
 def _json(value: Any) -> bytes:

@@ -84,10 +84,6 @@ class Run:
                 if event.kind == "test" and event.rev == 1:
                     self._ended[event.state] = self._ended.get(event.state, 0) + 1
 
-    def unfinished(self) -> list[str]:
-        """The cases that have begun and not ended."""
-        return list(self._tests)
-
     def overdue(self, now: float) -> str | None:
         """Why the run must be ended now, or None. Source: the sheet's `limits`, and the Seneschal's `deadline`."""
         for at, reason in self._checks():

@@ -25,6 +25,8 @@ DOCUMENT_MAX: Final = 64 * 1024 * 1024  # bytes
 _FORBIDDEN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
 _IN_TEXT: Final = {"\r": "&#13;"}  # else a reader makes it a line feed
 _IN_ATTRIBUTE: Final = {'"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
+# Most names and numbers hold none of these, and are written as they are.
+_ODD = re.compile('[&<>"\\x00-\\x1f\\ud800-\\udfff\\ufffe\\uffff]')
 _PARAMETER = re.compile(r"polarion-parameter-[A-Za-z0-9._-]{1,128}")
 
 
@@ -231,10 +233,16 @@ def _properties(pairs: Iterable[tuple[str, str]]) -> bytes:
 
 
 def _attributes(values: dict[str, Any]) -> bytes:
-    pairs = [f' {name}="{escape(clean(str(value)), _IN_ATTRIBUTE)}"' for name, value in values.items()]
+    pairs = [f' {name}="{_attribute(str(value))}"' for name, value in values.items()]
     return "".join(pairs).encode()
+
+
+def _attribute(text: str) -> str:
+    return escape(clean(text), _IN_ATTRIBUTE) if _ODD.search(text) else text
 
 
 def _escaped(text: str) -> bytes:
     """A text for an element's content, cut to TEXT_MAX bytes before it is escaped."""
+    if not text:
+        return b""
     return escape(clip(clean(text), TEXT_MAX), _IN_TEXT).encode()
