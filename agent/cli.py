@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument("--boot-check", action="store_true", help="what the service does before each start")
     install.add_argument("--print-service", choices=("systemd", "openrc", "sysv"), help="the service files, as text")
     _config_option(install)
+    _gator_options(add("gator", "run a Gator spec, or one layer below --parent", _gator))
     add("schema", "JSON Schema of every event, action and file format", _schema)
     settings = add("config", "show or check the settings", None).add_subparsers(metavar="show|check", required=True)
     show = add("show", "the effective settings", _config_show, settings)
@@ -129,6 +130,29 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check", "validate files: every error with file, line and key", _config_check, settings)
     check.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return parser
+
+
+def _gator_options(command: argparse.ArgumentParser) -> None:
+    """Gator's own flags, all of them, and ours behind."""
+    command.add_argument("--id", metavar="IDENT", help="with --parent: which of its children this is")
+    command.add_argument("--hub", metavar="HOST:PORT", help="a Gator hub to tell of a root")
+    command.add_argument("--parent", metavar="HOST:PORT", help="the layer above; default: GATOR_PARENT")
+    command.add_argument("--interval", type=float, default=5.0, metavar="S", help="between two updates")
+    command.add_argument("--tracking", type=Path, metavar="DIR", help="default: ./tracking/<time>")
+    command.add_argument("--quiet", action="store_true", help="tell no messages upward, and print none")
+    command.add_argument("--all-msg", action="store_true", help="tell those of all layers")
+    command.add_argument("-v", "--verbose", action="store_true", help="tell DEBUG messages too")
+    command.add_argument("--progress", action="store_true", help="print how many jobs are done")
+    command.add_argument("--scheduler", choices=("local",), default="local")
+    command.add_argument("--sched-arg", metavar="KEY=VALUE", action="append", default=[], help="as concurrency=4")
+    for name, default in (("warning", None), ("error", 0), ("critical", 0)):
+        about = f"so many {name} messages do not fail a job; -1: any number"
+        command.add_argument(f"--limit-{name}", type=int, default=default, metavar="N", help=about)
+    command.add_argument("--resume-wait", type=float, metavar="S", help="for a parent or child that is away")
+    command.add_argument("--isolate", action="store_true", help="each child a process")
+    command.add_argument("--events-fd", type=int, metavar="N", help="a JSON line there for each job's start and end")
+    command.add_argument("spec", type=Path, nargs="?", metavar="SPEC")
+    _config_option(command)
 
 
 def _config_option(command: argparse.ArgumentParser) -> None:
@@ -290,6 +314,54 @@ def _install(given: argparse.Namespace) -> int:
             config=tuple(given.config),
         )
     )
+
+
+def _gator(given: argparse.Namespace) -> int:
+    import logging
+
+    import msgspec
+    import trio
+
+    from agent.core.errors import DocumentError
+    from agent.gator import role
+    from agent.gator.layer import Limits, Options
+
+    settings = _load(given).settings.gator
+    if given.resume_wait is not None:
+        settings = msgspec.structs.replace(settings, resume_wait_s=given.resume_wait)
+    logging.basicConfig(level="WARNING", stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    most = (given.limit_warning, given.limit_error, given.limit_critical)
+    pairs = [text.partition("=") for text in given.sched_arg]
+    if given.interval <= 0 or not all(equals for _, equals, _ in pairs):
+        print("agent gator: --interval is more than 0, --sched-arg is KEY=VALUE", file=sys.stderr)
+        return USAGE
+    command = role.Command(
+        options=Options(
+            interval_s=given.interval,
+            quiet=given.quiet,
+            all_messages=given.all_msg,
+            least="DEBUG" if given.verbose else "INFO",
+            limits=Limits(*(None if limit is None or limit < 0 else limit for limit in most)),
+            isolate=given.isolate,
+            scheduler=given.scheduler,
+            sched_args=tuple((name, value) for name, _, value in pairs),
+            hub=given.hub or "",
+        ),
+        spec=given.spec,
+        ident=given.id,
+        parent=given.parent or (None if given.spec else os.environ.get("GATOR_PARENT")),
+        tracking=given.tracking,
+        progress=given.progress,
+        events=given.events_fd,
+    )
+    try:
+        return trio.run(role.run, command, settings)
+    except (BaseExceptionGroup, DocumentError, role.BadOption) as err:
+        cause = unwrap(err)
+        if not isinstance(cause, DocumentError | role.BadOption):
+            raise
+        print(cause, file=sys.stderr)
+        return USAGE
 
 
 def _schema(given: argparse.Namespace) -> int:

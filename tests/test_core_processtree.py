@@ -17,6 +17,7 @@ from agent.core.processtree import (
     kill,
     mark_of,
     nested,
+    no_strangers,
     reap,
     send,
     snapshot,
@@ -239,3 +240,11 @@ def test_only_the_exits_of_adopted_processes_are_taken() -> None:
     assert young.pid not in snapshot()
     assert (ours.wait(), led.wait()) == (0, 0)
     young.returncode = 0
+
+
+async def test_a_child_that_we_do_not_know_is_a_stranger() -> None:
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(trio.run_process, ["sleep", "60"])
+        assert not no_strangers({})
+        assert no_strangers({process.pid})
+        nursery.cancel_scope.cancel()

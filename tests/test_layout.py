@@ -33,12 +33,14 @@ LOADED_ELSEWHERE = (
     "agent/monitors/examples/",
 )
 SAMPLES = "agent/lab/samples/"
-# Beside role.py, the files of a protocol folder that do I/O by design: the Eman hub, a Gator layer's SQLite file, the
-# ways to start Gator's jobs, the probe sources; the CI Bus; what gets a suite onto the disk, runs it, and writes down
-# its end; what looks which AVA a project has; the file monitor's disk, descriptor and thread; D-Bus; what
-# follows logs and reads one; what runs a monitor.
+# Beside role.py, the files of a protocol folder that do I/O by design: the Eman hub, Gator's layers and their files,
+# the probe sources; the CI Bus; what gets a suite onto the disk, runs it, and writes down its end; what looks which AVA
+# a project has; the file monitor's disk, descriptor and thread; D-Bus; what follows logs and reads one; what runs a
+# monitor.
 DOES_IO = (
-    *("agent/eman/hub.py", "agent/gator/layerdb.py", "agent/gator/schedulers.py", "agent/coverage/sources"),
+    *("agent/eman/hub.py", "agent/coverage/sources"),
+    *(f"agent/gator/{name}.py" for name in ("layerdb", "schedulers", "port", "journal", "answers", "view", "told")),
+    *(f"agent/gator/{name}.py" for name in ("wrapper", "tier", "elsewhere", "uplink")),
     *("agent/polarize/cibus.py", "agent/files/disk.py", "agent/files/follow.py", "agent/files/services.py"),
     *(
         "agent/logs/follow.py",

@@ -78,8 +78,8 @@ class ActionError(AgentError):
 
     @property
     def reason(self) -> str:
-        """The `reason` of an error answer (protocols/emissary.md, "The envelope")."""
-        return f"{self.code}: {self.what}"
+        """The `reason` of an error answer (protocols/emissary.md, "The envelope"). Gator's have no code: it is empty."""
+        return f"{self.code}: {self.what}" if self.code else self.what
 
 
 class StoreError(AgentError):

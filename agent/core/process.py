@@ -9,7 +9,7 @@
 The end of a child is its *exit*, not the end of its pipes: what it leaves behind may keep them open. Its exit is looked
 at and not taken until the tree is dead: so long its number, which is also its group's and its session's, stays its own.
 
-Limits, nice, oom_score_adj, cgroup and user are set between fork and exec, in `_before_exec`: set from outside they
+Limits, nice, oom_score_adj, cgroup and user are set between fork and exec, in forked.py: set from outside they
 would come after the child's first forks, and there is no shell or other program between that could set them. It is
 Python in a child forked from a process with threads. That is safe as long as it takes no lock that a thread may have
 held, so: no import, no logging, only system calls with arguments made before the fork. It costs a fork instead of a
@@ -30,12 +30,10 @@ import math
 import os
 import pwd
 import re
-import resource
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
@@ -47,13 +45,27 @@ import trio
 
 from agent.core.cgroup import Leaf, Leaves
 from agent.core.errors import AgentError, ProtocolMisuse
-from agent.core.processtree import MARK, Proc, Stat, TreeSurvived, kill, nested, reap, send, stat_of, tree
+from agent.core.forked import before_exec, ignored_signals
+from agent.core.processtree import (
+    MARK,
+    Proc,
+    Stat,
+    TreeSurvived,
+    kill,
+    nested,
+    no_strangers,
+    reap,
+    send,
+    stat_of,
+    tree,
+)
 
 log = logging.getLogger(__name__)
 
 DRAIN_S = 2.0  # protocols/suites.md, "A run": after the exit the pipes get that long
 PASSED = ("PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "USER")  # protocols/suites.md, `env_pass`
 READ_SIZE = 65_536  # a pipe's usual capacity
+STARTS_WAITED_FOR, START_S = 10, 0.001  # looks while others start, and what a start usually takes
 REAP_PAUSE_S = 0.25  # a suite that makes orphans by the thousand costs four looks a second, not one each
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -78,8 +90,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     `memory` (bytes) and `processes` hold for the whole tree where a cgroup is delegated. Else `memory` is each one's
     RLIMIT_DATA (RLIMIT_AS counts what Node and Java merely reserve: they end at once), `processes` is RLIMIT_NPROC,
     which counts all of the user's and never stops root. `cpu` is seconds of each process: SIGXCPU, one second later
-    SIGKILL. `cpus` is held by a cgroup only. `nice` is added to the agent's own; it and `oom_score_adj` are wishes:
-    where the service may not set them (EPERM), the child runs on without.
+    SIGKILL. `cpus` is held by a cgroup only; `affinity` are the numbers of CPUs it may run on. `nice` is added to the
+    agent's own; it and `oom_score_adj` are wishes: where the service may not set them (EPERM), the child runs on
+    without. UNLIMITED asks for nothing, and so costs no Python between fork and exec.
     """
 
     memory: int | None = None
@@ -89,8 +102,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     cpu: int | None = None
     core: int | None = 0
     cpus: float | None = None
+    affinity: tuple[int, ...] | None = None
     nice: int = 5
-    oom_score_adj: int = 500
+    oom_score_adj: int | None = 500
+
+
+UNLIMITED = Limits(core=None, nice=0, oom_score_adj=None)
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,12 +271,30 @@ class Child:
             return
         if self._look() is None:
             self._ended_by = "SIGKILL"
+        elif not self._leaf and _adopting and await self._left_nothing():
+            self._dead = True
+            return
         if self._leaf:
             self._leaf.kill()
         if survivors := await kill(self.tree):
             raise TreeSurvived(self.spec.mark, tuple(stat.proc.pid for stat in survivors))
         self._dead = True
         self._look()
+
+    async def _left_nothing(self) -> bool:
+        """Has all its tree ended, as far as a short look can tell?
+
+        What it left would have become our child when it ended, or be below such a one. A start under way in a thread is
+        a stranger until it is done; and one that fails is reaped there, which can hide another from a single look.
+        """
+        for _ in range(STARTS_WAITED_FOR):
+            is_calm = not _starting
+            if no_strangers(_children) and (is_calm or no_strangers(_children)):
+                return True
+            if is_calm:
+                return False
+            await trio.sleep(START_S)
+        return False
 
     async def _pipes_ended(self, within_s: float) -> None:
         with trio.move_on_after(within_s):
@@ -426,6 +461,7 @@ async def _spawn(spec: Spec, leaves: Leaves | None, ours: ExitStack, theirs: Exi
         ours.callback(leaf.remove)
         procs = leaf.open_procs()
         theirs.callback(os.close, procs)
+    ignored = ignored_signals()
     numbers = {name: str(writing[name]) for name in spec.pipes}
     arguments = {f"@pipe:{name}": number for name, number in numbers.items()}
     # In a thread, as exec may wait for a slow disk; that cannot be cancelled, so no child gets lost in the middle.
@@ -444,7 +480,9 @@ async def _spawn(spec: Spec, leaves: Leaves | None, ours: ExitStack, theirs: Exi
             stderr=writing["stderr"],
             pass_fds=[writing[name] for name in spec.pipes],
             start_new_session=True,
-            preexec_fn=_before_exec(limits, leaves.controllers if leaves else frozenset(), procs, _account(spec)),
+            preexec_fn=None
+            if limits == UNLIMITED and procs is None and not spec.user and not ignored
+            else before_exec(limits, leaves.controllers if leaves else frozenset(), procs, _account(spec), ignored),
         )
     )
     try:
@@ -477,53 +515,6 @@ def _account(spec: Spec) -> pwd.struct_passwd | None:
             spec.argv[0], f"only root can run it as {spec.user!r}", remedy="Run the agent as root, or name no user."
         )
     return account
-
-
-def _before_exec(
-    limits: Limits, held: Container[str], procs: int | None, account: pwd.struct_passwd | None
-) -> Callable[[], None]:
-    """What the child does to itself before exec. `held` are its cgroup's controllers, `procs` a descriptor to enter."""
-    groups = os.getgrouplist(account.pw_name, account.pw_gid) if account else []
-    wanted = {
-        resource.RLIMIT_NOFILE: limits.nofile,
-        resource.RLIMIT_CORE: limits.core,
-        resource.RLIMIT_CPU: limits.cpu,
-        resource.RLIMIT_NPROC: None if "pids" in held else limits.processes,
-        resource.RLIMIT_DATA: None if "memory" in held else limits.memory,
-        resource.RLIMIT_AS: limits.address_space,
-    }
-    ceilings = [
-        (which, (min(value, top), min(value + (which == resource.RLIMIT_CPU), top)))
-        for which, value in wanted.items()
-        if value is not None
-        for top in [_top(resource.getrlimit(which)[1])]
-    ]
-    # A shell without job control starts what it puts into the background with SIGINT ignored, and that is inherited.
-    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
-    oom_score_adj = str(limits.oom_score_adj).encode()
-
-    def before_exec() -> None:
-        for number in ignored:
-            signal.signal(number, signal.SIG_DFL)
-        if procs is not None:
-            os.write(procs, b"0")
-        with suppress(OSError):
-            fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-            os.write(fd, oom_score_adj)
-        with suppress(OSError):
-            os.nice(limits.nice)
-        if account:
-            os.setgroups(groups)
-            os.setgid(account.pw_gid)
-            os.setuid(account.pw_uid)
-        for which, pair in ceilings:  # last: the next allocation may fail
-            resource.setrlimit(which, pair)
-
-    return before_exec
-
-
-def _top(hard: int) -> int:
-    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 def _explained(spec: Spec, error: OSError | subprocess.SubprocessError) -> ChildFailedToStart:

@@ -99,6 +99,21 @@ def nested(mark: str) -> str:
     return f"{outer}/{mark}" if outer else mark
 
 
+def no_strangers(known: Container[int]) -> bool:
+    """Are all our direct children known? False too where the kernel does not list them (CONFIG_PROC_CHILDREN).
+
+    The tree of a child of ours that has ended is dead then, if we are the subreaper: each of its processes had a parent
+    in the tree or has us. A look of 0.1 ms, where `snapshot` takes one for each process on the machine.
+    """
+    try:
+        threads = os.listdir("/proc/self/task")
+        return all(
+            int(pid) in known for thread in threads for pid in _read(f"/proc/self/task/{thread}/children").split()
+        )
+    except OSError:  # or a thread has just left, and its children are another's
+        return False
+
+
 def tree(mark: str, root: Proc | None = None, *, strays_before: float = 0) -> list[Stat]:
     """The processes of a tree, by pid, the zombies too; never ourselves or a process above us.
 

@@ -1,0 +1,46 @@
+"""What both kinds of layer answer on their ports.
+
+Source: protocols/gator.md, "Dialects" (`resolve`, `get_messages`), "The wire".
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from agent.gator import messages
+from agent.gator.dialects import read
+from agent.gator.journal import Journal
+from agent.gator.messages import ApiJob
+
+
+async def told_messages(journal: Journal, payload: Mapping[str, Any], status: int) -> dict[str, Any]:
+    """The answer to `get_messages`: D1 tells by `after` the first uid that it wants, D2 the last that it has."""
+    request: messages.GetMessages = read("get_messages", payload, messages.GetMessages)
+    inclusive = payload.get("format") == "d1"
+    rows = await journal.read(request.after + (not inclusive), request.limit)
+    return {
+        "messages": [
+            {"uid": row.uid, "severity": row.severity, "message": row.message, "timestamp": int(row.timestamp)}
+            for row in rows
+        ],
+        "total": journal.logs,
+        "status": status,
+    }
+
+
+async def told_layer(
+    resolve: Callable[[messages.Resolve], Awaitable[ApiJob]], payload: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The answer to `resolve`: D1 asks by `path` and is told less."""
+    request: messages.Resolve = read("resolve", payload, messages.Resolve)
+    if request.path is None:
+        told: dict[str, Any] = msgspec.to_builtins(await resolve(request))
+        return told
+    job = await resolve(messages.Resolve(root_path=request.path, depth=1))
+    return {
+        "ident": job.ident,
+        "server_url": job.server_url,
+        "metrics": job.metrics,
+        "children": [child.ident for child in job.children],
+    }

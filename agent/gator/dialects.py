@@ -1,0 +1,246 @@
+"""Dialects of Gator told apart, and their payloads turned into what we hold and back. Pure.
+
+    spec, register   `id` without `ident`  -> D0
+    first update     `summary`             -> D2, else D1
+    register answer  `emissary` -> ours;  `uidx` -> D2;  else D1, or D0 when the spec says `id:`
+
+Source: protocols/gator.md, "Dialects", "Decisions"; seeds/gator-websocket-api.md.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+import agent
+from agent.core.errors import ActionError
+from agent.gator.messages import (
+    MAX_PATHS,
+    RESERVED,
+    RESULTS,
+    STATES,
+    ApiJob,
+    ChildState,
+    Complete,
+    Dialect,
+    Named,
+    Number,
+    Path,
+    Report,
+    Report2,
+    Result,
+)
+from agent.gator.spec import Size
+from agent.gator.summary import Summary, Sums
+
+_SUBS = ("sub_total", "sub_active", "sub_passed", "sub_failed")
+
+
+def wrong(reason: str) -> ActionError:
+    """An error answer as Gator gives them: a sentence without a code."""
+    return ActionError("", reason)
+
+
+def read(action: str, payload: Mapping[str, Any], kind: type[Any]) -> Any:
+    """A payload as the struct of its action. Raises ActionError with what is missing or wrong."""
+    try:
+        return msgspec.convert(payload, kind)
+    except msgspec.ValidationError as err:
+        raise wrong(f"{action}: {err}") from err
+
+
+# ---- a child's requests, at a tier ----------------------------------------------------------------------------------
+
+
+def named(action: str, payload: Mapping[str, Any]) -> tuple[str, bool]:
+    """Whom a request of a child is about, and whether it said so as D0 does. Raises ActionError."""
+    given: Named = read(action, payload, Named)
+    ident = given.ident if given.ident is not None else given.id
+    if ident is None:
+        raise wrong(f"{action}: Object missing required field `ident`")
+    return ident, given.ident is None
+
+
+def child_dialect(named_as_d0: bool, payload: Mapping[str, Any]) -> Dialect:
+    """The dialect of a child, by its update or complete."""
+    if "summary" in payload:
+        return "d2"
+    return "d0" if named_as_d0 else "d1"
+
+
+def register_answer(path: Sequence[str], uidx: int) -> dict[str, Any]:
+    """What a tier answers to every child; those of D0 and D1 take more than their own {}."""
+    return {
+        "path": list(path),
+        "root": 0,
+        "uidx": uidx,
+        "emissary": {"version": agent.__version__, "resume": True},
+    }
+
+
+def read_update(payload: Mapping[str, Any], size: Size) -> tuple[Summary, Result]:
+    """An `update` in any dialect; `size` is what the spec says of that child. Raises ActionError."""
+    if "summary" in payload:
+        report: Report2 = read("update", payload, Report2)
+        return _summary2(report, size), RESULTS[report.result]
+    return _summary1("update", payload, size), "UNKNOWN"
+
+
+def read_complete(payload: Mapping[str, Any], size: Size) -> tuple[Summary, Result, int]:
+    """A `complete` in any dialect: summary, result, code. Raises ActionError, also while jobs are active."""
+    if "summary" in payload:
+        report: Report2 = read("complete", payload, Report2)
+        if "result" not in payload or "code" not in payload:
+            raise wrong("complete: Object missing required field `result` or `code`")
+        summary, result, code = _summary2(report, size), RESULTS[report.result], report.code
+    else:
+        given: Complete = read("complete", payload, Complete)
+        name = given.result.strip().upper()
+        known = next((result for result in RESULTS if result == name), None)
+        if known is None:
+            raise wrong(f"complete: {given.result!r} is not a valid result; SUCCESS or FAILURE is")
+        summary, result, code = _summary1("complete", payload, size), known, given.code
+    if summary.jobs.active or summary.tiers.active:
+        raise wrong(f"complete: {summary.jobs.active + summary.tiers.active} jobs are still active (sub_active)")
+    return summary, result, code
+
+
+def _summary1(action: str, payload: Mapping[str, Any], size: Size) -> Summary:
+    report: Report = read(action, payload, Report)
+    metrics = report.metrics
+    given = {name: getattr(report, name) if getattr(report, name) is not None else metrics.get(name) for name in _SUBS}
+    total = given["sub_total"]
+    jobs = Sums(size.jobs if total is None else int(total), *(int(given[name] or 0) for name in _SUBS[1:]))
+    return Summary(jobs=jobs, tiers=_tiers(size, jobs), metrics=_own(metrics), failed=_paths(report.failed_ids))
+
+
+def _tiers(size: Size, jobs: Sums) -> Sums:
+    """The tiers of a child that counts jobs only: they are done when all of its jobs are."""
+    if not size.tiers:
+        return Sums()
+    done = not jobs.active and jobs.passed + jobs.failed >= jobs.total
+    return Sums(size.tiers, 0 if done else 1, size.tiers if done and not jobs.failed else 0, 1 if jobs.failed else 0)
+
+
+def _summary2(report: Report2, size: Size) -> Summary:
+    """Of jobs and tiers together; apart by what the spec says and the lists of paths."""
+    metrics = report.summary.metrics
+    both = Sums(*(int(metrics.get(name, 0)) for name in _SUBS))
+    failed, running = _paths(report.summary.failed_ids), _paths(report.summary.running_ids)
+    if not size.tiers:
+        jobs = both
+    else:
+        lost = min(len(failed), both.failed)
+        active = min(len(running), both.active)
+        passed = min(max(size.jobs - lost - active, 0), both.passed)
+        if active or both.active:
+            passed = min(passed, max(both.passed - size.tiers + 1, 0))
+        jobs = Sums(min(size.jobs, both.total), active, passed, lost)
+    return Summary(jobs=jobs, tiers=both - jobs, metrics=_own(metrics), failed=failed, running=running)
+
+
+def _own(metrics: Mapping[str, Number]) -> dict[str, Number]:
+    return {name: value for name, value in metrics.items() if not name.startswith("sub_")}
+
+
+def _paths(lists: Iterable[Sequence[str]]) -> tuple[Path, ...]:
+    return tuple(map(tuple, lists))[:MAX_PATHS]
+
+
+# ---- our reports to a parent ----------------------------------------------------------------------------------------
+
+
+def parent_dialect(answer: Mapping[str, Any], *, spec_says_id: bool) -> Dialect:
+    """The dialect of a parent, by its answer to `register`."""
+    if isinstance(answer.get("emissary"), dict):
+        return "emissary"
+    if "uidx" in answer:
+        return "d2"
+    return "d0" if spec_says_id else "d1"
+
+
+def is_plain_dialect(dialect: Dialect, server: str) -> bool:
+    """Does this parent die of a metric that it does not have itself? `server` is the header of its 101 answer."""
+    return dialect == "d0" or (dialect == "d1" and "websockets/11." in server)
+
+
+def report(dialect: Dialect, ident: str, summary: Summary, result: Result, *, plain: bool) -> dict[str, Any]:
+    """The payload of an `update`. `plain`: only what a real tier of D0 or D1 takes."""
+    if dialect in ("d2", "emissary"):
+        return {"ident": ident, "id": ident, "summary": _written2(summary), "result": RESULTS.index(result)}
+    counts = _counts(summary.jobs)
+    metrics: dict[str, Number] = {
+        name: value for name, value in summary.metrics.items() if not plain or name.startswith("msg_")
+    }
+    if not plain:
+        metrics.update(counts)
+    failed = [list(path) for path in summary.failed[:MAX_PATHS]]
+    return {"ident": ident, "id": ident, "metrics": metrics, **counts, "failed_ids": failed}
+
+
+def completion(
+    dialect: Dialect, ident: str, summary: Summary, result: Result, code: int, *, plain: bool
+) -> dict[str, Any]:
+    """The payload of a `complete`."""
+    payload = report(dialect, ident, summary, result, plain=plain)
+    if dialect in ("d2", "emissary"):
+        return {**payload, "code": code}
+    payload.pop("sub_active")
+    return {**payload, "result": "SUCCESS" if result == "SUCCESS" else "FAILURE", "code": code}
+
+
+def _written2(summary: Summary) -> dict[str, Any]:
+    return {
+        "metrics": {**summary.metrics, **_counts(summary.jobs + summary.tiers)},
+        "failed_ids": [list(path) for path in summary.failed[:MAX_PATHS]],
+        "running_ids": [list(path) for path in summary.running[:MAX_PATHS]],
+    }
+
+
+def _counts(sums: Sums) -> dict[str, int]:
+    return dict(zip(_SUBS, msgspec.structs.astuple(sums), strict=True))
+
+
+def is_reserved(name: str) -> bool:
+    """Is that metric counted by the layers themselves?"""
+    return name.startswith(RESERVED)
+
+
+# ---- children, as told by a tier ------------------------------------------------------------------------------------
+
+
+def read_children(payload: Mapping[str, Any]) -> dict[str, ChildState]:
+    """An answer to `children` in any of its shapes: flat (the seed), by state (real D0, D1), ApiJobs (D2).
+
+    Raises ActionError.
+    """
+    if isinstance(payload.get("children"), list):
+        jobs: list[ApiJob] = read("children", {"of": payload["children"]}, _Jobs).of
+        return {job.ident: _child(job) for job in jobs}
+    if payload.keys() <= {"launched", "pending", "completed"} and not any(
+        isinstance(value, dict) and "state" in value for value in payload.values()
+    ):
+        payload = {name: child for part in payload.values() for name, child in part.items()}
+    children: dict[str, ChildState] = read("children", {"of": payload}, _Flat).of
+    return children
+
+
+class _Jobs(msgspec.Struct):
+    of: list[ApiJob]
+
+
+class _Flat(msgspec.Struct):
+    of: dict[str, ChildState]
+
+
+def _child(job: ApiJob) -> ChildState:
+    return ChildState(
+        state=STATES[min(max(job.status, 0), 3)],
+        result=RESULTS[min(max(job.result, 0), 3)],
+        server=job.server_url,
+        metrics=job.metrics,
+        exitcode=0,
+        started=int(job.started or 0),
+        updated=int(job.updated or 0),
+        completed=int(job.stopped or 0),
+    )

@@ -1,0 +1,265 @@
+"""`agent gator`: one layer of a tree from its command line, as root or below a parent.
+
+    arguments -> spec (a file, or the parent's) -> wrapper or tier -> its end -> exit code
+
+Source: protocols/gator.md, "Command line", "State machine" (Signals), "Schedulers" (local).
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import msgspec
+import trio
+
+from agent.core import cgroup
+from agent.core.errors import AgentError, DocumentError
+from agent.core.metrics import Metrics
+from agent.core.process import adopt, environ
+from agent.gator import schedulers
+from agent.gator import spec as specs
+from agent.gator.layer import Above, Options, Place, Shared
+from agent.gator.messages import Result, Severity
+from agent.gator.pool import Demand, Grant, Pool, demand
+from agent.gator.schedulers import Scheduler
+from agent.gator.settings import GatorSettings
+from agent.gator.spec import Group, Job, Node, Spec
+from agent.gator.summary import Summary
+from agent.gator.tier import Tier
+from agent.gator.told import Told
+from agent.gator.uplink import Uplink
+from agent.gator.wrapper import Wrapper
+
+log = logging.getLogger(__name__)
+
+PASSED, FAILED, UNREACHABLE = 0, 1, 3
+# `babysit` is real Gator's, and of no use here.
+KNOWN_ARGS: Final = {"concurrency", "memory", "isolated", "command", "babysit"}
+MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
+
+
+class BadOption(AgentError):
+    """An option of the command line cannot be used. Exit code 2."""
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """The command line. `spec` for a root, `ident` and `parent` for a child. `events` takes JSON lines of jobs."""
+
+    options: Options
+    spec: Path | None = None
+    ident: str | None = None
+    parent: str | None = None
+    tracking: Path | None = None
+    progress: bool = False
+    events: int | None = None
+
+
+class Root:
+    """Nobody is above: messages and progress are printed."""
+
+    def __init__(self, out: TextIO, options: Options, *, progress: bool) -> None:
+        self._out, self._options, self._progress = out, options, progress
+        self._shown = ""
+
+    async def register(self, server: str) -> Place:
+        return Place()
+
+    def update(self, summary: Summary, result: Result) -> None:
+        if self._progress:
+            jobs = summary.jobs
+            text = f"{jobs.passed + jobs.failed}/{jobs.total} done, {jobs.failed} failed, {jobs.active} active"
+            if text != self._shown:
+                self._shown = text
+                self._print(text)
+
+    async def complete(self, summary: Summary, result: Result, code: int) -> None:
+        jobs = summary.jobs
+        if not self._options.quiet:
+            self._print(f"{result}: {jobs.passed} of {jobs.total} jobs passed, {jobs.failed} failed")
+            for path in summary.failed[:20]:
+                self._print(f"failed: {'/'.join(path)}")
+
+    def log(self, severity: Severity, message: str, at: float) -> None:
+        stamp = time.strftime("%H:%M:%S", time.localtime(at))
+        self._print(f"[{stamp}] [{severity:<7s}] {message}")
+
+    def _print(self, text: str) -> None:
+        with suppress(OSError):  # whoever read it has gone; the work goes on
+            print(text, file=self._out, flush=True)
+
+
+async def run(command: Command, settings: GatorSettings, out: TextIO = sys.stdout) -> int:
+    """One layer from start to end; the exit code.
+
+    Raises DocumentError for a spec that cannot be used, BadOption, PeerUnreachable and PeerRefused for a parent, and
+    OSError when the tracking folder cannot be made.
+    """
+    async with trio.open_nursery() as nursery:
+        await nursery.start(adopt)
+        code = await (_run_child if command.parent else _run_root)(command, settings, out)
+        nursery.cancel_scope.cancel()
+    return code
+
+
+async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> int:
+    path = command.spec
+    if path is None:
+        raise BadOption("neither a spec nor a parent is named", remedy="Name a spec, or --parent and --id.")
+    spec = specs.load(await trio.to_thread.run_sync(_read, path), str(path))
+    options = command.options
+    pool = _pool(options, settings)
+    check(spec, pool)
+    told = Told(spec.root, command.events) if command.events is not None else None
+    shared = _shared(options, settings, pool, told.tell if told else lambda event: None)
+    tracking = command.tracking or Path("tracking") / datetime.now().isoformat(timespec="seconds")
+    root = Root(out, options, progress=command.progress)
+    for name in unlisted(spec.root, pool):
+        log.warning("license %r is not in [gator.licenses]: any number is given", name)
+    layer = _layer(spec.root, tracking.absolute(), root, shared, forward=not options.quiet)
+    await _run_with_signals(layer, is_root=True)
+    if told:
+        told.close(shared.clock())
+    return PASSED if layer.result == "SUCCESS" else FAILED
+
+
+async def _run_child(command: Command, settings: GatorSettings, out: TextIO) -> int:
+    assert command.parent is not None
+    options = command.options
+    if not command.ident or specs.bad_ident(command.ident):
+        raise BadOption("a child needs an ident", remedy="Name it with --id.")
+    pool = _pool(options, settings)
+    events: list[Callable[[dict[str, Any]], None]] = []
+    shared = _shared(options, settings, pool, lambda event: events[0](event))
+    try:
+        uplink = Uplink(command.ident, command.parent, shared)
+    except ValueError as err:
+        raise BadOption(f"--parent: {err}", remedy="Write it as HOST:PORT, as the parent gave it.") from err
+    events.append(uplink.tell)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uplink.run)
+        spec = specs.load(await uplink.fetch_spec(), f"the spec of {command.ident}", from_parent=True)
+        node = msgspec.structs.replace(spec.root, ident=command.ident)
+        tracking = command.tracking or Path("tracking") / datetime.now().isoformat(timespec="seconds")
+        layer = _layer(node, tracking.absolute(), uplink, shared, forward=not options.quiet)
+        uplink.below = layer
+
+        async def stop_when_superseded() -> None:
+            await uplink.until_superseded()
+            await layer.stop()
+
+        nursery.start_soon(stop_when_superseded)
+        await _run_with_signals(layer, is_root=False)
+        nursery.cancel_scope.cancel()
+    if uplink.gave_up:
+        return UNREACHABLE
+    return PASSED if layer.result == "SUCCESS" else FAILED
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(specs.MAX_SPEC + 1)
+    except OSError as err:
+        raise DocumentError(path, 0, "", f"cannot be read: {err.strerror}", remedy="Correct the path.") from err
+
+
+def _layer(node: Node, folder: Path, above: Above, shared: Shared, *, forward: bool) -> Wrapper | Tier:
+    if isinstance(node, Job):
+        grant = shared.pool.take(demand(node)) or Grant(Demand(0))
+        return Wrapper(node, folder, above, shared, grant, forward=forward, is_many=False)
+    return Tier(node, folder, above, shared, _scheduler(shared.options, shared.env), forward=forward)
+
+
+def _scheduler(options: Options, env: Mapping[str, str]) -> Scheduler | None:
+    """Who runs the children; None: this process."""
+    args = dict(options.sched_args)
+    is_here = (
+        options.scheduler == "local" and not options.isolate and "command" not in args and args.get("isolated") != "1"
+    )
+    try:
+        return None if is_here else schedulers.choose(options.scheduler, args, env)
+    except ValueError as err:
+        raise BadOption(f"--scheduler: {err}", remedy="Correct --scheduler or --sched-arg.") from err
+
+
+async def _run_with_signals(layer: Wrapper | Tier, *, is_root: bool) -> None:
+    """A root is stopped by SIGINT and SIGTERM, and killed by the second; a child leaves SIGINT to its parent."""
+    async with trio.open_nursery() as nursery:
+
+        async def listen(*, task_status: trio.TaskStatus[None]) -> None:
+            stops = 0
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                task_status.started()
+                async for received in signals:
+                    if received == signal.SIGINT and not is_root:
+                        continue
+                    stops += 1
+                    if stops > 1:
+                        nursery.cancel_scope.cancel()
+                        return
+                    nursery.start_soon(layer.stop)
+
+        await nursery.start(listen)
+        await layer.run()
+        nursery.cancel_scope.cancel()
+
+
+def _shared(options: Options, settings: GatorSettings, pool: Pool, tell: Callable[[dict[str, Any]], None]) -> Shared:
+    return Shared(
+        options=options,
+        settings=settings,
+        pool=pool,
+        env=environ(os.environ, keep=("*",)),
+        metrics=Metrics(),
+        clock=time.time,
+        tell=tell,
+        host=socket.gethostname(),
+        leaves=cgroup.claim(),
+    )
+
+
+def _pool(options: Options, settings: GatorSettings) -> Pool:
+    """What there is to give: by `--sched-arg`, else what the machine has. Raises BadOption."""
+    args = dict(options.sched_args)
+    if unknown := args.keys() - KNOWN_ARGS:
+        raise BadOption(f"--sched-arg {min(unknown)}: not known", remedy=f"Use {', '.join(sorted(KNOWN_ARGS))}.")
+    cpus = sorted(os.sched_getaffinity(0))
+    slots = _number(args, "concurrency", len(cpus))
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = _number(args, "memory", int(total * MEMORY_SHARE))
+    return Pool(slots, memory, settings.licenses, cpus)
+
+
+def _number(args: Mapping[str, str], name: str, default: int) -> int:
+    text = args.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 20):
+        raise BadOption(f"--sched-arg {name}={text}: no whole number", remedy=f"Write it as {name}=4.")
+    return int(text)
+
+
+def check(spec: Spec, pool: Pool) -> None:
+    """Refuse what could never run for want of resources. Raises DocumentError with its place."""
+    todo: list[tuple[Node, tuple[str, ...]]] = [(spec.root, (spec.root.ident,))]
+    while todo:
+        node, at = todo.pop()
+        if isinstance(node, Group):
+            todo += [(job, (*at, job.ident)) for job in node.jobs]
+        elif why := pool.why_never(demand(node)):
+            raise spec.error(at, f"resources: {why}", remedy="Ask for less, or give more by --sched-arg.")
+
+
+def unlisted(node: Node, pool: Pool) -> list[str]:
+    """The licences that a tree asks for and nobody counts."""
+    if isinstance(node, Job):
+        return pool.unlisted(demand(node))
+    return sorted({name for job in node.jobs for name in unlisted(job, pool)})

@@ -1,0 +1,47 @@
+"""What every layer answers: messages by uid, a layer in two forms."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.core.errors import ActionError
+from agent.gator.answers import told_layer, told_messages
+from agent.gator.journal import Journal
+from agent.gator.messages import ApiJob, Resolve
+from tests.gator_tree import Above, shared_of
+
+
+async def test_d2_counts_after_from_the_last_it_has_and_d1_from_the_first_it_wants(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, shared_of(), Above(), is_tier=False, is_many=True, forward=False)
+    await journal.open("")
+    for text in "abc":
+        journal.say("INFO", text, 1.9)
+    told = await told_messages(journal, {"after": 2}, 2)
+    assert told == {
+        "messages": [{"uid": 3, "severity": 20, "message": "c", "timestamp": 1}],
+        "total": 3,
+        "status": 2,
+    }
+    assert [row["uid"] for row in (await told_messages(journal, {"after": 2, "format": "d1"}, 2))["messages"]] == [2, 3]
+    assert [row["uid"] for row in (await told_messages(journal, {"limit": 1}, 2))["messages"]] == [1]
+    for wrong in ({"limit": 0}, {"after": -1}, {"limit": "all"}):
+        with pytest.raises(ActionError, match="get_messages: Expected"):
+            await told_messages(journal, wrong, 2)
+    await journal.close()
+
+
+async def test_d1_asks_by_path_and_is_told_less() -> None:
+    asked: list[Resolve] = []
+
+    async def resolve(request: Resolve) -> ApiJob:
+        asked.append(request)
+        return ApiJob(1, 0, [], "j", 2, {"lint": 1}, "h:1", "", None, None, None, 0, None, [], 0)
+
+    assert await told_layer(resolve, {"path": ["j"]}) == {
+        "ident": "j",
+        "server_url": "h:1",
+        "metrics": {"lint": 1},
+        "children": [],
+    }
+    assert (await told_layer(resolve, {"root_path": ["j"]}))["status"] == 2
+    assert [request.root_path for request in asked] == [["j"], ["j"]]

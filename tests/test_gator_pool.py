@@ -1,0 +1,60 @@
+"""Slots, memory and licences: taken and given back."""
+
+from agent.gator.pool import Demand, Grant, Held, Pool, demand
+from agent.gator.spec import Cores, Job, License, Memory
+
+
+def test_a_job_costs_its_cores_or_one_slot() -> None:
+    assert demand(Job(ident="a", command="x")) == Demand(1)
+    assert demand(Job(ident="a", command="x", resources=(Cores(0),))) == Demand(0)
+    wanted = demand(Job(ident="a", command="x", resources=(Cores(2), Memory(1, "KB"), License("l", 3))))
+    assert wanted == Demand(2, 1000, (("l", 3),), pinned=True)
+
+
+def test_what_is_not_there_whole_is_not_taken_in_part() -> None:
+    pool = Pool(4, 100, {"l": 1})
+    first = pool.take(Demand(2, 60, (("l", 1),)))
+    assert first is not None
+    assert pool.take(Demand(1, 50)) is None
+    assert pool.take(Demand(1, 0, (("l", 1),))) is None
+    assert pool.take(Demand(3)) is None
+    assert pool.free_slots == 2
+    pool.give(first)
+    assert pool.take(Demand(4, 100, (("l", 1),))) is not None
+
+
+def test_licences_that_nobody_counts_are_unlimited_and_told() -> None:
+    pool = Pool(1, 0, {"l": 1})
+    assert pool.unlisted(Demand(1, 0, (("l", 1), ("m", 9)))) == ["m"]
+    assert pool.take(Demand(1, 0, (("m", 9),))) is not None
+
+
+def test_what_can_never_fit_is_told() -> None:
+    pool = Pool(2, 100, {"l": 1})
+    assert pool.why_never(Demand(2, 100, (("l", 1),))) is None
+    assert pool.why_never(Demand(3)) == "it wants 3 slots; there are 2"
+    assert pool.why_never(Demand(1, 101)) == "it wants 101 bytes of memory; there are 100"
+    assert pool.why_never(Demand(1, 0, (("l", 2),))) == "it wants 2 licences of 'l'; there are 1"
+
+
+def test_cores_that_were_asked_for_are_cpus_of_ones_own() -> None:
+    pool = Pool(4, 0, {}, [0, 1, 2, 3])
+    one, two = pool.take(Demand(1, pinned=True)), pool.take(Demand(2, pinned=True))
+    assert one is not None
+    assert two is not None
+    assert (one.cpus, two.cpus) == ((0,), (1, 2))
+    assert pool.take(Demand(1)) == Grant(Demand(1))
+
+
+def test_a_grant_is_given_back_once() -> None:
+    told: list[str] = []
+    pool = Pool(1, 0, {})
+    pool.freed.append(lambda: told.append("freed"))
+    grant = pool.take(Demand(1))
+    assert grant is not None
+    held = Held(pool, grant)
+    held.give()
+    held.give()
+    assert (pool.free_slots, told) == (1, ["freed"])
+    pool.add(2)
+    assert (pool.slots, pool.free_slots) == (3, 3)

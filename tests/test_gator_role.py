@@ -1,0 +1,139 @@
+"""`agent gator` from its command line: roots, exit codes, signals, isolated children."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.gator import role
+from agent.gator import spec as specs
+from agent.gator.pool import Pool
+
+AGENT = (sys.executable, "-m", "agent", "gator")
+WITHIN_S = 60
+
+
+def run(spec: str, folder: Path, *flags: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    file = folder / "spec.yaml"
+    file.write_text(spec)
+    argv = (*AGENT, "--tracking", str(folder / "t"), *flags, str(file))
+    return subprocess.run(argv, capture_output=True, text=True, timeout=WITHIN_S, **more)
+
+
+def test_a_tree_that_passes_ends_with_0_and_says_so(tmp_path: Path) -> None:
+    done = run('!JobGroup {ident: g, jobs: [!Job {ident: a, command: "true"}]}', tmp_path)
+    assert (done.returncode, done.stdout) == (0, "SUCCESS: 1 of 1 jobs passed, 0 failed\n")
+
+
+def test_a_single_job_may_be_the_root(tmp_path: Path) -> None:
+    done = run("!Job {ident: a, command: sh, args: [-c, 'echo hello; exit 3']}", tmp_path)
+    assert done.returncode == 1
+    assert "[INFO   ] hello\n" in done.stdout
+    assert "failed: a\n" in done.stdout
+    assert (tmp_path / "t/db.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "flags", "said"),
+    [
+        ("!Job {ident: a, cmd: x}", (), "spec.yaml:1: a: column 1: command is missing"),
+        ("!!python/object/apply:os.system [touch pwned]", (), "spec.yaml:1: column 1: the tag '!!python/object"),
+        ("!JobGroup {ident: g, jobs: [!Job {ident: a, command: x, on_done: [a]}]}", (), "waits for itself: a -> a"),
+        (
+            "!JobGroup {ident: g, jobs: [\n!Job {ident: a, command: x, resources: [!Cores [9]]}]}",
+            ("--sched-arg", "concurrency=2"),
+            "spec.yaml:2: g/a: resources: it wants 9 slots; there are 2",
+        ),
+        ("!Job {ident: a, command: x}", ("--sched-arg", "concurrency=two"), "concurrency=two: no whole number"),
+        ("!Job {ident: a, command: x}", ("--sched-arg", "colour=red"), "--sched-arg colour: not known"),
+        ("!Job {ident: a, command: x}", ("--sched-arg", "colour"), "--sched-arg is KEY=VALUE"),
+        ("!Job {ident: a, command: x}", ("--interval", "0"), "--interval is more than 0"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_2_and_nothing_is_started(
+    tmp_path: Path, spec: str, flags: tuple[str, ...], said: str
+) -> None:
+    done = run(spec, tmp_path, *flags, cwd=None)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "t").exists()
+
+
+def test_neither_spec_nor_parent_is_an_error_of_usage(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "GATOR_PARENT"}
+    done = subprocess.run(AGENT, capture_output=True, text=True, timeout=WITHIN_S, env=env)
+    assert (done.returncode, "Name a spec, or --parent and --id." in done.stderr) == (2, True)
+    done = subprocess.run(
+        (*AGENT, "--id", "x", "--parent", "no such:x"), capture_output=True, text=True, timeout=WITHIN_S
+    )
+    assert (done.returncode, "Write it as HOST:PORT" in done.stderr) == (2, True)
+    done = subprocess.run((*AGENT, "/no/such.yaml"), capture_output=True, text=True, timeout=WITHIN_S)
+    assert (done.returncode, "/no/such.yaml: cannot be read" in done.stderr) == (2, True)
+
+
+def test_every_flag_of_gators_own_command_line_is_taken(tmp_path: Path) -> None:
+    flags = (
+        *("--limit-error=0", "--limit-critical=0", "--limit-warning=5", "--interval", "5", "--scheduler", "local"),
+        *("--quiet", "--all-msg", "--verbose", "--progress", "--id", "x", "--hub", "127.0.0.1:9"),
+        *("--sched-arg", "concurrency=1", "--sched-arg", "babysit=1", "--resume-wait", "5"),
+    )
+    done = run("!Job {ident: a, command: 'true'}", tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+
+
+NESTED = """\
+!JobGroup
+ident: g
+jobs:
+  - !Job { ident: a, command: "true" }
+  - !JobArray { ident: t, repeats: 2, jobs: [!Job { ident: x, command: sh, args: [-c, "exit $GATOR_ARRAY_INDEX"] }] }
+"""
+
+
+def test_isolated_children_are_processes_and_their_jobs_are_told_once(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    try:
+        flags = ("--isolate", "--quiet", "--events-fd", str(writing))
+        done = run(NESTED, tmp_path, *flags, pass_fds=(writing,))
+    finally:
+        os.close(writing)
+    with open(reading) as pipe:
+        events = [json.loads(line) for line in pipe]
+    assert done.returncode == 1, done.stderr
+    assert sorted((*event["path"], event["ident"], event["code"]) for event in events if event["event"] == "end") == [
+        ("g", "a", 0),
+        ("g", "t", "x_0", 0),
+        ("g", "t", "x_1", 1),
+    ]
+    pids = set()
+    for layer in (".", "t"):
+        db = sqlite3.connect(tmp_path / "t" / layer / "db.sqlite")
+        pids |= set(db.execute("SELECT value FROM Attribute WHERE name='pid'").fetchall())
+        db.close()
+    assert len(pids) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_tree(tmp_path: Path, number: int) -> None:
+    spec = tmp_path / "s.yaml"
+    spec.write_text("!JobGroup {ident: g, jobs: [!Job {ident: a, command: sh, args: [-c, 'echo up; sleep 600']}]}")
+    argv = (*AGENT, "--all-msg", "--tracking", str(tmp_path / "t"), str(spec))
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as root:
+        assert root.stdout is not None
+        assert "up" in root.stdout.readline()
+        root.send_signal(number)
+        out, _ = root.communicate(timeout=WITHIN_S)
+    assert (root.returncode, "FAILURE: 0 of 1 jobs passed, 1 failed" in out) == (1, True)
+
+
+def test_licences_that_nobody_counts_are_named(tmp_path: Path) -> None:
+    spec = "!JobGroup {ident: g, jobs: [!Job {ident: a, command: 'true', resources: [!License [l]]}]}"
+    assert role.unlisted(specs.load(spec).root, Pool(1, 0, {})) == ["l"]
+    assert "license 'l' is not in [gator.licenses]" in run(spec, tmp_path).stderr

@@ -1,0 +1,39 @@
+"""The sums that a tier keeps, child by child."""
+
+from agent.gator.messages import MAX_PATHS
+from agent.gator.spec import Size
+from agent.gator.summary import Summary, Sums, Total, expected, given_up, job_summary
+
+
+def test_a_childs_newest_summary_replaces_its_last() -> None:
+    total = Total()
+    total.put("a", expected(Size(1, 0)))
+    total.put("b", expected(Size(3, 1)))
+    assert (total.jobs, total.tiers) == (Sums(total=4), Sums(total=1))
+    total.put("a", job_summary("a", {"msg_error": 2, "lint": 3}, passed=None))
+    total.put("b", Summary(jobs=Sums(3, 1, 1, 1), tiers=Sums(1, 1), metrics={"lint": 4}, failed=(("b", "x"),)))
+    assert (total.jobs, total.metrics) == (Sums(4, 2, 1, 1), {"msg_error": 2, "lint": 7})
+    assert total.running("g") == (("g", "a"),)
+    total.put("a", job_summary("a", {"msg_error": 5}, passed=False))
+    assert (total.jobs, total.metrics["msg_error"], total.metrics["lint"]) == (Sums(4, 1, 1, 2), 5, 4)
+    assert set(total.failed("g")) == {("g", "b", "x"), ("g", "a")}
+
+
+def test_what_is_pruned_counts_no_more() -> None:
+    total = Total()
+    total.put("a", expected(Size(5, 2)))
+    total.put("a", None)
+    assert (total.jobs, total.tiers) == (Sums(), Sums())
+
+
+def test_lists_of_paths_are_bounded() -> None:
+    total = Total()
+    for n in range(MAX_PATHS + 5):
+        total.put(str(n), job_summary(str(n), {}, passed=False))
+    assert len(total.failed("g")) == MAX_PATHS
+
+
+def test_of_a_lost_tier_what_had_passed_has() -> None:
+    last = Summary(jobs=Sums(5, 2, 2, 1), tiers=Sums(2, 2), failed=(("t", "x"),))
+    lost = given_up(Size(5, 2), "t", last)
+    assert (lost.jobs, lost.tiers, lost.failed) == (Sums(5, 0, 2, 3), Sums(2, 0, 0, 2), (("t", "x"),))
