@@ -82,7 +82,7 @@ async def house(folder: Path) -> AsyncIterator[House]:
 
 # Beside the entries a file "fault" may hold what it is to say before it ends; it lives on when that is empty.
 PROGRAM = r"""#!PYTHON -SE
-import os, sys, time
+import os, select, sys
 FOLDER = "FOLDER_OF_IT"
 options = dict(one.split("=", 1) if "=" in one[2:] else (one, "") for one in sys.argv[1:])
 with open(FOLDER + "/asked", "a") as file:
@@ -109,17 +109,18 @@ if "--reverse" in options:
         sys.stdout.buffer.write(text)
     sys.exit(0)
 assert "--follow" in options and "--no-tail" in options
-after, done, has_passed = options.get("--after-cursor"), set(), False
+after, known = options.get("--after-cursor"), [cursor for cursor, _ in entries()]
+done = set(known[: known.index(after) + 1]) if after in known else set()
+gone = select.poll()
+gone.register(1, select.POLLERR)  # nobody reads us any more
 while not os.path.exists(FOLDER + "/end"):
-    has_passed = has_passed or after is None or after not in [cursor for cursor, _ in entries()]
     for cursor, text in entries():
-        if has_passed and cursor not in done:
+        if cursor not in done:
             sys.stdout.buffer.write(text)
             done.add(cursor)
-        has_passed = has_passed or cursor == after
-        done = done | {cursor} if cursor == after else done
     sys.stdout.buffer.flush()
-    time.sleep(0.01)
+    if gone.poll(10):
+        sys.exit(0)
 os.remove(FOLDER + "/end")
 """
 
