@@ -19,6 +19,7 @@ from agent.core.config import ConfigErrors, Effective, Overlay, Size
 from agent.core.errors import ConfigError
 from agent.core.profile import FOLDERS, Choice, ProfileMissing, Profiles, Report, forbidden
 from agent.files.settings import EntitlementSettings, FilesSettings
+from agent.gator.settings import GatorSettings
 from agent.lab.settings import LabSettings
 from agent.logs.settings import LogsSettings
 from agent.mimir.settings import MimirSettings
@@ -82,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     files: FilesSettings = FilesSettings()
     entitlement: EntitlementSettings = EntitlementSettings()
     monitors: MonitorsSettings = MonitorsSettings()
+    gator: GatorSettings = GatorSettings()
     lab: LabSettings = LabSettings()
 
     @property
