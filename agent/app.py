@@ -70,6 +70,7 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
     "logs": ("logs",),
     "files": ("files",),
     "entitlement": ("entitlement",),
+    "eman": ("eman", "tls"),
     "monitors": (),  # as the suites
     "suites": (),  # it reads what holds: a restart would end its runs
     "seneschal": ("seneschal", "tls", "labels"),
@@ -271,6 +272,7 @@ class Service:
                 await self.bus.ask("shut_down", {})
             except ActionError as err:
                 log.warning("cannot end runs error=%s", err)  # the role is in backoff; its runs are found at the start
+            await self.supervisor.stop("monitors")  # while the store still takes what it tells of the runs it ends
             await self.store.commit()
             await self.deliver()
 
@@ -362,6 +364,7 @@ class Service:
             "files": True,  # both before the suites: a run that is resumed has its files and logs watched
             "entitlement": settings.entitlement.enabled is not False,
             "monitors": bool(settings.monitors.monitor),
+            "eman": bool(settings.eman.url),
             "suites": True,
             "seneschal": bool(settings.seneschal.url),
         }
@@ -373,6 +376,7 @@ class Service:
             "files": self._files,
             "entitlement": self._entitlement,
             "monitors": self._monitors,
+            "eman": self._eman,
             "suites": self._suites,
             "seneschal": self._seneschal,
         }
@@ -517,6 +521,30 @@ class Service:
             health,
             metrics=self.metrics,
             leaves=self._leaves,
+            task_status=task_status,
+        )
+
+    async def _eman(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.eman import role
+        from agent.eman.shake import md5_key
+
+        settings = self.effective.settings
+        eman, tls = settings.eman, settings.tls
+        name = eman.name or f"agent-{settings.name}"
+        if eman.key_file:
+            key = read_token(self.find(eman.key_file))
+        else:
+            key = md5_key(name, read_token(self.find(eman.salt_file))) if eman.salt_file else "none"
+        files = (self.find(each) if each else None for each in (tls.ca_file, tls.cert_file, tls.key_file))
+        await role.run(
+            self.bus,
+            self.store,
+            eman,
+            key,
+            name,
+            health,
+            dial=Dial(url=role.dial_url(eman.url, eman.eio), tls=TlsSettings(*files)),
+            metrics=self.metrics,
             task_status=task_status,
         )
 

@@ -117,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument("--boot-check", action="store_true", help="what the service does before each start")
     install.add_argument("--print-service", choices=("systemd", "openrc", "sysv"), help="the service files, as text")
     _config_option(install)
+    eman = add("eman", "the event bus", None).add_subparsers(metavar="hub", required=True)
+    hub = add("hub", "an Eman hub", _eman_hub, eman)
+    hub.add_argument("--listen", metavar="HOST:PORT", required=True, help="as 127.0.0.1:9001")
+    _config_option(hub)
     _gator_options(add("gator", "run a Gator spec, or one layer below --parent", _gator))
     add("schema", "JSON Schema of every event, action and file format", _schema)
     settings = add("config", "show or check the settings", None).add_subparsers(metavar="show|check", required=True)
@@ -314,6 +318,35 @@ def _install(given: argparse.Namespace) -> int:
             config=tuple(given.config),
         )
     )
+
+
+def _eman_hub(given: argparse.Namespace) -> int:
+    from functools import partial
+
+    import trio
+
+    from agent import app
+    from agent.core.metrics import Metrics
+    from agent.core.tls import server_context
+    from agent.eman.hub import authority, serve_hub
+    from agent.eman.messages import NAMESPACE
+    from agent.settings import find, state_dir
+
+    settings = _load(given).settings
+    app.log_to(settings.log)
+    hub, place = settings.eman.hub, partial(find, folder=state_dir(settings))
+    files = [place(name) if name else None for name in (hub.tls.cert, hub.tls.key, hub.tls.client_ca)]
+    tls = server_context(files[0], *files[1:]) if files[0] else None
+    is_right = authority(hub, given.listen, place)
+
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            start = partial(serve_hub, given.listen, hub, is_right, metrics=Metrics(), tls=tls)
+            address: str = await nursery.start(start)
+            print(f"{'https' if tls else 'http'}://{address}{NAMESPACE}", flush=True)
+
+    trio.run(serve)
+    return DONE
 
 
 def _gator(given: argparse.Namespace) -> int:

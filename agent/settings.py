@@ -18,6 +18,7 @@ from agent.core import config, facts
 from agent.core.config import ConfigErrors, Effective, Overlay, Size
 from agent.core.errors import ConfigError
 from agent.core.profile import FOLDERS, Choice, ProfileMissing, Profiles, Report, forbidden
+from agent.eman.settings import EmanSettings
 from agent.files.settings import EntitlementSettings, FilesSettings
 from agent.gator.settings import GatorSettings
 from agent.lab.settings import LabSettings
@@ -83,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     files: FilesSettings = FilesSettings()
     entitlement: EntitlementSettings = EntitlementSettings()
     monitors: MonitorsSettings = MonitorsSettings()
+    eman: EmanSettings = EmanSettings()
     gator: GatorSettings = GatorSettings()
     lab: LabSettings = LabSettings()
 

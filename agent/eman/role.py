@@ -1,0 +1,315 @@
+"""The agent as a service on a lab's Eman bus: it answers its actions by name, and tells its events.
+
+What is to be told is owed by the store. Eman acknowledges nothing, so a websocket ping goes behind each event: its pong
+says that the hub's socket has read what stood before it. With `acked` a listener's answer without error does instead.
+
+Source: protocols/eman.md, "State machines" (service), "How the agent uses it", "Failure behaviour".
+"""
+
+import logging
+import math
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from agent.core import link
+from agent.core.bus import Bus
+from agent.core.channel import Tell
+from agent.core.errors import ActionError, PeerRefused, PeerUnreachable
+from agent.core.held import Held
+from agent.core.metrics import Metrics
+from agent.core.store import Owed, Store
+from agent.core.supervise import Health
+from agent.eman import engineio, messages, socketio
+from agent.eman.engineio import Heartbeat, Packet
+from agent.eman.messages import Fault, Named, Request, Response, answer
+from agent.eman.settings import EmanSettings
+from agent.eman.shake import Answered, Asked, Caller, Complaint, Heard, IsOnline, IsRefused, Say
+
+log = logging.getLogger(__name__)
+
+SINK = "eman"
+SHAKE_S = 10.0  # from the connection to shake_online
+REMEMBERED_S = 600.0  # a request that is repeated gets its first answer again
+MAX_REMEMBERED = 10_000
+ACTION_S = 300.0
+AGAIN_S = 5.0  # with `acked`: an event that nobody took is told again then
+BATCH = 64
+MAX_EVENT = engineio.MAX_PAYLOAD // 3  # bytes of its data: two of UTF-8 become six in ASCII
+READ_ONLY = ("status", "search_log")
+MUTATING = ("run_suite", "cancel")
+
+
+def dial_url(url: str, eio: int) -> str:
+    """The websocket's address behind `eman.url`. Raises ValueError for what is no URL."""
+    parts = urlsplit(url)
+    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+    if scheme is None or not parts.hostname:
+        raise ValueError(f"{url!r} is not http(s)://HOST:PORT/communication")
+    return f"{scheme}://{parts.netloc}/socket.io/?EIO={eio}&transport=websocket"
+
+
+async def run(
+    bus: Bus,
+    store: Store,
+    settings: EmanSettings,
+    key: str,
+    name: str,
+    health: Health,
+    *,
+    dial: link.Dial,
+    metrics: Metrics,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Be the service `name` on the bus at `dial`, for ever. Events of `settings.emit` are owed from `started` on."""
+    box = store.owe(SINK, lambda event: type(event).__name__ in settings.emit)
+    held = Held(bus, store, box)
+    service = _Service(bus, settings, name, metrics)
+
+    async def use(ws: WebSocketConnection, tell: Tell) -> None:
+        connection = _Connection(ws, settings, Caller(name, key), service, tell)
+
+        async def emit() -> None:
+            await connection.online.wait()
+            after = 0
+            while True:
+                owed = await box.due(after, BATCH)
+                for each in owed:
+                    if len(each.event.data) > MAX_EVENT:
+                        held.hold(each.n, f"{each.event.kind} of {len(each.event.data)} bytes is too long for the bus")
+                fitting = [each for each in owed if len(each.event.data) <= MAX_EVENT]
+                with health.busy(limit=math.inf if settings.acked else 120.0):  # a silent hub is dead after 85 s
+                    await connection.tell_events(fitting, store.instance)
+                after = owed[-1].n
+                box.ack(after)
+
+        await connection.serve(emit)
+
+    task_status.started()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(held.run)
+        await link.redial(
+            SINK, dial, use, publish=bus.publish, random=random.Random(), max_message=engineio.MAX_PAYLOAD
+        )
+    raise AssertionError("a link never ends")
+
+
+class _Service:
+    """What outlives a connection: the actions under way, and the answers that may be asked for again."""
+
+    def __init__(self, bus: Bus, settings: EmanSettings, name: str, metrics: Metrics) -> None:
+        self._bus, self._settings, self._metrics = bus, settings, metrics
+        self._done: OrderedDict[tuple[str, str], tuple[float, Response | trio.Event]] = OrderedDict()
+        self.actions = {f"{name}.{action}": action for action in (*READ_ONLY, *MUTATING)}
+        self.actions |= {f"agent.{action}": action for action in READ_ONLY}
+
+    async def answer(self, request: Request, own_id: Callable[[], str]) -> Response:
+        """The answer to a request; to one that is repeated, the first again. `own_id` is ours at that time."""
+        key, now = (request.sender_id, request.request_id), trio.current_time()
+        while self._done and next(iter(self._done.values()))[0] < now - REMEMBERED_S:
+            self._done.popitem(last=False)
+        known = self._done.get(key)
+        if known is not None:
+            if isinstance(known[1], trio.Event):
+                await known[1].wait()
+                known = self._done.get(key, known)
+            if isinstance(known[1], Response):
+                return msgspec.structs.replace(known[1], recipient_id=own_id())
+        under_way = trio.Event()
+        self._done[key] = (now, under_way)
+        if len(self._done) > MAX_REMEMBERED:
+            self._done.popitem(last=False)
+        try:
+            response = await self._carry_out(request, own_id)
+            self._done[key] = (now, response)
+        finally:
+            under_way.set()
+            if self._done.get(key) == (now, under_way):
+                del self._done[key]
+        return response
+
+    async def _carry_out(self, request: Request, own_id: Callable[[], str]) -> Response:
+        action = self.actions.get(request.name)
+        self._metrics.count("eman_requests_total", action=action or "unknown")
+        if action is None:
+            return answer(request, own_id(), error=Fault(f"{request.name} is not answered here", "unknown_action", 404))
+        if action in MUTATING and action not in self._settings.allow:
+            return answer(request, own_id(), error=Fault(f"eman.allow has no {action}", "forbidden", 403))
+        try:
+            payload = {} if request.data is msgspec.UNSET else msgspec.json.decode(request.data)
+            if not isinstance(payload, dict | None):
+                raise ActionError("bad_payload", "data is not an object")
+            given = dict(payload or {}) | ({"origin": "eman"} if action == "run_suite" else {})
+            with trio.fail_after(ACTION_S):
+                said: Mapping[str, Any] | msgspec.Raw = await self._bus.ask(action, given)
+        except ActionError as err:
+            return answer(request, own_id(), error=Fault(err.what, err.code, 500))
+        except trio.TooSlowError:
+            return answer(request, own_id(), error=Fault(f"{action} took too long", "timeout", 500))
+        except Exception as err:
+            log.exception("action failed action=%s", action)
+            return answer(request, own_id(), error=Fault(f"{type(err).__name__}: {err}", "internal", 500))
+        return answer(request, own_id(), data=said)
+
+
+class _Connection:
+    """One websocket to the hub."""
+
+    def __init__(
+        self, ws: WebSocketConnection, settings: EmanSettings, caller: Caller, service: _Service, tell: Tell
+    ) -> None:
+        self._ws, self._settings, self._caller, self._service, self._tell = ws, settings, caller, service, tell
+        self.online = trio.Event()
+        self._heartbeat: Heartbeat | None = None
+        self._waiting: dict[str, Response | trio.Event] = {}  # events of ours that a listener has to take
+
+    async def serve(self, emit: Callable[[], Any]) -> None:
+        """From the open packet to the end of the connection. Raises PeerError."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._must_be_online)
+                nursery.start_soon(emit)
+                nursery.start_soon(self._watch)
+                while True:
+                    await self._receive(engineio.decode(await self._ws.get_message(), self._settings.eio), nursery)
+        except* ConnectionClosed as group:
+            raise PeerUnreachable("the hub closed the connection", remedy="Look at its log.") from group
+
+    async def _must_be_online(self) -> None:
+        with trio.move_on_after(SHAKE_S):
+            await self.online.wait()
+            return
+        raise PeerUnreachable(
+            f"the hub's handshake stopped in {self._caller.state}",
+            remedy="Look at its log, and at eman.eio: Socket.IO 1 and 2 speak 3, later ones 4.",
+        )
+
+    async def _watch(self) -> None:
+        """Ping where that is ours to do, and notice a hub that is silent."""
+        while True:
+            if self._heartbeat is None:
+                await trio.sleep(1)
+                continue
+            await trio.sleep_until(self._heartbeat.due())
+            now = trio.current_time()
+            if now >= self._heartbeat.dead_at:
+                raise PeerUnreachable("the hub was silent for too long", remedy="Look at the network between.")
+            if now >= self._heartbeat.next_ping:
+                self._heartbeat.pinged(now)
+                await self._send(Packet("ping"))
+
+    async def _receive(self, packet: Packet, nursery: trio.Nursery) -> None:
+        now, eio = trio.current_time(), self._settings.eio
+        if self._heartbeat is not None:
+            self._heartbeat.heard(now)
+        match packet.type:
+            case "open":
+                shake = engineio.read_handshake(packet.data)
+                self._heartbeat = Heartbeat(
+                    eio,
+                    is_server=False,
+                    interval_s=max(shake.ping_interval, 100) / 1000,
+                    timeout_s=max(shake.ping_timeout, 100) / 1000,
+                    now=now,
+                )
+                if eio == 4:
+                    await self._say(socketio.Packet("connect", messages.NAMESPACE))
+            case "ping":
+                await self._send(Packet("pong", packet.data))
+            case "close":
+                raise PeerUnreachable("the hub ended the session", remedy="Wait for the next connection.")
+            case "message" if isinstance(packet.data, str):
+                await self._receive_message(socketio.decode(packet.data), nursery)
+            case _:
+                pass
+
+    async def _receive_message(self, packet: socketio.Packet, nursery: trio.Nursery) -> None:
+        match packet.type, packet.namespace:
+            case "connect", "/" if self._settings.eio == 3:
+                await self._say(socketio.Packet("connect", messages.NAMESPACE))
+            case "error", _:
+                raise PeerRefused(
+                    f"the hub refuses {packet.namespace}: {packet.data[:200]}", remedy="Look at eman.url and eman.eio."
+                )
+            case "disconnect", _:
+                raise PeerUnreachable("the hub ended the namespace", remedy="Wait for the next connection.")
+            case "event", messages.NAMESPACE:
+                event = socketio.read_event(packet.data)
+                if packet.id is not None:
+                    await self._say(socketio.Packet("ack", messages.NAMESPACE, "[]", packet.id))
+                for heard in self._caller.feed(event.name, event.payload):
+                    await self._do(heard, nursery)
+            case _:
+                pass
+
+    async def _do(self, heard: Heard, nursery: trio.Nursery) -> None:
+        match heard:
+            case Say(event, payload):
+                await self._emit(event, payload)
+            case IsOnline():
+                for name in self._service.actions:
+                    await self._emit(messages.SUBSCRIBE, Named(name))
+                self._tell("ready")
+                self.online.set()
+            case IsRefused(fault):
+                text = f"the hub refuses us: {fault.message} ({fault.code})"
+                if fault.status in (400, 403):
+                    raise PeerRefused(text, remedy="Look at eman.name, eman.key_file and eman.salt_file.")
+                raise PeerUnreachable(text, remedy="Look at its log.")
+            case Asked(request):
+                nursery.start_soon(self._respond, request)
+            case Answered(response):
+                waiting = self._waiting.get(response.request_id)
+                if isinstance(waiting, trio.Event):
+                    self._waiting[response.request_id] = response
+                    waiting.set()
+            case Complaint(event, text):
+                log.warning("eman hub complains event=%s text=%s", event, text)
+
+    async def _respond(self, request: Request) -> None:
+        response = await self._service.answer(request, lambda: self._caller.id)
+        if request.timeout_ms != 0:
+            await self._emit(messages.RESPONSE, response)
+
+    async def tell_events(self, owed: list[Owed], instance: str) -> None:
+        """Returns once the hub, or with `acked` a listener, has them all."""
+        for each in owed:
+            request = Request(
+                name=f"agent.event.{each.event.kind}",
+                request_id=f"{instance}-{each.event.seq}",
+                sender_id=self._caller.id,
+                data=msgspec.Raw(msgspec.json.encode(each.event)),
+                timeout_ms=None if self._settings.acked else 0,
+            )
+            if self._settings.acked:
+                await self._until_taken(request)
+            else:
+                await self._emit(messages.REQUEST, request)
+        if not self._settings.acked:
+            await self._ws.ping()
+
+    async def _until_taken(self, request: Request) -> None:
+        while True:
+            came = trio.Event()
+            self._waiting[request.request_id] = came
+            await self._emit(messages.REQUEST, request)
+            await came.wait()
+            response = self._waiting.pop(request.request_id)
+            if isinstance(response, Response) and response.error is msgspec.UNSET:
+                return
+            await trio.sleep(AGAIN_S)
+
+    async def _emit(self, event: str, payload: msgspec.Struct) -> None:
+        await self._say(socketio.Packet("event", messages.NAMESPACE, socketio.event(event, payload)))
+
+    async def _say(self, packet: socketio.Packet) -> None:
+        await self._send(Packet("message", socketio.encode(packet)))
+
+    async def _send(self, packet: Packet) -> None:
+        await self._ws.send_message(engineio.encode(packet, self._settings.eio))

@@ -1,0 +1,223 @@
+"""The hub over real sockets: the example of the sheet, long-polling, who is turned away, who reads too slowly."""
+
+import json
+import re
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from agent.core.link import Dial, connect
+from agent.eman.hub import HubUnsafe, authority
+from agent.eman.messages import IAm
+from agent.eman.settings import HubSettings, ServiceKey
+from agent.eman.shake import md5_key
+from tests.eman_hub import SALT, hub, peer
+
+NS = "/communication,"
+
+
+def websocket(url: str) -> AbstractAsyncContextManager[WebSocketConnection]:
+    return connect(Dial(url=url))
+
+
+async def test_the_example_of_the_sheet() -> None:
+    async with hub() as address, peer(address) as one:
+        opened = json.loads((await one.hear()).removeprefix("0"))
+        assert (opened["upgrades"], opened["pingInterval"]) == ([], 25_000)
+        assert re.fullmatch(r"[A-Za-z0-9_-]{20}", opened["sid"])
+        assert await one.hear() == "40"
+        await one.ws.send_message("40/communication")  # as 1.x writes it
+        assert await one.hear() == f"40{NS}"
+        assert await one.hear() == f'42{NS}["shake_who"]'
+        await one.ws.send_message(f'42{NS}["shake_i_am",{{"name":"test","key":"{md5_key("test", SALT)}"}}]')
+        said = re.fullmatch(
+            r'42/communication,\["shake_id",\{"id":"(test\.\d{13}\.[0-9a-f]{16})"\}\]', await one.hear()
+        )
+        assert said is not None
+        await one.ws.send_message(f'42{NS}["shake_ready",{{"id":"{said[1]}"}}]')
+        assert await one.hear() == f'42{NS}["shake_online"]'
+        await one.ws.send_message(f'42{NS}7["_service:api:request:subscribe",{{"name":"post"}}]')
+        assert await one.hear() == f"43{NS}7[]"
+        await one.ws.send_message("2")
+        assert await one.hear() == "3"
+        await one.ws.send_message(f"41{NS}")
+        with pytest.raises(ConnectionClosed):
+            await one.hear()
+
+
+async def test_protocol_4_over_a_websocket() -> None:
+    async with hub() as address, websocket(f"ws://{address}/socket.io/?EIO=4&transport=websocket") as ws:
+        opened = json.loads((await ws.get_message())[1:])
+        assert opened["maxPayload"] == 1_000_000
+        await ws.send_message(f"40{NS}")
+        assert await ws.get_message() == f'40{NS}{{"sid":"{opened["sid"]}"}}'
+        assert await ws.get_message() == f'42{NS}["shake_who"]'
+        await ws.send_message("40/other,")
+        assert await ws.get_message() == '44/other,{"message":"Invalid namespace"}'
+
+
+async def test_what_services_may_do_to_each_other() -> None:
+    async with hub() as address, peer(address, "worker", "post") as worker, peer(address, "asker") as asker:
+        await asker.ask("post", data={"text": "é😀"})
+        event, request = await worker.event()
+        assert (event, request["sender_id"], request["data"]) == ("post", asker.id, {"text": "é😀"})
+        await worker.emit("api:response", request | {"recipient_id": "x", "data": "done"})
+        event, response = await asker.event()
+        assert (event, response["data"], response["recipient_id"]) == ("api:response", "done", worker.id)
+        await asker.ask("post", "2")
+        await worker.event()
+        await worker.ws.aclose()
+        assert (await asker.event())[1]["error"]["code"] == "listener_gone"
+
+
+async def test_what_is_broken_closes_its_connection_alone() -> None:
+    async with hub() as address, peer(address, "other", "post") as other:
+        broken: list[Any] = ["9", "4x", f"42{NS}{{}}", f'42{NS}["a"', b"\x05no", "x" * 1_000_001]
+        for data in broken:
+            async with peer(address, "one") as one:
+                await one.ws.send_message(data)
+                await one.until_closed()
+        async with peer(address, "binary") as one:
+            await one.ws.send_message(f'451-{NS}["a",{{"_placeholder":true,"num":0}}]')
+            await one.ws.send_message(b"\x04bytes")
+            assert (await one.event())[1]["code"] == "binary_not_supported"
+            await one.ask("post")
+            assert (await other.event())[0] == "post"
+
+
+async def test_long_polling_and_the_upgrade() -> None:
+    key = md5_key("poller", SALT)
+    async with hub() as address, httpx.AsyncClient(base_url=f"http://{address}") as http:
+        url = "/socket.io/?EIO=4&transport=polling"
+        opened = await http.get(url)
+        assert opened.headers["content-type"] == "text/plain; charset=UTF-8"
+        sid = json.loads(opened.text[1:])["sid"]
+        url += f"&sid={sid}"
+
+        async def say(*packets: str) -> None:
+            answer = await http.post(url, content="\x1e".join(packets), headers={"Content-Type": "text/plain"})
+            assert (answer.status_code, answer.text, answer.headers["content-type"]) == (200, "ok", "text/html")
+
+        async def hear() -> list[str]:
+            return (await http.get(url)).text.split("\x1e")
+
+        await say(f"40{NS}")
+        assert await hear() == [f'40{NS}{{"sid":"{sid}"}}', f'42{NS}["shake_who"]']
+        await say(f'42{NS}["shake_i_am",{{"name":"poller","key":"{key}"}}]')
+        [shake_id] = await hear()
+        held: list[list[str]] = []
+        async with trio.open_nursery() as nursery:
+
+            async def hold() -> None:
+                held.append(await hear())
+
+            async with websocket(f"ws://{address}/socket.io/?EIO=4&transport=websocket&sid={sid}") as ws:
+                nursery.start_soon(hold)
+                await ws.send_message("2probe")
+                assert await ws.get_message() == "3probe"
+                await ws.send_message("5")
+                ready = shake_id.replace("shake_id", "shake_ready")
+                await ws.send_message(ready)
+                assert await ws.get_message() == f'42{NS}["shake_online"]'
+                assert (await http.get(url)).json() == {"code": 3, "message": "Bad request"}
+        assert held == [["6"]]
+
+
+async def test_what_polls_are_refused_for() -> None:
+    async with hub() as address, httpx.AsyncClient(base_url=f"http://{address}/socket.io/") as http:
+
+        async def refused(query: str, method: str = "GET", **more: Any) -> int:
+            answer = await http.request(method, f"?{query}", **more)
+            assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
+            return int(answer.json()["code"])
+
+        assert await refused("EIO=3&transport=smoke") == 0
+        assert await refused("EIO=3&transport=polling&sid=none") == 1
+        assert await refused("EIO=3&transport=polling", "POST") == 2
+        assert await refused("EIO=3&transport=polling&j=0") == 3
+        assert await refused("EIO=2&transport=polling") == 5
+
+        async def session() -> str:
+            opened = await http.get("?EIO=3&transport=polling")
+            [sid] = re.findall('"sid":"([^"]+)"', opened.text)
+            return f"EIO=3&transport=polling&sid={sid}"
+
+        query = await session()
+        assert await refused(query, "POST", content="nonsense") == 3
+        assert await refused(query) == 1  # that closed it
+        query = await session()
+        assert await refused(query, "POST", content=b"1", headers={"Content-Type": "application/octet-stream"}) == 3
+        query = await session()
+        got: list[tuple[int, str]] = []
+
+        async def get() -> None:
+            answer = await http.get(f"?{query}")
+            got.append((answer.status_code, answer.text))
+
+        async with trio.open_nursery() as nursery:  # whichever is first is held, and ended by the other
+            nursery.start_soon(get)
+            nursery.start_soon(get)
+        assert sorted(got) == [(200, "1:1"), (400, '{"code":3,"message":"Bad request"}')]
+        too_long = await http.post(f"?{await session()}", content="x" * 1_000_001)
+        assert too_long.status_code == 413
+
+
+async def test_pages_of_other_sites_are_turned_away() -> None:
+    async with hub(origins=("https://good.example",)) as address, httpx.AsyncClient() as http:
+        url = f"http://{address}/socket.io/?EIO=4&transport=polling"
+        assert (await http.get(url, headers={"Origin": "https://bad.example"})).status_code == 403
+        good = await http.get(url, headers={"Origin": "https://good.example"})
+        assert good.headers["access-control-allow-origin"] == "https://good.example"
+        assert (await http.options(url, headers={"Origin": "https://good.example"})).status_code == 204
+
+
+async def test_who_is_there() -> None:
+    async with hub() as address, peer(address, "worker", "post") as worker, httpx.AsyncClient() as http:
+        assert (await http.get(f"http://{address}/")).json() == {"result": {"id": "eman"}}
+        await worker.ask("nobody")
+        await worker.event()  # what was said before it is heard
+        shown = (await http.get(f"http://{address}/services")).json()
+        assert shown == {"result": {worker.id: {"id": worker.id, "name": "worker", "subscribed_events": ["post"]}}}
+    async with hub(services_page="off") as address, httpx.AsyncClient() as http:
+        assert (await http.get(f"http://{address}/services")).status_code == 403
+
+
+async def test_who_never_reads_is_closed_and_nobody_else_notices() -> None:
+    async with hub() as address, peer(address, "slow", "flood") as slow, peer(address, "asker") as asker:
+        big = "x" * 100_000
+        async with peer(address, "other", "post") as other:
+            with trio.fail_after(60):
+                while True:  # the slow one's socket, and then its queue, fill
+                    await asker.ask("flood", timeout_ms=0, data=big)
+                    await asker.ask("post", data=1)
+                    _, request = await other.event()
+                    await other.emit("api:response", request | {"recipient_id": "x", "data": 1})
+                    await asker.event()
+                    await asker.ask("flood", "probe", timeout_ms=1)
+                    _, answer = await asker.event()
+                    if answer["error"]["code"] in ("no_listeners", "listener_gone"):
+                        break
+        assert slow.ws.closed is None or slow.ws.closed.code
+
+
+def test_who_decides_about_keys(tmp_path: Any) -> None:
+    for name, text in (("salt", "a-salt"), ("key", "a-key")):
+        (tmp_path / name).write_text(f"{text}\n")
+        (tmp_path / name).chmod(0o600)
+
+    def check(settings: HubSettings, address: str = "127.0.0.1:0") -> Any:
+        return authority(settings, address, lambda name: tmp_path / name)
+
+    assert check(HubSettings(salt_file="salt"))(IAm("a", md5_key("a", "a-salt")))
+    keys = HubSettings(auth="keys", services={"a": ServiceKey(key_file="key")})
+    assert check(keys)(IAm("a", "a-key"))
+    assert not check(keys)(IAm("b", "a-key"))
+    assert check(HubSettings(auth="any"))(IAm("a", "whatever"))
+    with pytest.raises(HubUnsafe, match="not loopback"):
+        check(HubSettings(auth="any"), "0.0.0.0:9001")
+    with pytest.raises(HubUnsafe, match="salt_file is not set"):
+        check(HubSettings())

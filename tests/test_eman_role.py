@@ -1,0 +1,206 @@
+"""The agent as a service: its actions and events on our hub; nothing lost, nothing done twice."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from agent.core.bus import Bus
+from agent.core.errors import ActionError
+from agent.core.events import Alert, LinkChanged, SlotsChanged
+from agent.core.link import Dial
+from agent.core.metrics import Metrics
+from agent.core.store import Store, open_store
+from agent.core.supervise import Health
+from agent.eman import role
+from agent.eman.settings import EmanSettings
+from agent.eman.shake import md5_key
+from tests.eman_hub import SALT, Peer, hub, peer
+
+NAME = "agent-lab7"
+
+
+class Station:
+    """A service that runs, and what was asked of it."""
+
+    def __init__(self, bus: Bus, store: Store) -> None:
+        self.bus, self.store = bus, store
+        self.asked: list[tuple[str, Mapping[str, Any]]] = []
+        self.links: list[Any] = []
+        self._heard = trio.Event()
+
+    async def listen(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with self.bus.subscribe(LinkChanged, Alert) as events:
+            task_status.started()
+            async for event in events:
+                self.links.append(event)
+                self._heard.set()
+                self._heard = trio.Event()
+
+    async def until(self, state: str, times: int = 1) -> None:
+        with trio.fail_after(60):
+            while sum(isinstance(each, LinkChanged) and each.state == state for each in self.links) < times:
+                await self._heard.wait()
+
+    async def handle(self, action: str, payload: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append((action, payload))
+        if payload.get("fail"):
+            raise ActionError("no_such_run", "there is none")
+        if payload.get("break"):
+            raise RuntimeError("a bug")
+        return {"run": "r-1"} if action == "run_suite" else {"asked": len(self.asked)}
+
+
+@asynccontextmanager
+async def station(folder: Path, address: str, key: str = "", **settings: Any) -> AsyncIterator[Station]:
+    store = open_store(folder / "state", reserve=4096)
+    bus = Bus(store)
+    here = Station(bus, store)
+    given = EmanSettings(url=f"http://{address}/communication", **settings)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            await nursery.start(here.listen)
+            with (
+                bus.answer("status", partial(here.handle, "status")),
+                bus.answer("run_suite", partial(here.handle, "run_suite")),
+            ):
+                start = partial(
+                    role.run, bus, store, given, key or md5_key(NAME, SALT), NAME, Health("eman"), metrics=Metrics(),
+                    dial=Dial(url=role.dial_url(given.url, given.eio)),
+                )  # fmt: skip
+                await nursery.start(start)
+                yield here
+            nursery.cancel_scope.cancel()
+    finally:
+        store.close()
+
+
+async def answer(asker: Peer, name: str, request_id: str, data: Any) -> dict[str, Any]:
+    await asker.ask(name, request_id, data=data)
+    event, response = await asker.event()
+    assert event == "api:response", response
+    assert response["request_id"] == request_id
+    return dict(response)
+
+
+@pytest.mark.parametrize("eio", [3, 4])
+async def test_everybody_may_ask_what_is_read_only(tmp_path: Path, eio: int) -> None:
+    async with hub() as address, station(tmp_path, address, eio=eio) as here, peer(address, "asker") as asker:
+        await here.until("ready")
+        for n, name in enumerate(("agent.status", f"{NAME}.status")):
+            said = await answer(asker, name, f"s{n}", {})
+            assert (said["data"], said["recipient_id"].startswith(f"{NAME}.")) == ({"asked": n + 1}, True)
+        refused = await answer(asker, f"{NAME}.run_suite", "r", {"path": "/x"})
+        assert (refused["error"]["code"], refused["error"]["status"]) == ("forbidden", 403)
+        failed = await answer(asker, "agent.status", "f", {"fail": True})
+        assert failed["error"] == {"message": "there is none", "code": "no_such_run", "status": 500}
+        broken = await answer(asker, "agent.status", "b", {"break": True})
+        assert (broken["error"]["code"], broken["error"]["status"]) == ("internal", 500)
+        assert (await answer(asker, "agent.status", "l", [1]))["error"]["code"] == "bad_payload"
+        assert (await answer(asker, "agent.search_log", "n", {}))["error"]["code"] == "unknown_action"
+
+
+async def test_a_repeated_request_runs_nothing_twice(tmp_path: Path) -> None:
+    async with hub() as address, station(tmp_path, address, allow=("run_suite",)) as here:
+        await here.until("ready")
+        async with peer(address, "asker") as asker:
+            first = await answer(asker, f"{NAME}.run_suite", "r", {"path": "/x"})
+            second = await answer(asker, f"{NAME}.run_suite", "r", {"path": "/x"})
+        assert first["data"] == second["data"] == {"run": "r-1"}
+        assert here.asked == [("run_suite", {"path": "/x", "origin": "eman"})]
+
+
+async def events(listener: Peer, count: int) -> list[int]:
+    return [int((await listener.event())[1]["data"]["data"]["free"]) for _ in range(count)]
+
+
+def slots(free: int) -> SlotsChanged:
+    return SlotsChanged(free=free, total=9, draining=False)
+
+
+async def test_events_wait_for_the_hub_and_come_in_order(tmp_path: Path) -> None:
+    async with hub() as address:
+        pass  # it is gone: the port is known
+    async with station(tmp_path, address, emit=("SlotsChanged",)) as here:
+        for n in range(5):
+            here.bus.publish(slots(n))
+        await here.store.commit()
+    async with hub(address) as again, peer(again, "listener", "agent.event.SlotsChanged") as listener:
+        await listener.ask("nobody")
+        await listener.event()  # so its subscription is heard
+        async with station(tmp_path, again, emit=("SlotsChanged",)) as here:
+            here.bus.publish(slots(5))
+            assert await events(listener, 6) == [0, 1, 2, 3, 4, 5]
+            with trio.fail_after(60):
+                while (await here.store.depths())["eman"].waiting:
+                    await here.store._committed.wait()
+
+
+async def test_a_hub_that_is_cut_is_found_again_with_all_subscriptions(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        up: list[str] = []
+        ends = trio.Event()
+
+        async def first_hub(*, task_status: trio.TaskStatus[None]) -> None:
+            async with hub() as address:
+                up.append(address)
+                task_status.started()
+                await ends.wait()
+
+        await nursery.start(first_hub)
+        async with station(tmp_path, up[0]) as here:
+            await here.until("ready")
+            first = await _id(up[0])
+            ends.set()
+            await here.until("offline")
+            async with hub(up[0]) as again:
+                await here.until("ready", times=2)
+                assert await _id(again) != first
+
+
+async def _id(address: str) -> str:
+    async with peer(address, "asker") as asker:
+        return str((await answer(asker, f"{NAME}.status", "1", {}))["recipient_id"])
+
+
+async def test_with_acked_an_event_is_told_until_a_listener_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(role, "AGAIN_S", 0.05)
+    async with hub() as address, station(tmp_path, address, emit=("SlotsChanged",), acked=True) as here:
+        await here.until("ready")
+        here.bus.publish(slots(1))
+        async with peer(address, "listener", "agent.event.SlotsChanged") as listener:
+            _, first = await listener.event()
+            error = {"message": "full", "code": "full", "status": 500}
+            await listener.emit("api:response", first | {"recipient_id": "x", "error": error})
+            _, second = await listener.event()
+            assert second["request_id"] == first["request_id"]
+            await listener.emit("api:response", second | {"recipient_id": "x", "data": {}})
+            with trio.fail_after(60):
+                while (await here.store.depths())["eman"].waiting:
+                    await here.store._committed.wait()
+
+
+async def test_a_wrong_key_is_an_alert(tmp_path: Path) -> None:
+    async with hub() as address, station(tmp_path, address, key="wrong") as here:
+        await here.until("offline")
+        with trio.fail_after(60):
+            while not (alerts := [each for each in here.links if isinstance(each, Alert)]):
+                await here._heard.wait()
+        assert "Invalid key (invalid_key)" in alerts[0].text
+        assert "eman.salt_file" in alerts[0].remedy
+        assert "wrong" not in repr(here.links)
+
+
+def test_the_address_behind_the_setting() -> None:
+    for url in ("http://h:9001/communication", "ws://h:9001/communication"):
+        assert role.dial_url(url, 3) == "ws://h:9001/socket.io/?EIO=3&transport=websocket"
+    assert role.dial_url("https://h/communication", 4) == "wss://h/socket.io/?EIO=4&transport=websocket"
+    with pytest.raises(ValueError, match="is not http"):
+        role.dial_url("h:9001", 3)
