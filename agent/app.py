@@ -29,6 +29,7 @@ import trio
 
 import agent
 from agent.control.board import HEARD, Board
+from agent.control.messages import SelftestAsked
 from agent.core import cgroup, clock, config, heartbeat, notify, release
 from agent.core.bus import Bus
 from agent.core.config import Effective
@@ -37,6 +38,7 @@ from agent.core.events import AgentStarted, Alert, AlertCleared, Reloaded
 from agent.core.link import Dial
 from agent.core.listen import split_address
 from agent.core.metrics import Metrics
+from agent.core.payload import read
 from agent.core.process import adopt
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health, Role, Supervisor
@@ -46,7 +48,17 @@ from agent.mimir.settings import MimirSettings
 from agent.monitors.settings import MonitorsSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.seneschal.settings import SeneschalSettings
-from agent.settings import Given, LogSettings, Settings, find, load_settings, report_profile, state_dir
+from agent.settings import (
+    DEFAULT_TOKEN,
+    Given,
+    LogSettings,
+    Settings,
+    certificates,
+    find,
+    load_settings,
+    state_dir,
+    survey,
+)
 from agent.suites.requirements import labels_of
 from agent.suites.settings import SuitesSettings
 
@@ -55,7 +67,6 @@ log = logging.getLogger(__name__)
 P = TypeVar("P", PolarizeSettings, CibusSettings)
 
 DELIVER_S = 60.0  # settings.md, "Ends": links and outbox get that long at SIGTERM
-DEFAULT_TOKEN = "token"  # of control.tokens, made at the first start
 START_S = 60.0  # the supervisor's TimeoutStartSec: beside the wait for the clock
 STUCK_S = 10.0  # an outbox of which nothing leaves for that long waits on disk instead
 
@@ -244,6 +255,7 @@ class Service:
                             "reload": self._reload,
                             "config": self._config,
                             "profile": self._profile,
+                            "selftest": self._selftest,
                         }.items():
                             answering.enter_context(self.bus.answer(action, handler))
                         await inner.start(self.supervisor.run, list(roles.values()))
@@ -316,10 +328,22 @@ class Service:
     async def _profile(self, payload: dict[str, Any]) -> dict[str, Any]:
         """{} -> what the machine is, and which hardware profile fits it now."""
         try:
-            report = await trio.to_thread.run_sync(report_profile, self._given)
+            _, report = await trio.to_thread.run_sync(survey, self._given)
         except config.ConfigErrors as errors:
             raise ActionError("bad_payload", str(errors)) from errors
         answer: dict[str, Any] = msgspec.to_builtins(report)
+        return answer
+
+    async def _selftest(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{only?} -> what each check found."""
+        from agent import selftest
+
+        try:
+            names = selftest.select(read(payload, SelftestAsked).only)
+        except ValueError as err:
+            raise ActionError("bad_payload", str(err)) from err
+        subject = await trio.to_thread.run_sync(selftest.examine, self._given)
+        answer: dict[str, Any] = msgspec.to_builtins(await selftest.run(subject, names))
         return answer
 
     async def _reload(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -570,8 +594,7 @@ class Service:
 
     def _tls(self, peer: SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings) -> TlsSettings:
         """The peer's own certificate files, else those of `[tls]`."""
-        own = peer if peer.ca_file or peer.cert_file or peer.key_file else self.effective.settings.tls
-        return TlsSettings(*(self.find(name) if name else None for name in (own.ca_file, own.cert_file, own.key_file)))
+        return TlsSettings(*certificates(self.effective.settings, peer, self.store.folder))
 
     def _with_paths(self, peer: P) -> P:
         """The settings with every file found, and the certificates of `[tls]` where it has none of its own."""

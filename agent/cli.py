@@ -20,6 +20,8 @@ DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 
 def main(argv: list[str]) -> int:
     """Run one command; its exit code."""
+    if "--selftest" in argv:
+        argv = ["selftest", *(word for word in argv if word != "--selftest")]
     given = _parser().parse_args(argv)
     try:
         code: int = given.run(given)
@@ -56,6 +58,7 @@ def _failed(group: BaseExceptionGroup[BaseException]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="agent", description="Emissary: the service agent of a lab test machine.")
     parser.add_argument("--version", action="store_true", help="version, build and native engine")
+    parser.add_argument("--selftest", action="store_true", help="check this machine; with --json, --only GLOB,...")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, about: str, run: Any, to: Any = commands) -> argparse.ArgumentParser:
@@ -131,6 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     profile = add("profile", "what this machine is, which hardware profile fits, and why", _profile)
     profile.add_argument("--json", action="store_true")
     _settings_of(profile)
+    selftest = add("selftest", "the same as agent --selftest", _selftest)
+    selftest.add_argument("--json", action="store_true")
+    selftest.add_argument("--only", metavar="GLOB,...", default="", help="these checks alone, as native.*,config")
+    _settings_of(selftest)
     check = add("check", "validate files: every error with file, line and key", _config_check, settings)
     check.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return parser
@@ -422,14 +429,33 @@ def _config_show(given: argparse.Namespace) -> int:
 def _profile(given: argparse.Namespace) -> int:
     import msgspec
 
-    from agent.settings import report_profile
+    from agent.settings import survey
 
-    report = report_profile(_given(given))
+    _, report = survey(_given(given))
     if given.json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
         print("\n".join(report.show()))
     return DONE
+
+
+def _selftest(given: argparse.Namespace) -> int:
+    import msgspec
+    import trio
+
+    from agent import selftest
+
+    try:
+        names = selftest.select([glob for glob in given.only.split(",") if glob])
+    except ValueError as err:
+        print(f"agent --selftest: {err}", file=sys.stderr)
+        return USAGE
+    report = trio.run(selftest.run, selftest.examine(_given(given)), names)
+    if given.json:
+        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+    else:
+        print("\n".join(selftest.table(report)))
+    return DONE if report.ok else FAILED
 
 
 def _config_check(given: argparse.Namespace) -> int:

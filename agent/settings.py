@@ -94,6 +94,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.ident or socket.gethostname()
 
 
+DEFAULT_TOKEN = "token"  # of control.tokens, made at the first start
+
 # What no hardware profile may set (packaging.md 5): peers, tokens, roots, users, and who this machine is.
 FORBIDDEN = (
     *("ident", "profile", "tls", "seneschal", "mimir", "polarize", "cibus", "eman", "gator", "lab"),
@@ -126,6 +128,15 @@ def credential(name: str) -> str:
     return name.strip("/").replace("/", "_")
 
 
+def certificates(
+    settings: Settings, peer: SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings, folder: Path
+) -> tuple[Path | None, Path | None, Path | None]:
+    """The peer's own files of authorities, certificate and key, else those of `[tls]`."""
+    own = peer if peer.ca_file or peer.cert_file or peer.key_file else settings.tls
+    ca, cert, key = (find(name, folder) if name else None for name in (own.ca_file, own.cert_file, own.key_file))
+    return ca, cert, key
+
+
 class Given(msgspec.Struct, frozen=True):
     """The options of a command: each `--config`, in place of /etc/agent, and `--profile`."""
 
@@ -141,11 +152,11 @@ def load_settings(given: Given) -> Effective[Settings]:
     return _survey(given, facts.detect())[0]
 
 
-def report_profile(given: Given) -> Report:
-    """Which hardware profile fits and why, and what it decides. Raises ConfigErrors."""
+def survey(given: Given) -> tuple[Effective[Settings], Report]:
+    """The effective settings, and which hardware profile fits and why, and what it decides. Raises ConfigErrors."""
     machine = facts.detect()
     effective, choice = _survey(given, machine, all_of_them=True)
-    return Report(
+    return effective, Report(
         profile=effective.profile or None,
         forced=choice.forced,
         facts={name: list(fact) if isinstance(fact, tuple) else fact for name, fact in machine.items()},

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from agent.core.head import Scope
+from agent.core.profile import Report
 
 Policy = Literal["drop_oldest", "disconnect"]
 Name = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -180,6 +181,31 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
 
 
+class SelftestAsked(msgspec.Struct, frozen=True, kw_only=True):
+    """`only`: globs of names of checks; none: all."""
+
+    only: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """One check of the selftest: what it found, in how many ms, and what to do about it."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    ms: float
+    detail: str
+    remedy: str
+    data: dict[str, Any]
+
+
+class Selftest(msgspec.Struct, frozen=True, kw_only=True):
+    """What `agent --selftest --json` prints. `ok`: no check failed."""
+
+    ok: bool
+    version: str
+    checks: tuple[Checked, ...]
+
+
 class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
     """The keys that changed, and those of them that wait for the next start.
 
@@ -225,8 +251,8 @@ ACTIONS: dict[str, Action] = {
     "children": Action("read"),
     "get_tree": Action("read"),
     "config": Action("read", Nothing, dict[str, Setting]),
-    "profile": Action("read"),
-    "selftest": Action("read"),
+    "profile": Action("read", Nothing, Report),
+    "selftest": Action("read", SelftestAsked, Selftest),
     "metrics": Action("read", Nothing, dict[str, float]),
     "reload": Action("control", Nothing, Reloaded),
 }

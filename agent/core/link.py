@@ -259,7 +259,7 @@ class _Line:
             tcp = self._stream = await trio.open_tcp_stream(host, port)
         except OSError as err:
             raise PeerUnreachable(
-                f"{self._peer} cannot be reached: {_cause(err)}", remedy="Look at its address and whether it runs."
+                f"{self._peer} cannot be reached: {cause_of(err)}", remedy="Look at its address and whether it runs."
             ) from err
         if context is not None:
             tls = self._stream = trio.SSLStream(tcp, context, server_hostname=host, https_compatible=True)
@@ -340,7 +340,7 @@ def _parts(url: str) -> tuple[bool, str, int, str]:
     return secure, parts.hostname or "", parts.port or (443 if secure else 80), target
 
 
-def _cause(err: OSError) -> str:
+def cause_of(err: OSError) -> str:
     """What the system said; trio's own error only tells that every address failed."""
     cause: BaseException = err.__cause__ or err
     while isinstance(cause, BaseExceptionGroup):

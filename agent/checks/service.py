@@ -1,0 +1,177 @@
+"""The settings, the profile, the control port, and who may read what.
+
+Source: protocols/packaging.md 7.
+"""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.checks.subject import Finding, Subject, text_of
+from agent.core.token import TokenUnusable, read_token
+from agent.settings import DEFAULT_TOKEN, Settings, find
+
+
+def config(subject: Subject) -> Finding:
+    """Can the settings be used, as they are on the disk?"""
+    if subject.errors:
+        return Finding("fail", "\n".join(subject.errors), "Correct them.")
+    of_profile = subject.report.warnings if subject.report else ()
+    warnings = [text for text in (subject.effective.warnings if subject.effective else ()) if text not in of_profile]
+    if warnings:
+        return Finding("warn", "\n".join(warnings), "Unset the variable, or correct its name.")
+    return Finding("ok", "good")
+
+
+def profile(subject: Subject) -> Finding:
+    """Does a hardware profile fit, and only one so well?"""
+    if subject.report is None:
+        return Finding("fail", "not looked for: the settings cannot be used", "Correct the settings.")
+    report = subject.report
+    data = {"profile": report.profile, "forced": report.forced}
+    if wrong := [error for refused in report.refused for error in refused.errors]:
+        return Finding("fail", "\n".join(wrong), "Correct the profile, or take it away.", data)
+    if report.warnings:
+        return Finding("warn", "\n".join(report.warnings), 'Set profile = "NAME", or `agent profile`.', data)
+    return Finding("ok", report.profile or "none fits", data=data)
+
+
+def control_port(subject: Subject) -> Finding:
+    """Is it free, or ours? Looked up in the kernel's list: nothing is opened."""
+    wanted = subject.settings.control.listen
+    held = [(address, *entry) for address in wanted for entry in _listening(subject.root) if _clashes(address, *entry)]
+    if not held:
+        return Finding("ok", f"free: {', '.join(wanted)}")
+    owner = _lock_owner(subject.root, subject.folder / "lock")
+    for address, _, _, inode in held:
+        pid = _pid_of(subject.root, inode)
+        if owner is None or pid not in (owner, None):
+            comm = text_of(subject.root / f"proc/{pid}/comm") if pid else None
+            who = f"pid {pid} ({comm})" if pid else "a process of another user"
+            return Finding("fail", f"{address} is held by {who}", "End it, or set control.listen.", {"pid": pid})
+    return Finding("warn", f"held by our own service, pid {owner}", "Nothing, as long as it is to run.", {"pid": owner})
+
+
+def _listening(root: Path) -> Iterator[tuple[str, int, str]]:
+    """Address in hex, port and inode of each TCP socket that listens."""
+    for name in ("tcp", "tcp6"):
+        for line in (text_of(root / "proc/net" / name) or "").splitlines()[1:]:
+            fields = line.split()
+            if len(fields) > 9 and fields[3] == "0A":
+                host, _, port = fields[1].partition(":")
+                yield host, int(port, 16), fields[9]
+
+
+def _clashes(address: str, host: str, port: int, inode: str) -> bool:
+    """Would listening at `address` fail because of that socket? Names of hosts are taken for any address."""
+    wanted, _, number = address.rpartition(":")
+    if int(number) != port or port == 0:
+        return False
+    parts = wanted.split(".")
+    if not host.strip("0") or len(parts) != 4 or not all(part.isdigit() for part in parts) or wanted == "0.0.0.0":
+        return True
+    ours = "".join(f"{int(part):02X}" for part in parts)
+    swapped = "".join(f"{int(part):02X}" for part in reversed(parts)) if sys.byteorder == "little" else ours
+    return host == swapped or host.endswith(f"0000FFFF{swapped}") or host.endswith(f"FFFF0000{swapped}")
+
+
+def _lock_owner(root: Path, lock: Path) -> int | None:
+    """Who has the state directory: the service that runs."""
+    try:
+        inode = lock.stat().st_ino
+    except OSError:
+        return None
+    for line in (text_of(root / "proc/locks") or "").splitlines():
+        fields = line.split()
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+            return int(fields[4])
+    return None
+
+
+def _pid_of(root: Path, inode: str) -> int | None:
+    """Who has the socket open, as far as we may see."""
+    for folder in root.glob("proc/[0-9]*/fd"):
+        try:
+            if any(os.readlink(fd) == f"socket:[{inode}]" for fd in folder.iterdir()):
+                return int(folder.parent.name)
+        except OSError:  # another user's, or gone
+            continue
+    return None
+
+
+def control_token(subject: Subject) -> Finding:
+    """Are there tokens, kept from others, and too long to be guessed?"""
+    control = subject.settings.control
+    weak, missing = [], []
+    for token in control.tokens:
+        path = find(token.file, subject.folder)
+        if not path.exists() and token.file == DEFAULT_TOKEN:
+            missing.append(path)
+            continue
+        try:
+            bits = _bits(read_token(path))
+        except TokenUnusable as err:
+            return Finding("fail", err.what, err.remedy)
+        if bits < 128:
+            weak.append(f"{path} has {bits:.0f} bits at most")
+    if not control.tokens and not control.tls.client_ca and not control.insecure_loopback:
+        return Finding("fail", "there is none: nobody may come in", "Set control.tokens.")
+    if weak:
+        return Finding("warn", ", ".join(weak), "Write 256 random bits: openssl rand -hex 32.")
+    if control.insecure_loopback:
+        return Finding("warn", "insecure_loopback: whoever is on this machine may all", "Set it to false.")
+    return Finding("ok", f"{missing[0]} is made at the first start" if missing else f"{len(control.tokens)} tokens")
+
+
+def _bits(token: str) -> float:
+    """At most so many, by its length and the kinds of its characters."""
+    kinds = {r"[0-9]+": 10, r"[0-9a-f]+|[0-9A-F]+": 16, r"[a-z]+|[A-Z]+": 26, r"[0-9a-z]+|[0-9A-Z]+": 36}
+    alphabet = next((size for kind, size in kinds.items() if re.fullmatch(kind, token)), 64)
+    return min(len(token), 8 * len(set(token))) * math.log2(alphabet)
+
+
+def files_permissions(subject: Subject) -> Finding:
+    """May others read tokens and keys; may we read the logs?"""
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    open_to_others = []
+    for path in _secrets(subject):
+        # systemd lets its user read a credential by an ACL, whose mask shows as group bits.
+        others = 0o007 if credentials and path.is_relative_to(credentials) else 0o077
+        if path.exists() and path.stat().st_mode & others:
+            open_to_others.append(str(path))
+    if open_to_others:
+        return Finding("fail", f"others may read {', '.join(open_to_others)}", f"chmod 600 {' '.join(open_to_others)}")
+    logs = [path for path in _logs(subject.settings) if os.path.exists(path) and not os.access(path, os.R_OK)]
+    if logs:
+        return Finding("warn", f"not readable: {', '.join(logs)}", "Put the service's user into their group, as adm.")
+    return Finding("ok", "good")
+
+
+def _secrets(subject: Subject) -> Iterator[Path]:
+    """Every file of a token, password or key that the settings name."""
+
+    def walk(value: Any, name: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, key)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from walk(inner, name)
+        elif value and name in ("token_file", "password_file", "key_file"):
+            yield value
+
+    control = subject.settings.control
+    names = [*walk(msgspec.to_builtins(subject.settings), ""), *(token.file for token in control.tokens)]
+    yield from (find(name, subject.folder) for name in dict.fromkeys([*names, control.tls.key]) if name)
+
+
+def _logs(settings: Settings) -> Iterator[str]:
+    for watch in settings.logs.watch:
+        yield from glob(watch.glob) if watch.glob else ["/dev/kmsg"] if watch.kmsg else [watch.path or os.devnull]

@@ -1,0 +1,214 @@
+"""Each check of the settings, the port and the files is good, and warns or fails where the sheet says so."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent import settings as settings_module
+from agent.checks import service
+from agent.checks.subject import Subject
+from agent.control.settings import ControlSettings, ControlTls, Token
+from agent.core import facts
+from agent.logs.settings import LogsSettings, LogWatch
+from agent.mimir.settings import MimirSettings
+from agent.polarize.settings import PolarizeSettings
+from agent.selftest import examine
+from agent.settings import Given, Settings, StateSettings
+
+STRONG = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Given:
+    """agent.toml of a machine that the profile "board" fits."""
+    (tmp_path / "hw-profiles").mkdir()
+    (tmp_path / "hw-profiles/board.toml").write_text('name = "board"\nmatch.arch = "x"\n')
+    (tmp_path / "agent.toml").write_text("")
+    monkeypatch.setattr(settings_module, "FOLDERS", (tmp_path / "hw-profiles",))
+    monkeypatch.setattr(facts, "detect", lambda: {"arch": "x"})
+    return Given((tmp_path / "agent.toml",))
+
+
+def subject(folder: Path, **tables: Any) -> Subject:
+    return Subject(settings=Settings(state=StateSettings(dir=str(folder)), **tables))
+
+
+def write(path: Path, text: str, mode: int = 0o600) -> Path:
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+# ---- settings and profile --------------------------------------------------------------------------------------------
+
+
+def test_good_settings_and_the_profile_that_fits(given: Given) -> None:
+    checked = examine(given)
+    assert service.config(checked) == ("ok", "good", "", {})
+    assert service.profile(checked) == ("ok", "board", "", {"profile": "board", "forced": False})
+
+
+def test_settings_with_errors_fail_with_every_line(given: Given) -> None:
+    given.config[0].write_text("[suites]\nslots = 0\nslotz = 1\n")
+    checked = examine(given)
+    found = service.config(checked)
+    assert found.status == "fail"
+    assert found.detail.splitlines() == [
+        f"{given.config[0]}:2: suites.slots: 0 is less than 1. Use a number from 1 to 64.",
+        f"{given.config[0]}:3: suites.slotz: unknown key. Did you mean suites.slots?",
+    ]
+    assert service.profile(checked).status == "fail"
+    assert checked.settings == Settings()
+
+
+def test_a_variable_that_is_no_setting_is_a_warning(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_SUITES__SLOT", "2")
+    checked = examine(given)
+    assert service.config(checked).status == "warn"
+    assert "AGENT_SUITES__SLOTS" in service.config(checked).detail
+    assert service.profile(checked).status == "ok"
+
+
+def test_a_tie_of_profiles_is_a_warning(given: Given, tmp_path: Path) -> None:
+    (tmp_path / "hw-profiles/other.toml").write_text('name = "other"\nmatch.arch = "x"\n')
+    found = service.profile(examine(given))
+    assert (found.status, found.detail) == ("warn", "hardware profile board fits no better than other.")
+
+
+def test_a_profile_with_an_error_fails_also_where_it_does_not_fit(given: Given, tmp_path: Path) -> None:
+    (tmp_path / "hw-profiles/far.toml").write_text('name = "far"\nmatch.arch = "y"\nsettings.suites.slots = 0\n')
+    found = service.profile(examine(given))
+    assert found.status == "fail"
+    assert found.detail.startswith(f"{tmp_path}/hw-profiles/far.toml:3: suites.slots: ")
+
+
+def test_a_forced_profile_that_is_missing_fails(given: Given) -> None:
+    checked = examine(msgspec.structs.replace(given, profile="none"))
+    assert service.config(checked).detail.startswith("--profile: profile: no hardware profile is called 'none'")
+    assert service.profile(checked).status == "fail"
+
+
+# ---- the port --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    """A port of this process."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        yield sock.getsockname()[1]
+
+
+def test_a_free_port(tmp_path: Path, listening: int) -> None:
+    control = ControlSettings(listen=(f"127.0.0.2:{listening}", "127.0.0.1:0"))
+    assert service.control_port(subject(tmp_path, control=control)).status == "ok"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost", "[::]"])
+def test_a_port_that_another_holds_fails_with_its_name(tmp_path: Path, listening: int, host: str) -> None:
+    found = service.control_port(subject(tmp_path, control=ControlSettings(listen=(f"{host}:{listening}",))))
+    comm = Path("/proc/self/comm").read_text().strip()
+    assert (found.status, found.data) == ("fail", {"pid": os.getpid()})
+    assert found.detail == f"{host}:{listening} is held by pid {os.getpid()} ({comm})"
+
+
+def test_a_port_of_the_agent_that_has_the_state_directory_is_a_warning(
+    tmp_path: Path, listening: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = subject(tmp_path, control=ControlSettings(listen=(f"127.0.0.1:{listening}",)))
+    monkeypatch.setattr(service, "_lock_owner", lambda root, lock: os.getpid())
+    assert service.control_port(checked).detail == f"held by our own service, pid {os.getpid()}"
+    monkeypatch.setattr(service, "_pid_of", lambda root, inode: None)
+    assert service.control_port(checked).status == "warn"
+    monkeypatch.setattr(service, "_lock_owner", lambda root, lock: None)
+    assert "held by a process of another user" in service.control_port(checked).detail
+
+
+def test_the_owner_of_the_lock_is_read_from_the_kernels_list(tmp_path: Path) -> None:
+    lock = write(tmp_path / "lock", "")
+    (tmp_path / "proc").mkdir()
+    inode = lock.stat().st_ino
+    (tmp_path / "proc/locks").write_text(
+        f"1: POSIX  ADVISORY  WRITE 7 fe:00:{inode} 0 EOF\n2: FLOCK  ADVISORY  WRITE 4711 fe:00:{inode} 0 EOF\n"
+    )
+    assert service._lock_owner(tmp_path, lock) == 4711
+    (tmp_path / "proc/locks").write_text("1: FLOCK\n")
+    assert service._lock_owner(tmp_path, lock) is None
+    assert service._lock_owner(tmp_path, tmp_path / "none") is None
+
+
+# ---- tokens and files ------------------------------------------------------------------------------------------------
+
+
+def test_the_default_token_is_made_at_the_first_start(tmp_path: Path) -> None:
+    found = service.control_token(subject(tmp_path))
+    assert (found.status, found.detail) == ("ok", f"{tmp_path}/token is made at the first start")
+    write(tmp_path / "token", STRONG)
+    assert service.control_token(subject(tmp_path)).detail == "1 tokens"
+
+
+@pytest.mark.parametrize("weak", ["a" * 40, "12345678901234567890", "correct-horse", "deadbeefdeadbeef"])
+def test_a_token_that_can_be_guessed_is_a_warning(tmp_path: Path, weak: str) -> None:
+    write(tmp_path / "token", weak)
+    assert service.control_token(subject(tmp_path)).status == "warn"
+
+
+def test_a_token_that_others_may_read_fails(tmp_path: Path) -> None:
+    write(tmp_path / "token", STRONG, 0o644)
+    found = service.control_token(subject(tmp_path))
+    assert (found.status, found.remedy) == ("fail", f"chmod 600 {tmp_path}/token")
+
+
+def test_no_token_fails_and_nobody_asked_for_one_is_a_warning(tmp_path: Path) -> None:
+    assert service.control_token(subject(tmp_path, control=ControlSettings(tokens=()))).status == "fail"
+    open_to_all = ControlSettings(tokens=(), insecure_loopback=True)
+    assert service.control_token(subject(tmp_path, control=open_to_all)).status == "warn"
+    named = ControlSettings(tokens=(Token(file="elsewhere"),))
+    assert service.control_token(subject(tmp_path, control=named)).status == "fail"
+
+
+def test_keys_and_passwords_that_others_may_read_fail(tmp_path: Path) -> None:
+    for name in ("token", "mimir", "password", "key"):
+        write(tmp_path / name, STRONG, 0o600)
+    checked = subject(
+        tmp_path,
+        mimir=MimirSettings(token_file=str(tmp_path / "mimir")),
+        polarize=PolarizeSettings(user="u", password_file=str(tmp_path / "password")),
+        control=ControlSettings(tls=ControlTls(cert="cert", key=str(tmp_path / "key"))),
+    )
+    assert service.files_permissions(checked).status == "ok"
+    for name in ("token", "mimir", "password", "key"):
+        (tmp_path / name).chmod(0o640)
+        found = service.files_permissions(checked)
+        assert (found.status, found.detail) == ("fail", f"others may read {tmp_path}/{name}")
+        (tmp_path / name).chmod(0o600)
+
+
+def test_a_credential_of_systemd_may_have_its_acl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    write(tmp_path / "token", STRONG, 0o440)
+    assert service.files_permissions(subject(tmp_path)).status == "ok"
+
+
+def test_a_log_that_cannot_be_read_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kern = write(tmp_path / "kern.log", "")
+    logs = LogsSettings(
+        watch=(
+            LogWatch(name="a", path=str(kern)),
+            LogWatch(name="b", glob=f"{tmp_path}/*.log"),
+            LogWatch(name="c", path=f"{tmp_path}/absent"),
+            LogWatch(name="d", journal=True),
+        )
+    )
+    assert service.files_permissions(subject(tmp_path, logs=logs)).status == "ok"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    found = service.files_permissions(subject(tmp_path, logs=logs))
+    assert found.status == "warn"
+    assert str(kern) in found.detail
+    assert "absent" not in found.detail
