@@ -1,7 +1,9 @@
 """A suite's files: from where a document may take them, and what is said when it may not or cannot."""
 
+import contextlib
 import hashlib
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import pytest
 import trio
 
 from agent.core.errors import DocumentError
+from agent.core.tls import server_context
 from agent.suites.messages import Source
 from agent.suites.prepare import Blocked, below, command, fetch, suite_of, tree_of
+from tests.certificates import authority, issue
 
 
 class Log:
@@ -37,8 +41,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-async def get(source: Source | None, folder: Path, roots: tuple[str, ...] = (), base: Path | None = None) -> Path:
-    return await fetch(source, base, folder, roots, mark="prepare-test", log=Log())
+async def get(
+    source: Source | None,
+    folder: Path,
+    roots: tuple[str, ...] = (),
+    base: Path | None = None,
+    ca_file: Path | None = None,
+) -> Path:
+    return await fetch(source, base, folder, roots, mark="prepare-test", log=Log(), ca_file=ca_file)
 
 
 async def test_a_dir_below_the_roots_is_used_where_it_is(tmp_path: Path, folder: Path) -> None:
@@ -91,6 +101,34 @@ async def test_an_archive_comes_over_http(tmp_path: Path, folder: Path) -> None:
         project = await get(Source(archive=f"http://127.0.0.1:{port}/s.tar.gz"), folder)
         nursery.cancel_scope.cancel()
     assert sorted(entry.name for entry in project.iterdir()) == ["a", "b"]
+
+
+async def test_an_archive_comes_over_tls_from_whom_the_machine_trusts(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = tar(tmp_path, "a").read_bytes()
+    ca = authority(tmp_path)
+    server = issue(ca, tmp_path, "server")
+    context = server_context(server.cert, server.key)
+
+    async def answer(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # a client that does not trust us ends the handshake
+            await stream.receive_some(65536)
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+            await stream.send_all(head.encode() + content)
+
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    async with trio.open_nursery() as nursery:
+        (listener, *_) = await nursery.start(trio.serve_ssl_over_tcp, answer, 0, context)
+        source = Source(archive=f"https://127.0.0.1:{listener.transport_listener.socket.getsockname()[1]}/s.tar.gz")
+        for ca_file in (tmp_path / "other.pem", None):
+            with pytest.raises(Blocked, match=r"source\.archive: https://.*(no certificates|verify failed)"):
+                await get(source, folder, ca_file=ca_file)
+        assert (await get(source, folder, ca_file=ca.cert) / "a").exists()
+        shutil.rmtree(folder / "source")
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca.cert))
+        assert (await get(source, folder) / "a").exists()
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_server_that_is_not_there_is_named(folder: Path) -> None:

@@ -14,7 +14,6 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, nullcontext
 from email.utils import formatdate
-from http.client import responses
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NoReturn
 
@@ -40,6 +39,16 @@ IDLE_S = 60.0  # s that a kept-alive connection may be silent between two reques
 PIECE_S = 30.0  # s for the client to send the next piece of a body, or to take one of an answer
 LINGER_S = 1.0  # s in which what the client still sends is read and dropped, or a reset would eat our last answer
 PIECE = 64 * 1024  # bytes
+# Of http.client, whose import takes as long as that of all the rest here.
+PHRASES = {
+    **{200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 206: "Partial Content", 303: "See Other"},
+    **{304: "Not Modified", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found"},
+    **{405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 413: "Content Too Large"},
+    **{415: "Unsupported Media Type", 416: "Range Not Satisfiable", 422: "Unprocessable Content"},
+    **{426: "Upgrade Required", 429: "Too Many Requests", 431: "Request Header Fields Too Large"},
+    **{500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable"},
+    505: "HTTP Version Not Supported",
+}
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -395,7 +404,7 @@ class _Wire:
             headers.append(("Content-Length", str(len(body))))
         if close or self._is_chunked or not self._body_is_read():
             headers.append(("Connection", "close"))
-        phrase = responses.get(response.status, "").encode()
+        phrase = PHRASES.get(response.status, "").encode()
         await self._send(h11.Response(status_code=response.status, headers=headers, reason=phrase))
         if isinstance(body, bytes):
             if body and not self._is_head:

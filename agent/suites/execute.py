@@ -130,7 +130,8 @@ class Execution:
 
     async def _fetch(self, roots: tuple[str, ...], setup: Capture) -> Path:
         suite, mark = self.run.suite, self.run.run
-        root = await fetch(suite.source, self._base, self._folder, roots, mark=mark, log=setup)
+        ca_file = self._machine.ca_file
+        root = await fetch(suite.source, self._base, self._folder, roots, mark=mark, log=setup, ca_file=ca_file)
         project = below(root / suite.cwd, [str(root)])
         if not project.is_dir():
             raise Blocked(f"cwd: {suite.cwd} is not a directory of the suite", remedy="Correct the document.")
@@ -317,6 +318,9 @@ class Execution:
         if report.polarize and self._machine.project == "" and not (report.polarion and report.polarion.project):
             text = "not submitted: neither report.polarion.project nor polarize.project is set"
             self._warnings.append(Warned("polarize.project", text))
+        if run.suite.coverage:
+            text = "not measured: this version of the agent has no coverage; the suite's other results stand"
+            self._warnings.append(Warned("coverage.unavailable", text))
         finished = SuiteFinished(
             run=run.run,
             suite=run.suite.id,

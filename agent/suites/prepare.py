@@ -7,18 +7,19 @@ Source: protocols/suites.md, "The suite document" (`source`, `setup`, `teardown`
 
 import hashlib
 import os
+import ssl
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
 import msgspec
 import trio
 
 from agent.core.cgroup import Leaves
 from agent.core.errors import AgentError, DocumentError
 from agent.core.process import ChildFailedToStart, Limits, Spec, drain, environ, open_child
+from agent.core.tls import TlsSettings, TlsUnusable, client_context, find_roots
 from agent.suites import document
 from agent.suites.archive import MAX_BYTES, unpack
 from agent.suites.messages import Source, Suite
@@ -36,7 +37,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """What a run needs to know of the machine.
 
     `leaves` is the delegated cgroup, where there is one. `project` is Polarize's project for suites that name none;
-    None: nothing is submitted to Polarize.
+    None: nothing is submitted to Polarize. `ca_file` is what a download trusts in place of the system's certificates.
     """
 
     ident: str
@@ -44,6 +45,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     timeout_factor: float = 1.0
     leaves: Leaves | None = None
     project: str | None = None
+    ca_file: Path | None = None
 
 
 class Log(Protocol):
@@ -87,7 +89,14 @@ def tree_of(path: Path) -> dict[str, Any]:
 
 
 async def fetch(
-    source: Source | None, base: Path | None, folder: Path, roots: Sequence[str], *, mark: str, log: Log
+    source: Source | None,
+    base: Path | None,
+    folder: Path,
+    roots: Sequence[str],
+    *,
+    mark: str,
+    log: Log,
+    ca_file: Path | None = None,
 ) -> Path:
     """The folder with the suite's files: `base` itself, a `dir` below `roots`, or a copy in `folder`.
 
@@ -104,7 +113,7 @@ async def fetch(
         return project
     target = folder / "source"
     if source.archive is not None:
-        return await _fetch_archive(source, folder, target, roots)
+        return await _fetch_archive(source, folder, target, roots, ca_file)
     for argv in git_commands(source, target):
         env = environ(os.environ) | {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
         await command(argv, folder, env, mark=mark, log=log)
@@ -129,11 +138,13 @@ async def command(
         raise Blocked(f"{shown}: ended with {how}", remedy="See setup.log in the run's folder.")
 
 
-async def _fetch_archive(source: Source, folder: Path, target: Path, roots: Sequence[str]) -> Path:
+async def _fetch_archive(
+    source: Source, folder: Path, target: Path, roots: Sequence[str], ca_file: Path | None
+) -> Path:
     archive = source.archive or ""
     if archive.startswith(("http://", "https://")):
         path = folder / "archive"
-        digest = await _download(archive, path)
+        digest = await _download(archive, path, ca_file)
     else:
         path = below(Path(archive), roots)
         digest = await trio.to_thread.run_sync(_sha256, path)
@@ -147,11 +158,17 @@ async def _fetch_archive(source: Source, folder: Path, target: Path, roots: Sequ
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else target  # a tar of one folder, as most are
 
 
-async def _download(url: str, path: Path) -> str:
+async def _download(url: str, path: Path, ca_file: Path | None) -> str:
+    import httpx  # at first use: a service starts without it
+
     digest, size = hashlib.sha256(), 0
     try:
+        # A system without any certificates can still get what comes over plain http.
+        trusted = (
+            client_context(TlsSettings(ca_file)) if find_roots(ca_file) else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
         async with (
-            httpx.AsyncClient(follow_redirects=True, timeout=30) as client,
+            httpx.AsyncClient(verify=trusted, follow_redirects=True, timeout=30) as client,
             client.stream("GET", url) as reply,
             await trio.open_file(path, "wb") as file,
         ):
@@ -162,10 +179,18 @@ async def _download(url: str, path: Path) -> str:
                 if size > MAX_BYTES:
                     raise Blocked(f"source.archive: {url} is larger than {MAX_BYTES} bytes", remedy="Make it smaller.")
                 await file.write(block)
+    except TlsUnusable as err:
+        raise Blocked(f"source.archive: {url}: {err.what}", remedy=err.remedy) from err
     except httpx.HTTPError as err:
-        why = str(err) or type(err).__name__
-        raise Blocked(f"source.archive: {url}: {why}", remedy="See that the machine can reach it.") from err
+        raise Blocked(f"source.archive: {url}: {_why(err)}", remedy="See that the machine can reach it.") from err
     return digest.hexdigest()
+
+
+def _why(err: BaseException) -> str:
+    """What is at the bottom of it: httpx says that there was no connection, a cause of its cause that it was TLS."""
+    while deeper := err.__cause__ or err.__context__:
+        err = deeper
+    return str(err) or type(err).__name__
 
 
 def _sha256(path: Path) -> str:

@@ -21,7 +21,6 @@ import msgspec
 from agent.core.events import State, TestFinished, TestsSelected, TestStarted, Warned
 from agent.core.lines import CutLine, Lines
 from agent.suites.messages import Suite
-from agent.suites.runners import diagnostics
 from agent.suites.runners.ava import EVENTS
 from agent.suites.runners.ava_tap import STDERR_MAX, TERM_WAIT_S, AvaTap, how, said, unexplained
 from agent.suites.runners.driver import (
@@ -366,6 +365,8 @@ class AvaEvents:
         test: _Test | None = None,
     ) -> TestFinished:
         """A record with all that AVA told."""
+        from agent.suites.runners import diagnostics  # with YAML's parser: a service starts without it
+
         err = dict(told.err or {})
         at = err.pop("at", None)
         err.pop("line", None)

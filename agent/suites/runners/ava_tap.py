@@ -19,7 +19,7 @@ import msgspec
 
 from agent.core.events import State, TestFinished, Warned
 from agent.suites.messages import Suite
-from agent.suites.runners import ava_lines, diagnostics
+from agent.suites.runners import ava_lines
 from agent.suites.runners.ava_files import Files
 from agent.suites.runners.ava_lines import AvaLines, Item
 from agent.suites.runners.driver import (
@@ -206,6 +206,8 @@ class AvaTap:
         self._last = None
 
     def _fail(self, item: ava_lines.Failed, events: list[LastEvent]) -> None:
+        from agent.suites.runners import diagnostics  # with YAML's parser: a service starts without it
+
         text = title(plain(item.title))
         details = {} if item.yaml is None else diagnostics.read(item.yaml.decode("utf-8", "replace"))
         if item.yaml is None and (exited := _EXITED.fullmatch(text)):

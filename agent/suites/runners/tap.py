@@ -24,7 +24,6 @@ from agent.core.errors import ProtocolMisuse
 from agent.core.events import State, TestFinished, Warned
 from agent.core.lines import Lines
 from agent.suites.messages import Suite
-from agent.suites.runners import diagnostics
 from agent.suites.runners.command import argv
 from agent.suites.runners.driver import (
     LOG_MAX,
@@ -438,6 +437,8 @@ def _timed(text: str) -> tuple[str, float | None]:
 def _details(block: list[bytes]) -> dict[str, Any]:
     if len(block) == 1 and (found := _ONLY_TIME.match(block[0])):
         return {"duration_ms": float(found[1])}
+    from agent.suites.runners import diagnostics  # with YAML's parser: a service starts without it
+
     return diagnostics.read(plain(b"\n".join(block)))
 
 
