@@ -94,6 +94,7 @@ async def test_entries_are_told_from_the_end_on(tmp_path: Path, journal: FakeJou
     async with monitor(tmp_path, journal=True) as watching:
         with watching.bus.subscribe(LogMatched) as events:
             await watching.begin()
+            assert (await watching.source())["state"] == "IDLE"
             journal.write("line 3", _PID="712")
             with trio.fail_after(FIRST_S):
                 event = await anext(events)

@@ -16,6 +16,7 @@ from agent.logs.settings import LogsSettings
 
 BUDGET_S = 1.0  # for measuring all rules; those that are left then are not measured
 SAMPLE = TYPICAL * 8
+RUNS = 3  # the first warms the caches
 
 _NO_ORIGINS: Mapping[str, str] = MappingProxyType({})
 
@@ -83,10 +84,12 @@ def measure(rules: Iterable[CompiledRule], clock: Callable[[], float], budget_s:
     until = clock() + budget_s
     for rule in sorted(rules, key=lambda rule: bool(rule.clauses)):
         worker = Worker(Scanner([rule.regex], [rule.clauses]))
-        began = clock()
-        worker.scan(SAMPLE)
-        ended = clock()
-        measured[rule.spec.id] = round((ended - began) * 1e9 / SAMPLE.count(b"\n"), 1)
-        if ended > until:
+        took: list[float] = []
+        for _ in range(RUNS):
+            began = clock()
+            worker.scan(SAMPLE)
+            took.append(clock() - began)
+        measured[rule.spec.id] = round(min(took) * 1e9 / SAMPLE.count(b"\n"), 1)
+        if clock() > until:
             break
     return measured

@@ -153,7 +153,7 @@ class Records:
 
     def begin(self, reached: Reached) -> None:
         """Records come from behind this one on: the one reached before, or another, which is told."""
-        self.is_begun = True
+        self.is_begun, self.state = True, "IDLE"
         if reached != self.reached:
             self.reached = reached
             self._bus.publish(LogSource(path=self.path, what="found", generation=reached.generation))
