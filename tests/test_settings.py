@@ -7,7 +7,7 @@ import pytest
 from agent import settings
 from agent.core import facts
 from agent.core.config import ConfigErrors
-from agent.settings import Given, load_settings, report_profile
+from agent.settings import Given, load_settings, survey
 
 
 @pytest.fixture
@@ -50,12 +50,12 @@ settings.labels.serial = "usb"
     assert effective.origins["suites.slots"].text == f"{own}:2"
     assert effective.origins["suites.slots"].over == (("hw-profile board", 4),)
     assert effective.origins["labels.serial"].text == "hw-profile board"
-    assert report_profile(Given((own,))).settings == {"labels.serial": "usb", "suites.keep_runs": 7}
+    assert survey(Given((own,)))[1].settings == {"labels.serial": "usb", "suites.keep_runs": 7}
 
 
 def test_without_a_profile_that_fits_the_defaults_hold(profiles: Path, tmp_path: Path) -> None:
     own = write(tmp_path / "agent.toml", "")
-    assert (load_settings(Given((own,))).profile, report_profile(Given((own,))).profile) == ("", None)
+    assert (load_settings(Given((own,))).profile, survey(Given((own,)))[1].profile) == ("", None)
 
 
 def test_a_refused_profile_is_a_warning_and_the_generic_one_is_used(profiles: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_profile_that_does_not_go_with_good_settings_is_left_out(profiles: Pat
     assert [watch.glob for watch in effective.settings.logs.watch] == ["/var/log/kern*"]
     (warning,) = effective.warnings
     assert warning.startswith("hardware profile board does not go with the settings and is not used: ")
-    assert report_profile(Given((own,))).warnings == (warning,)
+    assert survey(Given((own,)))[1].warnings == (warning,)
 
 
 @pytest.mark.parametrize(("by", "origin"), [("file", "agent.toml:1"), ("flag", "--profile"), ("env", "AGENT_PROFILE")])
