@@ -46,6 +46,7 @@ DOES_IO = (
     *("agent/polarize/cibus.py", "agent/files/disk.py", "agent/files/follow.py", "agent/files/services.py"),
     *(
         "agent/logs/follow.py",
+        "agent/logs/paths.py",
         "agent/logs/source.py",
         "agent/logs/records.py",
         "agent/logs/streams.py",

@@ -12,12 +12,12 @@ class Behind:
     def __init__(self, id: str, following: Following, record: list[bytes], place: Place) -> None:
         self.id, self.following, self.record = id, following, record
         self.generation, self.next = place
-        self._skips = True  # the matched line itself
+        self.skips = True  # the matched line itself
 
     def feed(self, data: bytes, generation: int, offset: int) -> None:
         """The bytes from an offset on, up to the end of a line or window."""
         if generation > self.generation:
-            self.generation, self.next, self._skips = generation, 0, False
+            self.generation, self.next, self.skips = generation, 0, False
         if generation < self.generation:
             return
         at = max(0, self.next - offset)
@@ -26,9 +26,9 @@ class Behind:
             if end < 0:
                 at = len(data)
                 break
-            if not self._skips:
+            if not self.skips:
                 self.following.feed(data[at:end].removesuffix(b"\r"))
-            self._skips, at = False, end + 1
+            self.skips, at = False, end + 1
         self.next = max(self.next, offset + at)
 
     def takes(self, rule: str, data: bytes, generation: int, offset: int, line_at: int) -> bool:

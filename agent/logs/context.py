@@ -433,20 +433,31 @@ class Following:
         multiline = rule.spec.multiline
         self._max_lines = multiline.max_lines if multiline else 0
         self._room = multiline.max_bytes if multiline else 0
-        self._in_record = multiline is not None
+        self._after, self._after_room = rule.spec.context.after, rule.spec.context.max_bytes
+        self.in_record = multiline is not None
         waits = [rule.spec.context.wait_s] if rule.spec.context.after else []
         self.due = now + max([*waits, *([multiline.wait_s] if multiline else [])], default=0)
 
     @property
     def is_complete(self) -> bool:
-        return not self._in_record and len(self.after) >= self.rule.spec.context.after
+        return not self.in_record and len(self.after) >= self._after
+
+    def resume(self, after: Sequence[bytes], record: Sequence[bytes], *, in_record: bool) -> None:
+        """Go on with the lines that came before; `in_record`: the record is not over."""
+        self.after, self.record, self.in_record = list(after), list(record), in_record
+        self._room -= sum(map(len, record))
+        self._after_room -= sum(map(len, after))
 
     def feed(self, line: bytes) -> bool:
         """The next line of the source, without its end. Is all here now?"""
-        if len(self.after) < self.rule.spec.context.after:
-            self.after.append(line)
-        self._in_record = self._in_record and self._belongs(line)
-        if self._in_record:
+        if len(self.after) < self._after:
+            self._after_room -= len(line)
+            if self._after_room < 0:
+                self._after = len(self.after)  # no more than max_bytes
+            else:
+                self.after.append(line)
+        self.in_record = self.in_record and self._belongs(line)
+        if self.in_record:
             self.record.append(line)
             self._room -= len(line)
         return self.is_complete

@@ -14,15 +14,16 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NoReturn, Protocol, TypeVar
+from typing import Literal, NoReturn, Protocol, TypeVar
 
 import trio
 from inotify_simple import INotify, flags
 
 from agent.core.inotify import open_inotify, unwatch
 from agent.core.supervise import Health
-from agent.logs.context import Ask, Search, Size, T
+from agent.logs.context import Ask, Place, Search, Size, T
 from agent.logs.identity import HEAD, Checkpoint, Sibling, Stat, fits, is_rotation
+from agent.logs.paths import COMPRESSED
 from agent.logs.tail import (
     Act,
     Close,
@@ -42,7 +43,6 @@ DIRECT = 1 << 16  # bytes that are read and matched without a thread
 MAX_HELD = 256 << 20  # bytes of files that left their paths, all together
 MAX_SIBLINGS = 100
 BLOCK_S = 30.0  # s for a hang of one block
-COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".Z")
 
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
@@ -115,6 +115,13 @@ class Followed:
         self._idle = trio.Event()
         self._wake.set()
         await self._idle.wait()
+
+    def join(self, start: Literal["end", "start"] | int) -> Place | None:
+        """Where one begins who watches it from now on: from then all is read again. None: what is read next."""
+        since, acts = self.tail.join(start, trio.current_time())
+        self._acts.extend(acts)
+        self._wake.set()
+        return Place(*since) if since else None
 
     def wake(self) -> None:
         """Something happened at the path, says inotify."""
@@ -409,17 +416,22 @@ def _siblings(path: str, known: Sequence[Checkpoint]) -> list[Sibling]:
                         ):
                             found.append((entry.stat(follow_symlinks=False).st_mtime, entry.path, name))
     found.sort(reverse=True)
-    siblings = [_sibling(own, name, known) for _, own, name in found[:MAX_SIBLINGS]]
-    return [sibling for sibling in [_sibling(path, None, known), *siblings] if sibling]
+    siblings = [look_into(own, name, known) for _, own, name in found[:MAX_SIBLINGS]]
+    return [sibling for sibling in [look_into(path, None, known), *siblings] if sibling]
 
 
-def _sibling(path: str, own: str | None, known: Sequence[Checkpoint]) -> Sibling | None:
-    """Looked into; None where it cannot be read. `own` is the name of the file it may be a rotation of."""
+def look_into(
+    path: str, own: str | None, known: Sequence[Checkpoint], passed: tuple[int, int] | None = None
+) -> Sibling | None:
+    """Which of the known files it is. None: it cannot be read, is no file, or by device and inode `passed`.
+
+    `own` is the name of the file that it may be a rotation of; else it may be a symbolic link, too. Blocks.
+    """
     try:
         fd = os.open(path, _FLAGS & ~os.O_NOFOLLOW if own is None else _FLAGS)
         try:
             status = _stat_of(os.fstat(fd))
-            if status.kind != "file":
+            if status.kind != "file" or status[:2] == passed:
                 return None
             head = os.pread(fd, HEAD, 0)
             its = [

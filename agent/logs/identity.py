@@ -97,6 +97,13 @@ def is_it(sibling: Sibling, done: Checkpoint, asked: tuple[Checkpoint, ...]) -> 
     return asked.index(done) in sibling.fits or (not done.head_size and sibling.stat.size >= done.offset)
 
 
+def leading_zeros(view: memoryview) -> int:
+    """How many NULs it begins with."""
+    if not view or view[0]:
+        return 0
+    return len(view) - len(bytes(view).lstrip(b"\0"))
+
+
 class File:
     """One open file: the path's own, or one that is drained."""
 
@@ -125,8 +132,10 @@ class File:
         return max(0, self.stat.size - self.offset)
 
     def knows_head(self, head: bytes) -> bool:
-        """Is it the same beginning?"""
-        self.head = head
+        """Is it the same beginning? `head` is what stands there now."""
+        was, self.head = self.head, head
+        if not self.head_size and b"\0" not in was:  # nothing was matched yet, but it was looked at
+            return head.startswith(was)
         return digest(head[: self.head_size]) == self.head_hash
 
     def go_on(self, to: int, before: int, last: memoryview) -> None:
@@ -143,6 +152,11 @@ class File:
         self.is_copied = done.is_copied
         if done.offset:
             self.head_size, self.head_hash = done.head_size, done.head_hash
+
+    def rewind(self, to: int) -> None:
+        """Read again from an offset where a line begins, if that lies behind."""
+        if to < self.offset:
+            self.offset, self.before, self.last_hash, self.is_at_end = to, 0, UNKNOWN if to else digest(b""), False
 
     def checkpoint(self) -> Checkpoint:
         head_size, head_hash = self.head_size, self.head_hash

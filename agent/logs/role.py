@@ -10,9 +10,8 @@ Source: protocols/logs.md 2.2, 2.3, 5 and 7; protocols/suites.md, "The suite doc
 import glob
 import logging
 import os
-import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 from agent.core.bus import Bus
 from agent.core.errors import ActionError
@@ -41,13 +41,13 @@ from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
-from agent.logs import lint, streams
-from agent.logs.follow import COMPRESSED, Followed, Follower
+from agent.logs import lint, paths, streams
+from agent.logs.follow import Followed, Follower, look_into
 from agent.logs.messages import Logs, Reloaded, RuleCounts, SourceState, UnwatchLog, Watching, WatchLog
 from agent.logs.records import Records
 from agent.logs.rules import RuleErrors, RuleSet, find_set, from_tables, read_files
 from agent.logs.settings import LogsSettings
-from agent.logs.source import Done, Rules, Source
+from agent.logs.source import Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,10 @@ class _Logs:
         self._settings, self._health, self._clock, self._nursery = settings, health, clock, nursery
         self.follower = Follower(self._rescan)
         self._watches: dict[str, _Watch] = {}
-        self._sources: dict[tuple[str, str], Source] = {}
+        self._sources: dict[str, Source] = {}  # by path
+        self._pending: dict[str, Done] | None = {}  # how far those were that begin at the start, until they do
+        self._passed: dict[str, tuple[int, int]] = {}  # what a glob finds, and is followed already under another name
+        self._refused: set[str] = set()  # for want of room, which is told once
         self._records: dict[str, Records] = {}  # by watch
         self._rules: dict[str, Rules] = {}  # by watch
         self._kept = _Kept()
@@ -165,13 +168,13 @@ class _Logs:
         """The rules of a watch; those of the same files are shared. Raises RuleErrors and ActionError."""
         if watch.tables is not None:
             return Rules(from_tables("watch_log", watch.tables))
-        own, paths = lint.files_of(self._settings.rules), list[Path]()
+        own, files_ = lint.files_of(self._settings.rules), list[Path]()
         for name in watch.sets:
             named = find_set(name, own) if watch.is_remote else lint.files_named(name, own, watch.base)
             if not named:
                 raise ActionError("not_found", f"no rule set is called {name!r}", remedy="Name a file of logs.rules.")
-            paths += named
-        files = tuple(paths if watch.sets else own)
+            files_ += named
+        files = tuple(files_ if watch.sets else own)
         if files not in known:
             known[files] = Rules(read_files(files))
         return known[files]
@@ -189,8 +192,9 @@ class _Logs:
             self._blame("\n".join(dict.fromkeys(wrong)))
         else:
             self._bus.publish(AlertCleared(code=ALERT))
-        for (id, _), source in self._sources.items():
-            source.use(self._rules[id])
+        for source in self._sources.values():
+            source.wants = {id: replace(want, rules=self._rules[id]) for id, want in source.wants.items()}
+            self._use(source)
         for id, records in self._records.items():
             records.use(self._rules[id])
         answer: dict[str, Any] = msgspec.to_builtins(self._tell_rules())
@@ -237,6 +241,9 @@ class _Logs:
             await self._begin_blaming(self._of_client(id, asked))
         if self._watches:
             self._tell_rules()
+        pending, self._pending = self._pending or {}, None
+        for path, done in pending.items():
+            self._start(self._sources[path], done)
         with trio.move_on_after(SETTLE_S):  # not for ever: a disk may hang
             for source in list(self._sources.values()):
                 await source.followed.begun.wait()
@@ -256,67 +263,94 @@ class _Logs:
             return
         start = "start" if watch.id in self._kept.begun else watch.start
         if watch.id not in self._kept.begun and watch.run is None:
-            self._keep(msgspec.structs.replace(self._kept, begun=[*self._kept.begun, watch.id]))
+            self._keep(replace(self._kept, begun=[*self._kept.begun, watch.id]))
         if not watch.is_glob:
             await self._follow(watch, watch.pattern, start)
             return
-        self.follower.want(_fixed(watch.pattern))
-        for path in self._matching(watch):
-            await self._follow(watch, path, start)
-
-    def _matching(self, watch: _Watch) -> Iterator[str]:
-        for path in sorted(glob.glob(watch.pattern, recursive=True)):
-            if not path.endswith(COMPRESSED) and os.path.isfile(path):
-                yield path
+        self.follower.want(paths.fixed(watch.pattern))
+        for path in await trio.to_thread.run_sync(paths.matching, watch.pattern):
+            if start != "start" or await self._is_new(path):
+                await self._follow(watch, path, start)
 
     async def _rescan(self) -> None:
-        """New files of globs. One that was renamed is followed under its old name to its end."""
-        for watch in [watch for watch in self._watches.values() if watch.is_glob]:
-            known = {path for id, path in self._sources if id == watch.id}
-            for path in self._matching(watch):
-                if path not in known and not self._is_renamed(watch, path):
-                    await self._follow(watch, path, "start")
-
-    def _is_renamed(self, watch: _Watch, path: str) -> bool:
-        try:
-            found = os.stat(path)
-        except OSError:  # gone already
-            return True
-        here = (found.st_dev, found.st_ino)
-        return any(
-            here == (done.dev, done.ino)
-            for (id, _), source in self._sources.items()
-            if id == watch.id
-            for done in source.followed.tail.checkpoints()
+        """New files of globs, and those that are there no more."""
+        globs = [watch for watch in self._watches.values() if watch.is_glob]
+        patterns = {watch.pattern for watch in globs}
+        found = await trio.to_thread.run_sync(
+            lambda: {pattern: paths.matching(pattern) for pattern in patterns}, abandon_on_cancel=True
         )
+        for watch in globs:
+            for path in found[watch.pattern]:
+                if watch.id not in self._watches:  # it ended meanwhile
+                    break
+                source = self._sources.get(path)
+                if (source is None and await self._is_new(path)) or (source and watch.id not in source.wants):
+                    await self._follow(watch, path, "start")
+        names = {watch.id for watch in globs}
+        for source in list(self._sources.values()):
+            tail = source.followed.tail
+            if source.wants.keys() <= names and tail.state == "ABSENT" and tail.generation and not tail.checkpoints():
+                self._drop(source)
+        there = {path for named in found.values() for path in named}
+        self._passed = {path: known for path, known in self._passed.items() if path in there}
+
+    async def _is_new(self, path: str) -> bool:
+        """Not one that was renamed, and is followed under its old name to its end; nor a copy of one."""
+        tails = [source.followed.tail for source in self._sources.values()]
+        known = [done for tail in tails for done in [*tail.checkpoints(), *tail.past]]
+        found = await trio.to_thread.run_sync(look_into, path, None, known, self._passed.get(path))
+        if found is None:
+            return False
+        if found.fits or any((done.dev, done.ino) == found.stat[:2] and not done.head_size for done in known):
+            self._passed[path] = found.stat[:2]
+            return False
+        return True
 
     async def _follow(self, watch: _Watch, path: str, start: Literal["end", "start"] | int) -> None:
-        if (watch.id, path) in self._sources:
-            return
-        if watch.is_remote and (why := _refused(path, self._settings.roots)):
+        source = self._sources.get(path)
+        if watch.is_remote and (why := await trio.to_thread.run_sync(paths.refused, path, self._settings.roots)):
             log.warning("not followed path=%s why=%s", path, why)
             return
-        if len(self._sources) >= MAX_SOURCES:
-            self._bus.publish(
-                LogSource(path=path, what="limit", generation=0, detail=f"{MAX_SOURCES} logs are followed already")
-            )
+        rules = self._rules[watch.id]
+        if source:
+            if self._pending is not None:
+                since = self._pending[path].since.get(watch.id)
+            else:
+                with trio.move_on_after(SETTLE_S):
+                    await source.followed.settle()  # the end that it begins at is that of now
+                since = source.followed.join(start)
+            source.wants[watch.id] = Want(rules, watch.run, watch.is_remote, since)
+            self._use(source)
             return
-        source = Source(
-            path,
-            self._rules[watch.id],
-            f"logs.source:{watch.id}:{path}",
-            lambda: self._active.now(watch.run),
-            bus=self._bus,
-            store=self._store,
-            metrics=self._metrics,
-        )
-        self._sources[watch.id, path] = source
-        done: Done | None = await self._store.get(source.key, Done)
-        done = done or Done(generation=0, checkpoints=[])
+        if len(self._sources) >= MAX_SOURCES:
+            if path not in self._refused:
+                self._refused.add(path)
+                detail = f"{MAX_SOURCES} logs are followed already"
+                self._bus.publish(LogSource(path=path, what="limit", generation=0, detail=detail))
+            return
+        key = f"logs.source:{path}"
+        source = Source(path, key, self._active.now, bus=self._bus, store=self._store, metrics=self._metrics)
+        self._sources[path] = source
+        done: Done = await self._store.get(key, Done) or Done()
         tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past)
         source.followed = Followed(tail, source, self._health, links=not watch.is_remote, room=self._has_room)
+        source.wants[watch.id] = Want(rules, watch.run, watch.is_remote, done.since.get(watch.id))
+        self._use(source)
+        if self._pending is None:
+            self._start(source, done)
+        else:
+            self._pending[path] = done
+
+    def _use(self, source: Source) -> None:
+        """Have it match the rules of all who watch it; sources of the same rules share what is compiled."""
+        sets = tuple(want.rules for want in source.wants.values())
+        known = (other.together for other in self._sources.values() if other.together.sets == sets)
+        source.use(next(known, None) or Together(sets))
+
+    def _start(self, source: Source, done: Done) -> None:
+        source.resume(done)
         self.follower.add(source.followed)
-        self._nursery.start_soon(self._run, watch.id, source)
+        self._nursery.start_soon(self._run, source)
 
     def _read_records(self, watch: _Watch, name: str) -> None:
         """Have the records of the journal or the kernel matched."""
@@ -333,12 +367,12 @@ class _Logs:
         self._records[watch.id] = records
         self._nursery.start_soon(records.run, partial(streams.follow, name=name, bus=self._bus, clock=self._clock))
 
-    async def _run(self, watch: str, source: Source) -> None:
+    async def _run(self, source: Source) -> None:
         with source.scope:
             try:
                 await source.followed.run()
             finally:
-                if self._sources.get((watch, source.path)) is source:  # else it was ended, and forgotten
+                if self._sources.get(source.path) is source:  # else it was dropped, and is forgotten
                     source.end()
 
     async def _has_room(self) -> bool:
@@ -349,12 +383,24 @@ class _Logs:
 
     def _end(self, id: str) -> None:
         """Follow it no longer."""
-        del self._watches[id], self._rules[id]
-        for key in [key for key in self._sources if key[0] == id]:
-            source = self._sources.pop(key)
-            source.scope.cancel()
-            self.follower.drop(source.followed)
-            self._store.forget(source.key)
+        watch = self._watches.pop(id)
+        del self._rules[id]
+        if watch.is_glob:
+            self.follower.want_no_more(paths.fixed(watch.pattern))
+        for source in [source for source in self._sources.values() if id in source.wants]:
+            del source.wants[id]
+            if source.wants:
+                self._use(source)
+            else:
+                self._drop(source)
+
+    def _drop(self, source: Source) -> None:
+        """Nobody watches it any more, or it is gone."""
+        source.end()
+        del self._sources[source.path]
+        source.scope.cancel()
+        self.follower.drop(source.followed)
+        self._store.forget(source.key)
 
     def _keep(self, kept: _Kept) -> None:
         self._kept = kept
@@ -382,12 +428,12 @@ class _Logs:
         id = f"m{self._kept.last + 1}"
         watch = self._of_client(id, asked)
         named = asked.path or asked.glob or ""
-        where = watch.pattern if asked.path else _fixed(watch.pattern)
+        where = watch.pattern if asked.path else paths.fixed(watch.pattern)
         if not named.startswith("/") or "\0" in named:
             raise ActionError("bad_payload", f"expected an absolute path, got {named[:200]!r}")
-        if why := _outside(where, self._settings.roots):
+        if why := paths.outside(where, self._settings.roots):
             raise ActionError("forbidden", f"{named}: {why}")
-        if asked.path and (why := _unfit(where)):
+        if asked.path and (why := paths.unfit(where)):
             raise ActionError("bad_payload", f"{named}: {why}")
         if isinstance(asked.from_, int) and asked.from_ < 0:
             raise ActionError("bad_payload", f"key from: {asked.from_} is less than 0")
@@ -395,11 +441,9 @@ class _Logs:
             rules = self._read_rules(watch, {})
         except RuleErrors as err:
             raise ActionError("bad_payload", str(err)) from err
-        self._keep(
-            msgspec.structs.replace(self._kept, last=self._kept.last + 1, watches={**self._kept.watches, id: asked})
-        )
+        self._keep(replace(self._kept, last=self._kept.last + 1, watches={**self._kept.watches, id: asked}))
         await self._begin(watch, rules)
-        followed = [source.followed for key, source in self._sources.items() if key[0] == id]
+        followed = [source.followed for source in self._sources.values() if id in source.wants]
         for one in followed:
             with trio.move_on_after(SETTLE_S):
                 await one.settle()  # the end that it begins at is that of now
@@ -426,7 +470,7 @@ class _Logs:
         await self._measure()
         took = {id: ns for rules in self._rules.values() for id, ns in (rules.ns_per_line or {}).items()}
         sources: list[SourceState] = []
-        for (_, path), source in self._sources.items():
+        for path, source in self._sources.items():
             tail = source.followed.tail
             offset = max((done.offset for done in tail.checkpoints() if done.generation == tail.generation), default=0)
             sources.append(
@@ -497,12 +541,12 @@ class _Logs:
             return
         self._of_run[run] = []
         base = received.base or ""
-        paths = [path for path in wanted["logs"][:MAX_OF_RUN] if isinstance(path, str) and "\0" not in path]
-        starts = [_size(_joined(base, path)) for path in paths]
-        for number, (path, start) in enumerate(zip(paths, starts, strict=True)):
+        named = [path for path in wanted["logs"][:MAX_OF_RUN] if isinstance(path, str) and "\0" not in path]
+        starts = [paths.size(paths.joined(base, path)) for path in named]
+        for number, (path, start) in enumerate(zip(named, starts, strict=True)):
             watch = _Watch(
                 id=f"{run}/{number}",
-                pattern=_joined(base, path),
+                pattern=paths.joined(base, path),
                 is_glob=glob.has_magic(path),
                 sets=wanted.get("rules", ()),
                 start=start,
@@ -514,49 +558,9 @@ class _Logs:
 
     async def _end_run(self, run: str) -> None:
         ids = self._of_run.pop(run)
-        for (id, _), source in list(self._sources.items()):
-            if id in ids:
+        for source in list(self._sources.values()):
+            if not source.wants.keys().isdisjoint(ids):
                 with trio.move_on_after(SETTLE_S):
                     await source.followed.settle()  # what the last test wrote belongs to the run
         for id in ids:
             self._end(id)
-
-
-def _size(path: str) -> int:
-    """Where its next line will be written."""
-    try:
-        return os.stat(path).st_size
-    except OSError:  # not there yet, or what its Tail will tell
-        return 0
-
-
-def _joined(base: str, path: str) -> str:
-    return os.path.normpath(os.path.join(base, path))
-
-
-def _fixed(pattern: str) -> str:
-    """The directory that a glob begins with."""
-    parts = pattern.split("/")
-    plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return "/".join(parts[:plain]) or "/"
-
-
-def _outside(path: str, roots: Sequence[str]) -> str | None:
-    """Why clients may not have it followed; None: they may."""
-    real = Path(os.path.realpath(path))
-    if any(real.is_relative_to(os.path.realpath(root)) for root in roots):
-        return None
-    return f"is not below {', '.join(roots) or 'any of logs.roots, which is empty'}"
-
-
-def _refused(path: str, roots: Sequence[str]) -> str | None:
-    return _outside(path, roots) or _unfit(path)
-
-
-def _unfit(path: str) -> str | None:
-    try:
-        return None if stat.S_ISREG(os.stat(path).st_mode) else "is not a regular file"
-    except FileNotFoundError:
-        return None
-    except OSError as err:
-        return err.strerror

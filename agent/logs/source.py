@@ -1,6 +1,7 @@
-"""One followed log: its lines against the rules, and what is told of them and of what stands around them.
+"""One followed log: its lines against the rules of all who watch it, and what is told of them and what stands around.
 
-Checkpoints are put behind the events that they cover, so that no transaction has them alone.
+Checkpoints are put behind the events that they cover, so that no transaction has them alone. With them is kept who
+began to watch where, and which matches still wait for the lines that follow them.
 
 Source: protocols/logs.md 2.1, 2.3, 3 ("Limits") and 5.
 """
@@ -9,110 +10,245 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import msgspec
 import trio
 
 from agent.core.bus import Bus
-from agent.core.events import LogContext, LogGap, LogSource, LogSuppressed
+from agent.core.events import LogContext, LogGap, LogMatched, LogSource, LogSuppressed
 from agent.core.metrics import Metrics
 from agent.core.store import Store
 from agent.logs.behind import Behind
-from agent.logs.context import Following, Place, look_back, record_before
+from agent.logs.context import Anchor, Anchors, Following, Place, look_back, record_before
 from agent.logs.follow import DIRECT, Followed
 from agent.logs.identity import Checkpoint
 from agent.logs.limits import Pauses, Rates
-from agent.logs.matched import captured, identify, shown, told, wants_context
-from agent.logs.regex import Matcher
-from agent.logs.rules import RuleSet
-from agent.logs.scanner import LIMIT, Found, Match, Scanner, Worker
+from agent.logs.literals import clauses
+from agent.logs.matched import captured, shown, told, wants_context
+from agent.logs.regex import Matcher, Regex
+from agent.logs.rules import CompiledRule, RuleSet
+from agent.logs.scanner import LIMIT, PARTIAL, Found, Match, Scanner, Worker
 from agent.logs.tail import Gap, Report, Scan, Tail
 
 log = logging.getLogger(__name__)
 
 KEEP_S = 1.0  # s between two checkpoints where nothing else is told
+MAX_WAITING = 1000  # matches of a source whose context is not complete
+SPARSE = 8192  # bytes of a block for each line that is indexed; where there are more, a search in the block is cheaper
+FEW = 16  # lines that are indexed of any block
 
-
-class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a source was matched. `past` are the last files that are done."""
-
-    generation: int
-    checkpoints: list[Checkpoint]
-    past: list[Checkpoint] = []
+Active = Callable[[str | None], tuple[str | None, str | None]]
 
 
 class Rules:
-    """A rule set, compiled for one pass."""
+    """A rule set, compiled for one pass when that is needed."""
 
     def __init__(self, rules: RuleSet) -> None:
         self.rules = rules.rules
         self.ns_per_line: dict[str, float] | None = None  # by id, when they were measured
         self.mask = rules.mask
-        self.scanner = Scanner([rule.regex for rule in rules.rules], [rule.clauses for rule in rules.rules])
+
+    @cached_property
+    def scanner(self) -> Scanner:
+        return Scanner([rule.regex for rule in self.rules], [rule.clauses for rule in self.rules])
+
+
+class Want(msgspec.Struct, frozen=True):
+    """What one watch wants of a source: its rules, from a line on (None: all lines that are read), for a run or not.
+
+    `is_remote`: not of a file that a symbolic link at the path leads to.
+    """
+
+    rules: Rules
+    run: str | None = None
+    is_remote: bool = False
+    since: Place | None = None
+
+
+class Together:
+    """The rules of some watches as one, compiled for one pass; each of them once.
+
+    `of` are the numbers of each set's rules. Behind them the scanner has the `until` regexes whose lines are indexed:
+    `indexed`, each with the captures that it is looked up by; `chains` are their numbers for each rule.
+    """
+
+    def __init__(self, sets: tuple[Rules, ...]) -> None:
+        self.sets = sets
+        numbers: dict[bytes, int] = {}
+        rules: list[CompiledRule] = []
+        of: list[frozenset[int]] = []
+        for one in sets:
+            its = set()
+            for rule in one.rules:
+                key = msgspec.json.encode(rule.spec)
+                if key not in numbers:
+                    numbers[key] = len(rules)
+                    rules.append(rule)
+                its.add(numbers[key])
+            of.append(frozenset(its))
+        self.rules, self.of = tuple(rules), tuple(of)
+        self.indexed: list[tuple[Regex, tuple[str, ...]]] = []
+        self.chains = [[self._number(rule, until) for until in rule.until] for rule in rules]
+        self._scanner = sets[0].scanner if len(sets) == 1 and not self.indexed else None
+
+    def _number(self, rule: CompiledRule, until: Regex) -> int | None:
+        """None: it would run on every line, which is too dear."""
+        if not clauses(until.pattern, utf=until.utf):
+            return None
+        same = tuple(name for name in rule.spec.context.same if name in until.groups)
+        for number, (regex, names) in enumerate(self.indexed):
+            if (regex.pattern, regex.utf, names) == (until.pattern, until.utf, same):
+                return number
+        self.indexed.append((until, same))
+        return len(self.indexed) - 1
+
+    @cached_property
+    def scanner(self) -> Scanner:
+        regexes = [*(rule.regex for rule in self.rules), *(regex for regex, _ in self.indexed)]
+        literals = [*(rule.clauses for rule in self.rules), *(clauses(r.pattern, utf=r.utf) for r, _ in self.indexed)]
+        return self._scanner or Scanner(regexes, literals)
+
+    def mask(self, path: str, wanted: frozenset[int]) -> bytearray:
+        """What to leave out: rules that do not apply to it or are not wanted, and what is indexed for them."""
+        mask = bytearray(n not in wanted or not rule.applies_to(path) for n, rule in enumerate(self.rules))
+        used = {number for out, chain in zip(mask, self.chains, strict=True) if not out for number in chain}
+        return mask + bytearray(number not in used for number in range(len(self.indexed)))
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A match that waits for what follows it, on disk."""
+
+    id: str
+    rule: str
+    tags: list[tuple[str | None, str | None]]
+    count: int
+    generation: int
+    next: int
+    skips: bool
+    record: list[bytes]
+    after: list[bytes]
+    more: list[bytes]
+    in_record: bool
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a source was matched. `past` are the last files that are done, `since` says from where on for whom."""
+
+    generation: int = 0
+    checkpoints: list[Checkpoint] = []
+    past: list[Checkpoint] = []
+    since: dict[str, Place | None] = {}
+    waiting: list[_Kept] = []
+
+
+class _Waiting:
+    """A match whose context is not complete, with the runs and tests that it belongs to."""
+
+    def __init__(self, behind: Behind, tags: list[tuple[str | None, str | None]]) -> None:
+        self.behind, self.tags, self.count = behind, tags, 1
+
+    @property
+    def rule(self) -> CompiledRule:
+        return self.behind.following.rule
+
+    def kept(self) -> _Kept:
+        behind, following = self.behind, self.behind.following
+        return _Kept(
+            id=behind.id, rule=self.rule.spec.id, tags=self.tags, count=self.count, generation=behind.generation,
+            next=behind.next, skips=behind.skips, record=behind.record, after=list(following.after),
+            more=list(following.record), in_record=following.in_record,
+        )  # fmt: skip
 
 
 class Source:
     """Matches the lines of one file, and tells what there is to tell. `followed` is set before the first block.
 
-    `key` is where its checkpoints are kept, `active` gives the run and the test that its events belong to.
+    `key` is where its checkpoints are kept; `active` gives the run and the test that an event belongs to, of a run
+    where one is given. `wants` are those who watch it, by watch; a change is taken up by use().
     """
 
     followed: Followed
 
-    def __init__(
-        self,
-        path: str,
-        rules: Rules,
-        key: str,
-        active: Callable[[], tuple[str | None, str | None]],
-        *,
-        bus: Bus,
-        store: Store,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, path: str, key: str, active: Active, *, bus: Bus, store: Store, metrics: Metrics) -> None:
         self.path, self.key, self._active = path, key, active
         self._bus, self._store, self._metrics = bus, store, metrics
         self.scope = trio.CancelScope()
+        self.wants: dict[str, Want] = {}
         self.matches: Counter[str] = Counter()
         self.suppressed: Counter[str] = Counter()
         self.limit_errors: Counter[str] = Counter()
-        self._next = rules
         self._matcher = Matcher()
-        self._open: list[Behind] = []
+        self._waiting: list[_Waiting] = []
         self._kept: Done | None = None
         self._keep_at = -math.inf
         self._has_told = False
         self._keeps_at: float | None = None
-        self._take_rules()
+        self.together = self._rules = Together(())
+        self._rates = Rates([], 0.0)
+        self._next: tuple[Together, list[Want]] | None = None
+        self._take(self.together, [])
 
-    def use(self, rules: Rules) -> None:
-        """From the next block on."""
-        self._next = rules
+    def use(self, together: Together) -> None:
+        """From the next block on: the rules of all `wants`, in that order."""
+        self.together, self._next = together, (together, list(self.wants.values()))
+        self.followed.links = any(not want.is_remote for want in self.wants.values())
+        self._has_told = True  # who watches from where is kept with the checkpoint
 
-    def _take_rules(self) -> None:
-        now, self._rules = trio.current_time(), self._next
-        self._worker = Worker(self._rules.scanner)
-        self._rates = Rates([rule.spec.rate for rule in self._rules.rules], now)
-        self._pauses = Pauses(self._rules.mask(self.path))
+    def resume(self, done: Done) -> None:
+        """Go on with what waited when the agent ended. After use()."""
+        rules = {rule.spec.id: rule for rule in self.together.rules}
+        for kept in done.waiting:
+            if kept.rule in rules:
+                following = Following(rules[kept.rule], self._matcher, trio.current_time())
+                following.resume(kept.after, kept.more, in_record=kept.in_record)
+                behind = Behind(kept.id, following, kept.record, Place(kept.generation, kept.next))
+                behind.skips = kept.skips
+                waiting = _Waiting(behind, kept.tags)
+                waiting.count = kept.count
+                self._waiting.append(waiting)
+            else:
+                self._tell_context(kept.id, kept.tags, kept.after, [*kept.record, *kept.more], kept.count)
+
+    def _take(self, together: Together, wants: Sequence[Want]) -> None:
+        self._tell_suppressed(math.inf)
+        self._rules, self._wants, now = together, list(wants), trio.current_time()
+        self._worker = Worker(together.scanner)
+        self._rates = Rates([rule.spec.rate for rule in together.rules], now)
+        self._pauses = Pauses(together.mask(self.path, frozenset(range(len(together.rules)))))
+        local = [of for want, of in zip(wants, together.of, strict=True) if not want.is_remote]
+        self._linked = together.mask(self.path, frozenset().union(*local))
+        self._indexes: list[Anchors] = []  # none, until a block comes
+        self._at = Place(0, 0)  # how far is indexed
 
     # ---- what the follower calls -------------------------------------------------------------------------------------
 
     async def scan(self, act: Scan) -> tuple[int, int]:
-        if self._next is not self._rules:
-            self._tell_dropped(math.inf)
-            self._take_rules()
+        if self._next:
+            (together, wants), self._next = self._next, None
+            await trio.to_thread.run_sync(getattr, together, "scanner")  # compiling takes its time
+            self._take(together, wants)
+        if self._rules.indexed and not self._indexes:
+            self._index_from(Place(act.generation, act.offset))
         at, before = 0, act.before
         while at < len(act.data):
             part = act.data[at:]
-            scan = partial(self._worker.scan, part, before=before, end=act.end, suspended=self._pauses.mask)
+            scan = partial(self._worker.scan, part, before=before, end=act.end, suspended=self._mask(act))
             found = scan() if len(part) <= DIRECT else await trio.to_thread.run_sync(scan)
-            if found.count or self._open:
-                await self._take(act, at, part, found)
+            if found.count or self._waiting:
+                await self._look_at(act, at, part, found)
+            if self._worker.scanner.is_due:
+                await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
             at, before = at + found.consumed, found.before
+            self._at = max(self._at, Place(act.generation, act.offset + at))
             if not found.consumed:
                 break
         return at, before
+
+    def _mask(self, act: Scan) -> bytearray:
+        if act.file not in self.followed.linked:
+            return self._pauses.mask
+        return bytearray(map(max, self._pauses.mask, self._linked))
 
     def tell(self, act: Report | Gap) -> None:
         if isinstance(act, Gap):
@@ -120,12 +256,19 @@ class Source:
             log.warning("lines may be lost path=%s from=%d why=%s", self.path, act.start, act.why)
             self._metrics.count("logs_gaps_total")
             self._bus.publish(event)
+            self._indexes = []
         else:
             self._bus.publish(LogSource(path=self.path, what=act.what, generation=act.generation, detail=act.detail))
         self._has_told = True
 
     def keep(self, tail: Tail) -> None:
-        done = Done(generation=tail.generation, checkpoints=tail.checkpoints(), past=tail.past)
+        done = Done(
+            generation=tail.generation,
+            checkpoints=tail.checkpoints(),
+            past=tail.past,
+            since={id: want.since for id, want in self.wants.items()},
+            waiting=[waiting.kept() for waiting in self._waiting],
+        )
         if done == self._kept:
             return
         now = trio.current_time()
@@ -139,105 +282,144 @@ class Source:
         self._store.put(self.key, done)
 
     def due(self) -> float:
-        times = [open.following.due for open in self._open]
+        times = [waiting.behind.following.due for waiting in self._waiting]
         times += [due for due in (self._rates.due(), self._pauses.due(), self._keeps_at) if due is not None]
         return min(times, default=math.inf)
 
     def tick(self, now: float) -> None:
-        over = [open for open in self._open if open.following.is_complete or open.following.due <= now]
-        self._open = [open for open in self._open if open not in over]
-        self._end_open(over)
-        self._tell_dropped(now)
+        over = [one for one in self._waiting if one.behind.following.is_complete or one.behind.following.due <= now]
+        if over:
+            self._waiting = [waiting for waiting in self._waiting if waiting not in over]
+            self._end_waiting(over)
+        self._tell_suppressed(now)
         self._pauses.resume(now)
-        if self._keeps_at is not None and self._keeps_at <= now:
+        if over or (self._keeps_at is not None and self._keeps_at <= now):
             self.keep(self.followed.tail)
-
-    def _tell_dropped(self, now: float) -> None:
-        for dropped in self._rates.tell(now):
-            rule = self._rules.rules[dropped.rule].spec.id
-            self._bus.publish(
-                LogSuppressed(
-                    path=self.path,
-                    rule=rule,
-                    count=dropped.dropped,
-                    first_offset=dropped.first_offset,
-                    last_offset=dropped.last_offset,
-                )
-            )
 
     def end(self) -> None:
         """Tell what is known of the matches whose context is not complete, and keep how far it came."""
-        self._end_open(self._open)
-        self._open, self._has_told = [], True
+        self._end_waiting(self._waiting)
+        self._waiting = []
+        self._tell_suppressed(math.inf)
+        self._has_told = True
         self.keep(self.followed.tail)
 
     # ---- matches -----------------------------------------------------------------------------------------------------
 
-    async def _take(self, act: Scan, at: int, part: memoryview, found: Found) -> None:
-        offset = act.offset + at
-        wants_data = bool(self._open) or any(
-            rule.spec.multiline or rule.spec.context.after for rule in map(self._rules.rules.__getitem__, found.rules())
+    async def _look_at(self, act: Scan, at: int, part: memoryview, found: Found) -> None:
+        offset, rules = act.offset + at, self._rules.rules
+        numbers = found.rules()
+        indexes = self._may_index(act, offset, found, sum(number >= len(rules) for number in numbers))
+        wants_data = bool(self._waiting) or any(
+            rules[number].spec.multiline or rules[number].spec.context.after
+            for number in set(numbers)
+            if number < len(rules)
         )
         data = bytes(part[: found.consumed]) if wants_data else b""
-        for match in list(found):
-            line = offset + match.line_at - match.window_at
-            if not self.followed.tail.is_new(act, line, match.rule, match.flags):
+        matches = list(found)
+        told_of = set[int]()  # those that are in a record of one before
+        for index, match in enumerate(matches):
+            place = Place(act.generation, offset + match.line_at - match.window_at)
+            if match.rule >= len(rules):
+                if indexes and not match.flags & (LIMIT | PARTIAL) and not match.window_at and place >= self._at:
+                    text, captures = self._text(match, part, found)
+                    self._indexes[match.rule - len(rules)].add(Anchor(place, text, captures))
                 continue
-            rule = self._rules.rules[match.rule]
+            if index in told_of or not self.followed.tail.is_new(act, place.offset, match.rule, match.flags):
+                continue
+            rule = rules[match.rule]
             if match.flags & LIMIT:
                 self._gave_up(match.rule, act.generation)
-            elif not self._is_in_record(match, data, act.generation, offset):
+            elif waiting := self._having(rule, match, data, act.generation, offset):
+                waiting.count += 1
+            elif tags := self._tags(match.rule, place, act.file):
                 self.matches[rule.spec.id] += 1
-                suppressed = self._rates.take(match.rule, line, trio.current_time())
+                suppressed = self._rates.take(match.rule, place.offset, trio.current_time())
                 if suppressed is None:
                     self.suppressed[rule.spec.id] += 1
                     self._metrics.count("logs_suppressed_total")
-                else:
-                    text = bytes(part[match.line_at : match.line_at + match.line_size])
-                    captures = captured(text, rule.regex.groups, found.spans(match))
-                    await self._match(act, match, Place(act.generation, line), text, captures, suppressed)
-        for open in self._open:
-            open.feed(data, act.generation, offset)
+                    continue
+                text, captures = self._text(match, part, found)
+                event = await self._event(act, match, place, text, captures, suppressed)
+                waiting = await self._wait_behind(event, rule, place, text, tags)
+                if waiting and rule.spec.multiline:
+                    for other in range(index + 1, len(matches)):
+                        more = matches[other]
+                        if more.rule == match.rule and not more.flags & LIMIT:
+                            if not waiting.behind.takes(rule.spec.id, data, act.generation, offset, more.line_at):
+                                break
+                            told_of.add(other)
+                            waiting.count += 1
+                self._tell(msgspec.structs.replace(event, count=waiting.count if waiting else 1), tags)
+        for waiting in self._waiting:
+            waiting.behind.feed(data, act.generation, offset)
         self.tick(trio.current_time())
 
-    async def _match(
+    def _text(self, match: Match, part: memoryview, found: Found) -> tuple[bytes, dict[str, bytes | None]]:
+        text = bytes(part[match.line_at : match.line_at + match.line_size])
+        rules = self._rules.rules
+        regex = rules[match.rule].regex if match.rule < len(rules) else self._rules.indexed[match.rule - len(rules)][0]
+        return text, captured(text, regex.groups, found.spans(match))
+
+    def _tags(self, rule: int, place: Place, file: int) -> list[tuple[str | None, str | None]]:
+        """The runs and tests that a match belongs to: of each run that watches for it, else those that are active."""
+        runs = {
+            want.run: None
+            for want, of in zip(self._wants, self._rules.of, strict=True)
+            if rule in of
+            and (want.since is None or place >= want.since)
+            and not (want.is_remote and file in self.followed.linked)
+        }
+        if len(runs) > 1:
+            runs.pop(None, None)
+        return [self._active(run) for run in runs]
+
+    async def _event(
         self, act: Scan, match: Match, place: Place, text: bytes, captures: dict[str, bytes | None], suppressed: int
-    ) -> None:
+    ) -> LogMatched:
         rule, around = self._rules.rules[match.rule], None
         if wants_context(rule):
-            look = look_back(rule, place, captures)
-            around = await self.followed.search(look)
-        run, test = self._active()
-        self._bus.publish(
-            told(
-                rule,
-                self.path,
-                act.origin,
-                *place,
-                text,
-                captures,
-                match.flags,
-                suppressed=suppressed,
-                around=around,
-                run=run,
-                test=test,
-            )
+            chain = self._rules.chains[match.rule]
+            indexes = [None if number is None or not self._indexes else self._indexes[number] for number in chain]
+            around = await self.followed.search(look_back(rule, place, captures, indexes))
+        return told(
+            rule, self.path, act.origin, *place, text, captures, match.flags, suppressed=suppressed, around=around
         )
+
+    def _tell(self, event: LogMatched, tags: Sequence[tuple[str | None, str | None]]) -> None:
+        for run, test in tags:
+            self._bus.publish(msgspec.structs.replace(event, run=run, test=test))
         self._has_told = True
         self._metrics.count("logs_matches_total")
-        if rule.spec.context.after or rule.spec.multiline:
-            record: list[bytes] = []
-            if rule.spec.multiline and rule.start and rule.continuation:
-                back = record_before(rule.spec.multiline, rule.start, rule.continuation, self._matcher, place, text)
-                record = [*await self.followed.search(back), text]
-            id = identify(act.origin, *place, rule.spec.id)
-            following = Following(rule, self._matcher, trio.current_time())
-            self._open.append(Behind(id, following, record, place))
 
-    def _is_in_record(self, match: Match, data: bytes, generation: int, offset: int) -> bool:
-        """Does the line belong to the record of a match that was told?"""
-        rule = self._rules.rules[match.rule].spec.id
-        return any(open.takes(rule, data, generation, offset, match.line_at) for open in self._open)
+    async def _wait_behind(
+        self,
+        event: LogMatched,
+        rule: CompiledRule,
+        place: Place,
+        text: bytes,
+        tags: list[tuple[str | None, str | None]],
+    ) -> _Waiting | None:
+        """Have what follows the match told, if its rule wants that."""
+        if not rule.spec.context.after and not rule.spec.multiline:
+            return None
+        record: list[bytes] = []
+        if rule.spec.multiline and rule.start and rule.continuation:
+            back = record_before(rule.spec.multiline, rule.start, rule.continuation, self._matcher, place, text)
+            record = [*await self.followed.search(back), text]
+        if len(self._waiting) == MAX_WAITING:
+            self._end_waiting([self._waiting.pop(0)])
+        following = Following(rule, self._matcher, trio.current_time())
+        waiting = _Waiting(Behind(event.id, following, record, place), tags)
+        self._waiting.append(waiting)
+        return waiting
+
+    def _having(self, rule: CompiledRule, match: Match, data: bytes, generation: int, offset: int) -> _Waiting | None:
+        """The match of that rule, told before, whose record the line belongs to."""
+        for waiting in self._waiting:
+            if waiting.behind.takes(rule.spec.id, data, generation, offset, match.line_at):
+                return waiting
+        return None
 
     def _gave_up(self, rule: int, generation: int) -> None:
         spec = self._rules.rules[rule].spec
@@ -247,16 +429,55 @@ class Source:
             detail = f"rule {spec.id} gives up too often and is left out for a minute"
             self._bus.publish(LogSource(path=self.path, what="limit", generation=generation, detail=detail))
 
-    def _end_open(self, over: Sequence[Behind]) -> None:
-        for open in over:
-            run, test = self._active()
+    # ---- the index of recent lines -----------------------------------------------------------------------------------
+
+    def _index_from(self, place: Place) -> None:
+        self._indexes, self._at = [Anchors(same, place) for _, same in self._rules.indexed], place
+
+    def _may_index(self, act: Scan, offset: int, found: Found, lines: int) -> bool:
+        """Are the `until` lines of the block to be indexed? Else the index begins anew behind them."""
+        if not lines or not self._indexes:
+            return False
+        if act.generation < self._at.generation:  # out of order
+            self._index_from(self._at)
+            return False
+        if lines > max(FEW, found.consumed // SPARSE):
+            self._index_from(max(self._at, Place(act.generation, offset + found.consumed)))
+            return False
+        return True
+
+    # ---- what is told later ------------------------------------------------------------------------------------------
+
+    def _tell_suppressed(self, now: float) -> None:
+        for dropped in self._rates.tell(now):
             self._bus.publish(
-                LogContext(
+                LogSuppressed(
                     path=self.path,
-                    match=open.id,
-                    after=tuple(map(shown, open.following.after)),
-                    record=tuple(map(shown, [*open.record, *open.following.record])),
-                    run=run,
-                    test=test,
+                    rule=self._rules.rules[dropped.rule].spec.id,
+                    count=dropped.dropped,
+                    first_offset=dropped.first_offset,
+                    last_offset=dropped.last_offset,
                 )
             )
+
+    def _end_waiting(self, over: Sequence[_Waiting]) -> None:
+        for one in over:
+            following = one.behind.following
+            record = [*one.behind.record, *following.record]
+            self._tell_context(one.behind.id, one.tags, following.after, record, one.count)
+
+    def _tell_context(
+        self,
+        id: str,
+        tags: Sequence[tuple[str | None, str | None]],
+        after: Sequence[bytes],
+        record: Sequence[bytes],
+        count: int,
+    ) -> None:
+        texts = tuple(map(shown, after)), tuple(map(shown, record))
+        for run, test in tags:
+            event = LogContext(
+                path=self.path, match=id, after=texts[0], record=texts[1], count=count, run=run, test=test
+            )
+            self._bus.publish(event)
+        self._has_told = True

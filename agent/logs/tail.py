@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from agent.logs.identity import LAST, UNKNOWN, Checkpoint, File, Sibling, Stat, begins, digest, is_it
+from agent.logs.identity import LAST, UNKNOWN, Checkpoint, File, Sibling, Stat, begins, digest, is_it, leading_zeros
 from agent.logs.scanner import LINE_MAX, PARTIAL, WINDOW, End
 
 BLOCK = 1 << 18  # bytes of one read
@@ -141,6 +141,7 @@ class Tail:
         self._is_paused = self._is_lagging = False
         self._has_looked = self._is_there = False
         self._retry_s, self._retry_at = 0.0, 0.0
+        self._rewind: int | None = None  # of the path's file, when it is not being matched
 
     @property
     def state(self) -> State:
@@ -228,7 +229,7 @@ class Tail:
         if file and (found.dev, found.ino) != file.origin:
             acts.append(Report("rotated", file.generation))
             self._leave(now)
-        elif file and found.size < file.offset:
+        elif file and found.size < max(file.offset, file.stat.size):
             if file is not self._busy:  # else at the next look
                 acts += self._restart(file, "truncated", found, now)
         elif file:
@@ -242,7 +243,7 @@ class Tail:
         for file in self._draining:
             if file.number != number or file is self._busy:
                 continue
-            if found.size < file.offset:
+            if found.size < max(file.offset, file.stat.size):
                 acts += self._restart(file, "truncated", found, now)
             else:
                 self._grow(file, found, now)
@@ -354,6 +355,8 @@ class Tail:
             return self._seek(file, view, now)
         overlap = file.overlap
         is_same = len(view) >= overlap and file.last_hash in (UNKNOWN, digest(view[:overlap]))
+        if overlap == file.offset:  # the same beginning was read twice: was it cut in between?
+            is_same = is_same and head[: len(view)] == view[: len(head)]
         if not is_same or not file.knows_head(head):
             return self._restart(file, "replaced", file.stat, now) + self._next(now)
         file.written = file.stat.written
@@ -362,7 +365,7 @@ class Tail:
         if file.is_at_end:
             self._grow(file, file.stat._replace(size=file.offset + len(new)), now, seen=True)
         wants_partial, file.wants_partial = file.wants_partial, False
-        zeros = 0 if file.before else _leading_zeros(new)
+        zeros = 0 if file.before else leading_zeros(new)
         if zeros >= ZEROS or (zeros and zeros == len(new)):
             return self._pass_zeros(file, view, overlap, zeros, now)
         if not new:
@@ -404,6 +407,21 @@ class Tail:
         lost = Gap(file.generation, file.offset, file.stat.size, "given up: too much is waiting")
         return [lost, Close(file.number), *self._next(now)]
 
+    def join(self, start: Literal["end", "start"] | int, now: float) -> tuple[tuple[int, int] | None, list[Act]]:
+        """Generation and offset from which one begins who comes later; what is behind that is read again.
+
+        None: the path's file is not open, and who comes later has what is read next.
+        """
+        file = self._current
+        if not file:
+            return None, []
+        if start == "end":
+            return (file.generation, file.offset - file.before if file.is_at_end else file.stat.size), []
+        to = 0 if start == "start" else min(start, file.stat.size)
+        if to < file.offset - file.before:
+            self._rewind = to if self._rewind is None else min(to, self._rewind)
+        return (file.generation, to), self._next(now)
+
     def tick(self, now: float) -> list[Act]:
         """The time that due() gave has come."""
         return self._next(now)
@@ -418,6 +436,9 @@ class Tail:
         acts: list[Act] = []
         if self._busy or self._is_paused or self._asked is not None or self._opening:
             return acts
+        if self._rewind is not None and self._current:
+            self._current.rewind(self._rewind)
+        self._rewind = None
         for file in self._files():
             is_drained = file in self._draining and file.is_at_end and now >= file.changed_at + QUIET_S
             if file.is_at_end and self._has_partial(file) and (is_drained or now >= file.changed_at + PARTIAL_S):
@@ -576,9 +597,3 @@ class Tail:
         file.go_on(file.offset + zeros, 0, view[max(0, end - LAST) : end])
         file.is_at_end = False
         return [Report("truncated", file.generation, f"{zeros} NUL bytes skipped"), *self._next(now)]
-
-
-def _leading_zeros(view: memoryview) -> int:
-    if not view or view[0]:
-        return 0
-    return len(view) - len(bytes(view).lstrip(b"\0"))

@@ -69,6 +69,8 @@ class Told:
         if not self._store.exists():
             return 0
         with closing(sqlite3.connect(f"file:{self._store}?mode=ro", uri=True)) as db:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'journal'").fetchone():
+                return 0
             sql = "SELECT seq, at, kind, data FROM journal WHERE seq > ? ORDER BY seq"
             rows = db.execute(sql, (self.seq,)).fetchall()
         for seq, at, kind, data in rows:

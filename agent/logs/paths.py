@@ -1,0 +1,61 @@
+"""Paths as people and clients write them: what a glob finds, where it begins, what clients may have. All of it blocks.
+
+Source: protocols/logs.md 2.2 and 7; protocols/suites.md, "The suite document" (`watch`).
+"""
+
+import glob
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".Z")
+
+
+def matching(pattern: str) -> list[str]:
+    """The files of a glob, compressed ones left out."""
+    found = sorted(glob.glob(pattern, recursive=True))
+    return [path for path in found if not path.endswith(COMPRESSED) and os.path.isfile(path)]
+
+
+def joined(base: str, path: str) -> str:
+    """The path, seen from a folder."""
+    return os.path.normpath(os.path.join(base, path))
+
+
+def fixed(pattern: str) -> str:
+    """The directory that a glob begins with."""
+    parts = pattern.split("/")
+    plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return "/".join(parts[:plain]) or "/"
+
+
+def size(path: str) -> int:
+    """Where its next line will be written."""
+    try:
+        return os.stat(path).st_size
+    except OSError:  # not there yet, or what its Tail will tell
+        return 0
+
+
+def outside(path: str, roots: Sequence[str]) -> str | None:
+    """Why clients may not have it; None: they may."""
+    real = Path(os.path.realpath(path))
+    if any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+        return None
+    return f"is not below {', '.join(roots) or 'any of logs.roots, which is empty'}"
+
+
+def unfit(path: str) -> str | None:
+    """Why it cannot be followed; None: it is a regular file, or not there."""
+    try:
+        return None if stat.S_ISREG(os.stat(path).st_mode) else "is not a regular file"
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        return err.strerror
+
+
+def refused(path: str, roots: Sequence[str]) -> str | None:
+    """Why a client's watch does not follow it, if it does not."""
+    return outside(path, roots) or unfit(path)

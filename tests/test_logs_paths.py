@@ -1,0 +1,44 @@
+"""Paths as people and clients write them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.logs import paths
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder"),
+    [("/var/log/*.log", "/var/log"), ("/var/*/x.log", "/var"), ("/*/x", "/"), ("/var/log/x", "/var/log")],
+)
+def test_where_a_glob_begins(pattern: str, folder: str) -> None:
+    assert paths.fixed(pattern) == folder
+
+
+def test_a_glob_finds_files_and_no_compressed_ones(tmp_path: Path) -> None:
+    for name in ("b.log", "a.log", "a.log.1.gz", "a.log.1"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.log").mkdir()
+    os.mkfifo(tmp_path / "pipe.log")
+    assert paths.matching(f"{tmp_path}/*.log*") == [f"{tmp_path}/{name}" for name in ("a.log", "a.log.1", "b.log")]
+
+
+def test_relative_paths_are_seen_from_the_suite(tmp_path: Path) -> None:
+    assert paths.joined("/srv/suite", "log/../x.log") == "/srv/suite/x.log"
+    assert paths.joined("/srv/suite", "/var/log/x") == "/var/log/x"
+    (tmp_path / "x").write_text("1234")
+    assert (paths.size(str(tmp_path / "x")), paths.size(str(tmp_path / "y"))) == (4, 0)
+
+
+def test_clients_have_regular_files_below_the_roots(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/x").touch()
+    (tmp_path / "secret").touch()
+    (tmp_path / "logs/link").symlink_to("../secret")
+    roots = [str(tmp_path / "logs")]
+    assert paths.refused(f"{tmp_path}/logs/x", roots) is None
+    assert paths.refused(f"{tmp_path}/logs/not/yet", roots) is None
+    assert paths.refused(f"{tmp_path}/logs/link", roots) == f"is not below {roots[0]}"
+    assert paths.refused(f"{tmp_path}/logs", roots) == "is not a regular file"
+    assert paths.refused(f"{tmp_path}/logs/x", []) == "is not below any of logs.roots, which is empty"
