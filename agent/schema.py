@@ -5,7 +5,7 @@ One document; every part of it is a schema of its own, and all share `$defs`:
     events    kind -> the event as it is shown in streams, in `agent ctl watch` and in the journal
     actions   name -> its scope, its payload and its answer
     messages  the frames of the control server: request, success, error
-    files     suite.toml, agent.toml, result.json
+    files     suite.toml, agent.toml, rules.toml, result.json
 
 Source: ARCHITECTURE.md, "The commands", "The way of the data"; protocols/emissary.md, "The envelope", "Control server".
 """
@@ -16,12 +16,25 @@ from typing import Any
 
 import msgspec
 
-from agent.control.messages import ACTIONS, Gap
+from agent.control.messages import ACTIONS, Gap, Nothing
 from agent.core.events import KINDS
+from agent.files import messages as files
+from agent.logs import messages as logs
 from agent.settings import Settings
 from agent.suites.messages import ResultDocument, Suite
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+# What actions take and answer whose folder checks them itself: control does not know it.
+OF_FOLDERS: dict[str, tuple[Any, Any]] = {
+    "watch_file": (files.WatchFile, files.Watched),
+    "unwatch_file": (files.UnwatchFile, Nothing),
+    "entitlement": (files.AskEntitlement, files.EntitlementNow),
+    "watch_log": (logs.WatchLog, logs.Watching),
+    "unwatch_log": (logs.UnwatchLog, Nothing),
+    "search_log": (logs.SearchLog, logs.Searched),
+    "list_logs": (Nothing, logs.Logs),
+}
 
 ANY_ID = {"type": ["number", "string"]}
 ANY_OBJECT = {"type": "object"}
@@ -36,8 +49,9 @@ def printed() -> str:
 def schema() -> dict[str, Any]:
     """The whole document."""
     anything = dict[str, Any]
-    actions = {name: (action.takes or anything, action.answers or anything) for name, action in ACTIONS.items()}
-    types: list[Any] = [*KINDS.values(), Gap, Suite, Settings, ResultDocument]
+    known = {name: (action.takes or anything, action.answers or anything) for name, action in ACTIONS.items()}
+    actions = known | OF_FOLDERS
+    types: list[Any] = [*KINDS.values(), Gap, Suite, Settings, logs.RuleFile, ResultDocument]
     for pair in actions.values():
         types += pair
     schemas, defs = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
@@ -87,6 +101,7 @@ def schema() -> dict[str, Any]:
         "files": {
             "suite.toml": found[_key(Suite)],
             "agent.toml": found[_key(Settings)],
+            "rules.toml": found[_key(logs.RuleFile)],
             "result.json": found[_key(ResultDocument)],
         },
         "$defs": defs,

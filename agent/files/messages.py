@@ -23,6 +23,12 @@ class WatchFile(msgspec.Struct, frozen=True, kw_only=True):
     passing: bool = False
 
 
+class Watched(msgspec.Struct, frozen=True, kw_only=True):
+    """Its answer: the id that ends the watch."""
+
+    watch: str
+
+
 class UnwatchFile(msgspec.Struct, frozen=True, kw_only=True):
     """`unwatch_file`: the id that `watch_file` gave."""
 
@@ -40,6 +46,32 @@ class AskEntitlement(msgspec.Struct, frozen=True, kw_only=True):
 
     refresh: bool = False
     history: bool = False
+
+
+class Was(msgspec.Struct, frozen=True, kw_only=True):
+    """A status in the history; `at` is epoch seconds."""
+
+    at: float
+    status: int
+    name: str
+    raw: str
+    source: str
+
+
+class EntitlementNow(msgspec.Struct, frozen=True, kw_only=True):
+    """Its answer. `since` is epoch seconds; `registered`: there is a consumer certificate.
+
+    `entitlements` maps a product to its name, state and message, where the service tells them.
+    """
+
+    status: int
+    name: str
+    raw: str
+    source: str
+    entitlements: dict[str, tuple[str, str, str]]
+    since: float | None
+    registered: bool
+    history: tuple[Was, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Rhsm1Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,8 +50,11 @@ from agent.files.messages import (
     PATH_DESCRIBED,
     PATH_PATTERN,
     AskEntitlement,
+    EntitlementNow,
     LookFile,
     UnwatchFile,
+    Was,
+    Watched,
     WatchFile,
 )
 from agent.files.settings import EntitlementSettings, FilesSettings
@@ -155,7 +158,7 @@ class _Files:
         watches = self._kept.watches if asked.passing else {**self._kept.watches, id: asked}
         self._keep(_Kept(last=self._kept.last + 1, watches=watches))
         await self._follow(id, asked)
-        return {"watch": id}
+        return msgspec.structs.asdict(Watched(watch=id))
 
     async def unwatch_file(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{watch}` -> {}"""
@@ -283,16 +286,6 @@ def _watched(received: RunReceived) -> list[str]:
     return [os.path.normpath(os.path.join(received.base or "", path)) for path in paths if isinstance(path, str)]
 
 
-class _Was(msgspec.Struct, frozen=True, kw_only=True):
-    """A status in the history; `at` is epoch seconds."""
-
-    at: float
-    status: int
-    name: str
-    raw: str
-    source: str
-
-
 async def run_entitlement(
     bus: Bus,
     store: Store,
@@ -337,15 +330,15 @@ class _Entitlement:
         self._refreshed = -math.inf
         self._now: Status | None = None
         self._since, self._registered = 0.0, False
-        self._history: list[_Was] = []
+        self._history: list[Was] = []
 
     async def recall(self) -> None:
         """Read the history."""
         await self._store.commit()
-        self._history = await self._store.get(HISTORY, list[_Was]) or []
+        self._history = await self._store.get(HISTORY, list[Was]) or []
 
     async def answer(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """`{refresh?, history?}` -> `{status, name, raw, source, entitlements, since, registered[, history]}`."""
+        """`AskEntitlement` -> `EntitlementNow`."""
         asked = read(payload, AskEntitlement)
         learned = self._learned
         refresh = asked.refresh and trio.current_time() - self._refreshed >= REFRESH_S
@@ -355,9 +348,14 @@ class _Entitlement:
         if refresh or self._now is None:
             with trio.move_on_after(2 * services.CALL_S):
                 await learned.wait()
-        now = self._now or NOTHING
-        answer = {**msgspec.to_builtins(now), "since": self._since or None, "registered": self._registered}
-        return answer | ({"history": msgspec.to_builtins(self._history)} if asked.history else {})
+        now = EntitlementNow(
+            **msgspec.structs.asdict(self._now or NOTHING),
+            since=self._since or None,
+            registered=self._registered,
+            history=tuple(self._history) if asked.history else msgspec.UNSET,
+        )
+        answer: dict[str, Any] = msgspec.to_builtins(now)
+        return answer
 
     async def keep_asking(self) -> NoReturn:
         """Have a conversation with the bus; where there is none, the certificates must do until there is."""
@@ -419,6 +417,6 @@ class _Entitlement:
         )
         self._bus.publish(event)
         log.info("entitlement status=%d name=%s source=%s", status.status, status.name, status.source)
-        was = _Was(at=self._since, status=status.status, name=status.name, raw=status.raw, source=status.source)
+        was = Was(at=self._since, status=status.status, name=status.name, raw=status.raw, source=status.source)
         self._history = [*self._history, was][-MAX_HISTORY:]
         self._store.put(HISTORY, self._history)
