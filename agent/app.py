@@ -9,7 +9,6 @@ Source: ARCHITECTURE.md, "The house"; protocols/settings.md; protocols/packaging
 
 import gc
 import logging
-import logging.handlers
 import os
 import platform
 import signal
@@ -117,8 +116,10 @@ def log_to(settings: LogSettings) -> None:
     handler: logging.Handler
     form = "%(asctime)s %(levelname)s %(name)s %(message)s"
     if settings.to != "auto":
+        from logging.handlers import RotatingFileHandler
+
         try:
-            handler = logging.handlers.RotatingFileHandler(settings.to, maxBytes=settings.max, backupCount=2)
+            handler = RotatingFileHandler(settings.to, maxBytes=settings.max, backupCount=2)
         except OSError as err:
             raise ConfigError(
                 "settings", 0, "log.to", f"{settings.to}: {err.strerror}", remedy='Name a file to write, or "auto".'
@@ -148,14 +149,13 @@ def _is_journal(fd: int) -> bool:
 
 async def serve(effective: Effective[Settings], given: Given) -> int:
     """The service from start to end, led by signals; the exit code. The settings are those of the options `given`."""
-    gc.disable()  # nothing made during the start is garbage
     service = Service(effective, partial(load_settings, given), given)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
-            await nursery.start(service.run)
-            gc.freeze()
-            gc.enable()
             nursery.start_soon(_become_ready, service)
+            await nursery.start(service.run)
+            gc.freeze()  # cli.py had it disabled: nothing made during the start is garbage
+            gc.enable()
             nursery.start_soon(heartbeat.beat, service.supervisor, service.store)
             if pending := release.own_trial():
                 nursery.start_soon(heartbeat.confirm, service.supervisor, service.store, pending)
@@ -199,6 +199,7 @@ def _check_rules(effective: Effective[Settings]) -> None:
 
 
 async def _become_ready(service: "Service") -> None:
+    await service.serving.wait()
     within_s = service.effective.settings.clock.wait_sync_s
     if within_s:
         notify.starting(within_s + START_S)
@@ -236,6 +237,7 @@ class Service:
         self.bus = Bus(self.store)
         self.supervisor = Supervisor(self.bus.publish)
         self.board = Board()
+        self.serving = trio.Event()  # the control port listens; the other roles are on their way
         self.up = trio.Event()  # every role had its start
         self.control_url = ""
         self._leaves = cgroup.claim()  # before the first child: the agent itself moves into a leaf
@@ -258,7 +260,10 @@ class Service:
                             "selftest": self._selftest,
                         }.items():
                             answering.enter_context(self.bus.answer(action, handler))
-                        await inner.start(self.supervisor.run, list(roles.values()))
+                        await inner.start(self.supervisor.run, [roles.pop("control")])
+                        self.serving.set()
+                        for role in roles.values():
+                            await self.supervisor.start(role)
                         self.up.set()
                         self.bus.publish(
                             AgentStarted(
@@ -524,6 +529,7 @@ class Service:
                 timeout_factor=settings.timeout_factor,
                 leaves=self._leaves,
                 project=settings.polarize.project if settings.polarize.url else None,
+                ca_file=self.find(settings.tls.ca_file) if settings.tls.ca_file else None,
             )
 
         def suites() -> SuitesSettings:

@@ -196,7 +196,9 @@ def _run(given: argparse.Namespace) -> int:
         print("agent run: --user goes with --respawn", file=sys.stderr)
         return USAGE
     import faulthandler
+    import gc
 
+    gc.disable()  # until the roles are up (app.serve): a fifth of the start
     effective = _load(given)  # before trio and the roles are imported: broken settings are told at once
 
     import trio
