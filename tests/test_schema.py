@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.control.messages import ACTIONS
+from agent.core import toml
 from agent.core.envelope import Envelope, error, success
 from agent.core.events import KINDS, Recorded, scope
+from agent.logs.rules import BUNDLED
 from agent.settings import Settings
 from agent.suites import result
 from agent.suites.prepare import tree_of
@@ -64,7 +66,7 @@ def test_it_is_about_every_event_action_and_file() -> None:
     whole = document()
     assert whole["events"].keys() == KINDS.keys() | {"Gap"}
     assert whole["actions"].keys() == ACTIONS.keys()
-    assert whole["files"].keys() == {"suite.toml", "agent.toml", "result.json"}
+    assert whole["files"].keys() == {"suite.toml", "agent.toml", "rules.toml", "result.json"}
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -103,6 +105,14 @@ def test_settings_fit_with_their_defaults_and_with_sizes_as_written() -> None:
     assert not faults({"state": {"reserve": "16MiB"}, "control": {"listen": ["[::1]:5"]}}, "files", "agent.toml")
     assert faults({"state": {"reserve": "16 elephants"}}, "files", "agent.toml")
     assert faults({"control": {"lisen": []}}, "files", "agent.toml") == ["$.control.lisen is too much"]
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_rule_file_of_the_bundle_fits(path: Path) -> None:
+    document = toml.read(path).data
+    assert not faults(document, "files", "rules.toml")
+    assert faults({**document, "version": 2}, "files", "rules.toml")
+    assert faults({"version": 1, "rule": [{"id": "x", "regex": "y", "regexp": "z"}]}, "files", "rules.toml")
 
 
 def test_a_result_document_fits() -> None:

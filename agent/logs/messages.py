@@ -70,6 +70,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     context: Context = Context()
 
 
+class RuleFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rule file, as TOML holds it."""
+
+    version: Literal[1]
+    rule: list[Rule] = []
+
+
 class WatchLog(msgspec.Struct, frozen=True, kw_only=True):
     """The payload of `watch_log`: `path` or `glob`; `rules` are tables as in a rule file, or the name of one."""
 
