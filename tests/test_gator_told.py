@@ -27,7 +27,8 @@ def told(*events: dict[str, Any], close: bool = True) -> list[tuple[str, ...]]:
         told.close(3.0)
     os.close(writing)
     with open(reading) as pipe:
-        lines = [json.loads(line) for line in pipe]
+        plan, *lines = [json.loads(line) for line in pipe]
+    assert plan == {"event": "plan", "jobs": [["g", "a"], ["g", "t", "x_0"], ["g", "t", "x_1"]]}
     return [(line["event"], line["ident"], *(str(line[k]) for k in ("result", "code") if k in line)) for line in lines]
 
 

@@ -1,5 +1,6 @@
 """Each runner of a suite document has its launch and its driver."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from agent.suites.runners import registry
 from agent.suites.runners.ava_events import AvaEvents
 from agent.suites.runners.ava_tap import AvaTap
 from agent.suites.runners.command import CommandDriver
-from agent.suites.runners.driver import CannotLaunch, Only
+from agent.suites.runners.driver import Only
+from agent.suites.runners.gator import GatorDriver
 from agent.suites.runners.pytest import PytestDriver
 from agent.suites.runners.tap import TapDriver
 
@@ -21,6 +23,7 @@ def project(tmp_path: Path) -> Path:
     (ava / "package.json").write_text('{"name": "ava", "version": "6.4.1", "bin": {"ava": "entrypoints/cli.mjs"}}')
     (ava / "entrypoints").mkdir()
     (ava / "entrypoints/cli.mjs").write_text("")
+    (tmp_path / "spec.yaml").write_text("!Job {command: x}")
     return tmp_path
 
 
@@ -32,6 +35,7 @@ def project(tmp_path: Path) -> Path:
         (Suite(id="s", runner="pytest"), PytestDriver, "python3"),
         (Suite(id="s", runner="tap", command=("prove",)), TapDriver, "prove"),
         (Suite(id="s", runner="command", command=("true",)), CommandDriver, "true"),
+        (Suite(id="s", runner="gator", files=("spec.yaml",)), GatorDriver, Path(sys.executable).name),
     ],
 )
 def test_a_runner_has_its_driver(project: Path, suite: Suite, driver: type, program: str) -> None:
@@ -46,8 +50,3 @@ def test_a_second_attempt_is_narrowed_and_numbered(project: Path) -> None:
     launch, driver = registry.prepare(suite, project, project, "r-1", 2, [Only("test_a.py", "test_x")])
     assert launch.files["only.json"] == b'[["test_a.py", "test_x"]]'
     assert isinstance(driver, PytestDriver)
-
-
-def test_a_runner_of_a_later_release_is_refused_by_name(project: Path) -> None:
-    with pytest.raises(CannotLaunch, match="runner gator is not part of this agent"):
-        registry.prepare(Suite(id="s", runner="gator", files=("spec.yaml",)), project, project, "r-1", 1, ())

@@ -126,6 +126,8 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
     layer = _layer(spec.root, tracking.absolute(), root, shared, forward=not options.quiet)
     await _run_with_signals(layer, is_root=True)
     if told:
+        if isinstance(spec.root, Job):
+            told.tell(_end_of(layer, shared))
         told.close(shared.clock())
     return PASSED if layer.result == "SUCCESS" else FAILED
 
@@ -161,6 +163,23 @@ async def _run_child(command: Command, settings: GatorSettings, out: TextIO) -> 
     if uplink.gave_up:
         return UNREACHABLE
     return PASSED if layer.result == "SUCCESS" else FAILED
+
+
+def _end_of(layer: Wrapper | Tier, shared: Shared) -> dict[str, Any]:
+    """Of a job that is the root itself: no tier tells of it."""
+    return {
+        "event": "end",
+        "path": [],
+        "ident": layer.ident,
+        "result": layer.result,
+        "code": layer.code,
+        "pruned": False,
+        "why": None,
+        "started": None,
+        "ended": shared.clock(),
+        "folder": "",
+        "metrics": dict(layer.summary().metrics),
+    }
 
 
 def _read(path: Path) -> bytes:

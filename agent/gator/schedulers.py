@@ -58,7 +58,7 @@ def own_command() -> tuple[str, ...]:
     """How this agent starts itself as a layer."""
     if getattr(sys, "frozen", False):
         return sys.executable, "gator"
-    return sys.executable, "-m", "agent", "gator"
+    return sys.executable, "-P", "-m", "agent", "gator"  # -P: not a folder that is called agent here
 
 
 class Local:

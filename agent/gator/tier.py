@@ -274,6 +274,7 @@ class Tier:
             "started": kid.at_start,
             "ended": kid.at_end,
             "folder": str(self._folder_of(kid)),
+            "metrics": {} if kid.result == "ABORTED" else dict(self.tree.total.get(act.ident).metrics),
         }
         if not self.tree.size_of(act.ident).tiers:
             self.shared.tell({"event": "end", **event})

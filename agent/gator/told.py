@@ -1,6 +1,8 @@
 """What happened to every job of a tree, once each, as JSON lines: what `--events-fd` writes.
 
+    {"event": "plan", "jobs": [["nightly", "build"], ...]}
     {"event": "start", "path": ["nightly"], "ident": "build", "started": 1684696100.5}
+    {"event": "output", "path": ["nightly"], "ident": "build", "text": "..."}
     {"event": "end", "path": ["nightly"], "ident": "build", "result": "SUCCESS", "code": 0, ...}
 
 A tier that is not ours tells only which jobs failed, one that was lost nothing: what is left of them is told with its
@@ -28,6 +30,7 @@ class Told:
         self._root, self._fd = root, fd
         self._ended: set[Ident] = set()
         self._is_open = True
+        self._write({"event": "plan", "jobs": list(_leaves(root, ()))})
 
     def tell(self, event: dict[str, Any]) -> None:
         """A job's `start` or `end`; or a tier's `tier_end`, which tells of all below it that nobody told of yet."""

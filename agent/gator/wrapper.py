@@ -10,6 +10,7 @@ Source: protocols/gator.md, "Task", "State machine", "Decisions"; seeds/gator-we
 import logging
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Mapping
 from io import BufferedWriter
 from pathlib import Path
@@ -42,6 +43,7 @@ NOT_STARTABLE: Final = 127
 GRACE_S: Final = 5.0  # from TERM to KILL
 MAX_LINE: Final = 64 * 1024  # bytes of one line that become a message
 MAX_RAW: Final = 64 * 1024 * 1024  # bytes of output that are kept as they came
+MAX_TAIL: Final = 64 * 1024  # characters of output that are told with the end
 SAMPLE_S: Final = 1.0  # between two looks at the memory of a task that may not have more
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -83,6 +85,8 @@ class Wrapper:
         self._why: str | None = None  # we end it: "stopped", "timeout", "memory"
         self._raw: BufferedWriter | None = None
         self._raw_size = 0
+        self._tail = deque[str]()  # the last lines of its output
+        self._tail_size = 0
         self._child: Child | None = None
         self._ticks: tuple[float, float] | None = None  # at the last look: when, CPU ticks of the tree
 
@@ -102,6 +106,10 @@ class Wrapper:
                 self._stopped = self._shared.clock()
                 self._state = "COMPLETE"
                 self._write_end()
+                if self._tail:
+                    path = list(self._place.path)
+                    text = "\n".join(self._tail)
+                    self._shared.tell({"event": "output", "path": path, "ident": self.ident, "text": text})
                 await self._close()  # what is told upward is on the disk
                 await self._above.complete(self.summary(), self.result, self.code)
                 nursery.cancel_scope.cancel()
@@ -231,6 +239,10 @@ class Wrapper:
                 text += f"… ({line.dropped} bytes cut)"
             if text:
                 self._journal.say(severity, text)
+                self._tail.append(text)
+                self._tail_size += len(text)
+                while self._tail_size > MAX_TAIL:
+                    self._tail_size -= len(self._tail.popleft())
 
     def _keep_raw(self, data: bytes) -> None:
         assert self._child is not None

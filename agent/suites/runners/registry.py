@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.suites.messages import Suite
-from agent.suites.runners import ava, command, pytest, tap
+from agent.suites.runners import ava, command, gator, pytest, tap
 from agent.suites.runners.ava_events import AvaEvents
 from agent.suites.runners.ava_tap import AvaTap
-from agent.suites.runners.driver import CannotLaunch, Driver, Launch, Only
+from agent.suites.runners.driver import Driver, Launch, Only
 
 
 def remaining(suite: Suite, left: Sequence[tuple[str | None, str]]) -> tuple[Only, ...]:
@@ -50,5 +50,6 @@ def prepare(
                 output_max=suite.limits.test_output,
             )
             return launch, driver
-        case runner:
-            raise CannotLaunch(f"runner {runner} is not part of this agent", remedy="Install a newer release.")
+        case "gator":
+            launch = gator.launch(suite, project, scratch, run, only=only)
+            return launch, gator.GatorDriver(suite, run, attempt=attempt)
