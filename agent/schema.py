@@ -16,13 +16,25 @@ from typing import Any
 
 import msgspec
 
-from agent.control.messages import ACTIONS, Gap
+from agent.control.messages import ACTIONS, Gap, Nothing
 from agent.core.events import KINDS
+from agent.files import messages as files
 from agent.logs import messages as logs
 from agent.settings import Settings
 from agent.suites.messages import ResultDocument, Suite
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+# What actions take and answer whose folder checks them itself: control does not know it.
+OF_FOLDERS: dict[str, tuple[Any, Any]] = {
+    "watch_file": (files.WatchFile, files.Watched),
+    "unwatch_file": (files.UnwatchFile, Nothing),
+    "entitlement": (files.AskEntitlement, files.EntitlementNow),
+    "watch_log": (logs.WatchLog, logs.Watching),
+    "unwatch_log": (logs.UnwatchLog, Nothing),
+    "search_log": (logs.SearchLog, logs.Searched),
+    "list_logs": (Nothing, logs.Logs),
+}
 
 ANY_ID = {"type": ["number", "string"]}
 ANY_OBJECT = {"type": "object"}
@@ -37,7 +49,8 @@ def printed() -> str:
 def schema() -> dict[str, Any]:
     """The whole document."""
     anything = dict[str, Any]
-    actions = {name: (action.takes or anything, action.answers or anything) for name, action in ACTIONS.items()}
+    known = {name: (action.takes or anything, action.answers or anything) for name, action in ACTIONS.items()}
+    actions = known | OF_FOLDERS
     types: list[Any] = [*KINDS.values(), Gap, Suite, Settings, logs.RuleFile, ResultDocument]
     for pair in actions.values():
         types += pair
