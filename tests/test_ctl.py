@@ -175,7 +175,7 @@ def agent(
 
 
 def test_the_whole_way_from_the_command_line(agent: Command, tmp_path: Path) -> None:
-    assert json.loads(agent("runs").stdout)["runs"] == []  # answered when every role had its start
+    assert agent("undrain").returncode == 0  # answered once every role had its start
     status = json.loads(agent("status").stdout)
     assert status["ident"] == "lab-07"
     assert {role["state"] for role in status["roles"].values()} == {"running"}
