@@ -168,6 +168,14 @@ async def test_a_silent_command_is_ended_when_its_one_test_takes_too_long(tmp_pa
         assert list((await here.states()).values()) == ["aborted"]
 
 
+async def test_coverage_that_is_asked_for_and_not_there_is_a_warning_in_the_result(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.order(command=tap("echo 1..1; echo ok"), coverage=True)
+        finished = await here.finished()
+        assert finished.verdict == "passed"
+        assert [warning.code for warning in finished.warnings] == ["coverage.unavailable"]
+
+
 async def test_a_report_for_no_project_is_a_warning_in_the_result(tmp_path: Path) -> None:
     async with house(tmp_path, project="") as here:
         await here.order(command=tap("echo 1..1; echo ok"))
