@@ -35,7 +35,6 @@ from agent.core.config import Effective
 from agent.core.errors import ActionError, ConfigError
 from agent.core.events import AgentStarted, Alert, AlertCleared, Reloaded
 from agent.core.link import Dial
-from agent.core.listen import split_address
 from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.process import adopt
@@ -85,30 +84,6 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
     "suites": (),  # it reads what holds: a restart would end its runs
     "seneschal": ("seneschal", "tls", "labels"),
 }
-
-
-def control_dial(settings: Settings, url: str | None, token_file: Path | None) -> Dial:
-    """How to reach the agent that runs with these settings, or the one at `url`, as a client.
-
-    Without `token_file` the first of control.tokens that is there is shown. Raises ValueError for what is no URL.
-    """
-    folder, control = state_dir(settings), settings.control
-    if url is None:
-        scheme = "wss" if control.tls.cert else "ws"
-        host, number = split_address(control.listen[0])
-        url = f"{scheme}://{_reachable(host)}:{number}/"
-    else:
-        scheme, colon, rest = url.partition("://")
-        url = f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }{colon}{rest}"
-    own = [find(token.file, folder) for token in control.tokens]
-    files = [token_file] if token_file else [path for path in own if path.exists()]
-    tls = settings.tls
-    names = (tls.ca_file, tls.cert_file, tls.key_file)
-    return Dial(
-        url=url,
-        token_file=files[0] if files else None,
-        tls=TlsSettings(*(find(name, folder) if name else None for name in names)),
-    )
 
 
 def log_to(settings: LogSettings) -> None:
@@ -614,12 +589,6 @@ class Service:
     def find(self, name: str) -> Path:
         """A file that the settings name."""
         return find(name, self.store.folder)
-
-
-def _reachable(host: str) -> str:
-    """A host as it stands in a URL of this machine; where every address is meant, its loopback."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
 
 
 def _os_name() -> str:

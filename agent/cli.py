@@ -263,7 +263,7 @@ def _ctl(given: argparse.Namespace) -> int:
 
     import trio
 
-    from agent import app, ctl
+    from agent import ctl
 
     try:
         payload = ctl.payload_of(given.pairs)
@@ -271,7 +271,7 @@ def _ctl(given: argparse.Namespace) -> int:
             raise ValueError("watch takes --kind and --since, no key=value")
         if given.action != "watch" and (given.kind or given.since is not None):
             raise ValueError("--kind and --since go with watch")
-        dial = app.control_dial(_load(given).settings, given.url, given.token_file)
+        dial = ctl.dial_of(_load(given).settings, given.url, given.token_file)
     except ValueError as err:
         print(f"agent ctl: {err}", file=sys.stderr)
         return USAGE

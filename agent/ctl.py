@@ -9,6 +9,7 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
@@ -18,11 +19,44 @@ from agent.core.channel import Channel, Refused, converse
 from agent.core.envelope import Request
 from agent.core.errors import ActionError, PeerUnreachable
 from agent.core.link import FIRST_RETRY_S, MAX_RETRY_S, Dial, connect
+from agent.core.listen import split_address
 from agent.core.metrics import Metrics
+from agent.core.tls import TlsSettings
+from agent.settings import Settings, find, state_dir
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 120.0  # s; a reload waits for roles to end
+
+
+def dial_of(settings: Settings, url: str | None, token_file: Path | None) -> Dial:
+    """How to reach the agent that runs with these settings, or the one at `url`, as a client.
+
+    Without `token_file` the first of control.tokens that is there is shown. Raises ValueError for what is no URL.
+    """
+    folder, control = state_dir(settings), settings.control
+    if url is None:
+        scheme = "wss" if control.tls.cert else "ws"
+        host, number = split_address(control.listen[0])
+        url = f"{scheme}://{_reachable(host)}:{number}/"
+    else:
+        scheme, colon, rest = url.partition("://")
+        url = f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }{colon}{rest}"
+    own = [find(token.file, folder) for token in control.tokens]
+    files = [token_file] if token_file else [path for path in own if path.exists()]
+    tls = settings.tls
+    names = (tls.ca_file, tls.cert_file, tls.key_file)
+    return Dial(
+        url=url,
+        token_file=files[0] if files else None,
+        tls=TlsSettings(*(find(name, folder) if name else None for name in names)),
+    )
+
+
+def _reachable(host: str) -> str:
+    """A host as it stands in a URL of this machine; where every address is meant, its loopback."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
 
 
 def payload_of(pairs: Sequence[str]) -> dict[str, Any]:

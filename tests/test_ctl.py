@@ -14,7 +14,6 @@ import pytest
 import trio
 
 from agent import ctl
-from agent.app import control_dial
 from agent.control.settings import ControlSettings, ControlTls
 from agent.core.channel import Refused
 from agent.core.errors import PeerRefused, PeerUnreachable
@@ -81,12 +80,12 @@ def test_values_are_json_or_else_text() -> None:
     ],
 )
 def test_the_agent_is_found_by_its_settings(given: dict[str, Any], url: str | None, expected: str) -> None:
-    assert control_dial(Settings(control=ControlSettings(**given)), url, None).url == expected
+    assert ctl.dial_of(Settings(control=ControlSettings(**given)), url, None).url == expected
 
 
 def test_what_is_no_url_is_said() -> None:
     with pytest.raises(ValueError, match="'lab-07' is no ws://HOST"):
-        control_dial(Settings(), "lab-07", None)
+        ctl.dial_of(Settings(), "lab-07", None)
 
 
 async def test_a_request_gives_its_answers_payload_or_the_error(tmp_path: Path) -> None:
