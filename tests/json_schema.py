@@ -45,6 +45,21 @@ def check_action(action: str, part: str, payload: Any) -> None:
     assert not found, f"{found} in the {part} of {action}: {json.dumps(payload)[:2000]}"
 
 
+def check_frame(text: str) -> dict[str, Any]:
+    """A frame of the control server, whatever it is: an answer, or events, each of which fits its kind."""
+    message: dict[str, Any] = json.loads(text)
+    if "rsp_id" in message:
+        found = faults(message, "messages", "error" if message.get("result") == "error" else "success")
+    else:
+        events = message["payload"].pop("events")  # each by its own kind: to try all takes long
+        found = faults(message | {"payload": message["payload"] | {"events": []}}, "messages", "events")
+        for event in events:
+            check_event(event)
+        message["payload"]["events"] = events
+    assert not found, f"{found} in {text[:2000]}"
+    return message
+
+
 def _is(value: Any, name: str) -> bool:
     if isinstance(value, bool):
         return name == "boolean"

@@ -27,6 +27,7 @@ from agent.core.link import Dial, connect
 from agent.core.tls import TlsSettings, client_context
 from tests.certificates import Issued, expire
 from tests.control_house import LOOPBACK, Client, House, client, house
+from tests.json_schema import check_frame
 
 Line = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -319,7 +320,7 @@ async def test_a_bad_frame_gets_its_error_and_the_connection_stays(
     async with bystander(server), connect(server.dial()) as ws:
         for _ in range(3):
             await ws.send_message(sent)
-            answer = json.loads(await ws.get_message())
+            answer = check_frame(str(await ws.get_message()))
             assert answer["result"] == "error"
             assert answer["reason"].startswith(reason)
         await ws.send_message('{"action":"identify"}')  # without req_id: it is 0
