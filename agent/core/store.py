@@ -435,9 +435,10 @@ def open_store(
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as err:
+        is_others = err.errno in (errno.EACCES, errno.EPERM)
         raise StoreError(
             f"{folder}: cannot be used as state directory: {err.strerror}",
-            remedy="Set state.dir to a writable directory.",
+            remedy=_OWNER if is_others else "Set state.dir to a writable directory.",
         ) from err
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -450,14 +451,26 @@ def open_store(
         _make_reserve(folder / "reserve", reserve)
         make = partial(Store, group_commit_s=group_commit_s, journal_max=journal_max, reserve=reserve, lock=lock)
         return make(folder)
-    except (sqlite3.Error, StoreError) as err:
+    except StoreError:
         os.close(lock)
-        if isinstance(err, StoreError):
-            raise
-        raise StoreError(
-            f"{folder / 'store.db'}: {err}",
-            remedy="Move the file away to begin with an empty store; keep it for analysis.",
-        ) from err
+        raise
+    except (sqlite3.Error, OSError) as err:
+        os.close(lock)
+        raise StoreError(f"{folder / 'store.db'}: {err}", remedy=_remedy(err, folder)) from err
+
+
+_OWNER = "Give it, with all that is in it, to the user who runs the agent (chown -R), or set another state.dir."
+
+
+def _remedy(err: sqlite3.Error | OSError, folder: Path) -> str:
+    """What a person can do about a store that does not open."""
+    if isinstance(err, OSError) or _is_full(err, folder):
+        return "Make room on the disk, or set state.dir to another one."
+    match getattr(err, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+            return _OWNER
+        case _:
+            return "Move the file away to begin with an empty store; keep it for analysis."
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -490,7 +503,7 @@ def _make_reserve(path: Path, size: int) -> None:
         os.posix_fallocate(fd, 0, size)
     except OSError as err:
         path.unlink(missing_ok=True)
-        if err.errno != errno.ENOSPC:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
     finally:
         os.close(fd)
