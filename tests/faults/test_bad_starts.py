@@ -30,7 +30,7 @@ Refuse = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Refuse:
-    """Start the agent where `before`, a shell command with the state directory in $0, was done; the last line it says."""
+    """Start the agent after `before`, a shell command with the state directory in $0; the last line it says."""
     (tmp_path / "state").mkdir()
     (tmp_path / "agent.toml").write_text(SETTINGS.format(folder=tmp_path))
 
