@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agent.core import config, toml
 from agent.core.config import ConfigErrors, Size
 from agent.core.errors import ConfigError
+from agent.settings import Settings
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,6 +123,30 @@ def test_values_are_read_or_refused_in_words(
     for error in errors:
         assert error.remedy.endswith((".", "?"))
         assert (error.line > 0) == (str(error.file) in map(str, files))
+
+
+KEYS = list(config._keys(msgspec.inspect.type_info(Settings)))
+MEANT = st.sampled_from(
+    ["ws://lab/x", "http://[", "stomp://x:1", "/a", "*", "[", "127.0.0.1:0", "\0", "x" * 300, ">=1"]
+) | st.sampled_from([0, -1, 1e9, 2**40, float("nan"), "1GiB", "auto", True, [], {}, [{}], [{"name": "a"}]])
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), MEANT | VALUES, min_size=1, max_size=4))
+def test_the_agents_own_settings_are_read_or_refused_in_words(
+    tmp_path_factory: pytest.TempPathFactory, said: dict[str, Any]
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "own.toml"
+    file.write_text("\n".join(f"{key} = {written(value)}" for key, value in said.items()))
+    try:
+        effective = config.load(Settings, [file], env={})
+    except ConfigErrors as err:
+        for error in err.errors:
+            assert error.line > 0
+            assert error.remedy.endswith((".", "?"))
+            assert error.what
+    else:
+        assert effective.settings.name
+        assert len(effective.show()) == len(effective.as_dict())
 
 
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
