@@ -23,7 +23,7 @@ from agent.gator import dialects
 from agent.gator import spec as specs
 from agent.gator.dialects import read, wrong
 from agent.gator.journal import Journal
-from agent.gator.layer import Shared
+from agent.gator.layer import Limits, Shared
 from agent.gator.messages import Dialect, Register
 from agent.gator.pool import Demand, Grant
 from agent.gator.schedulers import CannotSchedule, Order, Scheduler
@@ -156,6 +156,9 @@ class Elsewhere:
         options, node = self._shared.options, self._tree.spec_of(ident)
         flags = ["--id", ident, "--interval", f"{options.interval_s:g}", "--tracking", str(folder)]
         flags.append("--all-msg" if options.all_messages else "--quiet")
+        if self._shared.settings.dialect == "d0":  # it has no more flags than these
+            options = msgspec.structs.replace(options, limits=Limits(), isolate=False, sched_args=())
+            demand = Demand(1)
         for name, default in LIMITS:
             if (most := getattr(options.limits, name)) != default:
                 flags.append(f"--limit-{name}={-1 if most is None else most}")

@@ -146,7 +146,13 @@ async def _run_child(command: Command, settings: GatorSettings, out: TextIO) -> 
         raise BadOption(f"--parent: {err}", remedy="Write it as HOST:PORT, as the parent gave it.") from err
     events.append(uplink.tell)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(uplink.run)
+        over = trio.Event()
+
+        async def hold_connection() -> None:
+            await uplink.run()
+            over.set()
+
+        nursery.start_soon(hold_connection)
         spec = specs.load(await uplink.fetch_spec(), f"the spec of {command.ident}", from_parent=True)
         node = msgspec.structs.replace(spec.root, ident=command.ident)
         tracking = command.tracking or Path("tracking") / datetime.now().isoformat(timespec="seconds")
@@ -158,7 +164,8 @@ async def _run_child(command: Command, settings: GatorSettings, out: TextIO) -> 
             await layer.stop()
 
         nursery.start_soon(stop_when_superseded)
-        await _run_with_signals(layer, is_root=False)
+        if await _run_with_signals(layer, is_root=False):
+            await over.wait()
         nursery.cancel_scope.cancel()
     if uplink.gave_up:
         return UNREACHABLE
@@ -209,8 +216,12 @@ def _scheduler(options: Options, env: Mapping[str, str]) -> Scheduler | None:
         raise BadOption(f"--scheduler: {err}", remedy="Correct --scheduler or --sched-arg.") from err
 
 
-async def _run_with_signals(layer: Wrapper | Tier, *, is_root: bool) -> None:
-    """A root is stopped by SIGINT and SIGTERM, and killed by the second; a child leaves SIGINT to its parent."""
+async def _run_with_signals(layer: Wrapper | Tier, *, is_root: bool) -> bool:
+    """A root is stopped by SIGINT and SIGTERM, and killed by the second; a child leaves SIGINT to its parent.
+
+    False when it was killed.
+    """
+    ended = False
     async with trio.open_nursery() as nursery:
 
         async def listen(*, task_status: trio.TaskStatus[None]) -> None:
@@ -228,7 +239,9 @@ async def _run_with_signals(layer: Wrapper | Tier, *, is_root: bool) -> None:
 
         await nursery.start(listen)
         await layer.run()
+        ended = True
         nursery.cancel_scope.cancel()
+    return ended
 
 
 def _shared(options: Options, settings: GatorSettings, pool: Pool, tell: Callable[[dict[str, Any]], None]) -> Shared:

@@ -19,7 +19,7 @@ import trio
 from trio_websocket import WebSocketConnection
 
 import agent
-from agent.core.channel import Channel, Refused, Tell, converse
+from agent.core.channel import CLOSE_S, Channel, Refused, Tell, converse
 from agent.core.envelope import Request
 from agent.core.errors import ActionError, PeerBrokeProtocol, PeerUnreachable
 from agent.core.events import Alert, AlertCleared, LinkChanged
@@ -70,6 +70,8 @@ class Uplink:
         self._changed = trio.Event()
         self._since = trio.current_time()  # when there was last a connection
         self._connected = False
+        self._idle = trio.Event()  # no connection is open
+        self._idle.set()
 
     # ---- for the layer ----------------------------------------------------------------------------------------------
 
@@ -135,6 +137,8 @@ class Uplink:
             nursery.start_soon(self._give_up, nursery.cancel_scope)
             nursery.start_soon(self._keep)
             await self._until_over()
+            with trio.move_on_after(2 * CLOSE_S):
+                await self._idle.wait()
             nursery.cancel_scope.cancel()
 
     async def _until_over(self) -> None:
@@ -172,16 +176,20 @@ class Uplink:
         async def talk(channel: Channel) -> None:
             await self._talk(channel, server)
 
-        await converse(
-            ws,
-            self._answer,
-            talk,
-            metrics=self._shared.metrics,
-            deadline_s=DEADLINE_S,
-            ping_s=PING_S,
-            identity=IDENTITY,
-            tell=tell,
-        )
+        self._idle = trio.Event()
+        try:
+            await converse(
+                ws,
+                self._answer,
+                talk,
+                metrics=self._shared.metrics,
+                deadline_s=DEADLINE_S,
+                ping_s=PING_S,
+                identity=IDENTITY,
+                tell=tell,
+            )
+        finally:
+            self._idle.set()
 
     async def _talk(self, channel: Channel, server: str) -> None:
         try:
