@@ -235,11 +235,14 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _lab(given: argparse.Namespace) -> int:
+    from functools import partial
+
     import trio
 
     from agent import app
+    from agent.eman.hub import authority
     from agent.lab.server import Lab, serve_lab
-    from agent.settings import state_dir
+    from agent.settings import find, state_dir
     from agent.suites.prepare import tree_of
 
     settings = _load(given).settings
@@ -248,9 +251,12 @@ def _lab(given: argparse.Namespace) -> int:
     data = given.data or Path(settings.lab.data or state_dir(settings) / "lab")
     suites = [tree_of(folder) for folder in given.suite]
 
+    hub = settings.eman.hub
+    eman = authority(hub, address, partial(find, folder=state_dir(settings))) if hub.salt_file or hub.services else None
+
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
-            lab: Lab = await nursery.start(serve_lab, address, data, suites)
+            lab: Lab = await nursery.start(partial(serve_lab, address, data, suites, eman=eman))
             print(f"{lab.url} token_file={lab.token_file}", flush=True)
 
     trio.run(serve)

@@ -46,6 +46,14 @@ class Station:
             while sum(isinstance(each, LinkChanged) and each.state == state for each in self.links) < times:
                 await self._heard.wait()
 
+    async def until_all_is_told(self) -> None:
+        with trio.fail_after(60):
+            while True:
+                committed = self.store._committed
+                if not (await self.store.depths())["eman"].waiting:
+                    return
+                await committed.wait()
+
     async def handle(self, action: str, payload: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((action, payload))
         if payload.get("fail"):
@@ -136,9 +144,7 @@ async def test_events_wait_for_the_hub_and_come_in_order(tmp_path: Path) -> None
         async with station(tmp_path, again, emit=("SlotsChanged",)) as here:
             here.bus.publish(slots(5))
             assert await events(listener, 6) == [0, 1, 2, 3, 4, 5]
-            with trio.fail_after(60):
-                while (await here.store.depths())["eman"].waiting:
-                    await here.store._committed.wait()
+            await here.until_all_is_told()
 
 
 async def test_a_hub_that_is_cut_is_found_again_with_all_subscriptions(tmp_path: Path) -> None:
@@ -182,9 +188,7 @@ async def test_with_acked_an_event_is_told_until_a_listener_takes_it(
             _, second = await listener.event()
             assert second["request_id"] == first["request_id"]
             await listener.emit("api:response", second | {"recipient_id": "x", "data": {}})
-            with trio.fail_after(60):
-                while (await here.store.depths())["eman"].waiting:
-                    await here.store._committed.wait()
+            await here.until_all_is_told()
 
 
 async def test_a_wrong_key_is_an_alert(tmp_path: Path) -> None:

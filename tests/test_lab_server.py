@@ -14,6 +14,7 @@ import trio
 from agent.core.errors import PeerRefused
 from agent.core.link import Dial, connect
 from agent.lab.server import FolderInUse, Lab, serve_lab
+from tests.eman_hub import peer
 
 SUITE = {"id": "login", "runner": "command", "command": ["true"]}
 
@@ -29,6 +30,9 @@ async def lab_in(folder: Path, suites: Sequence[Mapping[str, Any]] = ()) -> Asyn
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     async with lab_in(tmp_path / "lab") as lab:
         yield lab
+
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml"}
 
 
 def client_of(lab: Lab, token: str | None = None) -> httpx.AsyncClient:
@@ -59,7 +63,7 @@ async def test_agents_come_in_by_the_token(lab: Lab, path: str) -> None:
 
 async def test_the_page_shows_runs_and_imports_and_escapes_them(tmp_path: Path) -> None:
     async with lab_in(tmp_path, [{**SUITE, "id": "<script>"}]) as lab, client_of(lab, "") as client:
-        page = await client.get("/")
+        page = await client.get("/", headers=BROWSER)
     assert page.status_code == 200
     assert "&lt;script&gt;" in page.text
     assert "<script>" not in page.text
@@ -68,9 +72,9 @@ async def test_the_page_shows_runs_and_imports_and_escapes_them(tmp_path: Path) 
 
 async def test_the_page_is_for_this_machine_or_by_the_token(lab: Lab) -> None:
     async with client_of(lab, "") as client:
-        assert (await client.get("/", headers={"host": "rebound.example"})).status_code == 401
+        assert (await client.get("/", headers={"host": "rebound.example"} | BROWSER)).status_code == 401
     async with client_of(lab) as client:
-        assert (await client.get("/", headers={"host": "rebound.example"})).status_code == 200
+        assert (await client.get("/", headers={"host": "rebound.example"} | BROWSER)).status_code == 200
 
 
 async def test_switches_are_turned_by_the_token(lab: Lab) -> None:
@@ -120,3 +124,11 @@ async def test_polarize_listens_on_the_same_port(lab: Lab) -> None:
     async with client_of(lab, "") as client:
         assert (await client.post("/xunit/import", content=b"")).status_code == 400
         assert b"j_password" in (await client.get("/polarion/import/xunit-queue")).content
+
+
+async def test_the_eman_hub_is_on_the_same_port(lab: Lab) -> None:
+    async with client_of(lab) as client:
+        assert (await client.get("/")).json() == {"result": {"id": "eman"}}
+        async with peer(lab.address) as service:
+            await service.shake("any-key-will-do", key="on-loopback")
+            assert list((await client.get("/services")).json()["result"]) == [service.id]

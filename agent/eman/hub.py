@@ -32,6 +32,7 @@ from agent.core.head import Head, HttpError
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import read_token
+from agent.core.upgraded import FRAGMENT, Upgraded, text_frames
 from agent.eman import engineio, messages, socketio
 from agent.eman.engineio import Eio, Handshake, Heartbeat, Packet, PacketBroken
 from agent.eman.messages import IAm, ServiceError
@@ -264,14 +265,17 @@ class HubServer:
         self.act(self.hub.gone(session.number))
 
     def act(self, acts: list[Act]) -> None:
-        """Carry out what the hub decided."""
+        """Carry out what the hub decided. What many listeners get is written once."""
+        written: tuple[object, str] = (None, "")
         for act in acts:
             session = self._numbers.get(act.to)
             if session is None:
                 continue
             match act:
                 case Emit(_, event, payload):
-                    session.emit(event, payload)
+                    if payload is not written[0] or payload is msgspec.UNSET:
+                        written = (payload, socketio.event(event, payload))
+                    session.emit(written[1])
                 case Leave():
                     session.leave()
         if self.hub.due() < self._wakes_at:
@@ -289,6 +293,7 @@ class _Session:
         self._queue: deque[Packet] = deque()
         self._size = 0
         self._wake = trio.Event()
+        self._line: Upgraded | None = None  # of a websocket whose writer has nothing to do
         self._encodes_twice = False
         self._attachments = 0
         self._closes_at = math.inf
@@ -354,7 +359,7 @@ class _Session:
             case "binary_event" | "binary_ack":
                 self._attachments = packet.attachments
                 error = ServiceError("Eman's events are JSON only", "binary_not_supported")
-                self.emit(messages.SERVICE_ERROR, error)
+                self.emit(socketio.event(messages.SERVICE_ERROR, error))
             case "ack" | "error":
                 pass
 
@@ -364,32 +369,43 @@ class _Session:
 
     # ---- out -------------------------------------------------------------------------------------------------------
 
-    def emit(self, event: str, payload: object) -> None:
-        """Send an event. Who does not read fast enough is told so, and closed."""
+    def emit(self, event: str) -> None:
+        """Send the JSON of an event. Who does not read fast enough is told so, and closed."""
         if self.is_closed:
             return
         if len(self._queue) >= MAX_QUEUED or self._size >= MAX_QUEUED_BYTES:
             self._queue.clear()
-            self._say_event(messages.SERVICE_ERROR, ServiceError("read faster", "too_slow"))
+            error = socketio.event(messages.SERVICE_ERROR, ServiceError("read faster", "too_slow"))
+            self._say(socketio.Packet("event", messages.NAMESPACE, error))
             self.close("a slow reader")
             return
-        self._say_event(event, payload)
+        self._say(socketio.Packet("event", messages.NAMESPACE, event))
 
     def leave(self) -> None:
         """Leave the namespace; close when the service has not within LEAVE_S."""
         self._say(socketio.Packet("disconnect", messages.NAMESPACE))
         self._closes_at = trio.current_time() + LEAVE_S
 
-    def _say_event(self, event: str, payload: object) -> None:
-        self._say(socketio.Packet("event", messages.NAMESPACE, socketio.event(event, payload)))
-
     def _say(self, packet: socketio.Packet) -> None:
         self._put(Packet("message", socketio.encode(packet)))
 
     def _put(self, packet: Packet) -> None:
-        self._queue.append(packet)
-        self._size += len(packet.data)
-        self.release()
+        if self._line is None or not self._leaves_now(self._line, packet):
+            self._queue.append(packet)
+            self._size += len(packet.data)
+            self.release()
+
+    def _leaves_now(self, line: Upgraded, packet: Packet) -> bool:
+        """Nothing waits before it: does the kernel take it at once, past the writer? What it takes in part goes on."""
+        text = engineio.encode(packet, self.eio)
+        if not isinstance(text, str) or len(text) > FRAGMENT or self.is_closed:
+            return False
+        first, *others = text_frames(text)
+        if others or not line.send_now(first):
+            return False
+        if line.has_rest:
+            self.release()
+        return True
 
     def release(self) -> None:
         """Wake whoever waits for something to send."""
@@ -428,12 +444,17 @@ class _Session:
 
     async def write_to(self, ws: WebSocketConnection, scope: trio.CancelScope) -> None:
         """Send what is queued by the websocket, until the session is over; then end `scope`."""
+        line = ws._stream
+        assert isinstance(line, Upgraded)
         with self._writing:
             try:
                 while self._queue or not self.is_closed:
                     if not self._queue:
-                        self._wake = trio.Event()
+                        self._wake, self._line = trio.Event(), line
                         await self._wake.wait()
+                        self._line = None
+                    if line.has_rest:
+                        await line.send_all(b"")
                     for packet in self._all():
                         await ws.send_message(engineio.encode(packet, self.eio))
             except ConnectionClosed:
@@ -489,6 +510,11 @@ def authority(settings: HubSettings, address: str, find: Callable[[str], Path]) 
                     f'eman.hub.auth = "any" takes every key, and {address} is not loopback',
                     remedy='Set auth to "md5" or "keys".',
                 )
-            return lambda who: True
+            return any_key
         case _:
             assert_never(settings.auth)
+
+
+def any_key(who: IAm) -> bool:
+    """Takes every service; for loopback only."""
+    return True

@@ -4,7 +4,8 @@
 |---|---|
 | `/seneschal`, `/mimir` | websockets, by the token |
 | `/xunit/import`, `/ws/xunit/import`, `/polarion/...` | Polarize and Polarion, lab/polarize.py |
-| `/` | the page: on this machine, or by the token |
+| `/` | the page: on this machine, or by the token; asked for no HTML: `{"result": {"id": "eman"}}` |
+| `/socket.io/`, `/services` | the Eman hub, eman/hub.py |
 | `/lab/faults` | the switches, by the token: GET them, POST some: `{"polarize": {"html": 2}, "mimir": {"late_s": 1}}` |
 
 Source: protocols/emissary.md, "Real peers for tests"; protocols/settings.md, "[lab]".
@@ -14,7 +15,7 @@ import fcntl
 import html
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,9 @@ from agent.core.head import Head, HttpError, host_name
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import own_token
+from agent.eman.hub import HubServer, any_key
+from agent.eman.messages import IAm
+from agent.eman.settings import HubSettings
 from agent.lab.mimir import Mimir
 from agent.lab.polarize import MAX_DOCUMENT, Polarize
 from agent.lab.seneschal import Seneschal
@@ -47,11 +51,14 @@ class FolderInUse(AgentError):
 class Lab:
     """A lab that serves: what it plays, where it listens, and the file with the token that agents show."""
 
-    def __init__(self, data: Path, metrics: Metrics, guard: Guard, token_file: Path) -> None:
+    def __init__(
+        self, data: Path, metrics: Metrics, guard: Guard, token_file: Path, eman: Callable[[IAm], bool] | None
+    ) -> None:
         self.token_file, self.address = token_file, ""
         self.mimir = Mimir(data, metrics=metrics)
         self.seneschal = Seneschal(data, self.mimir, metrics=metrics)
         self.polarize = Polarize(data, guard)
+        self.hub = HubServer(HubSettings(), eman, metrics=metrics, page=self._page) if eman else None
 
     @property
     def url(self) -> str:
@@ -66,7 +73,7 @@ class Lab:
     def routes(self) -> list[Route]:
         """All that the port answers."""
         return [
-            Route("/", self._page, scope="open"),
+            *(self.hub.routes if self.hub else [Route("/", self._page, scope="open")]),
             Route("/seneschal", websocket=self.seneschal.serve),
             Route("/mimir", websocket=self.mimir.serve),
             Route("/lab/faults", self._switch, methods=("GET", "POST"), max_body=MAX_SWITCHES),
@@ -118,11 +125,13 @@ async def serve_lab(
     data: Path,
     suites: Sequence[Mapping[str, Any]] = (),
     *,
+    eman: Callable[[IAm], bool] | None = None,
     task_status: trio.TaskStatus[Lab] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve a lab at "HOST:PORT" until cancelled, with its state in `data`, and hand out the suite documents.
 
-    A document that is still in the queue from before is not queued again. `started` gives the lab. Raises OSError
+    A document that is still in the queue from before is not queued again. `eman` decides about the keys of services of
+    the Eman hub; without it there is one on loopback only, and takes all. `started` gives the lab. Raises OSError
     (the address cannot be bound, the folder not be written), FolderInUse, TokenUnusable.
     """
     lock = _lock(data)
@@ -130,11 +139,15 @@ async def serve_lab(
         token_file = data / "token"
         guard = Guard([(own_token(token_file), "control")], {}, False, (), trio.current_time)
         metrics = Metrics()
-        lab = Lab(data, metrics, guard, token_file)
+        if eman is None and is_loopback(listen.split_address(address)[0]):
+            eman = any_key
+        lab = Lab(data, metrics, guard, token_file, eman)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(lab.mimir.run)
                 await nursery.start(lab.seneschal.run)
+                if lab.hub:
+                    await nursery.start(lab.hub.run)
                 for suite in suites:
                     if not any(run.suite == suite and run.state not in ENDED for run in lab.seneschal.runs()):
                         lab.seneschal.enqueue(suite)
