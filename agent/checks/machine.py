@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from agent.suites.requirements import satisfies
 
 TESTED = {"node": ">=18.18", "ava": ">=6.4", "pytest": ">=8.4"}  # the oldest that tests/interop runs with
 SLOW_NS = 5_000  # a line; a rule with a literal takes less than 100 on most
+MEASURE_S = 0.5  # for all rules
 PROGRAM_S = 2.5  # until a program has told its version
 
 
@@ -69,53 +69,20 @@ def native_jit(subject: Subject) -> Finding:
 
 def native_rules(subject: Subject) -> Finding:
     """Do the rules of all watches compile, and which of them cost too much?"""
-    from agent.logs.rules import RuleErrors, RuleSet, find_set, read_files
+    from agent.logs import lint
+    from agent.logs.rules import RuleErrors
 
-    logs = subject.settings.logs
-    own = [Path(path) for pattern in logs.rules for path in sorted(glob(pattern))]
-    sets: set[tuple[Path, ...]] = {tuple(own)}
-    wrong: list[str] = []
-    for watch in logs.watch:
-        paths: list[Path] = []
-        for name in watch.rules:
-            is_path = "/" in name or name.endswith(".toml")
-            files = [Path(path) for path in sorted(glob(name))] or [Path(name)] if is_path else find_set(name, own)
-            if not files:
-                wrong.append(f"{watch.name}: no rule set is called {name!r}")
-            paths += files
-        sets.add(tuple(paths or own))
-    rules: dict[str, Any] = {}
-    for each in sets:
-        try:
-            found = read_files(each) if each else RuleSet(())
-        except RuleErrors as err:
-            wrong += [str(error) for error in err.errors]
-        else:
-            rules |= {rule.spec.id: rule for rule in found.rules}
-    if wrong:
-        return Finding("fail", "\n".join(dict.fromkeys(wrong)), "Correct the rules.")
-    slow = _slow(rules.values())
+    try:
+        rules = lint.check(subject.settings.logs)
+    except RuleErrors as err:
+        return Finding("fail", str(err), "Correct the rules.")
+    took = lint.measure(rules, time.perf_counter, MEASURE_S)  # what is not measured in time is not slow
+    ns = {rule.spec.id: round(took.get(rule.spec.id, 0)) for rule in rules}
+    slow = {rule.spec.id: ns[rule.spec.id] for rule in rules if not rule.clauses or ns[rule.spec.id] > SLOW_NS}
     if slow:
         named = ", ".join(f"{id} ({ns} ns a line)" for id, ns in slow.items())
         return Finding("warn", f"without literal, or slow: {named}", "Give each a word that is in every match.", slow)
     return Finding("ok", f"{len(rules)} rules" if rules else "no rules", data={"rules": len(rules)})
-
-
-def _slow(rules: Any) -> dict[str, int]:
-    """ns a line of each rule without literal, and of each that is slow; what is not measured in time is not slow."""
-    from agent.logs.scanner import TYPICAL, Scanner, Worker
-
-    text, slow, until = TYPICAL * 20, dict[str, int](), time.monotonic() + 0.5
-    for rule in rules:
-        if rule.clauses and time.monotonic() > until:
-            continue
-        worker = Worker(Scanner([rule.regex], [rule.clauses]))
-        began = time.perf_counter_ns()
-        worker.scan(text)
-        ns = (time.perf_counter_ns() - began) // text.count(b"\n")
-        if not rule.clauses or ns > SLOW_NS:
-            slow[rule.spec.id] = ns
-    return slow
 
 
 # ---- the system ------------------------------------------------------------------------------------------------------
