@@ -4,8 +4,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from agent.core.guard import is_loopback
-
 Right = Literal["read", "control"]
 Address = Annotated[str, msgspec.Meta(pattern=r"^\S+:[0-9]{1,5}$", description="HOST:PORT")]
 
@@ -44,8 +42,13 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tls: ControlTls = ControlTls()
 
     def __post_init__(self) -> None:
+        has_key = bool(self.tokens or self.tls.client_ca)
+        if has_key and not self.insecure_loopback:
+            return
+        from agent.core.guard import is_loopback  # with it comes HTTP; who made a mistake elsewhere need not wait
+
         outside = [address for address in self.listen if not is_loopback(address.rpartition(":")[0].strip("[]"))]
         if outside and self.insecure_loopback:
             raise ValueError(f"insecure_loopback is for loopback alone, not for {outside[0]}. Take one of them away.")
-        if outside and not (self.tokens or self.tls.client_ca):
+        if outside and not has_key:
             raise ValueError(f"{outside[0]} is open to anybody. Set tokens or tls.client_ca, or listen on 127.0.0.1.")

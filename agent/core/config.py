@@ -16,7 +16,6 @@ these, and Any.
 Source: protocols/packaging.md 6; the names of the settings are in protocols/settings.md.
 """
 
-import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +79,6 @@ class Origin(msgspec.Struct, frozen=True):
         return self.text.startswith("hw-profile ")
 
 
-@dataclasses.dataclass(frozen=True)
 class Effective(Generic[T]):
     """What holds after all layers.
 
@@ -89,12 +87,18 @@ class Effective(Generic[T]):
     laid below, "" if none.
     """
 
-    settings: T
-    values: Mapping[str, object] = dataclasses.field(repr=False)
-    shown: Mapping[str, object]
-    origins: Mapping[str, Origin]
-    warnings: list[str]
-    profile: str = ""
+    # No dataclass: what that imports takes longer than to read a file and say what is wrong with it.
+    def __init__(
+        self,
+        settings: T,
+        values: Mapping[str, object],
+        shown: Mapping[str, object],
+        origins: Mapping[str, Origin],
+        warnings: list[str],
+        profile: str,
+    ) -> None:
+        self.settings, self.values, self.shown, self.origins = settings, values, shown, origins
+        self.warnings, self.profile = warnings, profile
 
     def show(self, *, origin: bool = True) -> list[str]:
         """A line a key, as TOML writes it; with `origin`, where the value comes from and what it replaced."""
