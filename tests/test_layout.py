@@ -47,6 +47,7 @@ DOES_IO = (
     *(
         "agent/logs/follow.py",
         "agent/logs/paths.py",
+        "agent/logs/search.py",
         "agent/logs/source.py",
         "agent/logs/records.py",
         "agent/logs/streams.py",

@@ -345,3 +345,43 @@ async def test_a_suite_has_its_logs_followed_while_it_runs(tmp_path: Path) -> No
             while (await suites.bus.ask("list_logs", {}))["sources"]:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
+
+
+async def test_history_is_searched_for_clients(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        here.write(1, name="a.log.1")
+        here.write(2, 3)
+        await here.start()
+        found = await here.bus.ask("search_log", {"path": str(here.log), "rule": "line", "limit": 2})
+        assert [match["text"] for match in found["matches"]] == ["line 3", "line 2"]
+        found = await here.bus.ask("search_log", {"path": str(here.log), "regex": "line", "from": found["next"]})
+        assert [match["path"] for match in found["matches"]] == [f"{here.log}.1"]
+        assert (found["complete"], found["next"]) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        ({"path": "LOGS/a.log"}, "bad_payload: expected one of regex and rule"),
+        ({"path": "LOGS/a.log", "regex": "x", "rule": "line"}, "bad_payload: expected one of regex and rule"),
+        ({"path": "a.log", "regex": "x"}, "bad_payload: expected an absolute path, got 'a.log'"),
+        ({"path": "LOGS/link", "regex": "x"}, "forbidden: LOGS/link: is not below "),
+        ({"path": "LOGS/gone", "regex": "x"}, "not_found: LOGS/gone: No such file or directory"),
+        ({"path": "LOGS/pipe", "regex": "x"}, "bad_payload: LOGS/pipe: is not a regular file"),
+        ({"path": "LOGS/a.log", "rule": "none"}, "not_found: no rule of a watched log is called 'none'"),
+        ({"path": "LOGS/a.log", "regex": "("}, "bad_payload: search_log: [search_log].regex: "),
+        ({"path": "LOGS/a.log", "regex": "x", "limit": 0}, "bad_payload: "),
+        ({"path": "LOGS/a.log", "regex": "x", "budget_s": 61}, "bad_payload: "),
+    ],
+)
+async def test_what_a_client_may_not_search(tmp_path: Path, payload: dict[str, Any], reason: str) -> None:
+    async with house(tmp_path) as here:
+        logs = f"{tmp_path}/logs"
+        here.write(1)
+        os.symlink("/etc/passwd", f"{logs}/link")
+        os.mkfifo(f"{logs}/pipe")
+        await here.start()
+        asked = {key: value.replace("LOGS", logs) if key == "path" else value for key, value in payload.items()}
+        with pytest.raises(ActionError) as refused:
+            await here.bus.ask("search_log", asked)
+        assert refused.value.reason.startswith(reason.replace("LOGS", logs))

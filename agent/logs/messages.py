@@ -132,7 +132,11 @@ class Logs(msgspec.Struct, frozen=True):
 
 
 class SearchLog(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of `search_log`: one of `regex` and `rule`. `from_` is an offset; None: the file's end."""
+    """The payload of `search_log`: one of `regex` and `rule`, whose context holds where none is asked for.
+
+    `from_` is a position, counted from the first byte of the path's own file and so negative in rotated ones. Backward
+    has the lines that begin before it, by default before the end; forward those behind it, by default all.
+    """
 
     path: str
     regex: str | None = None
@@ -149,12 +153,19 @@ class SearchLog(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Searched(msgspec.Struct, frozen=True, kw_only=True):
-    """Its answer. `scanned` bytes; `next` is the offset to go on from, null when there is nothing left."""
+    """Its answer. `scanned` bytes; `next` is the `from` to go on with, null when there is nothing left.
+
+    A match has rule, path, offset, length, text, captures, flags and context as in `LogMatched`, its `position`, and
+    `after`, the lines behind it, if asked for; `cut` is true where it was too long to be told whole. The regex gave up
+    on `limit_errors` lines. `stopped` says why there is nothing left before all was seen, as a file that is no .gz.
+    """
 
     matches: list[dict[str, Any]]
     scanned: int
     complete: bool
     next: int | None
+    limit_errors: int = 0
+    stopped: str | None = None
 
 
 class Reloaded(msgspec.Struct, frozen=True):

@@ -43,9 +43,10 @@ from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.logs import lint, paths, streams
 from agent.logs.follow import Followed, Follower, look_into
-from agent.logs.messages import Logs, Reloaded, RuleCounts, SourceState, UnwatchLog, Watching, WatchLog
+from agent.logs.messages import Logs, Reloaded, RuleCounts, SearchLog, SourceState, UnwatchLog, Watching, WatchLog
 from agent.logs.records import Records
 from agent.logs.rules import RuleErrors, RuleSet, find_set, from_tables, read_files
+from agent.logs.search import rule_of, search
 from agent.logs.settings import LogsSettings
 from agent.logs.source import Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
@@ -53,6 +54,7 @@ from agent.logs.tail import Tail
 log = logging.getLogger(__name__)
 
 MAX_SOURCES = 1024
+MAX_WATCHES = 256  # of clients
 MAX_OF_RUN = 64
 SETTLE_S = 5.0  # s that a run's last lines may take
 KEPT = "logs.watches"
@@ -128,6 +130,7 @@ async def run(
                 "watch_log": logs.watch_log,
                 "unwatch_log": logs.unwatch_log,
                 "list_logs": logs.list_logs,
+                "search_log": logs.search_log,
                 "reload_rules": logs.reload_rules,
             }.items():
                 answering.enter_context(bus.answer(action, handler))
@@ -159,6 +162,7 @@ class _Logs:
         self._rules: dict[str, Rules] = {}  # by watch
         self._kept = _Kept()
         self._of_run: dict[str, list[str]] = {}
+        self._searches = trio.CapacityLimiter(2)
         metrics.gauge("logs_sources", lambda: len(self._sources) + len(self._records))
         metrics.gauge("logs_lag_bytes", lambda: sum(log.followed.tail.lag for log in self._sources.values()))
 
@@ -168,13 +172,13 @@ class _Logs:
         """The rules of a watch; those of the same files are shared. Raises RuleErrors and ActionError."""
         if watch.tables is not None:
             return Rules(from_tables("watch_log", watch.tables))
-        own, files_ = lint.files_of(self._settings.rules), list[Path]()
+        own, those = lint.files_of(self._settings.rules), list[Path]()
         for name in watch.sets:
             named = find_set(name, own) if watch.is_remote else lint.files_named(name, own, watch.base)
             if not named:
                 raise ActionError("not_found", f"no rule set is called {name!r}", remedy="Name a file of logs.rules.")
-            files_ += named
-        files = tuple(files_ if watch.sets else own)
+            those += named
+        files = tuple(those if watch.sets else own)
         if files not in known:
             known[files] = Rules(read_files(files))
         return known[files]
@@ -425,18 +429,16 @@ class _Logs:
         asked = read(payload, WatchLog)
         if (asked.path is None) == (asked.glob is None):
             raise ActionError("bad_payload", "expected one of path and glob")
-        id = f"m{self._kept.last + 1}"
-        watch = self._of_client(id, asked)
         named = asked.path or asked.glob or ""
-        where = watch.pattern if asked.path else paths.fixed(watch.pattern)
-        if not named.startswith("/") or "\0" in named:
-            raise ActionError("bad_payload", f"expected an absolute path, got {named[:200]!r}")
-        if why := paths.outside(where, self._settings.roots):
-            raise ActionError("forbidden", f"{named}: {why}")
-        if asked.path and (why := paths.unfit(where)):
+        where = await self._allowed(named, named if asked.path else paths.fixed(named))
+        if asked.path and (why := await trio.to_thread.run_sync(paths.unfit, where)):
             raise ActionError("bad_payload", f"{named}: {why}")
         if isinstance(asked.from_, int) and asked.from_ < 0:
             raise ActionError("bad_payload", f"key from: {asked.from_} is less than 0")
+        if len(self._kept.watches) >= MAX_WATCHES:
+            raise ActionError("too_big", f"clients watch {MAX_WATCHES} logs already", remedy="Unwatch some.")
+        id = f"m{self._kept.last + 1}"
+        watch = self._of_client(id, asked)
         try:
             rules = self._read_rules(watch, {})
         except RuleErrors as err:
@@ -499,6 +501,33 @@ class _Logs:
         ]
         answer: dict[str, Any] = msgspec.to_builtins(Logs(sources, rules))
         return answer
+
+    async def search_log(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """`{path, regex | rule, ...}` -> `{matches, scanned, complete, next, ...}`: what stands in a log's history."""
+        asked = read(payload, SearchLog)
+        if (asked.regex is None) == (asked.rule is None):
+            raise ActionError("bad_payload", "expected one of regex and rule")
+        path = await self._allowed(asked.path, asked.path)
+        rule = rule_of(asked, (rule.spec for rules in self._rules.values() for rule in rules.rules))
+        with self._health.busy(limit=asked.budget_s + SETTLE_S):
+            try:
+                found = await trio.to_thread.run_sync(
+                    search, asked, path, rule, limiter=self._searches, abandon_on_cancel=True
+                )
+            except OSError as err:
+                code = "not_found" if isinstance(err, FileNotFoundError) else "bad_payload"
+                raise ActionError(code, f"{asked.path}: {err.strerror}") from err
+        answer: dict[str, Any] = msgspec.to_builtins(found)
+        return answer
+
+    async def _allowed(self, named: str, where: str) -> str:
+        """The real path of what a client names, whose fixed part is `where`. Raises ActionError."""
+        if not named.startswith("/") or "\0" in named:
+            raise ActionError("bad_payload", f"expected an absolute path, got {named[:200]!r}")
+        real = await trio.to_thread.run_sync(os.path.realpath, where)
+        if why := await trio.to_thread.run_sync(paths.outside, real, self._settings.roots):
+            raise ActionError("forbidden", f"{named}: {why}")
+        return real
 
     # ---- runs --------------------------------------------------------------------------------------------------------
 
