@@ -128,10 +128,10 @@ async def serve(effective: Effective[Settings], given: Given) -> int:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_become_ready, service)
+            nursery.start_soon(heartbeat.beat, service.supervisor, service.store)
             await nursery.start(service.run)
             gc.freeze()  # cli.py had it disabled: nothing made during the start is garbage
             gc.enable()
-            nursery.start_soon(heartbeat.beat, service.supervisor, service.store)
             if pending := release.own_trial():
                 nursery.start_soon(heartbeat.confirm, service.supervisor, service.store, pending)
             async for received in signals:

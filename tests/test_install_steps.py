@@ -112,6 +112,13 @@ def test_an_upgrade_is_on_trial_and_two_releases_are_kept(image: Path, tmp_path:
     assert versions(image) == ["2", "3"]
 
 
+def test_a_first_release_need_not_prove_itself_to_be_gone_back_to(image: Path, one: Path, two: Path) -> None:
+    install(job(image), one, "1")
+    install(job(image), two, "2")
+    run(steps.roll_back(job(image)))
+    assert pointed(image / "opt/agent/current") == "1"
+
+
 def test_over_a_release_that_has_not_proven_itself_the_proven_one_stays_to_go_back_to(
     image: Path, tmp_path: Path, one: Path, two: Path
 ) -> None:
@@ -217,6 +224,13 @@ echo "$2" >>"$opt/asked"
 readlink "$opt/agent/current" | sed s,releases/,, >"$opt/running"
 """
 
+SYSTEMCTL = """\
+#!/bin/sh
+opt=$(dirname "$0")/image/opt
+echo "$@" >>"$opt/asked"
+[ "$1" != restart ] || [ ! -e "$opt/agent/current/lib/dead" ] || { echo failed >&2; exit 1; }
+"""
+
 
 @pytest.fixture
 def live(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
@@ -251,6 +265,35 @@ def test_a_release_that_does_not_come_up_is_gone_again(live: Job, image: Path, t
         install(live, of_version(tmp_path, "2", dead=""), "2")
     assert (image / "opt/running").read_text() == "1\n"
     assert (pointed(image / "opt/agent/current"), read_pending(image / "opt/agent")) == ("1", None)
+
+
+def test_systemd_is_asked_to_read_its_files_and_says_itself_whether_it_came_up(
+    live: Job, image: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "systemctl").write_text(SYSTEMCTL)
+    (tmp_path / "systemctl").chmod(0o755)
+    install(job(image, "systemd"), of_version(tmp_path, "1"), "1")
+    assert (image / "opt/asked").read_text() == "daemon-reload\nrestart agent.service\n"
+    with pytest.raises(
+        InstallFailed, match=r"2 does not come up, 1 runs again: .* ended with 1: failed. See journalctl"
+    ):
+        install(job(image, "systemd"), of_version(tmp_path, "2", dead=""), "2")
+    assert pointed(image / "opt/agent/current") == "1"
+    run(steps.uninstall(job(image, "systemd"), purge=False))
+    assert (image / "opt/asked").read_text().splitlines()[-2:] == ["stop agent.service", "daemon-reload"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_state_of_another_user_is_given_to_the_services_user(image: Path, one: Path, tmp_path: Path) -> None:
+    (image / "etc/passwd").write_text("agent:x:4321:4321::/:/bin/false\n")
+    (image / "var/lib/agent/runs/r-1").mkdir(parents=True)
+    (image / "var/lib/agent/runs/r-1/result.json").touch()
+    (tmp_path / "elsewhere").touch()
+    (image / "var/lib/agent/runs/link").symlink_to(tmp_path / "elsewhere")
+    install(job(image, "sysv", "dynamic"), one, "1")
+    assert {path.lstat().st_uid for path in (image / "var/lib/agent").rglob("*")} == {4321}
+    assert (image / "etc/agent/token").stat().st_uid == 4321
+    assert (tmp_path / "elsewhere").stat().st_uid == 0
 
 
 def test_a_first_release_that_does_not_come_up_stays_and_is_said(live: Job, image: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.core.bundle import callers_environ, checksums, damaged
+from agent.core.bundle import checksums, damaged
 from agent.core.errors import AgentError
 
 NAMESPACE = "emissary"  # of signatures: ssh-keygen -Y sign -n emissary
@@ -154,10 +154,8 @@ def call(argv: Sequence[str | Path], *, limit_s: float = LIMIT_S, **more: Any) -
 
 
 def environ_for(base: Mapping[str, str]) -> dict[str, str]:
-    """What a service of the init would see of `base`: neither AGENT_* settings nor a supervisor."""
-    dropped = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY")
-    given = callers_environ(base)
-    return {name: value for name, value in given.items() if name not in dropped and not name.startswith("AGENT_")}
+    """What a program that we start is given of `base`: a service is to begin as at boot, and nothing is our own."""
+    return {name: value for name, value in base.items() if name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "TERM")}
 
 
 def _copy_file(source: Path, target: Path, digest: str | None) -> None:

@@ -187,7 +187,7 @@ def _begin_trial(job: Job, fallback: str | None) -> None:
     if earlier is not None and fallback is not None and earlier.version == fallback.removesuffix(".replaced"):
         if release.is_confirmed(earlier):
             release.settle(job.prefix, earlier)
-        else:
+        elif earlier.previous is not None:
             fallback = earlier.previous  # what is current now has not proven itself: the one before it has
     confirm = job.state_dir / "confirmed"
     pending = Pending(id=secrets.token_hex(16), version=job.version, previous=fallback, confirm=str(confirm))
@@ -319,8 +319,13 @@ def _make_state(job: Job) -> None:
 def _give(job: Job, path: Path) -> None:
     """To the service's user, if that is one of the system's."""
     owner = account(job.service.root, job.service.user)
-    if owner is not None and path.stat().st_uid != owner[0]:
-        os.chown(path, *owner)
+    if owner is None or path.stat().st_uid == owner[0]:
+        return
+    if path.is_dir():  # it was another user's
+        for _, folders, files, at in os.fwalk(path):
+            for name in (*folders, *files):
+                os.chown(name, *owner, dir_fd=at, follow_symlinks=False)
+    os.chown(path, *owner)
 
 
 def _link(job: Job) -> None:
