@@ -111,25 +111,35 @@ function finished(event) {
   put('#results', item)
 }
 
-const line = item => typeof item === 'string' ? item : item?.text ?? ''
-
 function matched(event) {
   const { data } = event, item = node('li'), text = node('pre'), context = data.context ?? {}
   item.dataset.match = data.id
   item.append(node('span', data.severity, `word ${tone(data.severity)}`), ' ', node('bdi', data.rule), ' ',
     node('bdi', `${data.path}${event.test ? ` in ${event.test}` : ''}`, 'soft'))
-  for (const before of [...(context.anchors ?? []), ...(context.before ?? [])]) text.append(node('bdi', line(before)), '\n')
+  for (const anchor of [...(context.anchors ?? [])].reverse()) text.append(node('bdi', anchor.text), '\n') // nearest last
+  if (context.elided) text.append(node('span', `… ${context.elided} lines left out`, 'soft'), '\n')
+  for (const before of context.before ?? []) text.append(node('bdi', before), '\n')
   text.append(node('bdi', data.text, 'hit'))
   item.append(text)
   put('#logs', item)
 }
 
 function completed(event) {
+  const { match, after, record } = event.data
   for (const item of $('#logs ol').children) {
-    if (item.dataset.match === event.data.match) {
-      for (const after of event.data.after ?? []) item.querySelector('pre').append('\n', node('bdi', line(after)))
-    }
+    if (item.dataset.match !== match) continue
+    const text = item.querySelector('pre')
+    for (const line of after) text.append('\n', node('bdi', line))
+    if (record.length) text.after(node('pre', record.join('\n'), 'record'))
   }
+}
+
+// What the machine is, in one line.
+function machine({ facts, profile }) {
+  const joined = (...names) => names.map(name => facts[name]).filter(Boolean).join(' ')
+  return [joined('dmi.sys_vendor', 'dmi.product_name') || joined('dt.model'), joined('os.id', 'os.version', 'arch'),
+    joined('cpu.model') && `${facts['cpu.model']} (${facts['cpu.cores']} cores)`, profile && `profile ${profile}`]
+    .filter(Boolean).join(', ')
 }
 
 const SHOWN = { TestFinished: result, SuiteFinished: finished, LogMatched: matched, LogContext: completed }
@@ -190,8 +200,7 @@ async function begin() {
   $('#login').hidden = true
   showStatus()
   try {
-    const { hostname, product, arch } = await ask('profile')
-    status.machine = [hostname, product, arch].filter(fact => typeof fact === 'string').join(' ')
+    status.machine = machine(await ask('profile'))
   } catch { // no such action here
     status.machine = null
   }

@@ -16,7 +16,8 @@ import trio
 from trio_websocket import WebSocketConnection, open_websocket_url
 
 from agent.control.settings import ControlSettings
-from agent.core.events import Alert, LinkChanged, TestFinished
+from agent.core.events import Alert, LinkChanged, LogAnchor, LogAround, LogContext, LogMatched, TestFinished
+from agent.core.supervise import Health, Role
 from tests.control_house import House, house
 from tests.ended_run import finished, started
 
@@ -71,6 +72,11 @@ class Tab:
         }})"""
         with trio.fail_after(LIMIT_S / 3):
             assert await self.run(script) is True
+
+    async def press(self, key: str, code: int) -> None:
+        for kind in ("rawKeyDown", "char", "keyUp") if key == "Enter" else ("keyDown", "keyUp"):
+            text = {"text": "\r"} if kind == "char" else {}
+            await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
     async def text(self, selector: str) -> str:
         text: str = await self.run(f"document.querySelector({json.dumps(selector)}).innerText")
@@ -179,23 +185,67 @@ async def test_hostile_titles_and_lines_are_text(browser: str, tmp_path: Path) -
             Alert(code=HOSTILE, text=HOSTILE, remedy=HOSTILE, since=1.0),
             LinkChanged(name=HOSTILE, state=HOSTILE),
             msgspec.structs.replace(finished("r-9"), suite=HOSTILE, verdict="failed", reason=HOSTILE),
+            matched(HOSTILE, anchors=(LogAnchor(1, HOSTILE),), before=(HOSTILE,)),
+            LogContext(path=HOSTILE, match="lm-1", after=(HOSTILE,), record=(HOSTILE, HOSTILE)),
         )
         await page.until("document.querySelector('#results').innerText.includes('is over')")
         await page.until("document.querySelectorAll('#alerts li').length === 1")
-        await page.run(f"take([{json.dumps(_match())}, {json.dumps(_context())}])")
-        assert HOSTILE in await page.text("#logs li pre")
+        await page.until("document.querySelector('#logs pre.record')")
+        assert (await page.text("#logs li pre")).split("\n") == [HOSTILE] * 4
         assert await page.run("document.querySelectorAll('img, main script').length") == 0
         assert await page.run("document.title") == "lab-07"
 
 
-def _match() -> dict[str, Any]:
-    context = {"found": True, "anchors": [{"offset": 1, "text": HOSTILE}], "before": ["a line"], "elided": 0}
-    data = {"id": "lm-1", "path": "/var/log/x", "rule": HOSTILE, "severity": "error", "text": HOSTILE}
-    return {"seq": 10**9, "at": 1.0, "kind": "LogMatched", "data": data | {"context": context}}
+def matched(text: str, *, anchors: tuple[LogAnchor, ...] = (), before: tuple[str, ...] = ()) -> LogMatched:
+    context = LogAround(found=True, anchors=anchors, before=before, elided=0, looked=100)
+    return LogMatched(
+        id="lm-1", path=text, generation=1, offset=7, length=5, rule="oops", severity="error", text=text,
+        context=context, run="r-9", test="r-9:logs in",
+    )  # fmt: skip
 
 
-def _context() -> dict[str, Any]:
-    return {"seq": 10**9 + 1, "at": 1.0, "kind": "LogContext", "data": {"match": "lm-1", "after": [HOSTILE]}}
+async def test_a_log_match_is_shown_in_its_context_and_with_its_test(browser: str, tmp_path: Path) -> None:
+    async with house(tmp_path) as server, tab(browser, server) as page:
+        await page.until("document.querySelector('#connection').innerText === 'live'")
+        around = LogAround(
+            found=True, anchors=(LogAnchor(9, "nearest"), LogAnchor(1, "outermost")), before=("just before",), elided=7,
+            looked=100,
+        )  # fmt: skip
+        server.publish(msgspec.structs.replace(matched("the line"), context=around))
+        await page.until("document.querySelector('#logs').innerText.includes('the line')")
+        server.publish(LogContext(path="the line", match="lm-1", after=("behind it",), record=("trace", "  at x")))
+        await page.until("document.querySelector('#logs pre.record')")
+        assert (await page.text("#logs li pre")).split("\n") == [
+            "outermost", "nearest", "… 7 lines left out", "just before", "the line", "behind it",
+        ]  # fmt: skip
+        assert await page.text("#logs .hit") == "the line"
+        assert await page.text("#logs pre.record") == "trace\n  at x"
+        for shown in ("error", "oops", "in r-9:logs in"):
+            assert shown in await page.text("#logs li")
+
+
+async def test_the_health_of_every_role_and_what_the_machine_is(browser: str, tmp_path: Path) -> None:
+    facts = {"dmi.sys_vendor": "Acme", "dmi.product_name": "Anvil", "os.id": "rhel", "os.version": "9", "arch": "arm"}
+
+    async def profile(payload: dict[str, Any]) -> dict[str, Any]:
+        more = {"forced": False, "fits": [], "refused": [], "warnings": [], "settings": {}}
+        return {"profile": "anvil", "facts": facts | {"cpu.model": "Hammer", "cpu.cores": 4}} | more
+
+    async def broken(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        raise OSError("no such device")
+
+    async with house(tmp_path, handlers={"profile": profile}) as server, tab(browser, server) as page:
+        await page.until("document.querySelector('#machine').innerText.includes('Anvil')")
+        assert "Acme Anvil, rhel 9 arm, Hammer (4 cores), profile anvil" in await page.text("#machine")
+        await server.supervisor.start(Role("logs", broken))
+        await page.until("document.querySelectorAll('#roles tbody tr').length === 2")
+        rows = (
+            "[...document.querySelectorAll('#roles tbody tr')].map(row => [...row.cells].map(cell => cell.innerText))"
+        )
+        control, logs = await page.run(rows)
+        assert control == ["control", "running", "0", ""]
+        assert (logs[0], logs[1], logs[3]) == ("logs", "backoff", "no such device")
+        assert await page.run("getComputedStyle(document.querySelector('#roles td.bad')).color") == "rgb(179, 20, 29)"
 
 
 async def test_a_wrong_token_is_said_and_the_page_asks_again(browser: str, tmp_path: Path) -> None:
@@ -205,9 +255,7 @@ async def test_a_wrong_token_is_said_and_the_page_asks_again(browser: str, tmp_p
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_it_works_in_a_narrow_window_by_keyboard_in_light_and_dark(
-    browser: str, tmp_path: Path, scheme: str
-) -> None:
+async def test_it_works_in_a_narrow_window_in_light_and_dark(browser: str, tmp_path: Path, scheme: str) -> None:
     async with house(tmp_path) as server, tab(browser, server) as page:
         await page.until("document.querySelector('#connection').innerText === 'live'")
         await page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -217,8 +265,25 @@ async def test_it_works_in_a_narrow_window_by_keyboard_in_light_and_dark(
         assert await page.run("document.documentElement.scrollWidth") <= 320
         ground = await page.run("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}[scheme]
-        await page.run("document.activeElement.blur()")
-        for key in ({"key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9},):
-            await page.call("Input.dispatchKeyEvent", type="keyDown", **key)
-            await page.call("Input.dispatchKeyEvent", type="keyUp", **key)
-        assert await page.run("document.activeElement.matches('a, div[tabindex], button, input')") is True
+
+
+async def test_it_is_used_by_keyboard_alone(browser: str, tmp_path: Path) -> None:
+    async with house(tmp_path) as server, open_websocket_url(browser, max_message_size=16 * 2**20) as ws:
+        server.publish(LinkChanged(name="mimir", state="ready"))
+        page = Tab(ws)
+        await page.open(f"{server.http}/")
+        await page.until("document.activeElement.id === 'token'")
+        await page.call("Input.insertText", text="peek")
+        await page.press("Enter", 13)
+        await page.until("document.querySelector('#connection').innerText === 'live'")
+        await page.until("document.querySelectorAll('#links tbody tr').length === 1")
+        await page.run("document.querySelector('.skip').focus()")  # where a visitor begins
+        reached = []
+        for _ in range(3):
+            await page.press("Tab", 9)
+            reached.append(await page.run("document.activeElement.className || document.activeElement.tagName"))
+            assert await page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        assert reached == ["OL", "wide", "wide"]  # the results, and the tables that have rows, can be scrolled
+        await page.run("document.querySelector('.skip').focus()")
+        await page.press("Enter", 13)
+        await page.until("document.activeElement.id === 'runs'")
