@@ -345,7 +345,9 @@ def cause_of(err: OSError) -> str:
     cause: BaseException = err.__cause__ or err
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
-    if isinstance(cause, OSError) and cause.errno and not isinstance(cause, socket.gaierror):
+    if isinstance(cause, socket.gaierror):  # its number is the resolver's own
+        return cause.strerror or str(cause)
+    if isinstance(cause, OSError) and cause.errno:
         return os.strerror(cause.errno)
     return str(cause)
 
