@@ -78,7 +78,7 @@ class ActionError(AgentError):
 
     @property
     def reason(self) -> str:
-        """The `reason` of an error answer (protocols/emissary.md, "The envelope"). Gator's have no code: it is empty."""
+        """The `reason` of an error answer (protocols/emissary.md, "The envelope"); Gator has no codes, so it may be ""."""
         return f"{self.code}: {self.what}" if self.code else self.what
 
 
