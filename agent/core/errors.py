@@ -78,7 +78,7 @@ class ActionError(AgentError):
 
     @property
     def reason(self) -> str:
-        """The `reason` of an error answer (protocols/emissary.md, "The envelope"); Gator has no codes, so it may be ""."""
+        """The `reason` of an error answer (protocols/emissary.md, "The envelope"); in Gator there are no codes."""
         return f"{self.code}: {self.what}" if self.code else self.what
 
 
