@@ -30,9 +30,9 @@ from agent.gator.tier import Tier
 WITHIN_S = 30.0  # for what comes in no time; a slow machine may need more than a fast one
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:
     """Wait until that is so; fails when it does not come."""
-    with trio.fail_after(WITHIN_S):
+    with trio.fail_after(within_s):
         while True:
             if holds():
                 return

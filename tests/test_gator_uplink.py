@@ -223,6 +223,20 @@ async def test_an_update_that_is_refused_does_not_end_the_job(tmp_path: Path) ->
     assert child.code == 0
 
 
+async def test_a_parent_may_take_longer_than_an_interval_to_hear_the_end(tmp_path: Path) -> None:
+    async def complete(payload: dict[str, Any]) -> dict[str, Any]:
+        await trio.sleep(0.5)  # some intervals
+        return {}
+
+    parent = Parent({"spec": spec_of("sleep", "0.7"), "register": OURS, "complete": complete})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parent.run)
+        async with child_of(parent, tmp_path, interval_s=0.1) as child:
+            pass
+        nursery.cancel_scope.cancel()
+    assert child.code == 0
+
+
 async def test_a_parent_stops_us_and_looks_into_us_on_our_connection(tmp_path: Path) -> None:
     parent = Parent({"spec": spec_of("sleep", "600"), "register": D2_PARENT})
     async with trio.open_nursery() as nursery:

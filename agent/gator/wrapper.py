@@ -265,7 +265,7 @@ class Wrapper:
     async def _beat(self) -> None:
         while True:
             await trio.sleep(self._shared.options.interval_s)
-            if self._child is not None:
+            if self._child is not None and self._state == "STARTED":  # at its end the database is closed
                 self._count_processes(self._child)
             self._above.update(self.summary(), "UNKNOWN")
 
