@@ -49,6 +49,7 @@ PEERS: dict[str, Callable[[Subject], Awaitable[Finding]]] = {
     "peer.mimir": peers.mimir,
     "peer.polarize": peers.polarize,
     "peer.cibus": peers.cibus,
+    "peer.eman": peers.eman,
 }
 NAMES = (*LOCAL, *PEERS)
 

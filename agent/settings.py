@@ -129,7 +129,7 @@ def credential(name: str) -> str:
 
 
 def certificates(
-    settings: Settings, peer: SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings, folder: Path
+    settings: Settings, peer: SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings | Tls, folder: Path
 ) -> tuple[Path | None, Path | None, Path | None]:
     """The peer's own files of authorities, certificate and key, else those of `[tls]`."""
     own = peer if peer.ca_file or peer.cert_file or peer.key_file else settings.tls

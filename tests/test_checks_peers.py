@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from agent.checks import peers
 from agent.checks.subject import Finding, Subject
 from agent.core import tls
+from agent.eman.settings import EmanSettings
 from agent.lab.server import Lab, serve_lab
 from agent.mimir.settings import MimirSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
@@ -92,7 +93,7 @@ def served(ca: Issued, folder: Path) -> ssl.SSLContext:
 
 
 async def test_what_is_not_configured_is_not_used(tmp_path: Path) -> None:
-    for check in (peers.seneschal, peers.mimir, peers.polarize, peers.cibus):
+    for check in (peers.seneschal, peers.mimir, peers.polarize, peers.cibus, peers.eman):
         assert await check(subject(tmp_path)) == ("ok", "not used", "", {})
     assert peers.tls_roots(subject(tmp_path)).detail == "not used"
 
@@ -312,3 +313,17 @@ async def test_polarize_by_websocket_is_upgraded_where_it_takes_reports(tmp_path
         settings = PolarizeSettings(mode="polarize-ws", url=f"http://127.0.0.1:{port}/base/")
         assert (await peers.polarize(subject(tmp_path, polarize=settings))).status == "fail"
     assert heard[0].startswith(b"GET /base/ws/xunit/import HTTP/1.1\r\n")
+
+
+async def test_the_eman_hub_is_upgraded_and_not_joined(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        heard.append(bytes(await stream.receive_some()))
+        await stream.send_all(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+
+    async with peer(serve) as port:
+        settings = EmanSettings(url=f"http://127.0.0.1:{port}/communication")
+        found = await peers.eman(subject(tmp_path, eman=settings))
+    assert (found.status, found.data["failed"]) == ("fail", "token")
+    assert heard[0].startswith(b"GET /socket.io/?EIO=3&transport=websocket HTTP/1.1\r\n")

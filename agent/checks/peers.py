@@ -30,14 +30,14 @@ from agent.mimir.settings import MimirSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.polarize.stomp import Connected, Failed, Session
 from agent.seneschal.settings import SeneschalSettings
-from agent.settings import Settings, certificates, find
+from agent.settings import Tls, certificates, find
 
 SLOW_S = 1.0
 SOON_S = 14 * 24 * 3600.0  # a certificate that ends within
 STEP_S = 2.0  # for each step; all together have selftest.py's limit
 PORTS = {"ws": 80, "http": 80, "wss": 443, "https": 443, "stomp": 61613, "stomp+ssl": 61613}
 
-PeerSettings = SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings
+PeerSettings = SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings | Tls
 Hello = Callable[[trio.abc.Stream], Awaitable[None]]
 
 
@@ -52,7 +52,14 @@ class _Failed(Exception):
 def tls_roots(subject: Subject) -> Finding:
     """Are there certificates to trust, where a peer is reached by TLS?"""
     settings = subject.settings
-    secure = {name: peer for name, peer in _peers(settings).items() if _is_secure(urlsplit(peer.url))}
+    peers: dict[str, tuple[str, PeerSettings]] = {
+        "seneschal": (settings.seneschal.url, settings.seneschal),
+        "mimir": (settings.mimir.url, settings.mimir),
+        "polarize": (settings.polarize.url, settings.polarize),
+        "cibus": (settings.cibus.url, settings.cibus),
+        "eman": (settings.eman.url, settings.tls),
+    }
+    secure = {name: peer for name, (url, peer) in peers.items() if url and _is_secure(urlsplit(url))}
     if not secure:
         return NOT_USED
     found = set()
@@ -114,15 +121,13 @@ async def cibus(subject: Subject) -> Finding:
     return await _ask(subject, settings, url, partial(_greet, session))
 
 
-def _peers(settings: Settings) -> dict[str, PeerSettings]:
-    """Those that are configured."""
-    peers: dict[str, PeerSettings] = {
-        "seneschal": settings.seneschal,
-        "mimir": settings.mimir,
-        "polarize": settings.polarize,
-        "cibus": settings.cibus,
-    }
-    return {name: peer for name, peer in peers.items() if peer.url}
+async def eman(subject: Subject) -> Finding:
+    """The hub's websocket, opened and closed: a second service of our name would throw out the first."""
+    from agent.eman.role import dial_url
+
+    settings = subject.settings
+    url = urlsplit(dial_url(settings.eman.url, settings.eman.eio) if settings.eman.url else "")
+    return await _ask(subject, settings.tls, url, partial(_upgrade, url, {}))
 
 
 def _is_secure(url: SplitResult) -> bool:
@@ -142,7 +147,7 @@ async def _websocket(subject: Subject, settings: SeneschalSettings | MimirSettin
 
 async def _ask(subject: Subject, settings: PeerSettings, url: SplitResult, hello: Hello) -> Finding:
     """Go step by step; the Finding names the one that failed."""
-    if not settings.url:
+    if not url.netloc:
         return NOT_USED
     walk = _Walk(url, TlsSettings(*certificates(subject.settings, settings, subject.folder)), hello)
     began = trio.current_time()

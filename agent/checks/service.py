@@ -164,7 +164,7 @@ def _secrets(subject: Subject) -> Iterator[Path]:
         elif isinstance(value, list):
             for inner in value:
                 yield from walk(inner, name)
-        elif value and name in ("token_file", "password_file", "key_file"):
+        elif value and name in ("token_file", "password_file", "key_file", "salt_file"):
             yield value
 
     control = subject.settings.control
