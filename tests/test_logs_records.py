@@ -173,3 +173,31 @@ async def test_odd_messages_are_lines_as_well(tmp_path: Path, message: bytes) ->
         await records.take([record(1, message)])
         (event,) = await here.told(LogMatched)
         assert event.count == max(1, message.count(b"\n"))
+
+
+async def test_a_context_that_waits_goes_on_after_a_crash_and_is_told_once(tmp_path: Path) -> None:
+    trace = {"id": "t", "regex": "boom", "multiline": {"start": "^T", "continuation": "^ ", "wait_s": 60}}
+    after = {"id": "a", "regex": "^a", "context": {"after": 3, "wait_s": 60}}
+    async with house(tmp_path) as here:
+        records = await here.begin(trace, after)
+        await records.take([record(1, "T boom"), record(2, " boom"), record(3, "a"), record(4, "b")])
+        first = await here.told(LogMatched, LogContext)
+        assert [(event.match, event.count, event.record) for event in first if isinstance(event, LogContext)] == [
+            (first[0].id, 2, ("T boom", " boom"))
+        ]
+        kept = await here.store.get(KEY, Reached)
+    async with house(tmp_path) as here:
+        here.store.put(KEY, kept)  # as a crash leaves it; the end just now was orderly
+        await here.store.commit()
+        ended = len(await here.told(LogContext))
+        records = await here.begin(trace, after)
+        await records.take([record(5, "c"), record(6, "d")])
+        (context,) = (await here.told(LogContext))[ended:]
+        assert (context.match, context.after, context.run) == (first[1].id, ("b", "c", "d"), "r")
+    async with house(tmp_path) as here:
+        here.store.put(KEY, kept)
+        await here.store.commit()
+        ended = len(await here.told(LogContext))
+        await here.begin(trace)  # the rule is gone
+        (context,) = (await here.told(LogContext))[ended:]
+        assert (context.match, context.after) == (first[1].id, ("b",))

@@ -36,6 +36,7 @@ from agent.logs.source import KEEP_S, Rules
 
 log = logging.getLogger(__name__)
 
+MAX_WAITING = 1000  # matches whose context is not complete
 MAX_VALUE = 4096  # bytes of a field that are kept for captures
 
 _FIELD = re.compile(r"[A-Z0-9_]+")
@@ -50,12 +51,30 @@ class Record(NamedTuple):
     fields: Mapping[str, bytes]
 
 
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A match that waits for what follows it, on disk: the lines so far."""
+
+    id: str
+    rule: str
+    run: str | None
+    test: str | None
+    count: int
+    before: list[bytes]
+    after: list[bytes]
+    record: list[bytes]
+    in_record: bool
+
+
 class Reached(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a log was matched: to the record of `cursor` and `offset`. An empty cursor: from its beginning."""
+    """How far a log was matched: to the record of `cursor` and `offset`. An empty cursor: from its beginning.
+
+    `waiting` are the matches whose context was not complete then.
+    """
 
     generation: int
     cursor: str
     offset: int
+    waiting: list[Waiting] = []
 
 
 class _Found(NamedTuple):
@@ -70,9 +89,26 @@ class _Found(NamedTuple):
 class _Open:
     """A match whose context is not complete."""
 
-    def __init__(self, id: str, following: Following, record: list[bytes]) -> None:
-        self.id, self.following, self.record = id, following, record
+    def __init__(
+        self, id: str, following: Following, before: list[bytes], scope: tuple[str | None, str | None]
+    ) -> None:
+        self.id, self.following, self.before, self.scope = id, following, before, scope
+        self.count = 1
         self.is_told = False  # the match itself
+
+    def kept(self) -> Waiting:
+        following = self.following
+        return Waiting(
+            id=self.id,
+            rule=following.rule.spec.id,
+            run=self.scope[0],
+            test=self.scope[1],
+            count=self.count,
+            before=self.before,
+            after=following.after,
+            record=following.record,
+            in_record=following.in_record,
+        )
 
 
 class Records:
@@ -108,7 +144,7 @@ class Records:
         self._matcher = Matcher()
         self._open: list[_Open] = []
         self._next = rules
-        self._kept: Reached | None = None
+        self._is_kept = True  # what was reached
         self._keep_at = -math.inf
         self._came = trio.Event()
         self._take_rules()
@@ -120,7 +156,7 @@ class Records:
     async def run(self, stream: Callable[["Records"], Awaitable[NoReturn]]) -> None:
         """Go on where the checkpoint says, with what `stream` brings, until cancelled by `scope`."""
         with self.scope:
-            self.reached = self._kept = await self._store.get(self.key, Reached)
+            self._resume(await self._store.get(self.key, Reached))
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._keep_time)
@@ -129,6 +165,20 @@ class Records:
                 self._end_open(self._open)
                 self._open = []
                 self._keep()
+
+    def _resume(self, reached: Reached | None) -> None:
+        """Go on waiting for what follows the last matches."""
+        self.reached = reached
+        rules = {rule.spec.id: rule for rule in self._rules.rules}
+        for kept in reached.waiting if reached else ():
+            if kept.rule in rules:
+                following = Following(rules[kept.rule], self._matcher, trio.current_time())
+                following.resume(kept.after, kept.record, in_record=kept.in_record)
+                open = _Open(kept.id, following, kept.before, (kept.run, kept.test))
+                open.count, open.is_told = kept.count, True
+                self._open.append(open)
+            else:
+                self._tell_context(kept)
 
     def shown(self) -> SourceState:
         """The log in the answer to list_logs. Offsets are numbers of records; how many are to come nobody knows."""
@@ -155,7 +205,7 @@ class Records:
         """Records come from behind this one on: the one reached before, or another, which is told."""
         self.is_begun, self.state = True, "IDLE"
         if reached != self.reached:
-            self.reached = reached
+            self.reached, self._is_kept = reached, False
             self._bus.publish(LogSource(path=self.path, what="found", generation=reached.generation))
             self._keep()
 
@@ -187,7 +237,7 @@ class Records:
         found = await self._scan(records, [line for of_record in lines for line in of_record], list(map(len, lines)))
         for record, texts, matched in zip(records, lines, found, strict=True):
             events = await self._record(record, texts, matched)
-            self.reached = self._behind(record)
+            self.reached, self._is_kept = self._behind(record), False
             for event in events:
                 self._bus.publish(event)
             for open in self._open:
@@ -195,8 +245,8 @@ class Records:
             if events:
                 self._keep()
         self.tick(trio.current_time())
-        self._came.set()
         self.state = "IDLE"
+        self._came.set()
 
     # ---- matching ----------------------------------------------------------------------------------------------------
 
@@ -263,10 +313,15 @@ class Records:
             for open in known:
                 open.following.feed(line)
             inside = {
-                open.following.rule.spec.id for open, length in known.items() if len(open.following.record) > length
+                open.following.rule.spec.id: open
+                for open, length in known.items()
+                if len(open.following.record) > length
             }
             for rule, found in matched.items():
-                if found[0].line == number and self._rules.rules[rule].spec.id not in inside:
+                id = self._rules.rules[rule].spec.id
+                if found[0].line == number and id in inside:
+                    inside[id].count += len(found)
+                elif found[0].line == number:
                     events += await self._match(rule, found, record)
             self._recent.add(record.offset, line, fields)
         return events
@@ -305,7 +360,9 @@ class Records:
             if compiled.spec.multiline:
                 before = [*await trio.to_thread.run_sync(self._recent.record_before, compiled, first.text), first.text]
             following = Following(compiled, self._matcher, trio.current_time())
-            self._open.append(_Open(event.id, following, before))
+            if len(self._open) == MAX_WAITING:
+                self._end_open([self._open.pop(0)])
+            self._open.append(_Open(event.id, following, before, (run, test)))
         return [event]
 
     def _gave_up(self, rule: int) -> None:
@@ -323,12 +380,15 @@ class Records:
             self._came = trio.Event()
             with trio.move_on_at(self._due()):
                 await self._came.wait()
-            self.tick(trio.current_time())
+            if self.state != "READING":
+                self.tick(trio.current_time())
 
     def _due(self) -> float:
+        if self.state == "READING":
+            return math.inf  # take() does it at its end: a record is told and kept as a whole
         times = [open.following.due for open in self._open if open.is_told]
         times += [due for due in (self._rates.due(), self._pauses.due()) if due is not None]
-        if self.reached != self._kept:
+        if not self._is_kept:
             times.append(self._keep_at + KEEP_S)
         return min(times, default=math.inf)
 
@@ -338,9 +398,11 @@ class Records:
         over = [open for open in ready if open.following.is_complete or open.following.due <= now]
         self._open = [open for open in self._open if open not in over]
         self._end_open(over)
+        if over:
+            self._keep()  # with what was told, or it would be told again
         self._tell_dropped(now)
         self._pauses.resume(now)
-        if self.reached != self._kept and self._keep_at + KEEP_S <= now:
+        if not self._is_kept and self._keep_at + KEEP_S <= now:
             self._keep()
 
     def _tell_dropped(self, now: float) -> None:
@@ -356,23 +418,28 @@ class Records:
             )
 
     def _keep(self) -> None:
-        if self.reached != self._kept:
-            self._kept, self._keep_at = self.reached, trio.current_time()
-            self._store.put(self.key, self.reached)
+        if self.reached and not self._is_kept:
+            self._is_kept, self._keep_at = True, trio.current_time()
+            waiting = [open.kept() for open in self._open if open.is_told]
+            self._store.put(self.key, msgspec.structs.replace(self.reached, waiting=waiting))
 
     def _end_open(self, over: Sequence[_Open]) -> None:
         for open in over:
-            run, test = self._active()
-            self._bus.publish(
-                LogContext(
-                    path=self.path,
-                    match=open.id,
-                    after=tuple(map(shown, open.following.after)),
-                    record=tuple(map(shown, [*open.record, *open.following.record])),
-                    run=run,
-                    test=test,
-                )
+            self._tell_context(open.kept())
+
+    def _tell_context(self, match: Waiting) -> None:
+        self._bus.publish(
+            LogContext(
+                path=self.path,
+                match=match.id,
+                after=tuple(map(shown, match.after)),
+                record=tuple(map(shown, [*match.before, *match.record])),
+                count=match.count,
+                run=match.run,
+                test=match.test,
             )
+        )
+        self._is_kept = False  # that it was told
 
 
 def _lines(message: bytes) -> list[bytes]:
