@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from agent.logs.identity import HEAD, Checkpoint, Sibling, Stat, fits
+from agent.logs.identity import HEAD, Checkpoint, Sibling, Stat, fits, is_copy
 from agent.logs.regex import Regex
 from agent.logs.scanner import LIMIT, End, Scanner, Worker
 from agent.logs.tail import (
@@ -37,12 +37,13 @@ class Node:
     def stat(self) -> Stat:
         return Stat(1, self.ino, len(self.data), written=self.written)
 
-    def sibling(self, path: str, known: Sequence[Checkpoint]) -> Sibling:
-        def read(at: int, size: int) -> bytes:
-            return bytes(self.data[at : at + size])
+    def read(self, at: int, size: int) -> bytes:
+        return bytes(self.data[at : at + size])
 
-        its = [at for at, done in enumerate(known) if fits(done, len(self.data), read(0, HEAD), read)]
-        return Sibling(path, self.stat, path != PATH, frozenset(its))
+    def sibling(self, path: str, known: Sequence[Checkpoint], own: "Node | None") -> Sibling:
+        its = [at for at, done in enumerate(known) if fits(done, len(self.data), self.read(0, HEAD), self.read)]
+        copies = path != PATH and own is not None and is_copy(len(self.data), self.read, len(own.data), own.read)
+        return Sibling(path, self.stat, path != PATH, frozenset(its), copies)
 
 
 class Machine:
@@ -128,7 +129,8 @@ class Machine:
                 self.before_scan()
                 return self.tail.scanned(act.file, *self.scan(act), self.now)
             case FindSiblings(known):
-                found = [node.sibling(name, known) for name, node in sorted(self.names.items())]
+                own = self.names.get(PATH)
+                found = [node.sibling(name, known, own) for name, node in sorted(self.names.items())]
                 return self.tail.siblings(found, self.now)
             case Report() | Gap():
                 self.told.append(act)
@@ -309,6 +311,36 @@ def test_copied_and_cut_twice_unseen(machine: Machine, is_up: bool) -> None:
     assert sorted(machine.lines) == [b"1", b"2", b"3", b"4"]
     assert len(set(machine.ids)) == 4
     assert Gap(1, 4, None, "written after the copy") in machine.told
+
+
+def test_a_copy_in_the_making_is_not_read_before_the_cut(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.rename("/var/log/x.2")
+    machine.create(b"2\n3\n")
+    machine.create(b"2\n", "/var/log/x.1")
+    machine.restart()
+    machine.write(b"4\n")
+    machine.names["/var/log/x.1"].data[:] = b"2\n3\n4\n"
+    machine.names[PATH].data[:] = b"5\n"
+    machine.look()
+    assert machine.lines == [b"1", b"2", b"3", b"4", b"5"]
+    assert machine.words() == ["found", "found", "truncated", "gap"]
+
+
+def test_what_is_cut_before_it_is_opened_is_looked_for_in_its_copy(machine: Machine) -> None:
+    machine.create(b"1\n")
+    checkpoints = machine.start().tail.checkpoints()
+    machine.rename("/var/log/x.2")
+    node = machine.create(b"2\n3\n")
+    machine.create(b"2\n3\n", "/var/log/x.1")
+    machine.tail, machine.open = Tail(PATH, checkpoints), {}
+    (search,) = machine.tail.look(node.stat, 0)
+    acts = machine.one(search)
+    node.data[:] = b"4\n"
+    machine.do(acts)
+    machine.look()
+    assert machine.lines == [b"1", b"2", b"3", b"4"]
 
 
 def test_cut_and_then_renamed_before_the_cut_is_noticed(machine: Machine) -> None:

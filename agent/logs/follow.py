@@ -11,8 +11,8 @@ import logging
 import os
 import stat
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Literal, NoReturn, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ from inotify_simple import INotify, flags
 from agent.core.inotify import open_inotify, unwatch
 from agent.core.supervise import Health
 from agent.logs.context import Ask, Place, Search, Size, T
-from agent.logs.identity import HEAD, Checkpoint, Sibling, Stat, fits, is_rotation
+from agent.logs.identity import HEAD, Checkpoint, Reading, Sibling, Stat, fits, is_copy, is_rotation
 from agent.logs.paths import COMPRESSED
 from agent.logs.tail import (
     Act,
@@ -416,32 +416,48 @@ def _siblings(path: str, known: Sequence[Checkpoint]) -> list[Sibling]:
                         ):
                             found.append((entry.stat(follow_symlinks=False).st_mtime, entry.path, name))
     found.sort(reverse=True)
-    siblings = [look_into(own, name, known) for _, own, name in found[:MAX_SIBLINGS]]
-    return [sibling for sibling in [look_into(path, None, known), *siblings] if sibling]
+    siblings = [_beside(other, name, path, known) for _, other, name in found[:MAX_SIBLINGS]]
+    return [sibling for sibling in [look_into(path, known), *siblings] if sibling]
 
 
-def look_into(
-    path: str, own: str | None, known: Sequence[Checkpoint], passed: tuple[int, int] | None = None
-) -> Sibling | None:
-    """Which of the known files it is. None: it cannot be read, is no file, or by device and inode `passed`.
-
-    `own` is the name of the file that it may be a rotation of; else it may be a symbolic link, too. Blocks.
-    """
+def look_into(path: str, known: Sequence[Checkpoint], passed: tuple[int, int] | None = None) -> Sibling | None:
+    """Which of the known files it is. None: it cannot be read, is no file, or by device and inode `passed`. Blocks."""
     try:
-        fd = os.open(path, _FLAGS & ~os.O_NOFOLLOW if own is None else _FLAGS)
-        try:
-            status = _stat_of(os.fstat(fd))
+        with _opened(path, _FLAGS & ~os.O_NOFOLLOW) as (status, read):
             if status.kind != "file" or status[:2] == passed:
                 return None
-            head = os.pread(fd, HEAD, 0)
-            its = [
-                number
-                for number, done in enumerate(known)
-                if fits(done, status.size, head, lambda at, size: os.pread(fd, size, at))
-            ]
-        finally:
-            os.close(fd)
+            return Sibling(path, status, False, _fitting(known, status, read))
+    except OSError as err:
+        log.debug("cannot read path=%s error=%s", path, err)
+        return None
+
+
+def _beside(path: str, name: str, own: str, known: Sequence[Checkpoint]) -> Sibling | None:
+    """A file beside the path `own`, which perhaps was called `name` once."""
+    try:
+        with _opened(path, _FLAGS) as (status, read):
+            its, is_rotated = _fitting(known, status, read), is_rotation(os.path.basename(path), name)
+            sibling = Sibling(path, status, is_rotated, its)
+            if not is_rotated or its:
+                return sibling
+            with suppress(OSError), _opened(own, _FLAGS & ~os.O_NOFOLLOW) as (its_status, read_own):
+                if is_copy(status.size, read, its_status.size, read_own):
+                    return sibling._replace(is_copy=True)
+            return sibling
     except OSError as err:
         log.debug("cannot read a file beside path=%s error=%s", path, err)
         return None
-    return Sibling(path, status, own is not None and is_rotation(os.path.basename(path), own), frozenset(its))
+
+
+@contextmanager
+def _opened(path: str, how: int) -> Iterator[tuple[Stat, Reading]]:
+    fd = os.open(path, how)
+    try:
+        yield _stat_of(os.fstat(fd)), lambda at, size: os.pread(fd, size, at)
+    finally:
+        os.close(fd)
+
+
+def _fitting(known: Sequence[Checkpoint], status: Stat, read: Reading) -> frozenset[int]:
+    head = read(0, HEAD)
+    return frozenset(number for number, done in enumerate(known) if fits(done, status.size, head, read))

@@ -8,7 +8,7 @@ Source: protocols/logs.md 5.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -16,6 +16,8 @@ import msgspec
 HEAD = 1024  # bytes at a file's beginning that it is known by; fewer while it is shorter
 LAST = 64  # bytes before the offset that are read again
 UNKNOWN = ""  # a hash that is not compared
+
+Reading = Callable[[int, int], bytes]  # from an offset, at most so many bytes
 
 
 class Stat(NamedTuple):
@@ -34,13 +36,14 @@ class Stat(NamedTuple):
 class Sibling(NamedTuple):
     """The path's own file, or one beside it. `fits` are the checkpoints of FindSiblings that fits() says yes to.
 
-    `is_rotation`: by its name it once was at the path.
+    `is_rotation`: by its name it once was at the path. `is_copy`: it is the beginning of what is there now.
     """
 
     path: str
     stat: Stat
     is_rotation: bool
     fits: frozenset[int]
+    is_copy: bool = False
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +67,7 @@ def digest(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
-def fits(done: Checkpoint, size: int, head: bytes, read: Callable[[int, int], bytes]) -> bool:
+def fits(done: Checkpoint, size: int, head: bytes, read: Reading) -> bool:
     """Does a file of that size, with those first HEAD bytes, have what was matched by then? `read(at, size)` reads it.
 
     False too where nothing is known of the content.
@@ -73,6 +76,14 @@ def fits(done: Checkpoint, size: int, head: bytes, read: Callable[[int, int], by
         return False
     overlap = min(LAST, done.offset)
     return done.last_hash == UNKNOWN or done.last_hash == digest(read(done.offset - overlap, overlap))
+
+
+def is_copy(size: int, read: Reading, of_size: int, read_of: Reading) -> bool:
+    """Is a file of that size the beginning of another: a copy of it, perhaps still in the making?"""
+    if not 0 < size <= of_size:
+        return False
+    last = max(0, size - LAST)
+    return read(0, HEAD) == read_of(0, min(HEAD, size)) and read(last, LAST) == read_of(last, size - last)
 
 
 def is_rotation(name: str, of: str) -> bool:
@@ -95,6 +106,20 @@ def is_it(sibling: Sibling, done: Checkpoint, asked: tuple[Checkpoint, ...]) -> 
     if (sibling.stat.dev, sibling.stat.ino) != (done.dev, done.ino):
         return False
     return asked.index(done) in sibling.fits or (not done.head_size and sibling.stat.size >= done.offset)
+
+
+def unseen(siblings: Sequence[Sibling], since: float, held: Collection[tuple[int, int]]) -> list[Sibling]:
+    """Those that came and went at the path unseen, oldest first: rotations written after a time, of unknown content.
+
+    `held` are device and inode of files that are open, and tell by themselves what they are.
+    """
+    found = [
+        sibling
+        for sibling in siblings
+        if sibling.is_rotation and sibling.stat.size and sibling.stat.written > since
+        if not sibling.fits and not sibling.is_copy and sibling.stat[:2] not in held
+    ]
+    return sorted(found, key=lambda sibling: sibling.stat.written)
 
 
 def leading_zeros(view: memoryview) -> int:

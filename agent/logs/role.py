@@ -302,7 +302,7 @@ class _Logs:
         """Not one that was renamed, and is followed under its old name to its end; nor a copy of one."""
         tails = [source.followed.tail for source in self._sources.values()]
         known = [done for tail in tails for done in [*tail.checkpoints(), *tail.past]]
-        found = await trio.to_thread.run_sync(look_into, path, None, known, self._passed.get(path))
+        found = await trio.to_thread.run_sync(look_into, path, known, self._passed.get(path))
         if found is None:
             return False
         if found.fits or any((done.dev, done.ino) == found.stat[:2] and not done.head_size for done in known):

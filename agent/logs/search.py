@@ -16,13 +16,14 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
 from agent.core.errors import ActionError
 from agent.logs.context import Ask, Place, Size, look_back
-from agent.logs.identity import HEAD, LAST, is_rotation
+from agent.logs.identity import is_copy, is_rotation
 from agent.logs.matched import captured, finish, shown, told, wants_context
 from agent.logs.messages import Rule, Searched, SearchLog
 from agent.logs.paths import COMPRESSED
@@ -163,6 +164,7 @@ class _History:
 
 def _rotations(own: _Piece) -> list[_Piece]:
     """The files that once were at the path, oldest first."""
+    assert own.fd is not None
     folder, name = os.path.split(own.path)
     found: list[tuple[float, _Piece]] = []
     with os.scandir(folder) as entries:
@@ -182,11 +184,15 @@ def _rotations(own: _Piece) -> list[_Piece]:
         elif ending in COMPRESSED:
             found.append((status.st_mtime, _packed(entry.path, fd, status.st_size)))
             os.close(fd)
-        elif _is_copy(fd, status.st_size, own):
-            os.close(fd)
+        elif is_copy(status.st_size, partial(_read, fd), own.size, partial(_read, own.fd)):
+            os.close(fd)  # of a file that is not cut yet
         else:
             found.append((status.st_mtime, _Piece(entry.path, status.st_size, fd)))
     return [piece for _, piece in sorted(found, key=lambda one: one[0])]
+
+
+def _read(fd: int, at: int, size: int) -> bytes:
+    return os.pread(fd, size, at)
 
 
 def _packed(path: str, fd: int, size: int) -> _Piece:
@@ -198,17 +204,6 @@ def _packed(path: str, fd: int, size: int) -> _Piece:
     if unpacked > UNPACKED_MAX or size > UNPACKED_MAX:
         return _Piece(path, 0, None, f"is not read: it holds more than {UNPACKED_MAX >> 20} MiB")
     return _Piece(path, unpacked, None)
-
-
-def _is_copy(fd: int, size: int, own: _Piece) -> bool:
-    """Is it the copy of a file that is not cut yet?"""
-    assert own.fd is not None
-    if not size or size > own.size:
-        return False
-    last = max(0, size - LAST)
-    return os.pread(fd, HEAD, 0) == os.pread(own.fd, min(HEAD, size), 0) and os.pread(fd, LAST, last) == os.pread(
-        own.fd, size - last, last
-    )
 
 
 class _Searching:

@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from agent.logs.identity import LAST, UNKNOWN, Checkpoint, File, Sibling, Stat, begins, digest, is_it, leading_zeros
+from agent.logs import identity
+from agent.logs.identity import LAST, UNKNOWN, Checkpoint, File, Sibling, Stat, begins, digest, is_it
 from agent.logs.scanner import LINE_MAX, PARTIAL, WINDOW, End
 
 BLOCK = 1 << 18  # bytes of one read
@@ -141,6 +142,7 @@ class Tail:
         self._is_paused = self._is_lagging = False
         self._has_looked = self._is_there = False
         self._retry_s, self._retry_at = 0.0, 0.0
+        self._own_seen: Stat | None = None  # the path's file, among the siblings
         self._rewind: int | None = None  # of the path's file, when it is not being matched
 
     @property
@@ -206,8 +208,6 @@ class Tail:
                 times.append(file.changed_at + PARTIAL_S)
         return min(times, default=None)
 
-    # ------------------------------------------------------------------------------------------------ what comes in
-
     def look(self, found: Stat | int | None, now: float) -> list[Act]:
         """What stat says of the path: on each event of inotify and each second. None: nothing is there; int: errno."""
         acts: list[Act] = []
@@ -256,6 +256,7 @@ class Tail:
         assert asked is not None
         acts: list[Act] = []
         own = next((sibling for sibling in found if sibling.path == self.path), None)
+        self._own_seen = own and own.stat
         beside = [sibling for sibling in found if sibling is not own]
         newest = max(self._lost, key=lambda done: done.generation, default=None)
         for done in [done for done in self._lost if done in asked]:
@@ -278,12 +279,7 @@ class Tail:
         if (since := self._unseen_since) is not None:
             held = {(file.stat.dev, file.stat.ino) for file in self._files()}  # these tell by themselves what they are
             held |= {opening.origin for opening in self._opening.values() if opening.origin}
-            unseen = [
-                sibling for sibling in beside
-                if sibling.is_rotation and sibling.stat.size and sibling.stat.written > since
-                and not sibling.fits and (sibling.stat.dev, sibling.stat.ino) not in held
-            ]  # fmt: skip
-            for sibling in sorted(unseen, key=lambda sibling: sibling.stat.written):
+            for sibling in identity.unseen(beside, since, held):
                 acts.append(self._open(sibling.path, _Opening((sibling.stat.dev, sibling.stat.ino))))
         return acts + self._find_path(now) + self._next(now)
 
@@ -309,6 +305,10 @@ class Tail:
             return acts + self._find_path(now) + self._next(now)
         if stat.kind != "file":
             return [Close(number), *self._fail(f"is a {stat.kind}", now)]
+        seen, self._own_seen = self._own_seen, None
+        if seen and (seen[:2] != stat[:2] or stat.size < seen.size):  # rotated or cut since the siblings were looked at
+            self._wants_search = True
+            return [Close(number), *self._find_path(now)]
         file = File(number, stat, self.generation, now)
         if self._retry_s:
             self._retry_s = 0.0
@@ -365,7 +365,7 @@ class Tail:
         if file.is_at_end:
             self._grow(file, file.stat._replace(size=file.offset + len(new)), now, seen=True)
         wants_partial, file.wants_partial = file.wants_partial, False
-        zeros = 0 if file.before else leading_zeros(new)
+        zeros = 0 if file.before else identity.leading_zeros(new)
         if zeros >= ZEROS or (zeros and zeros == len(new)):
             return self._pass_zeros(file, view, overlap, zeros, now)
         if not new:
@@ -425,8 +425,6 @@ class Tail:
     def tick(self, now: float) -> list[Act]:
         """The time that due() gave has come."""
         return self._next(now)
-
-    # -------------------------------------------------------------------------------------------------- what follows
 
     def _files(self) -> list[File]:
         return [*self._draining, *([self._current] if self._current else [])]
