@@ -81,6 +81,7 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
     "entitlement": ("entitlement",),
     "eman": ("eman", "tls"),
     "monitors": (),  # as the suites
+    "gator": (),  # its settings are those of `agent gator`
     "suites": (),  # it reads what holds: a restart would end its runs
     "seneschal": ("seneschal", "tls", "labels"),
 }
@@ -360,31 +361,20 @@ class Service:
     def _roles(self) -> dict[str, Role]:
         """The roles that the settings say enough for, in the order of their start. Each is imported in its own task."""
         settings = self.effective.settings
-        active = {
-            "control": True,  # first: what waits for the others is seen, and its URL is told to the lab
-            "mimir": bool(settings.mimir.url),
-            "polarize": bool(settings.polarize.url or settings.cibus.url),
-            "logs": True,
-            "files": True,  # both before the suites: a run that is resumed has its files and logs watched
-            "entitlement": settings.entitlement.enabled is not False,
-            "monitors": bool(settings.monitors.monitor),
-            "eman": bool(settings.eman.url),
-            "suites": True,
-            "seneschal": bool(settings.seneschal.url),
+        roles = {
+            "control": (True, self._control),  # first: what waits for the others is seen, and its URL told to the lab
+            "mimir": (bool(settings.mimir.url), self._mimir),
+            "polarize": (bool(settings.polarize.url or settings.cibus.url), self._polarize),
+            "logs": (True, self._logs),
+            "files": (True, self._files),  # both before the suites: a resumed run has its files and logs watched
+            "entitlement": (settings.entitlement.enabled is not False, self._entitlement),
+            "monitors": (bool(settings.monitors.monitor), self._monitors),
+            "eman": (bool(settings.eman.url), self._eman),
+            "gator": (True, self._gator),
+            "suites": (True, self._suites),
+            "seneschal": (bool(settings.seneschal.url), self._seneschal),
         }
-        starts = {
-            "control": self._control,
-            "mimir": self._mimir,
-            "polarize": self._polarize,
-            "logs": self._logs,
-            "files": self._files,
-            "entitlement": self._entitlement,
-            "monitors": self._monitors,
-            "eman": self._eman,
-            "suites": self._suites,
-            "seneschal": self._seneschal,
-        }
-        return {name: Role(name, starts[name]) for name, runs in active.items() if runs}
+        return {name: Role(name, start) for name, (runs, start) in roles.items() if runs}
 
     async def _control(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
         from agent.control import role
@@ -470,6 +460,11 @@ class Service:
 
         settings = self.effective.settings.entitlement
         await role.run_entitlement(self.bus, self.store, settings, health, task_status=task_status)
+
+    async def _gator(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.gator import service
+
+        await service.run(self.bus, self.effective.settings.name, task_status=task_status)
 
     async def _seneschal(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
         from agent.seneschal import role
