@@ -235,6 +235,7 @@ class _Logs:
         """Follow what the settings name and what clients watched before."""
         await self._store.commit()
         self._kept = await self._store.get(KEPT, _Kept) or _Kept()
+        self._bus.publish(AlertCleared(code=ALERT))  # of rules that were wrong before these settings
         for one in self._settings.watch:
             pattern = one.path or one.glob or (streams.JOURNAL if one.journal else streams.KERNEL)
             watch = _Watch(id=f"s-{one.name}", pattern=pattern, is_glob=bool(one.glob), sets=one.rules)

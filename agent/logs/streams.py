@@ -48,11 +48,14 @@ async def follow(records: Records, name: str, bus: Bus, clock: Callable[[], floa
     """
     once = _journal if records.path == JOURNAL else _kernel
     outage = _Outage(records, f"logs.watch.{name}", bus, clock)
-    while True:
-        try:
-            await once(records, outage)
-        except* (AgentError, OSError) as group:
-            await outage.wait(unwrap(group))
+    try:
+        while True:
+            try:
+                await once(records, outage)
+            except* (AgentError, OSError) as group:
+                await outage.wait(unwrap(group))
+    finally:
+        outage.end()  # nobody is to look at what is watched no longer
 
 
 class _Outage:
@@ -77,11 +80,16 @@ class _Outage:
     def over(self) -> None:
         """It works."""
         if self._wait_s:
-            self._wait_s = 0.0
+            self.end()
             self._records.state = "IDLE"
             self._records.tell("recovered")
-            self._bus.publish(AlertCleared(code=self._code))
             log.info("followed again path=%s", self._records.path)
+
+    def end(self) -> None:
+        """Take the Alert back."""
+        if self._wait_s:
+            self._wait_s = 0.0
+            self._bus.publish(AlertCleared(code=self._code))
 
 
 # ---- the journal -----------------------------------------------------------------------------------------------------
