@@ -233,7 +233,7 @@ def restart(job: Job, version: str) -> None:
     job.service.ask("restart")
     said = "nothing"
     while job.service.init != "systemd":  # which waits for READY itself
-        told = _ctl(job, "status")
+        told = _status(job)
         if told.returncode == 0:
             status = json.loads(told.stdout)
             if status["uptime"] <= time.monotonic() - began:
@@ -253,12 +253,12 @@ def _wait_for_slot(job: Job) -> None:
     """Until no suite runs. An agent that does not answer runs none."""
     until = time.monotonic() + SLOT_S
     while True:
-        told = _ctl(job, "runs")
+        told = _status(job)
         if told.returncode == 3:  # out of reach
             return
         if told.returncode != 0:
             raise InstallFailed(
-                f"the agent that runs cannot be asked for its suites: {told.stderr.strip()}", remedy="Use --now."
+                f"the agent that runs does not say whether a suite runs: {told.stderr.strip()}", remedy="Use --now."
             )
         running = [run["run"] for run in json.loads(told.stdout)["runs"]]
         if not running:
@@ -271,9 +271,9 @@ def _wait_for_slot(job: Job) -> None:
         time.sleep(SLOT_LOOK_S)  # noqa: TID251 - no loop runs here
 
 
-def _ctl(job: Job, action: str) -> subprocess.CompletedProcess[str]:
+def _status(job: Job) -> subprocess.CompletedProcess[str]:
     options = [word for path in job.config for word in ("--config", str(path))]
-    return call([job.prefix / "current/agent", "ctl", *options, action])
+    return call([job.prefix / "current/agent", "ctl", *options, "status"])
 
 
 # ---- what stands around the releases ---------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def test_sysv_starts_it_keeps_it_and_goes_back_from_what_crashes(copy: Copy, tmp
     # Proven, as after a minute: the trial of what crashes has something to go back to.
     pending = json.loads(copy.run("cat", "/opt/agent/pending.json"))
     copy.run("sh", "-c", f"echo {pending['id']} >/var/lib/agent/confirmed")
-    copy.run(str(frozen(tmp_path, "2.0", CRASHES)), "install", "--init", "sysv", "--now")
+    copy.run(str(frozen(tmp_path, "2.0", CRASHES)), "install", "--init", "sysv")
     copy.until(lambda: (status := copy.status()) and status["version"] == "1.0")
     assert copy.run("readlink", "/opt/agent/current") == "releases/1.0\n"
     assert copy.log().count("agent ended code=9") == 3
