@@ -45,12 +45,13 @@ async def test_metrics_are_text_for_who_may_read(tmp_path: Path, tls: bool) -> N
     async with house(tmp_path, tls=tls) as server:
         server.store.owe("mimir", lambda event: True)
         assert (await get(server, "/metrics", None)).status_code == 401
+        assert (await get(server, "/metrics?token=peek&access_token=peek", None)).status_code == 401
         found = await get(server, "/metrics", "peek")
     assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     lines = found.text.splitlines()
     assert 'emissary_role_up{role="control"} 1.0' in lines
     assert 'emissary_outbox_waiting{sink="mimir"} 0' in lines
-    assert 'emissary_http_refused_total{status="401"} 1' in lines
+    assert 'emissary_http_refused_total{status="401"} 2' in lines
     assert "emissary_journal_seq 1" in lines
 
 

@@ -18,7 +18,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 from agent.control.settings import ControlSettings
 from agent.core.events import Logged
 from agent.core.link import connect
-from tests.control_house import House, client, house
+from tests.control_house import Client, House, client, house
+from tests.test_control_messages import agent
 
 pytestmark = pytest.mark.bench
 Figure = Callable[[str, str, str], None]
@@ -166,6 +167,41 @@ async def test_a_request_beside_a_bare_echo(tmp_path: Path, figure: Figure) -> N
     figure("status requests, one client, beside a bare echo", f"{rate:.2f}x", ">= 0.8x")
     figure("identify requests, one client, beside a bare echo", f"{sum(echoed) / sum(identify):.2f}x", "-")
     figure("a status request", f"p99 {p99:.2f} ms", "p99 < 2 ms")
+
+
+ASKED = ("status", "identify", "entitlement", "list_logs", "config", "metrics", "profile")
+BUSY = """
+n=0
+while [ $n -lt 4000 ]; do n=$((n+1)); echo "ok $n - a test of usual length"; [ $((n % 40)) -ne 0 ] || sleep 0.1; done
+echo 1..4000
+"""
+
+
+async def test_a_whole_agent_idle_and_while_it_runs_a_suite(tmp_path: Path, figure: Figure) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    suite = {"id": "busy", "runner": "tap", "command": ["/bin/sh", "-c", BUSY], "source": {"dir": str(project)}}
+    async with agent(tmp_path, has_tls=False) as dial, client(dial) as them:
+        await them.ask("list_logs", {})  # is answered when the agent is up
+        await _slowest(them, "idle", figure)
+        await them.ask("subscribe", {"kinds": ["TestFinished"]})
+        run = (await them.ask("run_suite", {"suite": suite}))["run"]
+        await them.told(1)
+        await _slowest(them, "busy", figure)
+        await them.ask("cancel", {"run": run})
+
+
+async def _slowest(them: Client, when: str, figure: Figure) -> None:
+    took = {action: sorted([await _asked(them, action) for _ in range(50)]) for action in ASKED}
+    action = max(took, key=lambda action: took[action][-2])  # the slowest of all may have loaded a module
+    p50, most = 1000 * took[action][25], 1000 * took[action][-2]
+    figure(f"the slowest action of a whole agent, {when}: {action}", f"p50 {p50:.1f} ms, {most:.1f} ms", "< 100 ms")
+
+
+async def _asked(them: Client, action: str) -> float:
+    began = time.perf_counter()
+    await them.ask(action, {})
+    return time.perf_counter() - began
 
 
 async def _round_trip(ws: WebSocketConnection, text: str) -> float:
