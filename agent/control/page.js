@@ -78,6 +78,28 @@ function showStatus() {
   $('#alerts').hidden = !status.alerts.length
 }
 
+// Of each group of a tree how many of its own jobs are in which state.
+function groups(run, path, below) {
+  const states = Object.values(below), count = word => states.filter(state => state === word).length
+  const own = states.some(state => typeof state === 'string')
+    ? [[run, path.join('/'), count('PENDING'), count('STARTED'), count('COMPLETE')]] : []
+  return own.concat(...Object.entries(below).filter(([, inner]) => typeof inner === 'object')
+    .map(([name, inner]) => groups(run, [...path, name], inner)))
+}
+
+async function showTrees() {
+  let runs
+  try {
+    [runs] = Object.values(await ask('get_tree'))
+  } catch { // no such action here
+    return
+  }
+  const live = new Set(status.runs.map(run => run.run))
+  const lines = Object.entries(runs).filter(([run]) => live.has(run)).flatMap(([run, below]) => groups(run, [], below))
+  rows('#trees', lines.slice(0, MOST))
+  $('#trees').hidden = !lines.length
+}
+
 // ---- what happens
 
 function put(section, item) {
@@ -177,6 +199,7 @@ async function look() { // status now, or soon when it was asked for a moment ag
   try {
     status = { ...await ask('status'), machine: status?.machine }
     showStatus()
+    await showTrees()
   } catch (error) {
     say(error.message)
   }

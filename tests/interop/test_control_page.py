@@ -177,6 +177,33 @@ async def test_the_page_shows_a_running_suite_live_and_survives_a_restart(browse
             ]  # fmt: skip
 
 
+async def test_a_tree_of_jobs_is_shown_by_its_groups(browser: str, tmp_path: Path) -> None:
+    machine = Machine()
+    machine.runs = [
+        {"run": "r-9", "suite": "tree", "state": "running", "test": None, "since": 1.0, "counts": {"passed": 1}}
+    ]
+    nightly = {"build": "COMPLETE", "tests": {"x_0": "STARTED", HOSTILE: {"x": "PENDING"}}}
+
+    async def get_tree(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"lab-07": {"r-8": {"ended": {"x": "COMPLETE"}}, "r-9": {"nightly": nightly}}}
+
+    settings = ControlSettings(listen=("127.0.0.1:0",))
+    handlers = {"runs": machine.answer, "get_tree": get_tree}
+    async with house(tmp_path, settings, handlers=handlers) as server, tab(browser, server) as page:
+        await page.until("!document.querySelector('#trees').hidden")
+        shown = await page.run(
+            "[...document.querySelectorAll('#trees tbody tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+        )
+        assert shown == [
+            ["r-9", "nightly", "0", "0", "1"],
+            ["r-9", "nightly/tests", "0", "1", "0"],
+            ["r-9", f"nightly/tests/{HOSTILE}", "1", "0", "0"],
+        ]
+        machine.runs = []
+        server.publish(finished("r-9"))
+        await page.until("document.querySelector('#trees').hidden")
+
+
 async def test_hostile_titles_and_lines_are_text(browser: str, tmp_path: Path) -> None:
     async with house(tmp_path) as server, tab(browser, server) as page:
         await page.until("document.querySelector('#connection').innerText === 'live'")
