@@ -7,14 +7,12 @@
 Source: ARCHITECTURE.md, "The house"; protocols/settings.md; protocols/packaging.md 4 and 6.
 """
 
-import gc
 import logging
 import os
 import platform
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -32,12 +30,13 @@ from agent.control.messages import SelftestAsked
 from agent.core import cgroup, clock, config, heartbeat, notify, release
 from agent.core.bus import Bus
 from agent.core.config import Effective
-from agent.core.errors import ActionError, ConfigError
+from agent.core.errors import ActionError
 from agent.core.events import AgentStarted, Alert, AlertCleared, Reloaded
 from agent.core.link import Dial
 from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.process import adopt
+from agent.core.start import settle
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health, Role, Supervisor
 from agent.core.tls import TlsSettings, server_context
@@ -49,7 +48,6 @@ from agent.seneschal.settings import SeneschalSettings
 from agent.settings import (
     DEFAULT_TOKEN,
     Given,
-    LogSettings,
     Settings,
     certificates,
     find,
@@ -87,42 +85,6 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
 }
 
 
-def log_to(settings: LogSettings) -> None:
-    """Send the agent's own log where the settings say. Raises ConfigError: the file cannot be written."""
-    handler: logging.Handler
-    form = "%(asctime)s %(levelname)s %(name)s %(message)s"
-    if settings.to != "auto":
-        from logging.handlers import RotatingFileHandler
-
-        try:
-            handler = RotatingFileHandler(settings.to, maxBytes=settings.max, backupCount=2)
-        except OSError as err:
-            raise ConfigError(
-                "settings", 0, "log.to", f"{settings.to}: {err.strerror}", remedy='Name a file to write, or "auto".'
-            ) from err
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        if _is_journal(sys.stderr.fileno()):  # it has its own clock, and reads the priority (sd-daemon(3))
-            handler.addFilter(_set_priority)
-            form = "<%(priority)d>%(name)s %(message)s"
-    handler.setFormatter(logging.Formatter(form))
-    logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
-    logging.getLogger("trio-websocket").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-def _set_priority(record: logging.LogRecord) -> bool:
-    """The level as syslog counts: 3 error, 4 warning, 6 information, 7 debug."""
-    record.priority = {"DEBUG": 7, "INFO": 6, "WARNING": 4}.get(record.levelname, 3)
-    return True
-
-
-def _is_journal(fd: int) -> bool:
-    """Is it the stream that systemd gave us (systemd.exec(5), JOURNAL_STREAM)? Others inherit the variable alone."""
-    stat = os.fstat(fd)
-    return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
-
-
 async def serve(effective: Effective[Settings], given: Given) -> int:
     """The service from start to end, led by signals; the exit code. The settings are those of the options `given`."""
     service = Service(effective, partial(load_settings, given), given)
@@ -131,8 +93,7 @@ async def serve(effective: Effective[Settings], given: Given) -> int:
             nursery.start_soon(_become_ready, service)
             nursery.start_soon(heartbeat.beat, service.supervisor, service.store)
             await nursery.start(service.run)
-            gc.freeze()  # cli.py had it disabled: nothing made during the start is garbage
-            gc.enable()
+            settle()
             if pending := release.own_trial():
                 nursery.start_soon(heartbeat.confirm, service.supervisor, service.store, pending)
             async for received in signals:
@@ -405,7 +366,7 @@ class Service:
         path = self.find(name)
         return own_token(path) if name == DEFAULT_TOKEN else read_token(path)
 
-    def _server_tls(self) -> ssl.SSLContext | None:
+    def _server_tls(self) -> "ssl.SSLContext | None":
         tls = self.effective.settings.control.tls
         if not tls.cert:
             return None

@@ -198,7 +198,10 @@ def _run(given: argparse.Namespace) -> int:
     import faulthandler
     import gc
 
+    from agent.core.start import load_later
+
     gc.disable()  # until the roles are up (app.serve): a fifth of the start
+    load_later("ssl", "idna", "hashlib", "hmac", "secrets", "difflib")  # before trio is imported, which wants two
     effective = _load(given)  # before trio and the roles are imported: broken settings are told at once
 
     import trio

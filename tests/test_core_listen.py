@@ -4,6 +4,8 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +99,8 @@ async def test_every_answer_says_when_and_what_it_is() -> None:
     async with port(HELLO) as address:
         lines = (await exchange(address, get("/", CLOSE))).split(b"\r\n")
     assert lines[0] == b"HTTP/1.1 200 OK"
-    assert lines[1].startswith(b"Date: ")
+    told = parsedate_to_datetime(lines[1].decode().removeprefix("Date: "))
+    assert abs((datetime.now(UTC) - told).total_seconds()) < 60
     assert {b"X-Content-Type-Options: nosniff", b"Content-Type: text/plain", b"Content-Length: 6"} <= set(lines)
 
 

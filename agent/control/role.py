@@ -85,7 +85,7 @@ async def run(
     health: Health,
     *,
     tokens: Sequence[tuple[str, Scope]],
-    tls: ssl.SSLContext | None,
+    tls: "ssl.SSLContext | None",
     board: Board,
     supervisor: Supervisor,
     up: trio.Event,

@@ -254,7 +254,7 @@ class _Line:
     def __repr__(self) -> str:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
         return self._peer  # what the websocket gives as its remote end
 
-    async def open(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+    async def open(self, host: str, port: int, context: "ssl.SSLContext | None") -> None:
         try:
             tcp = self._stream = await trio.open_tcp_stream(host, port)
         except OSError as err:

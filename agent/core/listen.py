@@ -11,9 +11,9 @@ server" and "Auth, limits".
 import base64
 import logging
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, nullcontext
-from email.utils import formatdate
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NoReturn
 
@@ -39,6 +39,8 @@ IDLE_S = 60.0  # s that a kept-alive connection may be silent between two reques
 PIECE_S = 30.0  # s for the client to send the next piece of a body, or to take one of an answer
 LINGER_S = 1.0  # s in which what the client still sends is read and dropped, or a reset would eat our last answer
 PIECE = 64 * 1024  # bytes
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 # Of http.client, whose import takes as long as that of all the rest here.
 PHRASES = {
     **{200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 206: "Partial Content", 303: "See Other"},
@@ -105,7 +107,7 @@ async def serve(
     guard: Guard,
     *,
     metrics: Metrics,
-    tls: ssl.SSLContext | None = None,
+    tls: "ssl.SSLContext | None" = None,
     max_connections: int = 64,
     max_message: int = MAX_MESSAGE,
     handshake_s: float = 10.0,
@@ -143,7 +145,7 @@ class _Port:
         routes: Sequence[Route],
         guard: Guard,
         metrics: Metrics,
-        tls: ssl.SSLContext | None,
+        tls: "ssl.SSLContext | None",
         max_connections: int,
         max_message: int,
         handshake_s: float,
@@ -398,7 +400,7 @@ class _Wire:
 
     async def respond(self, response: Response, *, close: bool = False) -> bool:
         """Answer the request that is under way; whether another may follow on this connection."""
-        headers = [("Date", formatdate(usegmt=True)), ("X-Content-Type-Options", "nosniff"), *response.headers]
+        headers = [("Date", _http_date(time.time())), ("X-Content-Type-Options", "nosniff"), *response.headers]
         body = response.body
         if isinstance(body, bytes) and response.status not in (204, 304):
             headers.append(("Content-Length", str(len(body))))
@@ -437,6 +439,13 @@ class _Wire:
             await tcp.send_eof()
             while await tcp.receive_some(PIECE):
                 pass
+
+
+def _http_date(at: float) -> str:
+    """A time as RFC 9110, 5.6.7 writes it: in English, whatever the locale is. email.utils would bring all of email."""
+    when = time.gmtime(at)
+    day, month = DAYS[when.tm_wday], MONTHS[when.tm_mon - 1]
+    return f"{day}, {when.tm_mday:02} {month} {when.tm_year} {when.tm_hour:02}:{when.tm_min:02}:{when.tm_sec:02} GMT"
 
 
 def _upgrade_head(head: Head) -> bytes:

@@ -44,7 +44,7 @@ def find_roots(ca_file: Path | None = None) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def client_context(tls: TlsSettings) -> ssl.SSLContext:
+def client_context(tls: TlsSettings) -> "ssl.SSLContext":
     """For a link that goes out. Raises TlsUnusable: no roots, an unreadable file, a key of another certificate."""
     roots = find_roots(tls.ca_file)
     if roots is None:
@@ -61,7 +61,7 @@ def client_context(tls: TlsSettings) -> ssl.SSLContext:
     return context
 
 
-def server_context(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
+def server_context(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> "ssl.SSLContext":
     """For a port that listens; with `client_ca` only clients with a certificate of that authority come in.
 
     Raises TlsUnusable: a file cannot be read, key and certificate differ.
@@ -75,12 +75,12 @@ def server_context(cert: Path, key: Path | None = None, client_ca: Path | None =
     return context
 
 
-def _restrict(context: ssl.SSLContext) -> None:
+def _restrict(context: "ssl.SSLContext") -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])  # or a browser speaks HTTP/2, which the port does not
 
 
-def _trust(context: ssl.SSLContext, roots: Path) -> None:
+def _trust(context: "ssl.SSLContext", roots: Path) -> None:
     try:
         context.load_verify_locations(roots)
     except (OSError, ssl.SSLError) as err:
@@ -89,7 +89,7 @@ def _trust(context: ssl.SSLContext, roots: Path) -> None:
         ) from err
 
 
-def _show(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
+def _show(context: "ssl.SSLContext", cert: Path, key: Path | None) -> None:
     try:
         context.load_cert_chain(cert, key, password="")  # never asks for a passphrase on a terminal
     except (OSError, ssl.SSLError) as err:

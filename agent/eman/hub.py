@@ -478,7 +478,7 @@ async def serve_hub(
     is_right: Callable[[IAm], bool],
     *,
     metrics: Metrics,
-    tls: ssl.SSLContext | None = None,
+    tls: "ssl.SSLContext | None" = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve a hub at "HOST:PORT" until cancelled; `started` gives the address that is bound. Raises OSError."""

@@ -21,7 +21,6 @@ from agent.core.errors import AgentError, DocumentError
 from agent.core.process import ChildFailedToStart, Limits, Spec, drain, environ, open_child
 from agent.core.tls import TlsSettings, TlsUnusable, client_context, find_roots
 from agent.suites import document
-from agent.suites.archive import MAX_BYTES, unpack
 from agent.suites.messages import Source, Suite
 from agent.suites.sources import git_commands
 
@@ -141,6 +140,8 @@ async def command(
 async def _fetch_archive(
     source: Source, folder: Path, target: Path, roots: Sequence[str], ca_file: Path | None
 ) -> Path:
+    from agent.suites.archive import unpack
+
     archive = source.archive or ""
     if archive.startswith(("http://", "https://")):
         path = folder / "archive"
@@ -159,7 +160,9 @@ async def _fetch_archive(
 
 
 async def _download(url: str, path: Path, ca_file: Path | None) -> str:
-    import httpx  # at first use: a service starts without it
+    import httpx  # at first use, as tarfile: a service starts without them
+
+    from agent.suites.archive import MAX_BYTES
 
     digest, size = hashlib.sha256(), 0
     try:
