@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from trio.testing import MockClock
 
 from agent.core.bus import Bus
 from agent.core.events import LogContext, LogMatched, LogSource, LogSuppressed
@@ -194,3 +195,18 @@ async def test_a_context_that_was_open_at_a_crash_is_told_after_the_restart(tmp_
         await here.write("4\n")
         await store.commit()
         assert len(await store.read(kinds=("LogContext",))) == 1
+
+
+async def test_other_rules_are_told_of_a_line_whose_beginning_was_matched(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with bench(tmp_path, "x a", w=want(X)) as (here, bus, _):
+        with bus.subscribe(LogMatched) as events:
+            await here.write("")
+            await trio.sleep(3)
+            event = await anext(events)
+            assert (event.rule, event.flags) == ("x", ("partial",))
+            here.use(w=want({"id": "y", "regex": "^x"}, X))  # it has the number that x had
+            await here.write("b\nx c\n")
+            told = [await anext(events) for _ in range(3)]
+            assert [(event.rule, event.offset) for event in told] == [("y", 0), ("y", 5), ("x", 5)]

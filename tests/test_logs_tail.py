@@ -145,7 +145,7 @@ class Machine:
             for match in found:
                 assert not match.flags & LIMIT
                 line = act.offset + at + match.line_at - match.window_at
-                if self.tail.is_new(act, line, match.rule, match.flags):
+                if self.tail.is_new(act, line, str(match.rule), match.flags):
                     self.lines.append(bytes(part[match.line_at : match.line_at + match.line_size]))
                     self.ids.append((act.origin, act.generation, line))
             at, before = at + found.consumed, found.before

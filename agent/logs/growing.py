@@ -67,6 +67,7 @@ class _Growing:
         tell: Callable[[str, str], None],
         scanned: Callable[[int, float], None],
     ) -> None:
+        self._rules = written.rules.rules
         self._path, self._worker, self._turn, self._tell, self._scanned = path, written.worker, turn, tell, scanned
         absolute = os.path.abspath(path)
         self._log = Log(written, path, absolute)
@@ -80,7 +81,7 @@ class _Growing:
         at, before = 0, act.before
 
         def is_new(line: int, match: Match) -> bool:
-            return self.followed.tail.is_new(act, line, match.rule, match.flags)
+            return self.followed.tail.is_new(act, line, self._rules[match.rule].spec.id, match.flags)
 
         async with self._turn:  # one worker for all: its results are good until it scans again
             self._log.at(act.origin, act.generation)

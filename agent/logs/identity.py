@@ -145,7 +145,7 @@ class File:
         self.wants_partial = False
         self.partial_size = -1  # the size at which its unfinished last line was matched
         self.zeros_at = -1  # where zeros were read once
-        self.reported: dict[int, set[int]] = {}  # by line: the rules told of it, while it may be matched again
+        self.reported: dict[int, set[str]] = {}  # by line: the rules told of it, while it may be matched again
 
     @property
     def overlap(self) -> int:

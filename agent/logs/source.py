@@ -325,9 +325,9 @@ class Source:
                     text, captures = self._text(match, part, found)
                     self._indexes[match.rule - len(rules)].add(Anchor(place, text, captures))
                 continue
-            if index in told_of or not self.followed.tail.is_new(act, place.offset, match.rule, match.flags):
-                continue
             rule = rules[match.rule]
+            if index in told_of or not self.followed.tail.is_new(act, place.offset, rule.spec.id, match.flags):
+                continue
             if match.flags & LIMIT:
                 self._gave_up(match.rule, act.generation)
             elif waiting := self._having(rule, match, data, act.generation, offset):

@@ -179,8 +179,8 @@ class Tail:
         opening = [opening.done for opening in self._opening.values() if opening.done]
         return [*self._lost, *opening, *(file.checkpoint() for file in self._files())]
 
-    def is_new(self, scan: Scan, line: int, rule: int, flags: int) -> bool:
-        """Was the rule not told yet of the line that begins at offset `line`? `flags` are the match's.
+    def is_new(self, scan: Scan, line: int, rule: str, flags: int) -> bool:
+        """Was the rule of that id not told yet of the line that begins at offset `line`? `flags` are the match's.
 
         A line is matched again when its end has come, and a long one by windows that overlap.
         """
