@@ -8,7 +8,6 @@ Source: ARCHITECTURE.md, "The house"; protocols/settings.md; protocols/packaging
 """
 
 import logging
-import os
 import platform
 import signal
 import socket

@@ -207,8 +207,9 @@ def _run(given: argparse.Namespace) -> int:
     import trio
 
     from agent import app
+    from agent.ownlog import log_to
 
-    app.log_to(effective.settings.log)
+    log_to(effective.settings.log)
     faulthandler.enable()  # the supervisor's SIGABRT prints every thread's stack
     return trio.run(app.serve, effective, _given(given))
 
@@ -242,14 +243,14 @@ def _lab(given: argparse.Namespace) -> int:
 
     import trio
 
-    from agent import app
     from agent.eman.hub import authority
     from agent.lab.server import Lab, serve_lab
+    from agent.ownlog import log_to
     from agent.settings import find, state_dir
     from agent.suites.prepare import tree_of
 
     settings = _load(given).settings
-    app.log_to(settings.log)
+    log_to(settings.log)
     address = given.listen or settings.lab.listen
     data = given.data or Path(settings.lab.data or state_dir(settings) / "lab")
     suites = [tree_of(folder) for folder in given.suite]
@@ -313,12 +314,13 @@ def _monitors_run(given: argparse.Namespace) -> int:
 
     import trio
 
-    from agent import app, ctl, foreground
+    from agent import ctl, foreground
     from agent.core.config import load
+    from agent.ownlog import log_to
     from agent.settings import Settings
 
     settings = load(Settings, [given.file], env=os.environ).settings
-    app.log_to(settings.log)
+    log_to(settings.log)
 
     def show(line: str) -> None:
         ctl.write_out(f"{line}\n")
@@ -343,15 +345,15 @@ def _eman_hub(given: argparse.Namespace) -> int:
 
     import trio
 
-    from agent import app
     from agent.core.metrics import Metrics
     from agent.core.tls import server_context
     from agent.eman.hub import authority, serve_hub
     from agent.eman.messages import NAMESPACE
+    from agent.ownlog import log_to
     from agent.settings import find, state_dir
 
     settings = _load(given).settings
-    app.log_to(settings.log)
+    log_to(settings.log)
     hub, place = settings.eman.hub, partial(find, folder=state_dir(settings))
     files = [place(name) if name else None for name in (hub.tls.cert, hub.tls.key, hub.tls.client_ca)]
     tls = server_context(files[0], *files[1:]) if files[0] else None

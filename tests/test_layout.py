@@ -18,7 +18,7 @@ FLOORS = [
     PROTOCOLS,
     {"lab"},
     {"settings"},
-    {"checks"},
+    {"checks", "ownlog"},
     {"selftest"},
     {"app", "ctl", "logscan", "foreground", "install"},
     {"demo", "schema"},
