@@ -57,7 +57,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A `[[rule]]`. `class_` is `class` in files; None: it is guessed."""
+    """A `[[rule]]`. `class_` is `class` in files; None: it is guessed.
+
+    For the journal and the kernel a group of `regex` or `until` that is named as a field, `(?<_PID>)`, captures that.
+    """
 
     id: RuleId
     regex: Pattern
