@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 DIRECT = 1 << 16  # bytes that are read and matched without a thread
+GATHER_S = 0.01  # between two looks at what grows by more than that: few large blocks cost less than many
 MAX_HELD = 256 << 20  # bytes of files that left their paths, all together
 MAX_SIBLINGS = 100
 BLOCK_S = 30.0  # s for a hang of one block
@@ -88,6 +89,7 @@ class Followed:
         self._is_heard = False  # by inotify: then its disk is here
         self._is_paused = False
         self._ticked: float | None = None
+        self._grown = 0  # bytes read since the last look
 
     async def run(self) -> NoReturn:
         """Follow it, until cancelled."""
@@ -122,6 +124,11 @@ class Followed:
         self._acts.extend(acts)
         self._wake.set()
         return Place(*since) if since else None
+
+    @property
+    def grows_fast(self) -> bool:
+        """Was there much to read at the last look?"""
+        return self._grown > DIRECT
 
     def wake(self) -> None:
         """Something happened at the path, says inotify."""
@@ -203,6 +210,7 @@ class Followed:
 
         draining = self.tail.draining()
         self._seen, drained = await self._run(stats)
+        self._grown = 0
         now = trio.current_time()
         if self._is_paused and await self._room():
             self._is_paused = False
@@ -265,6 +273,7 @@ class Followed:
             data, head = await self._run(read, long=is_long)
         except OSError as err:
             return self.tail.failed(act.file, err.errno or errno.EIO, trio.current_time())
+        self._grown += len(data)
         return self.tail.read(act.file, data, head, trio.current_time())
 
     async def _scan(self, act: Scan) -> Sequence[Act]:
@@ -347,6 +356,7 @@ class Follower:
     async def _hear(self, notify: INotify) -> NoReturn:
         while True:
             await trio.lowlevel.wait_readable(notify.fileno())
+            is_busy = False
             for event in notify.read(timeout=0):  # type: ignore[no-untyped-call]
                 if event.mask & flags.Q_OVERFLOW:
                     for source in self.sources:
@@ -356,9 +366,12 @@ class Follower:
                     self._folders.pop(event.wd, None)
                     continue
                 for source in self._names.get((self._folders.get(event.wd, ""), event.name), ()):
+                    is_busy |= source.grows_fast
                     source.wake()
                 if event.mask & _NEW:
                     self._new.set()
+            if is_busy:
+                await trio.sleep(GATHER_S)  # meanwhile the kernel makes one event of a thousand writes
 
     async def _poll(self) -> NoReturn:
         while True:
