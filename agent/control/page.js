@@ -10,8 +10,9 @@ const FIRST_RETRY_MS = 500
 const MAX_RETRY_MS = 10000
 const KINDS = ['Test*', 'Run*', 'SuiteFinished', 'Log*', 'Alert*', 'RoleChanged', 'LinkChanged', 'ReservationChanged',
   'EntitlementChanged', 'SlotsChanged', 'ImportFinished']
-const GOOD = new Set(['passed', 'running', 'ready', 'ended', 'todo'])
-const BAD = new Set(['failed', 'aborted', 'lost', 'blocked', 'backoff', 'offline', 'error', 'critical', 'fatal'])
+const GOOD = new Set(['passed', 'ok', 'running', 'ready', 'ended', 'todo'])
+const BAD = new Set(['failed', 'aborted', 'lost', 'blocked', 'backoff', 'offline', 'error', 'critical', 'fatal', 'crashed', 'timeout',
+  'protocol_error', 'not_run'])
 
 const $ = selector => document.querySelector(selector)
 let socket, last = null, asked = new Map(), number = 0, retry = FIRST_RETRY_MS, status = null, statusAt = 0, timer = null
@@ -55,6 +56,7 @@ const state = word => node('td', word, tone(word))
 // ---- what is so now
 
 function showStatus() {
+  document.body.classList.remove('blank')
   document.title = `${status.ident}${status.runs.length ? ' – running' : ''}`
   $('#ident').textContent = status.ident
   const entitlement = status.entitlement ? `entitlement ${status.entitlement.name}` : null
@@ -66,7 +68,8 @@ function showStatus() {
   const peers = [...new Set([...Object.keys(status.links), ...Object.keys(status.outbox)])].sort()
   rows('#links', peers.map(name => {
     const link = status.links[name], box = status.outbox[name]
-    return [name, link ? state(link.state) : '', age(link?.since), box?.waiting ?? '', age(box?.oldest), box?.held ?? '']
+    return [name, link ? state(link.state) : '', age(link?.since), box?.waiting ?? '', age(box?.oldest), box?.held ?? '',
+      link?.error ?? '']
   }))
   rows('#roles', Object.entries(status.roles).map(([name, role]) =>
     [name, state(role.overdue ? 'hangs' : role.state), role.restarts, role.error ?? '']))
@@ -98,6 +101,27 @@ async function showTrees() {
   const lines = Object.entries(runs).filter(([run]) => live.has(run)).flatMap(([run, below]) => groups(run, [], below))
   rows('#trees', lines.slice(0, MOST))
   $('#trees').hidden = !lines.length
+}
+
+const milliseconds = value => value === null ? '' : `${value < 10 ? value.toFixed(1) : Math.round(value)}`
+
+// Of each monitor every step, and how it ended last.
+async function showMonitors() {
+  let monitors
+  try {
+    ({ monitors } = await ask('monitors'))
+  } catch { // no such action here
+    monitors = []
+  }
+  const lines = monitors.flatMap(monitor => {
+    const steps = Object.entries(monitor.steps)
+    if (!steps.length) return [[monitor.id, state(monitor.state), '', '', '', '', '']]
+    return steps.map(([name, step], n) => [n ? '' : monitor.id, n ? '' : state(monitor.state), name, state(step.last),
+      age(step.at), step.ms === null ? '' : `${milliseconds(step.ms)} ms`,
+      step.p50 === null ? '' : `${[step.p50, step.p95, step.p99].map(milliseconds).join(' / ')} ms`])
+  })
+  rows('#monitors', lines.slice(0, MOST))
+  $('#monitors').hidden = !lines.length
 }
 
 // ---- what happens
@@ -200,6 +224,7 @@ async function look() { // status now, or soon when it was asked for a moment ag
     status = { ...await ask('status'), machine: status?.machine }
     showStatus()
     await showTrees()
+    await showMonitors()
   } catch (error) {
     say(error.message)
   }

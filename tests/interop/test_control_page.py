@@ -156,7 +156,8 @@ async def test_the_page_shows_a_running_suite_live_and_survives_a_restart(browse
             server.publish(LinkChanged(name="mimir", state="offline", error="refused"))
             server.publish(Alert(code="link.mimir", text="Mimir refuses.", remedy="Look at the token.", since=1.0))
             await page.until("document.querySelector('#alerts').innerText.includes('Look at the token.')")
-            assert "mimir" in await page.text("#links tbody")
+            for shown in ("mimir", "offline", "refused"):
+                assert shown in await page.text("#links tbody tr")
             assert "control" in await page.text("#roles tbody")
             address = server.address
             # ---- the agent ends; the page says so, and goes on when it is there again
@@ -279,6 +280,7 @@ async def test_a_wrong_token_is_said_and_the_page_asks_again(browser: str, tmp_p
     async with house(tmp_path) as server, tab(browser, server, token="wrong") as page:
         await page.until("document.querySelector('#refused').innerText.includes('the token is not known here')")
         assert await page.run("sessionStorage.getItem('token')") is None
+        assert "Nothing runs" not in await page.text("main")  # it does not know
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
