@@ -113,13 +113,14 @@ def test_a_file_that_is_named_installs_itself(image: Path, tmp_path: Path, capsy
     file = tmp_path / "agent-2"
     file.write_text('#!/bin/sh\necho "$TMPDIR"; shift; echo "$@"; exit 7\n')
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    (image / "opt/agent/.from-killed").mkdir(parents=True)
     assert run(image, "--init", "none", "--now", "--json", "--from", str(file), "--sha256", sha256) == 7
     where, words = capsys.readouterr().out.splitlines()
-    assert Path(where).parent == image / "opt/agent/releases"
+    assert Path(where).parent == image / "opt/agent"
     assert words == f"--prefix /opt/agent --root {image} --user dynamic --init none --now --json"
-    assert list((image / "opt/agent/releases").iterdir()) == []
     assert run(image, "--init", "none", "--from", str(file), "--sha256", "0" * 64) == 1
     assert "has the checksum" in capsys.readouterr().err
+    assert list((image / "opt/agent").iterdir()) == []
 
 
 def test_the_boot_check_is_of_the_release_that_asks(

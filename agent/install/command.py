@@ -3,11 +3,14 @@
 Source: protocols/packaging.md 8; ARCHITECTURE.md, "The commands".
 """
 
+import fcntl
 import json
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -174,9 +177,9 @@ def _hand_over(options: Options, file: Path, prefix: Path) -> int:
     here = inside(options.root, prefix)
     try:
         stage.check_place(here)
-        stage.make_folder(here / "releases")
-        with tempfile.TemporaryDirectory(prefix=".from-", dir=here / "releases") as folder:
-            taken = stage.take(file, Path(folder), sha256=options.sha256, keys=inside(options.root, KEYS))
+        stage.make_folder(here)
+        with _folder(here) as folder:
+            taken = stage.take(file, folder, sha256=options.sha256, keys=inside(options.root, KEYS))
             words = [
                 "--prefix",
                 str(prefix),
@@ -191,12 +194,37 @@ def _hand_over(options: Options, file: Path, prefix: Path) -> int:
             words += [flag for flag, is_set in (flags | {"--json": options.json}).items() if is_set]
             words += [word for path in options.config for word in ("--config", str(path.absolute()))]
             # The single file unpacks itself below TMPDIR: here it may be run, wherever /tmp is.
-            done = stage.call([taken, "install", *words], limit_s=3600, env={"TMPDIR": folder})
+            done = stage.call([taken, "install", *words], limit_s=3600, env={"TMPDIR": str(folder)})
     except OSError as err:
         raise InstallFailed(f"{err.filename or file}: {err.strerror}", remedy=stage.remedy(err)) from err
     sys.stdout.write(done.stdout)
     sys.stderr.write(done.stderr)
     return done.returncode
+
+
+@contextmanager
+def _folder(prefix: Path) -> Iterator[Path]:
+    """A folder below the prefix for as long as it is needed; those go that a kill has left."""
+    for left in prefix.glob(".from-*"):
+        with suppress(BlockingIOError), _held(left):
+            shutil.rmtree(left)
+    made = Path(tempfile.mkdtemp(prefix=".from-", dir=prefix))
+    with _held(made):
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Locked, for as long as this process lives. Raises BlockingIOError: by another one."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _work(job: Job, todo: Iterable[Step], options: Options) -> int:
