@@ -9,10 +9,10 @@ const CALM_MS = 250
 const FIRST_RETRY_MS = 500
 const MAX_RETRY_MS = 10000
 const KINDS = ['Test*', 'Run*', 'SuiteFinished', 'Log*', 'Alert*', 'RoleChanged', 'LinkChanged', 'ReservationChanged',
-  'EntitlementChanged', 'SlotsChanged', 'ImportFinished']
+  'EntitlementChanged', 'SlotsChanged', 'ImportFinished', 'MonitorRun']
 const GOOD = new Set(['passed', 'ok', 'running', 'ready', 'ended', 'todo'])
-const BAD = new Set(['failed', 'aborted', 'lost', 'blocked', 'backoff', 'offline', 'error', 'critical', 'fatal', 'crashed', 'timeout',
-  'protocol_error', 'not_run'])
+const BAD = new Set(['failed', 'aborted', 'lost', 'blocked', 'backoff', 'offline', 'error', 'critical', 'fatal', 'crashed',
+  'timeout', 'protocol_error', 'not_run'])
 
 const $ = selector => document.querySelector(selector)
 let socket, last = null, asked = new Map(), number = 0, retry = FIRST_RETRY_MS, status = null, statusAt = 0, timer = null

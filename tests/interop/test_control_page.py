@@ -205,6 +205,28 @@ async def test_a_tree_of_jobs_is_shown_by_its_groups(browser: str, tmp_path: Pat
         await page.until("document.querySelector('#trees').hidden")
 
 
+async def test_the_page_shows_monitors_and_their_steps(browser: str, tmp_path: Path) -> None:
+    step = {"states": {"ok": 3}, "last": "ok", "at": 1.0, "ms": 12.5, "p50": 9.96, "p95": 12.5, "p99": 12.5}
+    never = {"states": {}, "last": "not_run", "at": 1.0, "ms": None, "p50": None, "p95": None, "p99": None}
+    shown = [{"id": "web", "state": "running", "steps": {"Ping": step, HOSTILE: never}}]
+    shown.append({"id": "new", "state": "idle", "steps": {}})
+
+    async def monitors(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"monitors": shown}
+
+    settings = ControlSettings(listen=("127.0.0.1:0",))
+    handlers = {"runs": Machine().answer, "monitors": monitors}
+    async with house(tmp_path, settings, handlers=handlers) as server, tab(browser, server) as page:
+        await page.until("!document.querySelector('#monitors').hidden")
+        lines = "[...document.querySelectorAll('#monitors tbody tr')]"
+        cells = await page.run(f"{lines}.map(row => [...row.cells].map(cell => cell.textContent))")
+        assert [row[:4] + row[5:] for row in cells] == [
+            ["web", "running", "Ping", "ok", "13 ms", "10.0 / 13 / 13 ms"],
+            ["", "", HOSTILE, "not_run", "", ""],
+            ["new", "idle", "", "", "", ""],
+        ]
+
+
 async def test_hostile_titles_and_lines_are_text(browser: str, tmp_path: Path) -> None:
     async with house(tmp_path) as server, tab(browser, server) as page:
         await page.until("document.querySelector('#connection').innerText === 'live'")
