@@ -418,11 +418,9 @@ def _gator(given: argparse.Namespace) -> int:
 
 
 def _schema(given: argparse.Namespace) -> int:
-    import json
+    from agent.schema import printed
 
-    from agent.schema import schema
-
-    print(json.dumps(schema(), indent=2))
+    print(printed())
     return DONE
 
 
