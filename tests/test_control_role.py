@@ -19,6 +19,7 @@ from agent.core.channel import Refused
 from agent.core.errors import ActionError, PeerError, PeerRefused
 from agent.core.events import Alert, AlertCleared, LinkChanged, Logged, RunChanged, RunStarted, TestStarted, decode
 from agent.core.link import Dial, connect
+from agent.core.store import MAX_PENDING
 from agent.core.tls import TlsSettings, client_context
 from tests.certificates import Issued, issue
 from tests.control_house import AT, LOOPBACK, House, client, data, house
@@ -281,6 +282,24 @@ async def test_a_logged_message_is_an_event_with_run_and_test_when_these_are_una
         Logged(severity="INFO", message="in a or b", run="r-9"),
     ]
     assert [(row.run, row.test) for row in rows] == [(None, None), ("r-9", "r-9:a"), ("r-9", None)]
+
+
+async def test_who_logs_faster_than_the_disk_takes_it_waits(tmp_path: Path) -> None:
+    count, size = 3000, 1000
+    async with house(tmp_path) as server, client(server.dial()) as them, trio.open_nursery() as nursery:
+        writer, busy = server.store._one_writer, object()
+        await writer.acquire_on_behalf_of(busy)
+
+        async def log() -> None:
+            for n in range(count):
+                await them.post("log", {"message": f"{n} {'x' * size}"})
+
+        nursery.start_soon(log)
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        assert MAX_PENDING < server.store._pending_bytes < MAX_PENDING + 3 * size
+        writer.release_on_behalf_of(busy)
+        await them.ask("subscribe", {"kinds": ["Logged"], "since": 0})
+        assert [event["data"]["message"].split()[0] for event in await them.told(count)] == list(map(str, range(count)))
 
 
 # ---- streams -------------------------------------------------------------------------------------------------------

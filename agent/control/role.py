@@ -202,6 +202,7 @@ class _House:
         self._bus.publish(
             Logged(severity=message.severity, message=message.message, timestamp=message.timestamp, run=run, test=test)
         )
+        await self.store.room()  # who logs faster than the disk takes it is not read meanwhile
         return {}
 
     async def metrics_action(self, given: dict[str, Any]) -> dict[str, Any]:
