@@ -66,12 +66,11 @@ def found(literals: list[Literal], block: bytes, engine: int) -> list[tuple[int,
     """(end, literal) by our prefilter."""
     texts = [ffi.from_buffer("uint8_t[]", literal.text) for literal in literals]
     given = [(text, len(text), lit.caseless) for text, lit in zip(texts, literals, strict=True)]
-    prefilter = ffi.gc(
-        lib.prefilter_new(ffi.new("struct literal[]", given), len(given), block, len(block) // 2), lib.prefilter_free
-    )
+    handle = lib.prefilter_new(ffi.new("struct literal[]", given), len(given), block, len(block) // 2, engine)
+    prefilter = ffi.gc(handle, lib.prefilter_free)
     hits, next_at = ffi.new("struct literal_hit[]", 1 << 17), ffi.new("size_t *")
     buffer = ffi.from_buffer("uint8_t[]", block)
-    count = lib.prefilter_find(prefilter, engine, buffer, 0, len(block), hits, 1 << 17, next_at)
+    count = lib.prefilter_find(prefilter, buffer, 0, len(block), hits, 1 << 17, next_at)
     assert next_at[0] == len(block)
     return sorted((hits[i].at + len(literals[hits[i].literal].text), hits[i].literal) for i in range(count))
 
