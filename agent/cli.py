@@ -154,7 +154,7 @@ def _gator_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--all-msg", action="store_true", help="tell those of all layers")
     command.add_argument("-v", "--verbose", action="store_true", help="tell DEBUG messages too")
     command.add_argument("--progress", action="store_true", help="print how many jobs are done")
-    command.add_argument("--scheduler", choices=("local",), default="local")
+    command.add_argument("--scheduler", choices=("local", "slurm"), default="local")
     command.add_argument("--sched-arg", metavar="KEY=VALUE", action="append", default=[], help="as concurrency=4")
     for name, default in (("warning", None), ("error", 0), ("critical", 0)):
         about = f"so many {name} messages do not fail a job; -1: any number"

@@ -7,8 +7,8 @@ import pytest
 import trio
 
 from agent.core.process import adopt
-from agent.gator.schedulers import CannotSchedule, Local, Order, choose, own_command
-from tests.gator_tree import WITHIN_S
+from agent.gator.schedulers import CannotSchedule, Local, Order, Slurm, choose, own_command
+from tests.gator_tree import WITHIN_S, until
 
 
 def order(folder: Path, *flags: str) -> Order:
@@ -38,6 +38,70 @@ async def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_schedulers_are_chosen_by_name() -> None:
     assert choose("local", {}, {}).name == "local"
+    assert choose("slurm", {"partition": "main"}, {}).name == "slurm"
     with pytest.raises(ValueError, match="there is no scheduler 'lsf'"):
         choose("lsf", {}, {})
     assert own_command()[-1] == "gator"
+
+
+SLURM = """\
+#!/bin/sh
+echo "$GATOR_PARENT" "$0" "$@" >> "$HOME/calls"
+case ${0##*/} in
+sbatch) [ -z "$BROKEN" ] || { echo "sbatch: error: Memory specification can not be satisfied" >&2; exit 1; }
+    echo "42;house" ;;
+squeue) [ ! -e "$HOME/down" ] || exit 1; cat "$HOME/queue" ;;
+esac
+"""
+
+
+def slurm(folder: Path, **env: str) -> Slurm:
+    """Slurm's commands, as scripts that write down how they were called and show what the file `queue` says."""
+    for name in ("sbatch", "squeue", "scancel"):
+        (folder / name).write_text(SLURM)
+        (folder / name).chmod(0o755)
+    return Slurm({"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder), **env}, "main")
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls").read_text().replace(f"{folder}/", "").splitlines()
+
+
+async def test_a_job_of_slurm_is_submitted_and_watched_until_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.gator.schedulers.POLL_S", 0.1)
+    asked = Order("a b", tmp_path / "a", "127.0.0.1:1/t/x", ("--id", "a b"), 2, 100_000_001, (("sim", 1),), 90.0)
+    (tmp_path / "queue").write_text("41|RUNNING|None\n42|PENDING|Resources\n")
+    waited = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slurm(tmp_path).run, asked, waited.set)
+        with trio.fail_after(WITHIN_S):
+            await waited.wait()
+        (tmp_path / "down").touch()  # a squeue that fails proves nothing
+        (tmp_path / "queue").write_text("41|RUNNING|None\n")
+        await trio.sleep(0.3)
+        assert nursery.child_tasks
+        (tmp_path / "down").unlink()
+    first = calls(tmp_path)[0]
+    assert first.startswith("127.0.0.1:1/t/x sbatch --parsable --no-requeue --export=GATOR_PARENT,PATH --job-name=a b")
+    assert "--cpus-per-task=2 --mem=96M --licenses=sim:1 --time=3 --partition=main --wrap=exec " in first
+    assert first.endswith("agent gator --id 'a b'")
+    assert "127.0.0.1" not in first.partition("sbatch")[2]  # arguments are seen by all
+
+
+async def test_a_job_that_is_given_up_is_cancelled(tmp_path: Path) -> None:
+    (tmp_path / "queue").write_text("42|RUNNING|None\n")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slurm(tmp_path).run, order(tmp_path / "a"), nothing)
+        await until(lambda: (tmp_path / "calls").exists())
+        await trio.sleep(0.2)
+        nursery.cancel_scope.cancel()
+    assert calls(tmp_path)[-1].endswith("scancel 42")
+
+
+async def test_what_slurm_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+    with pytest.raises(CannotSchedule, match="Memory specification can not be satisfied"):
+        await slurm(tmp_path, BROKEN="1").run(order(tmp_path / "a"), nothing)
+    with pytest.raises(CannotSchedule, match="no answer"):
+        await Slurm({"PATH": str(tmp_path / "none")}, None).run(order(tmp_path / "a"), nothing)

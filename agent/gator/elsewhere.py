@@ -27,7 +27,7 @@ from agent.gator.layer import Limits, Shared
 from agent.gator.messages import Dialect, Register
 from agent.gator.pool import Demand, Grant
 from agent.gator.schedulers import CannotSchedule, Order, Scheduler
-from agent.gator.spec import Group, Job
+from agent.gator.spec import Group
 from agent.gator.tree import Act, Kid, Tree
 
 log = logging.getLogger(__name__)
@@ -171,8 +171,9 @@ class Elsewhere:
                 flags += ["--sched-arg", "isolated=1"]
             if demand.slots != 1:
                 flags += ["--sched-arg", f"concurrency={demand.slots}"]
-        timeout_s = node.timeout if isinstance(node, Job) else None
-        return Order(ident, folder, address, tuple(flags), demand.slots, demand.memory, demand.licenses, timeout_s)
+        if isinstance(node, Group):  # what is granted is for its jobs
+            return Order(ident, folder, address, tuple(flags), 1, 0, (), None)
+        return Order(ident, folder, address, tuple(flags), demand.slots, demand.memory, demand.licenses, node.timeout)
 
     # ---- slots ------------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 PASSED, FAILED, UNREACHABLE = 0, 1, 3
 # `babysit` is real Gator's, and of no use here.
-KNOWN_ARGS: Final = {"concurrency", "memory", "isolated", "command", "babysit"}
+KNOWN_ARGS: Final = {"concurrency", "memory", "isolated", "command", "babysit", "partition"}
+QUEUED: Final = 1000  # children that are given to a scheduler that has a queue of its own
 MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
 
 
@@ -263,6 +264,8 @@ def _pool(options: Options, settings: GatorSettings) -> Pool:
     args = dict(options.sched_args)
     if unknown := args.keys() - KNOWN_ARGS:
         raise BadOption(f"--sched-arg {min(unknown)}: not known", remedy=f"Use {', '.join(sorted(KNOWN_ARGS))}.")
+    if options.scheduler != "local":  # it knows what there is
+        return Pool(_number(args, "concurrency", QUEUED), _number(args, "memory", 1 << 60), {})
     cpus = sorted(os.sched_getaffinity(0))
     slots = _number(args, "concurrency", len(cpus))
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
