@@ -65,8 +65,11 @@ def pause() -> None:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, peer_command: Callable[[str], Path]) -> Iterator[dict[str, str]]:
+def slurm(
+    tmp_path: Path, peer_command: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, str]]:
     """The environment in which its commands find it."""
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")  # where the daemons are; not every user looks there
     munged, slurmctld, slurmd = (str(peer_command(name)) for name in ("munged", "slurmctld", "slurmd"))
     folder = tmp_path / "slurm"
     for part in ("state", "spool"):
