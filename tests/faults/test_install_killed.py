@@ -18,7 +18,7 @@ from agent.core.release import pointed, read_pending
 from agent.install import steps
 from tests.release_folder import install, job, make_release
 
-KILLS = 40
+KILLS = 25
 # An installation as a process of its own: image, folder, version.
 INSTALL = """
 import sys

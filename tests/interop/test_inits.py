@@ -217,11 +217,13 @@ def test_sysv_starts_it_keeps_it_and_goes_back_from_what_crashes(copy: Copy, tmp
     copy.until(lambda: "reloaded changed=nothing" in copy.log())
     assert "agent ended signal=SIGKILL" in copy.log()
 
+    seq = copy.until(copy.status)["seq"]
     # Proven, as after a minute: the trial of what crashes has something to go back to.
     pending = json.loads(copy.run("cat", "/opt/agent/pending.json"))
     copy.run("sh", "-c", f"echo {pending['id']} >/var/lib/agent/confirmed")
     copy.run(str(frozen(tmp_path, "2.0", CRASHES)), "install", "--init", "sysv")
     copy.until(lambda: (status := copy.status()) and status["version"] == "1.0")
+    assert copy.until(copy.status)["seq"] > seq  # no event of before is lost
     assert copy.run("readlink", "/opt/agent/current") == "releases/1.0\n"
     assert copy.log().count("agent ended code=9") == 3
     assert "unconfirmed after 3 starts version=2.0 back_to=1.0" in copy.log()
