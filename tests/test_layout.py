@@ -42,7 +42,7 @@ SAMPLES = "agent/lab/samples/"
 DOES_IO = (
     *("agent/eman/hub.py", "agent/coverage/sources"),
     *(f"agent/gator/{name}.py" for name in ("layerdb", "schedulers", "port", "journal", "answers", "view", "told")),
-    *(f"agent/gator/{name}.py" for name in ("wrapper", "tier", "elsewhere", "uplink", "service")),
+    *(f"agent/gator/{name}.py" for name in ("wrapper", "tier", "elsewhere", "uplink", "service", "hub")),
     *("agent/polarize/cibus.py", "agent/files/disk.py", "agent/files/follow.py", "agent/files/services.py"),
     *(
         "agent/logs/follow.py",

@@ -24,7 +24,7 @@ from agent.core import cgroup
 from agent.core.errors import AgentError, DocumentError
 from agent.core.metrics import Metrics
 from agent.core.process import adopt, environ
-from agent.gator import schedulers
+from agent.gator import hub, schedulers
 from agent.gator import spec as specs
 from agent.gator.layer import Above, Options, Place, Shared
 from agent.gator.messages import Result, Severity
@@ -69,8 +69,12 @@ class Root:
     def __init__(self, out: TextIO, options: Options, *, progress: bool) -> None:
         self._out, self._options, self._progress = out, options, progress
         self._shown = ""
+        self.address = ""  # of its port
+        self.registered = trio.Event()
 
     async def register(self, server: str) -> Place:
+        self.address = server
+        self.registered.set()
         return Place()
 
     def update(self, summary: Summary, result: Result) -> None:
@@ -125,12 +129,23 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
     for name in unlisted(spec.root, pool):
         log.warning("license %r is not in [gator.licenses]: any number is given", name)
     layer = _layer(spec.root, tracking.absolute(), root, shared, forward=not options.quiet)
-    await _run_with_signals(layer, is_root=True)
+    async with trio.open_nursery() as nursery:
+        ended = trio.Event()
+        if options.hub:
+            nursery.start_soon(_tell_hub, options, root, layer, tracking.absolute() / "db.sqlite", ended)
+        await _run_with_signals(layer, is_root=True)
+        ended.set()
     if told:
         if isinstance(spec.root, Job):
             told.tell(_end_of(layer, shared))
         told.close(shared.clock())
     return PASSED if layer.result == "SUCCESS" else FAILED
+
+
+async def _tell_hub(options: Options, root: Root, layer: Wrapper | Tier, db_file: Path, ended: trio.Event) -> None:
+    await root.registered.wait()
+    kind = "wrapper" if isinstance(layer, Wrapper) else "tier"
+    await hub.tell(options.hub, layer, root.address, kind, str(db_file), options.interval_s, ended)
 
 
 async def _run_child(command: Command, settings: GatorSettings, out: TextIO) -> int:
