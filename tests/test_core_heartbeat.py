@@ -88,6 +88,8 @@ async def test_a_store_that_is_behind_starves_it_but_a_full_disk_does_not(
     store.full = True
     await live(store, idle, 15)
     assert said[2:] == ["15 WATCHDOG=1", "25 WATCHDOG=1"]
+    await live(store, work_from_5_to_43, 45)  # what waits for room is in memory: no restart
+    assert [line.split()[1] for line in said[4:]] == ["WATCHDOG=1"] * 5
 
 
 async def test_a_loop_that_was_late_starves_it_once(
@@ -139,9 +141,18 @@ async def test_a_trial_ends_after_a_minute_with_all_roles_healthy(
 
 
 @pytest.mark.usefixtures("said")
-async def test_a_trial_that_cannot_be_confirmed_is_said_and_ends_nothing(
+async def test_a_trial_that_cannot_be_confirmed_is_said_and_tried_again(
     store: Store, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pending = Pending(id="ab" * 16, version="2", previous="1", confirm=str(tmp_path / "gone/confirmed"))
-    await heartbeat.confirm(Supervisor(quiet), store, pending)
-    assert "release cannot be confirmed" in caplog.text
+
+    async def make_room() -> None:
+        await trio.sleep(100)
+        (tmp_path / "gone").mkdir()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make_room)
+        await heartbeat.confirm(Supervisor(quiet), store, pending)
+    assert caplog.text.count("release cannot be confirmed version=2") == 1
+    assert trio.current_time() == pytest.approx(120)
+    assert (tmp_path / "gone/confirmed").exists()

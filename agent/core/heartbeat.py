@@ -31,11 +31,14 @@ LOOK_TRIAL_S = 1.0
 def overdue(supervisor: Supervisor, store: Store, late_s: float) -> dict[str, float]:
     """What should have got on by now, with the seconds it is late; "store" and "loop" beside the roles' names.
 
-    A full disk is no hang of the store: it is told by an alert, and a restart would not help.
+    While the disk is full, only the loop counts: who waits for a commit does not hang, and what waits in memory for
+    room would be lost with the process. The full disk is told by an alert.
     """
-    found = supervisor.overdue()
-    if not store.full and (behind_s := store.behind_s(trio.current_time())) > BEHIND_S:
-        found["store"] = behind_s
+    found: dict[str, float] = {}
+    if not store.full:
+        found = supervisor.overdue()
+        if (behind_s := store.behind_s(trio.current_time())) > BEHIND_S:
+            found["store"] = behind_s
     if late_s > LATE_S:
         found["loop"] = late_s
     return found
@@ -72,9 +75,12 @@ async def confirm(supervisor: Supervisor, store: Store, pending: Pending) -> Non
         failing = [name for name, status in supervisor.status.items() if status.state == "backoff"]
         if failing or overdue(supervisor, store, 0):
             since = trio.current_time()
-    try:
-        await trio.to_thread.run_sync(write, Path(pending.confirm), pending.id.encode() + b"\n", 0o600)
-    except OSError as err:
-        log.error("release cannot be confirmed, a later start goes back version=%s error=%s", pending.version, err)  # noqa: TRY400 - the path says it
-        return
-    log.info("release confirmed version=%s after_s=%g", pending.version, WELL_S)
+    while True:
+        try:
+            await trio.to_thread.run_sync(write, Path(pending.confirm), pending.id.encode() + b"\n", 0o600)
+        except OSError as err:
+            log.error("release cannot be confirmed version=%s error=%s", pending.version, err)  # noqa: TRY400 - as said
+            await trio.sleep(WELL_S)
+        else:
+            log.info("release confirmed version=%s after_s=%g", pending.version, WELL_S)
+            return
