@@ -138,7 +138,7 @@ async def test_the_reserve_lets_a_run_end_and_no_other_begins_until_there_is_roo
         (inside(machine) / "filler").unlink()
         assert (await lab.told(other)).run == other
         assert (inside(machine) / "reserve").stat().st_size == 2**20
-        assert [alert["code"] for alert in on_disk(machine, tmp_path / "copy", "AlertCleared")] == ["disk.full"]
+        assert [alert["code"] for alert in on_disk(machine, tmp_path / "copy", "AlertCleared")].count("disk.full") == 1
         assert (await health(machine))[0] == 200
         assert lab.heard.count(other) == {"Accepted": 1, "Complete": 1}
         await check(machine, lab, run, "passed")
