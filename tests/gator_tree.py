@@ -95,7 +95,7 @@ class Hands:
         self.killed: list[str] = []
         self._changed = trio.Event()
 
-    async def run(self, order: Order, waits: Callable[[], None]) -> None:
+    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
         self.orders[order.ident] = order
         self.ended[order.ident] = trio.Event()
         self._changed.set()

@@ -26,14 +26,14 @@ async def test_a_child_gets_its_parent_and_flags_and_what_it_prints_is_kept(tmp_
     async with trio.open_nursery() as nursery:
         await nursery.start(adopt)
         with trio.fail_after(WITHIN_S):
-            await scheduler.run(order(tmp_path / "a", "--quiet"), nothing)
+            await scheduler.run(order(tmp_path / "a", "--quiet"), nothing, trio.Event())
         nursery.cancel_scope.cancel()
     assert (tmp_path / "a/layer.log").read_text() == "--parent 127.0.0.1:1 --id a --quiet\n"
 
 
 async def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(CannotSchedule, match="no-such-gator"):
-        await Local({}, "no-such-gator").run(order(tmp_path), nothing)
+        await Local({}, "no-such-gator").run(order(tmp_path), nothing, trio.Event())
 
 
 def test_schedulers_are_chosen_by_name() -> None:
@@ -75,7 +75,7 @@ async def test_a_job_of_slurm_is_submitted_and_watched_until_it_is_gone(
     (tmp_path / "queue").write_text("41|RUNNING|None\n42|PENDING|Resources\n")
     waited = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(slurm(tmp_path).run, asked, waited.set)
+        nursery.start_soon(slurm(tmp_path).run, asked, waited.set, trio.Event())
         with trio.fail_after(WITHIN_S):
             await waited.wait()
         (tmp_path / "down").touch()  # a squeue that fails proves nothing
@@ -93,7 +93,7 @@ async def test_a_job_of_slurm_is_submitted_and_watched_until_it_is_gone(
 async def test_a_job_that_is_given_up_is_cancelled(tmp_path: Path) -> None:
     (tmp_path / "queue").write_text("42|RUNNING|None\n")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(slurm(tmp_path).run, order(tmp_path / "a"), nothing)
+        nursery.start_soon(slurm(tmp_path).run, order(tmp_path / "a"), nothing, trio.Event())
         await until(lambda: (tmp_path / "calls").exists())
         await trio.sleep(0.2)
         nursery.cancel_scope.cancel()
@@ -102,6 +102,15 @@ async def test_a_job_that_is_given_up_is_cancelled(tmp_path: Path) -> None:
 
 async def test_what_slurm_refuses_is_told_in_its_words(tmp_path: Path) -> None:
     with pytest.raises(CannotSchedule, match="Memory specification can not be satisfied"):
-        await slurm(tmp_path, BROKEN="1").run(order(tmp_path / "a"), nothing)
+        await slurm(tmp_path, BROKEN="1").run(order(tmp_path / "a"), nothing, trio.Event())
     with pytest.raises(CannotSchedule, match="no answer"):
-        await Slurm({"PATH": str(tmp_path / "none")}, None).run(order(tmp_path / "a"), nothing)
+        await Slurm({"PATH": str(tmp_path / "none")}, None).run(order(tmp_path / "a"), nothing, trio.Event())
+
+
+async def test_who_has_told_its_end_is_not_waited_for_in_the_queue(tmp_path: Path) -> None:
+    over = trio.Event()
+    (tmp_path / "queue").write_text("42|RUNNING|None\n")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slurm(tmp_path).run, order(tmp_path / "a"), nothing, over)
+        over.set()
+    assert len(calls(tmp_path)) == 1  # neither squeue nor scancel

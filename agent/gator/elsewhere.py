@@ -10,6 +10,7 @@ Source: protocols/gator.md, "State machine", "Reconnect", "Schedulers", "Directi
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,6 +80,7 @@ class Elsewhere:
         )
         self._links: dict[str, Link] = {}  # the newest of each child
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._overs: dict[str, trio.Event] = {}  # set when a child has told its end
         self._grants: dict[str, list[Grant]] = {}
         self._taken: dict[tuple[str, int], int] = {}  # events of a child's attempt
 
@@ -101,17 +103,19 @@ class Elsewhere:
         """Have the scheduler run a child that is LAUNCHED."""
         ident = kid.child.ident
         scope = self._scopes[ident] = trio.CancelScope()
+        over = self._overs[ident] = trio.Event()
         self._grants[ident] = [grant]
-        nursery.start_soon(self._run, kid, self._order(ident, folder, address, grant.demand), scope)
+        nursery.start_soon(self._run, kid, self._order(ident, folder, address, grant.demand), scope, over)
 
-    async def _run(self, kid: Kid, order: Order, scope: trio.CancelScope) -> None:
+    async def _run(self, kid: Kid, order: Order, scope: trio.CancelScope, over: trio.Event) -> None:
         ident = order.ident
         grants = self._grants[ident]
         try:
             with scope:
                 if kid.attempt > 1:
                     await trio.to_thread.run_sync(set_aside, order.folder, kid.attempt - 1)
-                await self.scheduler.run(order, lambda: self._tree.waits_in_queue(ident, trio.current_time()))
+                waits = partial(self._waits, ident)
+                await self.scheduler.run(order, waits, over)
             if self._scopes.get(ident) is scope:
                 self._tree.process_ended(ident, trio.current_time())
         except (CannotSchedule, OSError) as err:
@@ -124,6 +128,9 @@ class Elsewhere:
                 self._shared.pool.give(grant)
             grants.clear()
             self._wake()
+
+    def _waits(self, ident: str) -> None:
+        self._tree.waits_in_queue(ident, trio.current_time())
 
     def end(self, ident: str) -> None:
         """A child is given up: whatever runs of it is ended, and what it still says is not heard."""
@@ -315,6 +322,8 @@ class Elsewhere:
         summary, result, code = dialects.read_complete(payload, self._tree.size_of(ident))
         now, at = trio.current_time(), self._shared.clock()
         self._do(self._tree.complete(ident, result, code, summary, now, at))
+        if ident in self._overs:
+            self._overs.pop(ident).set()
         return {}
 
 

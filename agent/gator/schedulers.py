@@ -68,10 +68,10 @@ class Scheduler(Protocol):
 
     name: str
 
-    async def run(self, order: Order, waits: Callable[[], None]) -> None:
+    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
         """Returns when it has ended; cancelled, it is ended with all its tree. `waits` is called while it queues.
 
-        Raises CannotSchedule.
+        `over` is set when the child has told its end itself. Raises CannotSchedule.
         """
 
 
@@ -91,7 +91,7 @@ class Local:
         self._env = env
         self._command = tuple(shlex.split(command)) if command else own_command()
 
-    async def run(self, order: Order, waits: Callable[[], None]) -> None:
+    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
         argv = (*self._command, "--parent", order.parent, *order.flags)
         spec = Spec(
             argv=argv, cwd=Path.cwd(), env=dict(self._env), mark=order.parent + "." + order.ident, limits=UNLIMITED
@@ -143,12 +143,14 @@ class Slurm:
         self._asked_at = -math.inf  # when the last squeue that told something began
         self._states: dict[str, str] = {}
 
-    async def run(self, order: Order, waits: Callable[[], None]) -> None:
+    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
         job = await self._submit(order)
         submitted_at = trio.current_time()
         try:
             while True:
-                await trio.sleep(POLL_S)
+                with trio.move_on_after(POLL_S):
+                    await over.wait()
+                    return  # its process ends by itself, and the queue would tell us late
                 await self._poll()
                 state = self._states.get(job)
                 if state in WAITING:

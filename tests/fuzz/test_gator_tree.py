@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -114,3 +115,4 @@ class TreeOfJobs(RuleBasedStateMachine):
 
 
 TestTreeOfJobs = TreeOfJobs.TestCase
+TestTreeOfJobs.settings = settings(max_examples=40)
