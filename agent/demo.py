@@ -237,7 +237,9 @@ def _pytest_sample(say: Progress) -> tuple[Path, str]:
     if python is None:
         raise NoSample("python3 is not here", remedy="Install Python to see it.")
     version = _output([python, "-m", "pytest", "--version"]).strip()
-    return SAMPLES / "pytest", version
+    project = _cache() / "sample-pytest"  # pytest writes its cache beside the tests: not into a release
+    shutil.copytree(SAMPLES / "pytest", project, dirs_exist_ok=True)
+    return project, version
 
 
 def _output(argv: list[str], cwd: Path | None = None) -> str:
