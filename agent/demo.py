@@ -1,8 +1,9 @@
 """`agent demo`: the main job on this machine alone.
 
 A lab and an agent in one process on loopback; the lab's Seneschal hands out one real suite, the agent runs it, tells
-Mimir of each test as it ends, and submits the xUnit report to Polarize. Progress goes to standard error, the result (a
-table, or with `--json` the result document) to standard output.
+Mimir of each test as it ends, and submits the xUnit report to Polarize. Meanwhile it watches a device's log, which the
+demo writes, and tells a match with what led to it. Progress goes to standard error, the result (a table, or with
+`--json` the result document) to standard output.
 
 Source: ARCHITECTURE.md, "The commands"; protocols/suites.md, "Records, events, result".
 """
@@ -27,8 +28,10 @@ from agent.core.bundle import callers_environ
 from agent.core.errors import AgentError
 from agent.core.events import (
     ImportFinished,
+    LogMatched,
     RunReceived,
     RunRefused,
+    RunStarted,
     SuiteFinished,
     TestFinished,
     TestStarted,
@@ -39,11 +42,18 @@ from agent.suites.prepare import tree_of
 
 SAMPLES = Path(__file__).parent / "lab" / "samples"
 IDENT = "demo"
-DELIVERY_S = 30.0  # s for Mimir and Polarize after the suite's end; both are in this process
+DELIVERY_S = 30.0  # s for Mimir, Polarize and the log after the suite's end; all are in this process
 INSTALL_S = 180.0  # s for npm
 OLDEST_NODE = (18, 18)  # AVA 6.4's
 
-HEARD = (RunReceived, RunRefused, TestStarted, TestFinished, SuiteFinished, ImportFinished)
+# A device's log: only the first line and the last have to do with each other.
+LOG = """\
+INFO  opened vol-3 on sdb
+INFO  opened vol-7 on sdc
+INFO  vol-7: 64 MiB written
+INFO  node-2 answers in 3 ms
+ERROR write to vol-3 failed: no space left
+"""
 MARKS = {"passed": "ok", "failed": "FAILED", "blocked": "BLOCKED", "skipped": "skip", "todo": "todo"}
 
 
@@ -60,12 +70,14 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
     folder = await trio.to_thread.run_sync(_folder, keep)
     async with trio.open_nursery() as nursery:
         lab: Lab = await nursery.start(serve_lab, "127.0.0.1:0", folder / "lab")
-        settings = _settings(lab, folder, project)
+        log = folder / "device.log"
+        log.touch()
+        settings = _settings(lab, folder, project, log)
         service = Service(settings, lambda: settings, Given())
         say.line(f"lab     {lab.url}")
         watch = Watch(say)
         with service.bus.subscribe(
-            RunReceived, RunRefused, TestStarted, TestFinished, SuiteFinished, ImportFinished
+            RunReceived, RunRefused, RunStarted, TestStarted, TestFinished, SuiteFinished, ImportFinished, LogMatched
         ) as events:
             await nursery.start(service.run)
             say.line(
@@ -73,6 +85,8 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
             )
             ordered = lab.seneschal.enqueue(tree)
             async for event in events:
+                if isinstance(event, RunStarted):
+                    log.write_text(LOG)
                 if watch.feed(event):
                     break
             if watch.finished is not None:
@@ -125,6 +139,7 @@ class Watch:
         self._say = say
         self.finished: SuiteFinished | None = None
         self.imported: ImportFinished | None = None
+        self.matched: LogMatched | None = None
         self.refused: str | None = None
         self.records: dict[str, TestFinished] = {}
 
@@ -151,13 +166,18 @@ class Watch:
                 self.finished = event
             case ImportFinished():
                 self.imported = event
+            case LogMatched():
+                self.matched = event
+                self._say.line(f"log     {printable(event.text)}  (rule {event.rule}, {Path(event.path).name})")
+                for anchor in event.context.anchors if event.context else ():
+                    self._say.line(f"   after  {printable(anchor.text)}")
         return self.refused is not None or self.finished is not None
 
 
 async def _deliver(service: Service, events: Any, watch: Watch) -> None:
-    """Wait until Polarize has answered and Mimir knows all."""
+    """Wait until Polarize has answered, the log was read, and Mimir knows all."""
     with trio.move_on_after(DELIVERY_S):
-        while watch.imported is None:
+        while watch.imported is None or watch.matched is None:
             watch.feed(await anext(events))
         await service.store.commit()
         await service.deliver()
@@ -277,7 +297,7 @@ def _folder(keep: bool) -> Path:
     raise AssertionError("the numbers do not end")
 
 
-def _settings(lab: Lab, folder: Path, project: Path) -> config.Effective[Settings]:
+def _settings(lab: Lab, folder: Path, project: Path, log: Path) -> config.Effective[Settings]:
     flags = {
         "ident": IDENT,
         "state.dir": str(folder / "agent"),
@@ -289,5 +309,7 @@ def _settings(lab: Lab, folder: Path, project: Path) -> config.Effective[Setting
         "mimir.token_file": str(lab.token_file),
         "polarize.url": lab.url,
         "polarize.project": "DEMO",
+        "logs.rules": [str(SAMPLES / "log/rules.toml")],
+        "logs.watch": [{"name": "device", "path": str(log)}],
     }
     return config.load(Settings, [], env={}, flags=flags)

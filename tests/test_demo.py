@@ -38,6 +38,16 @@ def test_a_good_suite_ends_with_0_and_a_table(project: Path) -> None:
     assert "ok      first" in done.stderr
 
 
+def test_a_log_is_watched_meanwhile_and_a_match_is_told_with_what_led_to_it(project: Path) -> None:
+    write_suite(project, "echo 1..1; echo ok 1 - first")
+    done = demo(project.parent, "--suite", str(project))
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    at = lines.index("log     ERROR write to vol-3 failed: no space left  (rule volume-full, device.log)")
+    assert lines[at + 1] == "   after  INFO  opened vol-3 on sdb"
+    assert "vol-3" not in done.stdout
+
+
 def test_json_is_exactly_the_result_document_and_a_failing_suite_ends_with_1(project: Path) -> None:
     write_suite(project, "echo 1..2; echo ok 1 - first; echo not ok 2 - second; exit 1")
     done = demo(project.parent, "--suite", str(project), "--json")
