@@ -249,7 +249,8 @@ def written(value: object) -> str:
 def test_whatever_a_profile_says_it_fits_or_not_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, says: dict[str, object], facts: dict[str, Fact]
 ) -> None:
-    folder = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.getbasetemp() / "said"  # one for all examples; other tests leave files beside it
+    folder.mkdir(exist_ok=True)
     text = "\n".join(f"{json.dumps(key)} = {written(value)}" for key, value in {"name": "a", **says}.items())
     (folder / "a.toml").write_text(text)
     known = Profiles([folder], _check)
