@@ -18,6 +18,11 @@ def matching(pattern: str) -> list[str]:
     return [path for path in found if not path.endswith(COMPRESSED) and os.path.isfile(path)]
 
 
+def sizes(pattern: str) -> dict[str, int]:
+    """The same, with how long they are."""
+    return {path: size(path) for path in matching(pattern)}
+
+
 def joined(base: str, path: str) -> str:
     """The path, seen from a folder."""
     return os.path.normpath(os.path.join(base, path))

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,6 @@ from agent.core.errors import ActionError
 from agent.core.events import (
     Alert,
     AlertCleared,
-    Event,
     LogRules,
     LogSource,
     RunReceived,
@@ -42,6 +41,7 @@ from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.logs import lint, paths, streams
+from agent.logs.active import Active
 from agent.logs.follow import Followed, Follower, look_into
 from agent.logs.messages import Logs, Reloaded, RuleCounts, SearchLog, SourceState, UnwatchLog, Watching, WatchLog
 from agent.logs.records import Records
@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 MAX_SOURCES = 1024
 MAX_WATCHES = 256  # of clients
 MAX_OF_RUN = 64
+MAX_PATH = 4096
 SETTLE_S = 5.0  # s that a run's last lines may take
 KEPT = "logs.watches"
 ALERT = "logs.rules"
@@ -81,31 +82,6 @@ class _Watch(msgspec.Struct, kw_only=True):
     base: str = ""  # the folder of a suite, for its rule files
     run: str | None = None
     is_remote: bool = False
-
-
-class _Active:
-    """The runs and tests that are active now."""
-
-    def __init__(self) -> None:
-        self.tests: dict[str, set[str]] = {}  # by run
-
-    def feed(self, event: Event) -> None:
-        match event:
-            case SuiteFinished(run=run):
-                self.tests.pop(run, None)
-            case TestStarted(run=run, test=test):
-                self.tests.setdefault(run, set()).add(test)
-            case TestFinished(run=run, test=test):
-                self.tests.get(run, set()).discard(test)
-            case RunStarted(run=run):
-                self.tests.setdefault(run, set())
-
-    def now(self, run: str | None) -> tuple[str | None, str | None]:
-        """The run, `run` itself where the watch is a run's, and the test, each where there is one alone."""
-        if run is None and len(self.tests) == 1:
-            run = next(iter(self.tests))
-        tests = self.tests.get(run or "", set())
-        return run, next(iter(tests)) if len(tests) == 1 else None
 
 
 async def run(
@@ -150,7 +126,7 @@ class _Logs:
         clock: Callable[[], float],
         nursery: trio.Nursery,
     ) -> None:
-        self._bus, self._store, self._metrics, self._active = bus, store, metrics, _Active()
+        self._bus, self._store, self._metrics, self._active = bus, store, metrics, Active()
         self._settings, self._health, self._clock, self._nursery = settings, health, clock, nursery
         self.follower = Follower(self._rescan)
         self._watches: dict[str, _Watch] = {}
@@ -258,7 +234,10 @@ class _Logs:
         try:
             rules = self._read_rules(watch, {})
         except (RuleErrors, ActionError) as err:
-            self._blame(str(err))
+            if watch.run:
+                await self._warn(watch.run, f"{watch.pattern} is watched without rules: {err}")
+            else:
+                self._blame(str(err))
             rules = Rules(RuleSet(()))
         await self._begin(watch, rules)
 
@@ -273,9 +252,10 @@ class _Logs:
             await self._follow(watch, watch.pattern, start)
             return
         self.follower.want(paths.fixed(watch.pattern))
-        for path in await trio.to_thread.run_sync(paths.matching, watch.pattern):
+        found = await trio.to_thread.run_sync(paths.sizes, watch.pattern)
+        for path, size in found.items():
             if start != "start" or await self._is_new(path):
-                await self._follow(watch, path, start)
+                await self._follow(watch, path, size if watch.run else start)
 
     async def _rescan(self) -> None:
         """New files of globs, and those that are there no more."""
@@ -337,6 +317,9 @@ class _Logs:
         source = Source(path, key, self._active.now, bus=self._bus, store=self._store, metrics=self._metrics)
         self._sources[path] = source
         done: Done = await self._store.get(key, Done) or Done()
+        alive = {watch.id, *self._watches, *self._kept.watches, *(f"s-{one.name}" for one in self._settings.watch)}
+        if alive.isdisjoint(done.since):  # of watches that are over
+            done = Done()
         tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past)
         source.followed = Followed(tail, source, self._health, links=not watch.is_remote, room=self._has_room)
         source.wants[watch.id] = Want(rules, watch.run, watch.is_remote, done.since.get(watch.id))
@@ -570,21 +553,31 @@ class _Logs:
         if run in self._of_run or not isinstance(wanted, dict) or not isinstance(wanted.get("logs"), list | tuple):
             return
         self._of_run[run] = []
-        base = received.base or ""
-        named = [path for path in wanted["logs"][:MAX_OF_RUN] if isinstance(path, str) and "\0" not in path]
-        starts = [paths.size(paths.joined(base, path)) for path in named]
-        for number, (path, start) in enumerate(zip(named, starts, strict=True)):
+        base, named = received.base or "", list(wanted["logs"])
+        if len(named) > MAX_OF_RUN:
+            await self._warn(run, f"{len(named) - MAX_OF_RUN} logs are not watched: a run has {MAX_OF_RUN} at most")
+        for number, path in enumerate(named[:MAX_OF_RUN]):
+            if not isinstance(path, str) or not path or "\0" in path or len(path) > MAX_PATH:
+                await self._warn(run, f"{path!r:.200} is not watched: it is no path of 1 to {MAX_PATH} characters")
+                continue
+            pattern = paths.joined(base, path)
             watch = _Watch(
                 id=f"{run}/{number}",
-                pattern=paths.joined(base, path),
+                pattern=pattern,
                 is_glob=glob.has_magic(path),
                 sets=wanted.get("rules", ()),
-                start=start,
+                start=await trio.to_thread.run_sync(paths.size, pattern),
                 base=base,
                 run=run,
             )
             self._of_run[run].append(watch.id)
             await self._begin_blaming(watch)
+
+    async def _warn(self, run: str, text: str) -> None:
+        """Have it told in the run's result."""
+        log.warning("run=%s %s", run, text)
+        with suppress(ActionError):  # it was refused, or is over: it has no result that could tell
+            await self._bus.ask("warn_run", {"run": run, "code": "watch.logs", "text": text})
 
     async def _end_run(self, run: str) -> None:
         ids = self._of_run.pop(run)
