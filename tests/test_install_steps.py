@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,6 +179,26 @@ def test_going_back_and_forth(image: Path, one: Path, two: Path) -> None:
     run(steps.roll_back(job(image)))
     assert pointed(prefix / "current") == "2"
     assert [(item.version, item.role) for item in steps.listed(prefix)] == [("1", "previous"), ("2", "current")]
+
+
+def test_serial_numbers_become_labels_once(tmp_path: Path) -> None:
+    dmi, file = tmp_path / "id", tmp_path / "00-machine.toml"
+    steps.record_serials(dmi, file)
+    dmi.mkdir()
+    for name, text in {
+        "product_serial": "To Be Filled By O.E.M.",
+        "board_serial": "0000",
+        "chassis_serial": " ",
+    }.items():
+        (dmi / name).write_text(f"{text}\n")
+    steps.record_serials(dmi, file)
+    assert not file.exists()
+    (dmi / "product_serial").write_text('J7"X\\Y3\n')
+    steps.record_serials(dmi, file)
+    assert tomllib.loads(file.read_text()) == {"labels": {"product_serial": 'J7"X\\Y3'}}
+    (dmi / "product_serial").write_text("another\n")
+    steps.record_serials(dmi, file)
+    assert "another" not in file.read_text()
 
 
 def test_two_installers_do_not_meet(image: Path, one: Path) -> None:

@@ -14,12 +14,13 @@ Source: protocols/packaging.md 8.
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,13 @@ SLOT_S, SLOT_LOOK_S = 600.0, 5.0  # so long a running suite is waited for
 READY_S, READY_LOOK_S = 60.0, 0.5
 TRIED = "native.*,state.*,config"  # what the new release looks at before it is placed
 TRIED_IN_AN_IMAGE = "native.*,config"  # whose state directory is elsewhere
+
+DMI = Path("/sys/class/dmi/id")
+SERIALS = ("product_serial", "board_serial", "chassis_serial")
+# What firmware says where its maker wrote nothing.
+NO_SERIAL = re.compile(
+    r"(?i)[\s0.x-]*|none|not (specified|applicable|available)|to be filled.*|default string|.*o\.e\.m\..*"
+)
 
 FIRST_SETTINGS = """\
 # Emissary's settings; what stands in conf.d/*.toml goes over it. `agent config show --origin` tells what holds.
@@ -289,6 +297,11 @@ def _around(job: Job) -> Generator[Step, None, None]:
     if static and account(service.root, service.user) is None:
         yield f"make the user {service.user}", lambda: make_account(service.root, service.user)
     yield f"settings in {job.at(CONFIG)}, unless they are there", lambda: _make_config(job)
+    if service.root == Path("/"):
+        machine = CONFIG / "conf.d/00-machine.toml"
+        yield f"serial numbers in {machine}, where the firmware has any", lambda: record_serials(DMI, machine)
+    if service.user == "root":
+        yield "the service runs as root: for suites that need it (exposure 4.8 of 10, else 1.6)", lambda: None
     if static or service.user == "root":
         yield f"state in {job.at(STATE)}", lambda: _make_state(job)
     yield f"{job.at(LINK)} -> {service.prefix}/current/agent", lambda: _link(job)
@@ -308,6 +321,19 @@ def _make_config(job: Job) -> None:
     if not token.exists():
         write(token, f"{secrets.token_urlsafe(32)}\n".encode(), 0o600)
     _give(job, token)
+
+
+def record_serials(dmi: Path, file: Path) -> None:
+    """As labels, once: only root can read them, and the service is not root."""
+    labels = {}
+    for name in SERIALS:
+        with suppress(OSError):
+            text = (dmi / name).read_text(errors="replace").strip()
+            if text.isascii() and text.isprintable() and not NO_SERIAL.fullmatch(text):
+                labels[name] = text
+    if labels and not file.exists():
+        lines = [f"{name} = {json.dumps(text)}\n" for name, text in labels.items()]
+        write(file, f"# Written by `agent install`.\n[labels]\n{''.join(lines)}".encode())
 
 
 def _make_state(job: Job) -> None:
