@@ -164,7 +164,7 @@ async def dialled(address: str, answers: Answers | None = None) -> AsyncIterator
 
 
 async def _converse(ws: WebSocketConnection, answer: Any, talk: Any) -> None:
-    await converse(ws, answer, talk, metrics=Metrics(), deadline_s=60)
+    await converse(ws, answer, talk, metrics=Metrics(), deadline_s=60, ping_s=20)  # as every child of ours
 
 
 class Parent:
