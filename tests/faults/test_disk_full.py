@@ -126,7 +126,7 @@ async def test_the_reserve_lets_a_run_end_and_no_other_begins_until_there_is_roo
         row = await lab.told(run)
         assert (row.run, row.reason) == (run, None)
         assert not (inside(machine) / "reserve").exists()
-        assert [alert["code"] for alert in on_disk(machine, tmp_path / "copy", "Alert")] == ["disk.full"]
+        assert [alert["code"] for alert in on_disk(machine, tmp_path / "copy", "Alert")].count("disk.full") == 1
         status, text = await health(machine)
         assert (status, "disk" in text) == (503, True)
 
