@@ -43,6 +43,7 @@ from typing import Literal, assert_never
 import msgspec
 import trio
 
+from agent.core.bundle import callers_environ
 from agent.core.cgroup import Leaf, Leaves
 from agent.core.errors import AgentError, ProtocolMisuse
 from agent.core.forked import before_exec, ignored_signals
@@ -380,14 +381,8 @@ def environ(base: Mapping[str, str], *, keep: Iterable[str] = ()) -> dict[str, s
 
     A frozen agent's own LD_LIBRARY_PATH and _PYI_* never pass; a kept LD_LIBRARY_PATH is the one our caller had.
     """
-    callers = {name: value for name, value in base.items() if not name.startswith("_PYI_")}
-    original = callers.pop("LD_LIBRARY_PATH_ORIG", None)
-    if original is not None:
-        callers["LD_LIBRARY_PATH"] = original
-    elif len(callers) < len(base):  # the boot loader was here, and had nothing to save
-        callers.pop("LD_LIBRARY_PATH", None)
     patterns = (*PASSED, *keep)
-    return {name: value for name, value in callers.items() if any(fnmatchcase(name, p) for p in patterns)}
+    return {name: value for name, value in callers_environ(base).items() if any(fnmatchcase(name, p) for p in patterns)}
 
 
 def _set_subreaper(on: bool) -> None:
