@@ -129,6 +129,8 @@ def test_the_boot_check_is_of_the_release_that_asks(
     assert run(image, "--init", "none") == 0
     prefix = image / "opt/agent"
     monkeypatch.setattr(sys, "executable", str(prefix / "current/agent"))
+    assert run(image, "--list") == 0
+    assert "1  current" in capsys.readouterr().out
     assert cli.main(["install", "--boot-check"]) == 0
     pending = release.read_pending(prefix)
     assert pending is not None

@@ -93,7 +93,11 @@ def _misuse(options: Options) -> str | None:
 
 
 def _prefix(options: Options) -> Path:
-    return options.prefix or release.own_prefix() or PREFIX
+    """As the installed system sees it; that of the release that runs, which may be in the image."""
+    own, root = release.own_prefix(), options.root.resolve()
+    if own is not None and own.is_relative_to(root):
+        own = Path("/") / own.relative_to(root)
+    return options.prefix or own or PREFIX
 
 
 def _boot_check(prefix: Path) -> int:
