@@ -119,8 +119,9 @@ async def test_who_comes_later_may_have_the_file_from_its_beginning(tmp_path: Pa
             await here.write("")
             assert here.source.followed.join("end") == Place(1, 8)
             assert here.source.followed.join(4) == Place(1, 4)
-            since = here.source.followed.join("start")
-            here.use(one=want(X, since=Place(1, 8)), two=want(y, since=since))
+            here.source.join("two", want(y), "start")
+            assert (here.source.wants["one"].seen, here.source.wants["two"].since) == (Place(1, 8), Place(1, 0))
+            here.use(**here.source.wants)
             await here.write("x b\n")
             assert sorted([(await anext(events)).text for _ in range(3)]) == ["x a", "x b", "y 1"]
 

@@ -78,13 +78,12 @@ class Followed:
     def __init__(
         self, tail: Tail, matching: Matching, health: Health, *, links: bool, room: Callable[[], Awaitable[bool]]
     ) -> None:
-        self.tail, self._matching, self._health, self._room = tail, matching, health, room
+        self.tail, self._matching, self._health, self.room = tail, matching, health, room
         self.links, self.linked = links, set[int]()
         self.begun = trio.Event()  # it was looked at: what is written now is new
         self._wake, self._idle = trio.Event(), trio.Event()
         self._acts: deque[Act] = deque()
         self._fds: dict[int, int] = {}
-        self._file_of: dict[int, int] = {}  # generation to the number of its file, while that is open
         self._seen: Stat | int | None = None
         self._is_heard = False  # by inotify: then its disk is here
         self._is_paused = False
@@ -148,9 +147,10 @@ class Followed:
     async def search(self, search: Search[T]) -> T:
         """Run a search back from a match, while scan() is awaited: here while it is short, then in a thread."""
         beside: dict[int, int | None] = {}
+        numbers = self.tail.open_files()
 
         def answer(wish: Ask | Size) -> bytes | int | None:
-            fd = self._fds[self._file_of[wish.generation]] if wish.generation in self._file_of else None
+            fd = self._fds[numbers[wish.generation]] if wish.generation in numbers else None
             if fd is None:
                 if wish.generation not in beside:
                     beside[wish.generation] = self._open_past(wish.generation)
@@ -161,7 +161,7 @@ class Followed:
 
         try:
             wish, room = next(search), DIRECT
-            while self._is_heard and wish.generation in self._file_of:
+            while self._is_heard and wish.generation in numbers:
                 room -= wish.size if isinstance(wish, Ask) else 0
                 if room < 0:
                     break
@@ -212,7 +212,7 @@ class Followed:
         self._seen, drained = await self._run(stats)
         self._grown = 0
         now = trio.current_time()
-        if self._is_paused and await self._room():
+        if self._is_paused and await self.room():
             self._is_paused = False
             self._acts.extend(self.tail.resume(now))
         self._acts.extend(self.tail.look(self._seen, now))
@@ -226,7 +226,6 @@ class Followed:
             case Close(number):
                 os.close(self._fds.pop(number))
                 self.linked.discard(number)
-                self._file_of = {generation: file for generation, file in self._file_of.items() if file != number}
             case Read():
                 return await self._read(act)
             case Scan():
@@ -277,16 +276,14 @@ class Followed:
         return self.tail.read(act.file, data, head, trio.current_time())
 
     async def _scan(self, act: Scan) -> Sequence[Act]:
-        self._file_of = {generation: file for generation, file in self._file_of.items() if file != act.file}
-        self._file_of[act.generation] = act.file
         with self._health.busy(limit=BLOCK_S):
             consumed, before = await self._matching.scan(act)
+        if not self._is_paused and not await self.room():
+            self._is_paused = True
+            self.tail.pause()
         acts = self.tail.scanned(act.file, consumed, before, trio.current_time())  # at once: what was told is done
         self._matching.keep(self.tail)  # in the transaction of what was told
         await trio.lowlevel.checkpoint()
-        if not self._is_paused and not await self._room():
-            self._is_paused = True
-            self.tail.pause()
         return acts
 
 

@@ -298,13 +298,14 @@ class _Logs:
             return
         rules = self._rules[watch.id]
         if source:
+            want = Want(rules, watch.run, watch.is_remote)
             if self._pending is not None:
-                since = self._pending[path].since.get(watch.id)
+                since, seen = self._pending[path].since.get(watch.id, (None, None))
+                source.wants[watch.id] = replace(want, since=since, seen=seen)
             else:
                 with trio.move_on_after(SETTLE_S):
                     await source.followed.settle()  # the end that it begins at is that of now
-                since = source.followed.join(start)
-            source.wants[watch.id] = Want(rules, watch.run, watch.is_remote, since)
+                source.join(watch.id, want, start)
             self._use(source)
             return
         if len(self._sources) >= MAX_SOURCES:
@@ -322,7 +323,7 @@ class _Logs:
             done = Done()
         tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past)
         source.followed = Followed(tail, source, self._health, links=not watch.is_remote, room=self._has_room)
-        source.wants[watch.id] = Want(rules, watch.run, watch.is_remote, done.since.get(watch.id))
+        source.wants[watch.id] = Want(rules, watch.run, watch.is_remote, *done.since.get(watch.id, (None, None)))
         self._use(source)
         if self._pending is None:
             self._start(source, done)

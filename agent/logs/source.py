@@ -11,9 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from typing import Literal
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 from agent.core.bus import Bus
 from agent.core.events import LogContext, LogGap, LogMatched, LogSource, LogSuppressed
@@ -57,6 +59,7 @@ class Rules:
 class Want(msgspec.Struct, frozen=True):
     """What one watch wants of a source: its rules, from a line on (None: all lines that are read), for a run or not.
 
+    It has seen its generation up to `seen`, if that is read again for others.
     `is_remote`: not of a file that a symbolic link at the path leads to.
     """
 
@@ -64,6 +67,13 @@ class Want(msgspec.Struct, frozen=True):
     run: str | None = None
     is_remote: bool = False
     since: Place | None = None
+    seen: Place | None = None
+
+    def has(self, place: Place) -> bool:
+        """Does it want the line that begins there?"""
+        if self.seen and place.generation == self.seen.generation and place < self.seen:
+            return False
+        return self.since is None or place >= self.since
 
 
 class Together:
@@ -133,12 +143,12 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a source was matched. `past` are the last files that are done, `since` says from where on for whom."""
+    """How far a source was matched. `past` are the last files that are done, `since` is what each watch wants of it."""
 
     generation: int = 0
     checkpoints: list[Checkpoint] = []
     past: list[Checkpoint] = []
-    since: dict[str, Place | None] = {}
+    since: dict[str, tuple[Place | None, Place | None]] = {}
     waiting: list[_Kept] = []
 
 
@@ -195,6 +205,14 @@ class Source:
         self.followed.links = any(not want.is_remote for want in self.wants.values())
         self._has_told = True  # who watches from where is kept with the checkpoint
 
+    def join(self, id: str, want: Want, start: Literal["end", "start"] | int) -> None:
+        """Somebody comes later. What is read again for him the others have seen. use() is still to come."""
+        seen = self.followed.join("end")
+        since = self.followed.join(start)
+        if seen and since and since < seen:
+            self.wants = {other: replace(its, seen=max(seen, its.seen or seen)) for other, its in self.wants.items()}
+        self.wants[id] = replace(want, since=since)
+
     def resume(self, done: Done) -> None:
         """Go on with what waited when the agent ended. After use()."""
         rules = {rule.spec.id: rule for rule in self.together.rules}
@@ -241,8 +259,8 @@ class Source:
                 await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
             at, before = at + found.consumed, found.before
             self._at = max(self._at, Place(act.generation, act.offset + at))
-            if not found.consumed:
-                break
+            if not found.consumed or (found.count and not await self.followed.room()):
+                break  # else a block of short lines has more events than memory should hold
         return at, before
 
     def _mask(self, act: Scan) -> bytearray:
@@ -266,7 +284,7 @@ class Source:
             generation=tail.generation,
             checkpoints=tail.checkpoints(),
             past=tail.past,
-            since={id: want.since for id, want in self.wants.items()},
+            since={id: (want.since, want.seen) for id, want in self.wants.items()},
             waiting=[waiting.kept() for waiting in self._waiting],
         )
         if done == self._kept:
@@ -350,7 +368,7 @@ class Source:
                                 break
                             told_of.add(other)
                             waiting.count += 1
-                self._tell(msgspec.structs.replace(event, count=waiting.count if waiting else 1), tags)
+                self._tell(replace(event, count=waiting.count if waiting else 1), tags)
         for waiting in self._waiting:
             waiting.behind.feed(data, act.generation, offset)
         self.tick(trio.current_time())
@@ -366,9 +384,7 @@ class Source:
         runs = {
             want.run: None
             for want, of in zip(self._wants, self._rules.of, strict=True)
-            if rule in of
-            and (want.since is None or place >= want.since)
-            and not (want.is_remote and file in self.followed.linked)
+            if rule in of and want.has(place) and not (want.is_remote and file in self.followed.linked)
         }
         if len(runs) > 1:
             runs.pop(None, None)
@@ -388,7 +404,7 @@ class Source:
 
     def _tell(self, event: LogMatched, tags: Sequence[tuple[str | None, str | None]]) -> None:
         for run, test in tags:
-            self._bus.publish(msgspec.structs.replace(event, run=run, test=test))
+            self._bus.publish(replace(event, run=run, test=test))
         self._has_told = True
         self._metrics.count("logs_matches_total")
 

@@ -44,8 +44,6 @@ class Open(NamedTuple):
 
 
 class Close(NamedTuple):
-    """Close it."""
-
     file: int
 
 
@@ -166,6 +164,10 @@ class Tail:
         """Of these, the bytes in files that left the path: they take space on disk until they are drained."""
         return sum(file.unread for file in self._draining)
 
+    def open_files(self) -> dict[int, int]:
+        """The number of each file that is open, by generation."""
+        return {file.generation: file.number for file in self._files()}
+
     def draining(self) -> list[int]:
         """The numbers of files to fstat each second, for look_at()."""
         return [file.number for file in self._draining]
@@ -224,7 +226,10 @@ class Tail:
                 acts += self._search()
             return acts + self._next(now)
         if isinstance(found, int) or found.kind != "file":
-            return self._fail(os.strerror(found) if isinstance(found, int) else f"is a {found.kind}", now)
+            if is_first and isinstance(found, Stat):
+                self.start = "start"
+            why = os.strerror(found) if isinstance(found, int) else f"is a {found.kind}"
+            return self._fail(why, now, wait=False)  # what stat says next is enough to go on
         file = self._current
         if file and (found.dev, found.ino) != file.origin:
             acts.append(Report("rotated", file.generation))
@@ -408,10 +413,7 @@ class Tail:
         return [lost, Close(file.number), *self._next(now)]
 
     def join(self, start: Literal["end", "start"] | int, now: float) -> tuple[tuple[int, int] | None, list[Act]]:
-        """Generation and offset from which one begins who comes later; what is behind that is read again.
-
-        None: the path's file is not open, and who comes later has what is read next.
-        """
+        """Generation and offset where one begins who comes later; None: with what is read next, nothing is open."""
         file = self._current
         if not file:
             return None, []
@@ -555,10 +557,11 @@ class Tail:
             self._draining[self._draining.index(file)] = new
         return [Report(what, self.generation), *self._find_path(now)]
 
-    def _fail(self, why: str, now: float) -> list[Act]:
+    def _fail(self, why: str, now: float, *, wait: bool = True) -> list[Act]:
         is_new = not self._retry_s
-        self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s) if self._retry_s else RETRY_S
-        self._retry_at = now + self._retry_s
+        if is_new or wait:
+            self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s) if self._retry_s else RETRY_S
+        self._retry_at = now + self._retry_s if wait else now
         return [*([Report("unreadable", self.generation, why)] if is_new else []), *self._next(now)]
 
     def _give_up(self, done: Checkpoint, why: str) -> Gap:

@@ -35,6 +35,7 @@ from agent.core.events import (
     TestFinished,
     TestsSelected,
     TestStarted,
+    Warned,
     decode,
 )
 from agent.core.process import ChildFailedToStart, Spec, drain, environ, open_child
@@ -85,6 +86,7 @@ async def run(
             "undrain": suites.undrain,
             "runs": suites.runs,
             "shut_down": suites.shut_down,
+            "warn_run": suites.warn_run,
         }
         with ExitStack() as answering:
             for action, handler in actions.items():
@@ -169,6 +171,14 @@ class _Suites:
         if execution is None:
             raise ActionError("no_such_run", f"{payload.get('run')} is not running here")
         execution.stop(f"cancel: {payload.get('reason') or 'no reason given'}")
+        return {}
+
+    async def warn_run(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """`{run, code, text}` -> {}; the run's result has that warning."""
+        execution = self._active.get(str(payload.get("run")))
+        if execution is None:
+            raise ActionError("no_such_run", f"{payload.get('run')} is not running here")
+        execution.tell(Warned(str(payload["code"]), str(payload["text"])))
         return {}
 
     async def stop(self, payload: dict[str, Any]) -> dict[str, Any]:
