@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 DIRECT = 1 << 16  # bytes that are read and matched without a thread
-GATHER_S = 0.01  # between two looks at what grows by more than that: few large blocks cost less than many
+GATHER_S = 0.02  # between two looks at what grows by more than that: few large blocks cost less than many
 MAX_HELD = 256 << 20  # bytes of files that left their paths, all together
 MAX_SIBLINGS = 100
 BLOCK_S = 30.0  # s for a hang of one block
@@ -264,12 +264,14 @@ class Followed:
     async def _read(self, act: Read) -> Sequence[Act]:
         fd = self._fds[act.file]
 
-        def read() -> tuple[bytes, bytes]:
+        def read() -> tuple[bytes | bytearray, bytes]:
             return os.pread(fd, act.size, act.at), os.pread(fd, HEAD, 0) if act.head else b""
 
         try:
-            is_long = not self._is_heard or os.fstat(fd).st_size - act.at > DIRECT
-            data, head = await self._run(read, long=is_long)
+            found = _read_at_once(fd, act) if self._is_heard else None
+            if found is None:
+                found = await self._run(read, long=True)
+            data, head = found
         except OSError as err:
             return self.tail.failed(act.file, err.errno or errno.EIO, trio.current_time())
         self._grown += len(data)
@@ -384,6 +386,20 @@ class Follower:
                 source.check(seen)
             if sum(source.tail.held for source in self.sources) > MAX_HELD:
                 max(self.sources, key=lambda source: source.tail.held).give_up()
+
+
+def _read_at_once(fd: int, act: Read) -> tuple[bytes | bytearray, bytes] | None:
+    """All that is there, when it is in memory: what was just written is. None: the disk has to be waited for."""
+    size = min(act.size, max(0, os.fstat(fd).st_size - act.at))
+    data = bytearray(size)
+    try:
+        if size and os.preadv(fd, [data], act.at, os.RWF_NOWAIT) < size:
+            return None
+    except OSError as err:
+        if err.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return None
+        raise
+    return data, os.pread(fd, HEAD, 0) if act.head else b""
 
 
 def _go_on(search: Search[T], wish: Ask | Size, answer: Callable[[Ask | Size], bytes | int | None]) -> T:
