@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agent.core.process import Limits
 
-_RESTORED = {signal.SIGPIPE, signal.SIGXFSZ}  # which subprocess sets back itself
+# Without what subprocess sets back itself. glibc keeps 32 and 33 for itself: they may be ignored, and nobody can tell.
+_SETTABLE = signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def before_exec(
@@ -60,14 +61,14 @@ def before_exec(
 
 
 def ignored_signals() -> list[int]:
-    """Those that we ignore, but for _RESTORED: a shell's background jobs have SIGINT ignored, and that is inherited.
+    """Those of _SETTABLE that we ignore: a shell's background jobs have SIGINT ignored, and that is inherited.
 
     From the kernel, as asking Python for each costs more than to start a child.
     """
     with open("/proc/self/status", "rb") as status:
         line = next(line for line in status if line.startswith(b"SigIgn:"))
     bits = int(line.split()[1], 16)
-    return [n for n in range(1, signal.NSIG) if bits >> (n - 1) & 1 and n not in _RESTORED] if bits else []
+    return [number for number in _SETTABLE if bits >> (number - 1) & 1] if bits else []
 
 
 def _top(hard: int) -> int:
