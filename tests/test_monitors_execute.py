@@ -224,6 +224,17 @@ say("Log Info " + token); say("Step Error it was " + token); hear()
         assert "chmod 600" in str(step.text)
 
 
+async def test_a_service_without_root_has_its_secrets_among_its_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secrets_token").write_text("from-systemd")
+    (tmp_path / "secrets_token").chmod(0o400)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    given = monitor(program(tmp_path, "shake(); hear(); say('Step OK'); hear()"), config={"Token": "@secret@:token"})
+    async with house(tmp_path, given, secrets_dir="/no/such/folder") as here:
+        assert [step.state for step in await here.run_once()] == ["ok"]
+
+
 async def test_a_death_before_started_is_known_at_once(tmp_path: Path) -> None:
     async with house(tmp_path, monitor(("/bin/false",))) as here:
         began = time.monotonic()
