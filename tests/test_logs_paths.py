@@ -29,6 +29,7 @@ def test_relative_paths_are_seen_from_the_suite(tmp_path: Path) -> None:
     assert paths.joined("/srv/suite", "/var/log/x") == "/var/log/x"
     (tmp_path / "x").write_text("1234")
     assert (paths.size(str(tmp_path / "x")), paths.size(str(tmp_path / "y"))) == (4, 0)
+    assert paths.sizes(f"{tmp_path}/*") == paths.sizes(f"{tmp_path}/x") == {f"{tmp_path}/x": 4}
 
 
 def test_clients_have_regular_files_below_the_roots(tmp_path: Path) -> None:

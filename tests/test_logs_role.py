@@ -385,3 +385,41 @@ async def test_what_a_client_may_not_search(tmp_path: Path, payload: dict[str, A
         with pytest.raises(ActionError) as refused:
             await here.bus.ask("search_log", asked)
         assert refused.value.reason.startswith(reason.replace("LOGS", logs))
+
+
+async def test_logs_that_are_not_watched_are_a_warning_in_the_runs_result(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/old.log").write_text("line 1\n")
+    program = f"echo 'line 2' >> {tmp_path}/logs/old.log; echo 1..1; echo ok 1 - a"
+    async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
+        settings = LogsSettings(rules=(), roots=())
+        await nursery.start(partial(role.run, suites.bus, suites.store, settings, Health("logs"), metrics=Metrics()))
+        named = [f"{tmp_path}/logs/*.log", "", *("x" for _ in range(70))]
+        run = await suites.order(command=["sh", "-c", program], watch={"logs": named, "rules": ["nowhere"]})
+        finished = await suites.finished()
+        texts = [warned.text for warned in finished.warnings if warned.code == "watch.logs"]
+        assert (finished.run, finished.verdict) == (run, "passed")
+        assert texts == [
+            "8 logs are not watched: a run has 64 at most",
+            "'' is not watched: it is no path of 1 to 4096 characters",
+            "its logs are watched without rules: no rule set is called 'nowhere'. Name a file of logs.rules.",
+        ]
+        with pytest.raises(ActionError, match="is not running here"):
+            await suites.bus.ask("warn_run", {"run": run, "code": "x", "text": "x"})
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_glob_of_a_suite_has_what_is_written_from_now_on(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(RULES)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/old.log").write_text("line 1\n")
+    program = f"echo 'line 2' >> {tmp_path}/logs/old.log; echo 1..1; echo ok 1 - a"
+    async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
+        settings = LogsSettings(rules=(), roots=())
+        await nursery.start(partial(role.run, suites.bus, suites.store, settings, Health("logs"), metrics=Metrics()))
+        with suites.bus.subscribe(LogMatched) as events:
+            watch = {"logs": [f"{tmp_path}/logs/*.log"], "rules": [f"{tmp_path}/mine.toml"]}
+            await suites.order(command=["sh", "-c", program], watch=watch)
+            assert await numbers(events, 1) == ["2"]
+        await suites.finished()
+        nursery.cancel_scope.cancel()

@@ -10,6 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".Z")
+MAX_PATH = 4096  # characters
+
+
+def is_path(path: object) -> bool:
+    """May a file be called so?"""
+    return isinstance(path, str) and 0 < len(path) <= MAX_PATH and "\0" not in path
 
 
 def matching(pattern: str) -> list[str]:
@@ -18,9 +24,9 @@ def matching(pattern: str) -> list[str]:
     return [path for path in found if not path.endswith(COMPRESSED) and os.path.isfile(path)]
 
 
-def sizes(pattern: str) -> dict[str, int]:
-    """The same, with how long they are."""
-    return {path: size(path) for path in matching(pattern)}
+def sizes(path: str) -> dict[str, int]:
+    """How long the files are that are there: of a glob, or the one of a path."""
+    return {path: size(path) for path in (matching(path) if glob.has_magic(path) else [path])}
 
 
 def joined(base: str, path: str) -> str:

@@ -56,7 +56,6 @@ log = logging.getLogger(__name__)
 MAX_SOURCES = 1024
 MAX_WATCHES = 256  # of clients
 MAX_OF_RUN = 64
-MAX_PATH = 4096
 SETTLE_S = 5.0  # s that a run's last lines may take
 KEPT = "logs.watches"
 ALERT = "logs.rules"
@@ -82,6 +81,7 @@ class _Watch(msgspec.Struct, kw_only=True):
     base: str = ""  # the folder of a suite, for its rule files
     run: str | None = None
     is_remote: bool = False
+    sizes: dict[str, int] = {}  # of the files that are there already, and not read before that
 
 
 async def run(
@@ -230,16 +230,19 @@ class _Logs:
                 await source.followed.begun.wait()
 
     async def _begin_blaming(self, watch: _Watch) -> None:
-        """Follow it in any case; without rules where they cannot be used, which is told."""
+        """Follow it in any case."""
+        await self._begin(watch, await self._rules_or_none(watch))
+
+    async def _rules_or_none(self, watch: _Watch) -> Rules:
+        """Its rules; none where they cannot be used, which is told."""
         try:
-            rules = self._read_rules(watch, {})
+            return self._read_rules(watch, {})
         except (RuleErrors, ActionError) as err:
             if watch.run:
-                await self._warn(watch.run, f"{watch.pattern} is watched without rules: {err}")
+                await self._warn(watch.run, f"its logs are watched without rules: {err}")
             else:
                 self._blame(str(err))
-            rules = Rules(RuleSet(()))
-        await self._begin(watch, rules)
+            return Rules(RuleSet(()))
 
     async def _begin(self, watch: _Watch, rules: Rules) -> None:
         self._watches[watch.id], self._rules[watch.id] = watch, rules
@@ -249,13 +252,13 @@ class _Logs:
         if watch.id not in self._kept.begun and watch.run is None:
             self._keep(replace(self._kept, begun=[*self._kept.begun, watch.id]))
         if not watch.is_glob:
-            await self._follow(watch, watch.pattern, start)
+            await self._follow(watch, watch.pattern, watch.sizes.get(watch.pattern, start))
             return
         self.follower.want(paths.fixed(watch.pattern))
-        found = await trio.to_thread.run_sync(paths.sizes, watch.pattern)
-        for path, size in found.items():
-            if start != "start" or await self._is_new(path):
-                await self._follow(watch, path, size if watch.run else start)
+        found = list(watch.sizes) if watch.run else await trio.to_thread.run_sync(paths.matching, watch.pattern)
+        for path in found:
+            if start != "start" or path in watch.sizes or await self._is_new(path):
+                await self._follow(watch, path, watch.sizes.get(path, start))
 
     async def _rescan(self) -> None:
         """New files of globs, and those that are there no more."""
@@ -554,25 +557,32 @@ class _Logs:
         if run in self._of_run or not isinstance(wanted, dict) or not isinstance(wanted.get("logs"), list | tuple):
             return
         self._of_run[run] = []
-        base, named = received.base or "", list(wanted["logs"])
+        base, named, rules = received.base or "", list(wanted["logs"]), None
+        # At once, without waiting for anything: its processes begin soon.
+        starts = {
+            number: paths.sizes(paths.joined(base, path))
+            for number, path in enumerate(named[:MAX_OF_RUN])
+            if paths.is_path(path)
+        }
         if len(named) > MAX_OF_RUN:
             await self._warn(run, f"{len(named) - MAX_OF_RUN} logs are not watched: a run has {MAX_OF_RUN} at most")
-        for number, path in enumerate(named[:MAX_OF_RUN]):
-            if not isinstance(path, str) or not path or "\0" in path or len(path) > MAX_PATH:
-                await self._warn(run, f"{path!r:.200} is not watched: it is no path of 1 to {MAX_PATH} characters")
-                continue
-            pattern = paths.joined(base, path)
+        for path in [path for number, path in enumerate(named[:MAX_OF_RUN]) if number not in starts]:
+            await self._warn(run, f"{path!r:.200} is not watched: it is no path of 1 to {paths.MAX_PATH} characters")
+        for number in starts:
+            pattern = paths.joined(base, named[number])
             watch = _Watch(
                 id=f"{run}/{number}",
                 pattern=pattern,
-                is_glob=glob.has_magic(path),
+                is_glob=glob.has_magic(pattern),
                 sets=wanted.get("rules", ()),
-                start=await trio.to_thread.run_sync(paths.size, pattern),
+                start="start",
+                sizes=starts[number],
                 base=base,
                 run=run,
             )
             self._of_run[run].append(watch.id)
-            await self._begin_blaming(watch)
+            rules = rules or await self._rules_or_none(watch)  # the same for all of them
+            await self._begin(watch, rules)
 
     async def _warn(self, run: str, text: str) -> None:
         """Have it told in the run's result."""
