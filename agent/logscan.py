@@ -167,7 +167,8 @@ class _Scanning:
             "wall_s": time.perf_counter() - self._began,
             "compile_s": self._compile_s,
             "max_rss_kb": used.ru_maxrss,
-            "engine": native_engine(),
+            "engine": "avx2" if native_engine() == "avx512" else native_engine(),  # the sheet's word for both
+            "lookup": native_engine(),
             "pcre2": regex.version(),
             "jit": all(rule.regex.jit for rule in self._rules.rules),
             "slow_rules": self._rules.slow,
