@@ -26,6 +26,7 @@ RATE = 50_000_000  # bytes a second
 CUT_S = 60.0  # s without --soak
 QUIET_S = 8.0  # s without an event at the end: longer than a file is drained that nobody writes to
 MAX_MIB = 200
+NOTICE_S = 0.5  # s in which a new file is noticed, and that is on disk; what a kill prevents
 
 SETTINGS = """\
 ident = "{ident}"
@@ -159,8 +160,8 @@ async def test_each_line_is_matched_once_or_its_gap_is_told(tmp_path: Path, soak
                     assert machine.is_alive(), machine.log.read_text()[-4000:]
                     peak = max(peak, peak_mib(machine.pid))
                     told.read()
+                    down.append(time.time() - NOTICE_S)
                     await machine.end()
-                    down.append(time.time())
                     await trio.sleep(random.choice([0, 0, random.uniform(0, 2)]))
                     machine.start()
             finally:
