@@ -4,12 +4,13 @@ Source: protocols/logs.md 2.3.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from agent._native import lib
-from agent.core.events import LogAnchor, LogAround, LogMatched
+from agent.core.events import LogAnchor, LogAround, LogMatched, LogSuppressed
 from agent.logs.context import Around, Ask, Captures, Search, Size, T
+from agent.logs.limits import Suppressed
 from agent.logs.rules import CompiledRule
 from agent.logs.scanner import PARTIAL, WINDOW
 
@@ -32,6 +33,18 @@ def identify(origin: Origin, generation: int, offset: int, rule: str) -> str:
     if isinstance(origin, str):
         return f"lm-{hashlib.blake2b(f'{origin} {rule}'.encode(), digest_size=8).hexdigest()}"
     return f"lm-{lib.match_id(lib.match_seed(*origin, generation), offset, rule_hash(rule)):016x}"
+
+
+def suppressed(path: str, rules: Sequence[CompiledRule], dropped: Iterable[Suppressed]) -> Iterator[LogSuppressed]:
+    """What the rates of rules dropped, as it is told."""
+    for each in dropped:
+        yield LogSuppressed(
+            path=path,
+            rule=rules[each.rule].spec.id,
+            count=each.dropped,
+            first_offset=each.first_offset,
+            last_offset=each.last_offset,
+        )
 
 
 def shown(text: bytes) -> str:

@@ -20,14 +20,14 @@ import msgspec
 import trio
 
 from agent.core.bus import Bus
-from agent.core.events import LogContext, LogGap, LogMatched, LogSource, LogSuppressed
+from agent.core.events import LogContext, LogGap, LogMatched, LogSource
 from agent.core.metrics import Metrics
 from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.logs.context import Following
 from agent.logs.follow import BLOCK_S, DIRECT
 from agent.logs.limits import Pauses, Rates
-from agent.logs.matched import captured, shown, told, wants_context
+from agent.logs.matched import captured, shown, suppressed, told, wants_context
 from agent.logs.messages import SourceState
 from agent.logs.recent import Recent, with_fields
 from agent.logs.regex import Matcher
@@ -406,16 +406,8 @@ class Records:
             self._keep()
 
     def _tell_dropped(self, now: float) -> None:
-        for dropped in self._rates.tell(now):
-            self._bus.publish(
-                LogSuppressed(
-                    path=self.path,
-                    rule=self._rules.rules[dropped.rule].spec.id,
-                    count=dropped.dropped,
-                    first_offset=dropped.first_offset,
-                    last_offset=dropped.last_offset,
-                )
-            )
+        for event in suppressed(self.path, self._rules.rules, self._rates.tell(now)):
+            self._bus.publish(event)
 
     def _keep(self) -> None:
         if self.reached and not self._is_kept:

@@ -18,7 +18,7 @@ import trio
 from msgspec.structs import replace
 
 from agent.core.bus import Bus
-from agent.core.events import LogContext, LogGap, LogMatched, LogSource, LogSuppressed
+from agent.core.events import LogContext, LogGap, LogMatched, LogSource
 from agent.core.metrics import Metrics
 from agent.core.store import Store
 from agent.logs.behind import Behind
@@ -27,7 +27,7 @@ from agent.logs.follow import DIRECT, Followed
 from agent.logs.identity import Checkpoint
 from agent.logs.limits import Pauses, Rates
 from agent.logs.literals import clauses
-from agent.logs.matched import captured, shown, told, wants_context
+from agent.logs.matched import captured, shown, suppressed, told, wants_context
 from agent.logs.regex import Matcher, Regex
 from agent.logs.rules import CompiledRule, RuleSet
 from agent.logs.scanner import LIMIT, PARTIAL, Found, Match, Scanner, Worker
@@ -465,16 +465,8 @@ class Source:
     # ---- what is told later ------------------------------------------------------------------------------------------
 
     def _tell_suppressed(self, now: float) -> None:
-        for dropped in self._rates.tell(now):
-            self._bus.publish(
-                LogSuppressed(
-                    path=self.path,
-                    rule=self._rules.rules[dropped.rule].spec.id,
-                    count=dropped.dropped,
-                    first_offset=dropped.first_offset,
-                    last_offset=dropped.last_offset,
-                )
-            )
+        for event in suppressed(self.path, self._rules.rules, self._rates.tell(now)):
+            self._bus.publish(event)
 
     def _end_waiting(self, over: Sequence[_Waiting]) -> None:
         for one in over:

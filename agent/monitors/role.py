@@ -236,9 +236,11 @@ class _Monitors:
                 )
             except (AgentError, OSError) as err:
                 return self._refuse(monitor, run, "start_failed", str(err), began)
-            if ended.again is None or stopping.is_set():
+            if ended.again is None:
                 break
             spoken = self._spoken[key] = ended.again
+            if stopping.is_set():
+                return self._refuse(monitor, run, "stopped", "it was to be started once more", began)
         self._over(monitor, run, session, ended, began)
         return session.has_result
 
