@@ -2,10 +2,10 @@
 
 from agent.control.board import Board
 from agent.control.messages import AlertShown, LinkShown
+from agent.core.event import Event
 from agent.core.events import (
     Alert,
     AlertCleared,
-    Event,
     LinkChanged,
     TestFinished,
     TestStarted,

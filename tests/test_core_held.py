@@ -8,7 +8,8 @@ import trio
 from trio.testing import MockClock
 
 from agent.core.bus import Bus
-from agent.core.events import Alert, AlertCleared, Event, Reloaded, RunChanged
+from agent.core.event import Event
+from agent.core.events import Alert, AlertCleared, Reloaded, RunChanged
 from agent.core.held import Held
 from agent.core.store import Outbox, Store, open_store
 

@@ -1,6 +1,7 @@
 """Which run and test a line belongs to."""
 
-from agent.core.events import Counts, Event, RunStarted, SuiteFinished, TestFinished, TestStarted
+from agent.core.event import Event
+from agent.core.events import Counts, RunStarted, SuiteFinished, TestFinished, TestStarted
 from agent.logs.active import Active
 
 

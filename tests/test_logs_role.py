@@ -14,11 +14,11 @@ import trio.testing
 
 from agent.core.bus import Bus, Subscription
 from agent.core.errors import ActionError
+from agent.core.event import Event
 from agent.core.events import (
     Alert,
     AlertCleared,
     AnyEvent,
-    Event,
     LogContext,
     LogGap,
     LogMatched,

@@ -4,10 +4,10 @@ Source: protocols/emissary.md, "Control server" (`status`, `log`); protocols/set
 """
 
 from agent.control.messages import AlertShown, LinkShown
+from agent.core.event import Event
 from agent.core.events import (
     Alert,
     AlertCleared,
-    Event,
     LinkChanged,
     RunStarted,
     SuiteFinished,

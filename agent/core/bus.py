@@ -16,7 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import trio
 
 from agent.core.errors import ActionError
-from agent.core.events import AnyEvent, Event
+from agent.core.event import Event
+from agent.core.events import AnyEvent
 
 E = TypeVar("E", bound=Event)
 Handler = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]

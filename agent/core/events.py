@@ -6,20 +6,27 @@ test record has a field of that name.
 
 Source: protocols/settings.md, "Names that several folders share"; protocols/suites.md, "Records, events, result";
 protocols/emissary.md, "Seneschal", "Mimir", "Polarize", "Entitlement and file monitor"; protocols/logs.md 2.3.
+Events of coverage are in core/covered.py.
 """
 
 from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
+from agent.core.covered import (
+    CoverageArmed,
+    CoverageDisarmed,
+    CoverageLost,
+    CoverageReport,
+    CoverageSession,
+    CoverageWarning,
+)
+from agent.core.event import Event
+
 State = Literal["passed", "failed", "blocked", "skipped", "todo", "aborted", "lost"]
 Verdict = Literal["lost", "aborted", "failed", "blocked", "passed", "skipped"]
 RunState = Literal["received", "refused", "preparing", "running", "stopping", "reporting", "done"]
 ReservationState = Literal["available", "reserved", "running", "returned", "lost"]
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened. A subclass with fields `run` and `test` is shown under them in streams."""
 
 
 class AgentStarted(Event, frozen=True, kw_only=True):
@@ -113,7 +120,7 @@ class RunStarted(Event, frozen=True, kw_only=True):
     origin: str
     slot: int
     reservation: str | None = None
-    polarion: dict[str, str] = {}
+    polarion: dict[str, str] = msgspec.field(default_factory=dict)
     to_mimir: bool = True
     to_polarize: bool = True
     attempt: int = 1
@@ -183,7 +190,7 @@ class TestFinished(Event, frozen=True, kw_only=True):
     duration: float | None = None
     attempt: int = 1
     message: str | None = None
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = msgspec.field(default_factory=dict)
     at: str | None = None
     log: tuple[str, ...] = ()
     output: str = ""
@@ -241,7 +248,7 @@ class SuiteFinished(Event, frozen=True, kw_only=True):
     ended: float
     counts: Counts
     warnings: tuple[Warned, ...] = ()
-    artifacts: dict[str, Artifact] = {}
+    artifacts: dict[str, Artifact] = msgspec.field(default_factory=dict)
 
 
 class SlotsChanged(Event, frozen=True, kw_only=True):
@@ -375,7 +382,7 @@ class LogMatched(Event, frozen=True, kw_only=True):
     confidence: float | None = None
     template: int | None = None
     text: str
-    captures: dict[str, str | None] = {}
+    captures: dict[str, str | None] = msgspec.field(default_factory=dict)
     count: int = 1
     suppressed: int = 0
     flags: tuple[Literal["partial", "window", "nul", "invalid_utf8"], ...] = ()
@@ -447,7 +454,7 @@ class MonitorStep(Event, frozen=True, kw_only=True):
     ended_at: float | None = None
     text: str | None = None
     cause: str | None = None
-    metadata: dict[str, str | float] = {}
+    metadata: dict[str, str | float] = msgspec.field(default_factory=dict)
     metadata_raw: str | None = None
     rc: int | None = None
     signal: str | None = None
@@ -536,6 +543,12 @@ AnyEvent: TypeAlias = (
     | MonitorLog
     | MonitorSkipped
     | MonitorOrphan
+    | CoverageArmed
+    | CoverageDisarmed
+    | CoverageSession
+    | CoverageWarning
+    | CoverageLost
+    | CoverageReport
 )
 
 KINDS: dict[str, type[AnyEvent]] = {kind.__name__: kind for kind in get_args(AnyEvent)}

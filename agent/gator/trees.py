@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from agent.core.events import Event, RunStarted, SuiteFinished, TestFinished, TestsSelected, TestStarted
+from agent.core.event import Event
+from agent.core.events import RunStarted, SuiteFinished, TestFinished, TestsSelected, TestStarted
 from agent.gator.layer import States
 from agent.gator.messages import ChildState, Number, Result, State
 

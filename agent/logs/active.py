@@ -3,7 +3,8 @@
 Source: protocols/logs.md 2.3; protocols/suites.md, "A run".
 """
 
-from agent.core.events import Event, RunStarted, SuiteFinished, TestFinished, TestStarted
+from agent.core.event import Event
+from agent.core.events import RunStarted, SuiteFinished, TestFinished, TestStarted
 
 
 class Active:
