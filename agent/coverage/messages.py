@@ -1,0 +1,381 @@
+"""The vocabulary of Drill: frames, topics and actions of the admin, and what an agent with its plugin part says.
+
+What we read is read leniently: unknown keys are ignored, quoted booleans and numbers are taken. What we say has exactly
+the keys listed here, bare booleans and numbers: the admin's decoder loses a frame with any other.
+
+Source: seeds/drill-coverage-event-flow.md, "API", "Examples"; protocols/drill.md, "The wire".
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+PLUGIN = "test2code"
+MAX_OBJECTS = 65_535  # of one COVERAGE_DATA_PART: seed, step 5
+MAX_TEXT = 64 * 2**20  # bytes of a frame, in either direction
+MAX_ENTITIES = 1000  # of one INIT_DATA_PART
+
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+SessionId = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+
+
+# ---- from the admin ------------------------------------------------------------------------------------------------
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """A frame, in either direction. `text` holds JSON, or plain text."""
+
+    type: str
+    destination: str = ""
+    text: str = ""
+
+
+class PluginId(msgspec.Struct, frozen=True):
+    """The part of `/agent/load` that we read: which plugin it is."""
+
+    id: str = PLUGIN
+
+
+class Load(msgspec.Struct, frozen=True):
+    """`/agent/load`. The plugin's code in `data` is never read, let alone run."""
+
+    meta: PluginId = PluginId()
+
+
+class Toggle(msgspec.Struct, frozen=True, rename="camel"):
+    """`/plugin/togglePlugin`: on, off, or without a value the other of the two."""
+
+    plugin_id: str = PLUGIN
+    force_value: bool | None = None
+
+
+class PluginAction(msgspec.Struct, frozen=True, rename="camel"):
+    """`/plugin/action`: an action as JSON in `message`. With a key it is acknowledged under the key too."""
+
+    message: str
+    id: str = PLUGIN
+    confirmation_key: str | None = None
+
+
+class StartSession(msgspec.Struct, frozen=True, rename="camel"):
+    """What a session is started with. `is_global` changes nothing for us: there are no headers of a session here."""
+
+    session_id: SessionId
+    test_type: Text = ""
+    test_name: Text | None = None
+    is_realtime: bool = False
+    is_global: bool = False
+
+
+class OfSession(msgspec.Struct, frozen=True, rename="camel"):
+    """Which session is meant."""
+
+    session_id: SessionId
+
+
+class SessionData(msgspec.Struct, frozen=True, rename="camel"):
+    """Coverage that somebody else collected, for a session."""
+
+    session_id: SessionId
+    data: str
+
+
+class Scope(msgspec.Struct, frozen=True, rename="camel"):
+    """The admin's scope that is active from now on."""
+
+    id: str = ""
+    name: str = ""
+    prev_id: str = ""
+
+
+class StartAgentSession(msgspec.Struct, frozen=True, tag="START_AGENT_SESSION"):
+    payload: StartSession
+
+
+class AddAgentSessionData(msgspec.Struct, frozen=True, tag="ADD_SESSION_DATA"):
+    payload: SessionData
+
+
+class AddAgentSessionTests(msgspec.Struct, frozen=True, tag="ADD_SESSION_TESTS"):
+    payload: Any = None
+
+
+class StopAgentSession(msgspec.Struct, frozen=True, tag="STOP"):
+    payload: OfSession
+
+
+class StopAllAgentSessions(msgspec.Struct, frozen=True, tag="STOP_ALL"):
+    pass
+
+
+class CancelAgentSession(msgspec.Struct, frozen=True, tag="CANCEL"):
+    payload: OfSession
+
+
+class CancelAllAgentSessions(msgspec.Struct, frozen=True, tag="CANCEL_ALL"):
+    pass
+
+
+class InitActiveScope(msgspec.Struct, frozen=True, tag="INIT_ACTIVE_SCOPE"):
+    payload: Scope = Scope()
+
+
+Action: TypeAlias = (
+    StartAgentSession
+    | AddAgentSessionData
+    | AddAgentSessionTests
+    | StopAgentSession
+    | StopAllAgentSessions
+    | CancelAgentSession
+    | CancelAllAgentSessions
+    | InitActiveScope
+)
+
+_frame = msgspec.json.Decoder(Frame, strict=False)
+_load = msgspec.json.Decoder(Load, strict=False)
+_toggle = msgspec.json.Decoder(Toggle, strict=False)
+_plugin_action = msgspec.json.Decoder(PluginAction, strict=False)
+_action: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action, strict=False)
+
+
+def read_frame(text: str | bytes) -> Frame:
+    """A frame of the admin. Raises msgspec.DecodeError for what is none, ValidationError for one with wrong fields."""
+    return _decoded(_frame, text)
+
+
+def read_load(text: str) -> Load:
+    """The text of `/agent/load`. Raises as `read_frame`."""
+    return _decoded(_load, text)
+
+
+def read_toggle(text: str) -> Toggle:
+    """The text of `/plugin/togglePlugin`. Raises as `read_frame`."""
+    return _decoded(_toggle, text)
+
+
+def read_plugin_action(text: str) -> PluginAction:
+    """The text of `/plugin/action`. Raises as `read_frame`."""
+    return _decoded(_plugin_action, text)
+
+
+def read_action(text: str) -> Action:
+    """The action in a PluginAction. Raises as `read_frame`; an unknown `type` is a ValidationError."""
+    return _decoded(_action, text)
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
+    try:
+        return decoder.decode(text)
+    except RecursionError as err:  # a thousand brackets in a key that nobody reads
+        raise msgspec.DecodeError("JSON is nested too deeply") from err
+
+
+# ---- to the admin --------------------------------------------------------------------------------------------------
+
+
+class AgentConfig(msgspec.Struct, frozen=True, rename="camel"):
+    """The header `AgentConfig` of the attach. NODEJS makes the admin speak text frames with JSON."""
+
+    id: str
+    instance_id: str
+    build_version: str
+    service_group_id: str = ""
+    agent_type: str = "NODEJS"
+
+
+class AstMethod(msgspec.Struct, frozen=True, rename="camel"):
+    """A method of an announced class; `count` is the number of its `probes`."""
+
+    name: str
+    params: tuple[str, ...]
+    return_type: str
+    probes: tuple[int, ...]
+    count: int
+    checksum: str
+
+
+class AstEntity(msgspec.Struct, frozen=True):
+    """An announced class: `path` is the folder below the root, "." for the root itself."""
+
+    path: str
+    name: str
+    methods: tuple[AstMethod, ...]
+
+
+class Init(msgspec.Struct, frozen=True, tag="INIT", rename="camel"):
+    """Classes follow. `init` makes the admin forget those it knows."""
+
+    classes_count: int
+    message: str = ""
+    init: bool = True
+
+
+class InitDataPart(msgspec.Struct, frozen=True, tag="INIT_DATA_PART", rename="camel"):
+    ast_entities: Sequence[AstEntity]
+
+
+class Initialized(msgspec.Struct, frozen=True, tag="INITIALIZED"):
+    msg: str = ""
+
+
+class ScopeInitialized(msgspec.Struct, frozen=True, tag="SCOPE_INITIALIZED", rename="camel"):
+    id: str
+    name: str
+    prev_id: str
+    ts: int
+
+
+class SessionStarted(msgspec.Struct, frozen=True, tag="SESSION_STARTED", rename="camel"):
+    session_id: str
+    test_type: str
+    is_realtime: bool
+    ts: int
+
+
+class ExecClassData(msgspec.Struct, frozen=True, rename="camel"):
+    """The probes of one class that one test reached: one flag for each announced probe."""
+
+    class_name: str
+    probes: Sequence[bool]
+    test_name: str
+
+
+class CoverDataPart(msgspec.Struct, frozen=True, tag="COVERAGE_DATA_PART", rename="camel"):
+    session_id: str
+    data: Sequence[ExecClassData]
+
+
+class SessionChanged(msgspec.Struct, frozen=True, tag="SESSION_CHANGED", rename="camel"):
+    """What a realtime session has sent last: `probe_count` is the number of objects in it."""
+
+    session_id: str
+    probe_count: int
+
+
+class SessionFinished(msgspec.Struct, frozen=True, tag="SESSION_FINISHED", rename="camel"):
+    session_id: str
+    ts: int
+
+
+class SessionCancelled(msgspec.Struct, frozen=True, tag="SESSION_CANCELLED", rename="camel"):
+    session_id: str
+    ts: int
+
+
+class SessionsFinished(msgspec.Struct, frozen=True, tag="SESSIONS_FINISHED"):
+    ids: Sequence[str]
+    ts: int
+
+
+class SessionsCancelled(msgspec.Struct, frozen=True, tag="SESSIONS_CANCELLED"):
+    ids: Sequence[str]
+    ts: int
+
+
+class SyncMessage(msgspec.Struct, frozen=True, tag="SYNC_MESSAGE", rename="camel"):
+    active_sessions: Sequence[str]
+
+
+CoverMessage: TypeAlias = (
+    Init
+    | InitDataPart
+    | Initialized
+    | ScopeInitialized
+    | SessionStarted
+    | CoverDataPart
+    | SessionChanged
+    | SessionFinished
+    | SessionCancelled
+    | SessionsFinished
+    | SessionsCancelled
+    | SyncMessage
+)
+
+
+class Row(msgspec.Struct, frozen=True):
+    """An object of a part before it is text: `probes` has bit n for probe n, of `count`."""
+
+    class_id: str
+    probes: int
+    count: int
+    test: str
+
+
+def attach_header(config: AgentConfig) -> str:
+    """The value of `AgentConfig`, in ASCII: nothing else may stand in a header."""
+    return json.dumps(msgspec.to_builtins(config), separators=(",", ":"))
+
+
+def delivered(destination: str) -> str:
+    """The frame that acknowledges a message to `destination`."""
+    return _json({"type": "MESSAGE_DELIVERED", "destination": destination})
+
+
+def said(message: CoverMessage) -> str:
+    """A message of the plugin part in its frame: JSON in JSON in JSON."""
+    text = _json({"pluginId": PLUGIN, "drillMessage": {"content": _json(message)}})
+    return _json({"type": "PLUGIN_DATA", "text": text})
+
+
+def parts(session_id: str, rows: Iterable[Row]) -> Iterator[str]:
+    """The frames of COVERAGE_DATA_PART for these rows, each of at most MAX_OBJECTS and, but for one row, MAX_TEXT.
+
+    A row is written at once as it stands in its frame, where quotes are escaped twice: three passes over the whole
+    would take twice the time. Meant for a thread; the interpreter lets others run between the rows.
+    """
+    empty = said(CoverDataPart(session_id=session_id, data=()))
+    head, _, tail = empty.rpartition("[]")
+    room = MAX_TEXT - len(empty.encode())
+    found: list[str] = []
+    size = 0
+    for text in _texts(rows):
+        length = (len(text) if text.isascii() else len(text.encode())) + 1  # its comma
+        if found and (len(found) == MAX_OBJECTS or size + length > room):
+            yield f"{head}[{','.join(found)}]{tail}"
+            found, size = [], 0
+        found.append(text)
+        size += length
+    if found:
+        yield f"{head}[{','.join(found)}]{tail}"
+
+
+_Q = json.dumps(json.dumps('"')[1:-1])[1:-1]
+_PLAIN = re.compile(r"[ !#-\[\]-~]*")  # what stands in a JSON string as it is
+_SLICE = 4096  # rows
+
+
+def _texts(rows: Iterable[Row]) -> Iterator[str]:
+    rows = iter(rows)
+    while some := list(islice(rows, _SLICE)):
+        if _PLAIN.fullmatch("".join([row.class_id for row in some])):  # one look at them all is a third of the time
+            names = [f"{_Q}{row.class_id}{_Q}" for row in some]
+        else:
+            names = [_quoted(row.class_id) for row in some]
+        yield from [
+            f"{{{_Q}className{_Q}:{name},{_Q}probes{_Q}:[{_flags(row.probes, row.count)}],"
+            f"{_Q}testName{_Q}:{_quoted(row.test)}}}"
+            for name, row in zip(names, some, strict=True)
+        ]
+
+
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> str:
+    """A string of the innermost JSON, as it stands in the outermost."""
+    return f"{_Q}{text}{_Q}" if _PLAIN.fullmatch(text) else _json(_json(_json(text))[1:-1])[1:-1]
+
+
+@lru_cache(maxsize=4096)
+def _flags(probes: int, count: int) -> str:
+    bits = f"{probes & ((1 << count) - 1):0{count}b}"[::-1] if count else ""
+    return bits.replace("1", "true,").replace("0", "false,")[:-1]
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,160 @@
+"""Drill's vocabulary: read leniently, said strictly, and a large part as three passes of an encoder would write it."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.coverage import messages
+from agent.coverage.messages import (
+    AgentConfig,
+    CoverDataPart,
+    ExecClassData,
+    InitActiveScope,
+    OfSession,
+    Row,
+    StartAgentSession,
+    StartSession,
+    StopAgentSession,
+    Toggle,
+    attach_header,
+    delivered,
+    parts,
+    read_action,
+    read_frame,
+    read_load,
+    read_plugin_action,
+    read_toggle,
+    said,
+)
+
+ROWS = st.lists(
+    st.builds(
+        lambda class_id, flags, test: Row(class_id, sum(f << n for n, f in enumerate(flags)), len(flags), test),
+        st.text(max_size=6),
+        st.lists(st.booleans(), max_size=70),
+        st.text(max_size=6),
+    ),
+    max_size=6,
+)
+
+
+def content(frame: str) -> Any:
+    """What a frame of ours says, by an independent reader."""
+    outer = json.loads(frame)
+    assert outer.keys() == {"type", "text"}
+    assert outer["type"] == "PLUGIN_DATA"
+    inner = json.loads(outer["text"])
+    assert inner["pluginId"] == "test2code"
+    return json.loads(inner["drillMessage"]["content"])
+
+
+def slow(session: str, rows: list[Row]) -> str:
+    data = [ExecClassData(r.class_id, [bool(r.probes >> n & 1) for n in range(r.count)], r.test) for r in rows]
+    return said(CoverDataPart(session, data))
+
+
+def test_the_frames_of_the_recorded_talk() -> None:
+    started = messages.SessionStarted(session_id="s1", test_type="AUTO", is_realtime=True, ts=1795294679934)
+    assert said(started) == (
+        r'{"type":"PLUGIN_DATA","text":"{\"pluginId\":\"test2code\",\"drillMessage\":{\"content\":\"{\\\"type\\\":'
+        r"\\\"SESSION_STARTED\\\",\\\"sessionId\\\":\\\"s1\\\",\\\"testType\\\":\\\"AUTO\\\",\\\"isRealtime\\\":true,"
+        r'\\\"ts\\\":1795294679934}\"}}"}'
+    )
+    assert delivered("/plugin/action") == '{"type":"MESSAGE_DELIVERED","destination":"/plugin/action"}'
+    frame = read_frame(
+        r'{"type":"MESSAGE","destination":"/plugin/action","text":"{\"id\":\"test2code\",\"message\":\"{\\\"type\\\":'
+        r'\\\"STOP\\\",\\\"payload\\\":{\\\"sessionId\\\":\\\"s1\\\"}}\",\"confirmationKey\":\"9a2d14e4\"}"}'
+    )
+    asked = read_plugin_action(frame.text)
+    assert (frame.destination, asked.confirmation_key) == ("/plugin/action", "9a2d14e4")
+    assert read_action(asked.message) == StopAgentSession(OfSession("s1"))
+
+
+def test_the_header_has_exactly_the_keys_of_the_sheet_in_ascii() -> None:
+    header = attach_header(AgentConfig(id="lab-ü", instance_id="i\r\n1", build_version="1.4.2"))
+    assert header.isascii()
+    assert header.isprintable()
+    assert json.loads(header) == {
+        "id": "lab-ü", "instanceId": "i\r\n1", "buildVersion": "1.4.2", "serviceGroupId": "", "agentType": "NODEJS",
+    }  # fmt: skip
+
+
+def test_quoted_booleans_and_unknown_keys_are_taken_as_the_seed_has_them() -> None:
+    read = read_action(
+        '{"type":"START_AGENT_SESSION","more":1,"payload":{"sessionId":"some-id","testType":"Manual",'
+        '"testName":"some-name","isRealtime":"true","isGlobal":"false","new":[]}}'
+    )
+    assert read == StartAgentSession(StartSession("some-id", "Manual", "some-name", True, False))
+    assert read_toggle('{"pluginId":"test2code","forceValue":"true"}') == Toggle(force_value=True)
+    assert read_toggle('{"pluginId":"test2code"}').force_value is None
+    assert read_load('{"meta":{"id":"test2code"},"data":[1,2]}').meta.id == "test2code"
+    assert isinstance(read_action('{"type":"INIT_ACTIVE_SCOPE"}'), InitActiveScope)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"DANCE"}',
+        '{"type":"STOP"}',
+        '{"type":"STOP","payload":{}}',
+        '{"type":"STOP","payload":{"sessionId":""}}',
+        '{"type":"STOP","payload":{"sessionId":"' + 1001 * "s" + '"}}',
+        '{"type":"START_AGENT_SESSION","payload":{"sessionId":"s","isRealtime":"perhaps"}}',
+        '{"type":"STOP","more":' + 100_000 * "[",
+        "[]",
+        "{",
+        "",
+    ],
+)
+def test_what_is_no_action_is_an_error(text: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        read_action(text)
+
+
+@pytest.mark.parametrize("read", [read_frame, read_load, read_toggle, read_plugin_action, read_action])
+@given(
+    text=st.text()
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["STOP", "test2code"]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["type", "text", "destination", "payload", "sessionId", "message", "meta", "id", "x"]),
+                inner,
+                max_size=4,
+            )
+        ),
+        max_leaves=8,
+    ).map(json.dumps)
+)
+def test_any_text_is_read_or_is_one_error(read: Any, text: str) -> None:
+    with suppress(msgspec.DecodeError):
+        read(text)
+
+
+@given(st.text(max_size=8), ROWS)
+def test_a_part_is_what_three_passes_write(session: str, rows: list[Row]) -> None:
+    frames = list(parts(session, rows))
+    assert frames == ([slow(session, rows)] if rows else [])
+
+
+def test_a_part_has_at_most_65535_objects() -> None:
+    rows = [Row(f"src/c{n}.js", n % 256, 8, "t.test.js") for n in range(65_536)]
+    assert len(list(parts("s1", rows[:65_535]))) == 1
+    first, second = parts("s1", rows)
+    assert len(content(first)["data"]) == 65_535
+    assert content(second)["data"] == [{"className": "src/c65535.js", "probes": 8 * [True], "testName": "t.test.js"}]
+
+
+def test_a_part_has_at_most_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Row(f"src/ü{n}.js", 5, 8, "t.test.js") for n in range(10)]
+    limit = len(slow("s1", rows[:4]).encode()) + 1  # the comma that the last one has not
+    monkeypatch.setattr(messages, "MAX_TEXT", limit)
+    frames = list(parts("s1", rows))
+    assert all(len(frame.encode()) <= limit for frame in frames)
+    assert [len(content(frame)["data"]) for frame in frames] == [4, 4, 2]
