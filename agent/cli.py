@@ -145,11 +145,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _gator_options(command: argparse.ArgumentParser) -> None:
     """Gator's own flags, all of them, and ours behind."""
-    command.add_argument("--id", metavar="IDENT", help="with --parent: which of its children this is")
+    command.add_argument(
+        "--id", metavar="IDENT", action="append", default=[], help="with --parent: which of its children this is"
+    )
     command.add_argument("--hub", metavar="HOST:PORT", help="a Gator hub to tell of a root")
     command.add_argument("--parent", metavar="HOST:PORT", help="the layer above; default: GATOR_PARENT")
     command.add_argument("--interval", type=float, default=5.0, metavar="S", help="between two updates")
-    command.add_argument("--tracking", type=Path, metavar="DIR", help="default: ./tracking/<time>")
+    command.add_argument(
+        "--tracking", type=Path, metavar="DIR", action="append", default=[], help="default: ./tracking/<time>"
+    )
     command.add_argument("--quiet", action="store_true", help="tell no messages upward, and print none")
     command.add_argument("--all-msg", action="store_true", help="tell those of all layers")
     command.add_argument("-v", "--verbose", action="store_true", help="tell DEBUG messages too")
@@ -401,9 +405,9 @@ def _gator(given: argparse.Namespace) -> int:
             hub=given.hub or "",
         ),
         spec=given.spec,
-        ident=given.id,
+        idents=tuple(given.id),
         parent=given.parent or (None if given.spec else os.environ.get("GATOR_PARENT")),
-        tracking=given.tracking,
+        tracking=tuple(given.tracking),
         progress=given.progress,
         events=given.events_fd,
     )

@@ -82,7 +82,7 @@ jobs:
     async with tier_of(text, tmp_path) as (_, hands, above):
         for ident in ("oldest", "seeds", "main", "ours"):
             order = await hands.started(ident)
-            assert order.flags[:2] == ("--id", ident)
+            assert order.flags()[:2] == ("--id", ident)
         async with dialled(above.address) as child:
             spec = await child.ask("spec", {"id": "oldest"})
             assert spec["spec"].startswith('!Job\nid: "oldest"\n')
@@ -271,7 +271,7 @@ jobs:
     answers = {"update_scheduler_opts": options, "get_tree": get_tree}
     async with tier_of(text, tmp_path, shared=shared, ends=False) as (tier, hands, above):
         order = await hands.started("big")
-        assert "concurrency=3" in order.flags
+        assert "concurrency=3" in order.need.flags
         async with dialled(above.address, answers) as child:
             await started(child, "big")
             busy = {

@@ -1,18 +1,20 @@
 """Children as processes of this machine."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from agent.core.process import adopt
-from agent.gator.schedulers import CannotSchedule, Local, Order, Slurm, choose, own_command
+from agent.gator.schedulers import CannotSchedule, Local, Need, Order, Slurm, choose, own_command
 from tests.gator_tree import WITHIN_S, until
 
 
 def order(folder: Path, *flags: str) -> Order:
-    return Order("a", folder, "127.0.0.1:1", ("--id", "a", *flags), 1, 0, (), None)
+    return Order("a", folder, Need("127.0.0.1:1", flags))
 
 
 def nothing() -> None:
@@ -28,7 +30,7 @@ async def test_a_child_gets_its_parent_and_flags_and_what_it_prints_is_kept(tmp_
         with trio.fail_after(WITHIN_S):
             await scheduler.run(order(tmp_path / "a", "--quiet"), nothing, trio.Event())
         nursery.cancel_scope.cancel()
-    assert (tmp_path / "a/layer.log").read_text() == "--parent 127.0.0.1:1 --id a --quiet\n"
+    assert (tmp_path / "a/layer.log").read_text() == f"--parent 127.0.0.1:1 --id a --tracking {tmp_path}/a --quiet\n"
 
 
 async def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -55,12 +57,12 @@ esac
 """
 
 
-def slurm(folder: Path, **env: str) -> Slurm:
+def slurm(folder: Path, batch: int = 1, **env: str) -> Slurm:
     """Slurm's commands, as scripts that write down how they were called and show what the file `queue` says."""
     for name in ("sbatch", "squeue", "scancel"):
         (folder / name).write_text(SLURM)
         (folder / name).chmod(0o755)
-    return Slurm({"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder), **env}, "main")
+    return Slurm({"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder), **env}, "main", batch)
 
 
 def calls(folder: Path) -> list[str]:
@@ -71,7 +73,8 @@ async def test_a_job_of_slurm_is_submitted_and_watched_until_it_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.gator.schedulers.POLL_S", 0.1)
-    asked = Order("a b", tmp_path / "a", "127.0.0.1:1/t/x", ("--id", "a b"), 2, 100_000_001, (("sim", 1),), 90.0)
+    need = Need("127.0.0.1:1/t/x", ("--quiet",), 2, 100_000_001, (("sim", 1),), 90.0)
+    asked = Order("a b", tmp_path / "a", need)
     (tmp_path / "queue").write_text("41|RUNNING|None\n42|PENDING|Resources\n")
     waited = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -86,7 +89,7 @@ async def test_a_job_of_slurm_is_submitted_and_watched_until_it_is_gone(
     first = calls(tmp_path)[0]
     assert first.startswith("127.0.0.1:1/t/x sbatch --parsable --no-requeue --export=GATOR_PARENT,PATH --job-name=a b")
     assert "--cpus-per-task=2 --mem=96M --licenses=sim:1 --time=3 --partition=main --wrap=exec " in first
-    assert first.endswith("agent gator --id 'a b'")
+    assert first.endswith("agent gator --id 'a b' --tracking a --quiet")
     assert "127.0.0.1" not in first.partition("sbatch")[2]  # arguments are seen by all
 
 
@@ -114,3 +117,79 @@ async def test_who_has_told_its_end_is_not_waited_for_in_the_queue(tmp_path: Pat
         nursery.start_soon(slurm(tmp_path).run, order(tmp_path / "a"), nothing, over)
         over.set()
     assert len(calls(tmp_path)) == 1  # neither squeue nor scancel
+
+
+async def test_like_jobs_share_an_allocation_and_wait_for_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.gator.schedulers.POLL_S", 0.05)
+    monkeypatch.setattr("agent.gator.schedulers.GATHER_S", 0.5)
+    (tmp_path / "queue").write_text("42|RUNNING|None\n")
+    scheduler = slurm(tmp_path, batch=2)
+    like, other = Need("h:1", ("--quiet",), timeout_s=60.0), Need("h:1", ("--quiet",), is_job=False)
+    wants = [("a", like), ("t", other), ("b", like), ("c", like), ("u", other)]
+    overs = {name: trio.Event() for name, _ in wants}
+    waited: dict[str, int] = {name: 0 for name, _ in wants}
+
+    def waits(name: str) -> None:
+        waited[name] += 1
+
+    async with trio.open_nursery() as nursery:
+        for name, need in wants:
+            order = Order(name, tmp_path / name, need)
+            nursery.start_soon(scheduler.run, order, partial(waits, name), overs[name])
+            await trio.testing.wait_all_tasks_blocked()  # they join in this order
+        await until(lambda: waited["b"] > 1)
+        assert {name for name, times in waited.items() if times} == {"b"}  # behind a
+        overs["a"].set()
+        await until(lambda: len(nursery.child_tasks) == 4)
+        before = waited["b"]
+        await trio.sleep(0.2)
+        assert waited["b"] <= before + 1  # its time to register runs
+        for over in overs.values():
+            over.set()
+    submitted = sorted(line.rpartition("gator ")[2] for line in calls(tmp_path) if " sbatch " in line)
+    assert submitted == [
+        "--id a --tracking a --id b --tracking b --quiet",
+        "--id c --tracking c --quiet",
+        "--id t --tracking t --quiet",
+        "--id u --tracking u --quiet",
+    ]
+    assert any("--job-name=a " in line and "--time=3 " in line for line in calls(tmp_path))
+
+
+async def test_an_allocation_is_cancelled_with_the_last_of_its_jobs(tmp_path: Path) -> None:
+    (tmp_path / "queue").write_text("42|RUNNING|None\n")
+    scheduler, need = slurm(tmp_path, batch=2), Need("h:1", ())
+    scopes = [trio.CancelScope() for _ in range(2)]
+
+    async def run(name: str, scope: trio.CancelScope) -> None:
+        with scope:
+            await scheduler.run(Order(name, tmp_path / name, need), lambda: None, trio.Event())
+
+    async with trio.open_nursery() as nursery:
+        for name, scope in zip("ab", scopes, strict=True):
+            nursery.start_soon(run, name, scope)
+        await until(lambda: (tmp_path / "calls").exists() and any("squeue" in line for line in calls(tmp_path)))
+        scopes[0].cancel()
+        await until(lambda: len(nursery.child_tasks) == 1)
+        assert not any("scancel" in line for line in calls(tmp_path))
+        scopes[1].cancel()
+    assert calls(tmp_path)[-1].endswith("scancel 42")
+
+
+async def test_what_slurm_refuses_is_told_to_each_of_a_batch(tmp_path: Path) -> None:
+    scheduler, need = slurm(tmp_path, batch=2, BROKEN="1"), Need("h:1", ())
+    refused: list[str] = []
+
+    async def run(name: str) -> None:
+        try:
+            await scheduler.run(Order(name, tmp_path / name, need), nothing, trio.Event())
+        except CannotSchedule as err:
+            refused.append(str(err))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, "a")
+        nursery.start_soon(run, "b")
+    assert len(refused) == 2
+    assert len(calls(tmp_path)) == 1

@@ -35,7 +35,7 @@ async def child_of(parent: Parent, folder: Path, *, interval_s: float = 5.0, **s
     """Our layer "j" below that parent; it must have ended by the end of the block."""
     running = Running()
     command = Command(
-        options=Options(quiet=False, interval_s=interval_s), ident="j", parent=parent.address, tracking=folder
+        options=Options(quiet=False, interval_s=interval_s), idents=("j",), parent=parent.address, tracking=(folder,)
     )
 
     async def run() -> None:
@@ -280,7 +280,7 @@ async def test_a_tier_below_takes_slots_and_tells_its_jobs(tmp_path: Path) -> No
         codes: list[int] = []
 
         async def run() -> None:
-            told = Command(options=options, ident="j", parent=parent.address, tracking=tmp_path / "j")
+            told = Command(options=options, idents=("j",), parent=parent.address, tracking=(tmp_path / "j",))
             codes.append(await role.run(told, GatorSettings()))
 
         nursery.start_soon(run)

@@ -27,7 +27,7 @@ from agent.gator.journal import Journal
 from agent.gator.layer import Limits, Shared
 from agent.gator.messages import Dialect, Register
 from agent.gator.pool import Demand, Grant
-from agent.gator.schedulers import CannotSchedule, Order, Scheduler
+from agent.gator.schedulers import CannotSchedule, Need, Order, Scheduler
 from agent.gator.spec import Group
 from agent.gator.tree import Act, Kid, Tree
 
@@ -161,7 +161,7 @@ class Elsewhere:
     def _order(self, ident: str, folder: Path, address: str, demand: Demand) -> Order:
         """With the flags that real Gator has; those that say what is so anyway are left out, for the older ones."""
         options, node = self._shared.options, self._tree.spec_of(ident)
-        flags = ["--id", ident, "--interval", f"{options.interval_s:g}", "--tracking", str(folder)]
+        flags = ["--interval", f"{options.interval_s:g}"]
         flags.append("--all-msg" if options.all_messages else "--quiet")
         if self._shared.settings.dialect == "d0":  # it has no more flags than these
             options = msgspec.structs.replace(options, limits=Limits(), isolate=False, sched_args=())
@@ -179,8 +179,9 @@ class Elsewhere:
             if demand.slots != 1:
                 flags += ["--sched-arg", f"concurrency={demand.slots}"]
         if isinstance(node, Group):  # what is granted is for its jobs
-            return Order(ident, folder, address, tuple(flags), 1, 0, (), None)
-        return Order(ident, folder, address, tuple(flags), demand.slots, demand.memory, demand.licenses, node.timeout)
+            return Order(ident, folder, Need(address, tuple(flags), is_job=False))
+        need = Need(address, tuple(flags), demand.slots, demand.memory, demand.licenses, node.timeout)
+        return Order(ident, folder, need)
 
     # ---- slots ------------------------------------------------------------------------------------------------------
 

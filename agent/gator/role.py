@@ -11,8 +11,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -21,7 +21,8 @@ import msgspec
 import trio
 
 from agent.core import cgroup
-from agent.core.errors import AgentError, DocumentError
+from agent.core.channel import ungrouped
+from agent.core.errors import AgentError, DocumentError, PeerRefused
 from agent.core.metrics import Metrics
 from agent.core.process import adopt, environ
 from agent.gator import hub, schedulers
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 PASSED, FAILED, UNREACHABLE = 0, 1, 3
 # `babysit` is real Gator's, and of no use here.
-KNOWN_ARGS: Final = {"concurrency", "memory", "isolated", "command", "babysit", "partition"}
+KNOWN_ARGS: Final = {"concurrency", "memory", "isolated", "command", "babysit", "partition", "batch"}
 QUEUED: Final = 1000  # children that are given to a scheduler that has a queue of its own
 MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
 
@@ -52,13 +53,15 @@ class BadOption(AgentError):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """The command line. `spec` for a root, `ident` and `parent` for a child. `events` takes JSON lines of jobs."""
+    """The command line. `spec` for a root, `parent` and `idents` for children that run one after another, each with its
+    folder in `tracking`, where it is named. `events` takes JSON lines of jobs.
+    """
 
     options: Options
     spec: Path | None = None
-    ident: str | None = None
+    idents: tuple[str, ...] = ()
     parent: str | None = None
-    tracking: Path | None = None
+    tracking: tuple[Path, ...] = ()
     progress: bool = False
     events: int | None = None
 
@@ -109,7 +112,7 @@ async def run(command: Command, settings: GatorSettings, out: TextIO = sys.stdou
     """
     async with trio.open_nursery() as nursery:
         await nursery.start(adopt)
-        code = await (_run_child if command.parent else _run_root)(command, settings, out)
+        code = await (_run_children(command, settings) if command.parent else _run_root(command, settings, out))
         nursery.cancel_scope.cancel()
     return code
 
@@ -124,7 +127,7 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
     check(spec, pool)
     told = Told(spec.root, command.events) if command.events is not None else None
     shared = _shared(options, settings, pool, told.tell if told else lambda event: None)
-    tracking = command.tracking or Path("tracking") / datetime.now().isoformat(timespec="seconds")
+    tracking = command.tracking[-1] if command.tracking else _tracking()
     root = Root(out, options, progress=command.progress)
     for name in unlisted(spec.root, pool):
         log.warning("license %r is not in [gator.licenses]: any number is given", name)
@@ -133,7 +136,9 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
         ended = trio.Event()
         if options.hub:
             nursery.start_soon(_tell_hub, options, root, layer, tracking.absolute() / "db.sqlite", ended)
-        await _run_with_signals(layer, is_root=True)
+        async with _stopped_by_signals(is_root=True) as stopped:
+            await stopped.take(layer)
+            await layer.run()
         ended.set()
     if told:
         if isinstance(spec.root, Job):
@@ -148,16 +153,37 @@ async def _tell_hub(options: Options, root: Root, layer: Wrapper | Tier, db_file
     await hub.tell(options.hub, layer, root.address, kind, str(db_file), options.interval_s, ended)
 
 
-async def _run_child(command: Command, settings: GatorSettings, out: TextIO) -> int:
+async def _run_children(command: Command, settings: GatorSettings) -> int:
+    """Below a parent: one child after another, each with its own connection. The worst exit code."""
+    assert command.parent is not None
+    if not command.idents or any(not ident or specs.bad_ident(ident) for ident in command.idents):
+        raise BadOption("a child needs an ident", remedy="Name it with --id.")
+    if len(command.idents) > 1 and len(command.tracking) != len(command.idents):
+        raise BadOption("each of several children needs a folder", remedy="Give a --tracking with each --id.")
+    codes: list[int] = []
+    async with _stopped_by_signals(is_root=False) as stopped:
+        for ident, tracking in zip(command.idents, command.tracking or (_tracking(),), strict=True):
+            try:
+                with ungrouped():
+                    codes.append(await _run_child(ident, tracking, command, settings, stopped))
+            except PeerRefused as err:
+                if len(command.idents) == 1:
+                    raise
+                log.warning("not run ident=%s: %s", ident, err)
+                codes.append(FAILED)
+            if codes[-1] == UNREACHABLE:
+                return UNREACHABLE
+    return max(codes) if len(codes) == len(command.idents) else FAILED  # the rest was killed
+
+
+async def _run_child(ident: str, tracking: Path, command: Command, settings: GatorSettings, stopped: "_Stopped") -> int:
     assert command.parent is not None
     options = command.options
-    if not command.ident or specs.bad_ident(command.ident):
-        raise BadOption("a child needs an ident", remedy="Name it with --id.")
     pool = _pool(options, settings)
     events: list[Callable[[dict[str, Any]], None]] = []
     shared = _shared(options, settings, pool, lambda event: events[0](event))
     try:
-        uplink = Uplink(command.ident, command.parent, shared)
+        uplink = Uplink(ident, command.parent, shared)
     except ValueError as err:
         raise BadOption(f"--parent: {err}", remedy="Write it as HOST:PORT, as the parent gave it.") from err
     events.append(uplink.tell)
@@ -169,10 +195,9 @@ async def _run_child(command: Command, settings: GatorSettings, out: TextIO) -> 
             over.set()
 
         nursery.start_soon(hold_connection)
-        spec = specs.load(await uplink.fetch_spec(), f"the spec of {command.ident}", from_parent=True)
-        node = msgspec.structs.replace(spec.root, ident=command.ident)
-        tracking = command.tracking or Path("tracking") / datetime.now().isoformat(timespec="seconds")
-        layer = _layer(node, tracking.absolute(), uplink, shared, forward=not options.quiet)
+        spec = specs.load(await uplink.fetch_spec(), f"the spec of {ident}", from_parent=True)
+        node = msgspec.structs.replace(spec.root, ident=ident)
+        layer = _layer(node, tracking, uplink, shared, forward=not options.quiet)
         uplink.below = layer
 
         async def stop_when_superseded() -> None:
@@ -180,12 +205,17 @@ async def _run_child(command: Command, settings: GatorSettings, out: TextIO) -> 
             await layer.stop()
 
         nursery.start_soon(stop_when_superseded)
-        if await _run_with_signals(layer, is_root=False):
-            await over.wait()
+        await stopped.take(layer)
+        await layer.run()
+        await over.wait()
         nursery.cancel_scope.cancel()
     if uplink.gave_up:
         return UNREACHABLE
     return PASSED if layer.result == "SUCCESS" else FAILED
+
+
+def _tracking() -> Path:
+    return Path("tracking") / datetime.now().isoformat(timespec="seconds")
 
 
 def _end_of(layer: Wrapper | Tier, shared: Shared) -> dict[str, Any]:
@@ -214,6 +244,7 @@ def _read(path: Path) -> bytes:
 
 
 def _layer(node: Node, folder: Path, above: Above, shared: Shared, *, forward: bool) -> Wrapper | Tier:
+    folder = folder.absolute()
     if isinstance(node, Job):
         grant = shared.pool.take(demand(node)) or Grant(Demand(0))
         return Wrapper(node, folder, above, shared, grant, forward=forward, is_many=False)
@@ -232,12 +263,31 @@ def _scheduler(options: Options, env: Mapping[str, str]) -> Scheduler | None:
         raise BadOption(f"--scheduler: {err}", remedy="Correct --scheduler or --sched-arg.") from err
 
 
-async def _run_with_signals(layer: Wrapper | Tier, *, is_root: bool) -> bool:
+class _Stopped:
+    """What a signal stops: the layer that runs, and any that would be started after it."""
+
+    def __init__(self) -> None:
+        self._layer: Wrapper | Tier | None = None
+        self._is_stopped = False
+
+    async def take(self, layer: Wrapper | Tier) -> None:
+        self._layer = layer
+        if self._is_stopped:
+            await layer.stop()
+
+    async def stop(self) -> None:
+        self._is_stopped = True
+        if self._layer is not None:
+            await self._layer.stop()
+
+
+@asynccontextmanager
+async def _stopped_by_signals(*, is_root: bool) -> AsyncIterator[_Stopped]:
     """A root is stopped by SIGINT and SIGTERM, and killed by the second; a child leaves SIGINT to its parent.
 
-    False when it was killed.
+    Who is killed does not go on: its block ends.
     """
-    ended = False
+    stopped = _Stopped()
     async with trio.open_nursery() as nursery:
 
         async def listen(*, task_status: trio.TaskStatus[None]) -> None:
@@ -251,13 +301,11 @@ async def _run_with_signals(layer: Wrapper | Tier, *, is_root: bool) -> bool:
                     if stops > 1:
                         nursery.cancel_scope.cancel()
                         return
-                    nursery.start_soon(layer.stop)
+                    nursery.start_soon(stopped.stop)
 
         await nursery.start(listen)
-        await layer.run()
-        ended = True
+        yield stopped
         nursery.cancel_scope.cancel()
-    return ended
 
 
 def _shared(options: Options, settings: GatorSettings, pool: Pool, tell: Callable[[dict[str, Any]], None]) -> Shared:

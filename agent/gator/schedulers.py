@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 MAX_PRINTED = 1024 * 1024  # bytes
 POLL_S = 10.0  # between two looks at Slurm's queue
+GATHER_S = 0.2  # that a batch waits for more like it
 COMMAND_S = 60.0  # for one of its commands
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"}
 ENDED = {
@@ -48,19 +49,30 @@ class CannotSchedule(AgentError):
     """The scheduler did not take a child; `what` is its own word."""
 
 
-class Order(msgspec.Struct, frozen=True):
-    """A child to start: `flags` are Gator's, without the parent's address. `cores`, `memory` (bytes) and `licenses` are
-    what its own process and task need.
+class Need(msgspec.Struct, frozen=True):
+    """What like children have in common: the address of their parent, Gator's other flags, and what the child's own
+    process and task need: `cores`, `memory` (bytes), `licenses`, seconds.
     """
+
+    parent: str
+    flags: tuple[str, ...]
+    cores: int = 1
+    memory: int = 0
+    licenses: tuple[tuple[str, int], ...] = ()
+    timeout_s: float | None = None
+    is_job: bool = True
+
+
+class Order(msgspec.Struct, frozen=True):
+    """A child to start."""
 
     ident: str
     folder: Path
-    parent: str
-    flags: tuple[str, ...]
-    cores: int
-    memory: int
-    licenses: tuple[tuple[str, int], ...]
-    timeout_s: float | None
+    need: Need
+
+    def flags(self) -> tuple[str, ...]:
+        """Those that are its own."""
+        return "--id", self.ident, "--tracking", str(self.folder)
 
 
 class Scheduler(Protocol):
@@ -92,10 +104,9 @@ class Local:
         self._command = tuple(shlex.split(command)) if command else own_command()
 
     async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
-        argv = (*self._command, "--parent", order.parent, *order.flags)
-        spec = Spec(
-            argv=argv, cwd=Path.cwd(), env=dict(self._env), mark=order.parent + "." + order.ident, limits=UNLIMITED
-        )
+        parent = order.need.parent
+        argv = (*self._command, "--parent", parent, *order.flags(), *order.need.flags)
+        spec = Spec(argv=argv, cwd=Path.cwd(), env=dict(self._env), mark=f"{parent}.{order.ident}", limits=UNLIMITED)
         order.folder.mkdir(parents=True, exist_ok=True)
         try:
             async with open_child(spec) as child, trio.open_nursery() as nursery:
@@ -129,56 +140,127 @@ def _append(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+class Allocation:
+    """A job of Slurm that runs like children one after another, and the ends that they have told."""
+
+    def __init__(self) -> None:
+        self.orders: list[Order] = []
+        self.overs: list[trio.Event] = []
+        self.full = trio.Event()  # nobody may join any more
+        self.submitting = trio.Lock()
+        self.job: str | None = None
+        self.refusal: CannotSchedule | None = None
+        self.submitted_at = 0.0
+        self.left = 0  # children that are waited for
+
+    def join(self, order: Order, over: trio.Event, most: int) -> None:
+        self.orders.append(order)
+        self.overs.append(over)
+        self.left += 1
+        if len(self.orders) >= most:
+            self.full.set()
+
+    def leave(self, order: Order, over: trio.Event) -> None:
+        """It is waited for no more."""
+        self.left -= 1
+        if self.job is None:
+            self.orders.remove(order)
+            self.overs.remove(over)
+
+    def is_turn_of(self, over: trio.Event) -> bool:
+        """Have all before it ended?"""
+        return all(each.is_set() for each in self.overs[: self.overs.index(over)])
+
+
 class Slurm:
     """Jobs of Slurm. One squeue tells of all of a tier's, every 10 s; what is missing there has ended.
 
-    The parent's address goes by environment: arguments are seen by all users. A squeue that fails proves nothing.
+    Up to `batch` like jobs share an allocation, which has room for one and runs them one after another: a job of its
+    own costs a second. The parent's address goes by environment: arguments are seen by all users. A squeue that fails
+    proves nothing.
     """
 
     name = "slurm"
 
-    def __init__(self, env: Mapping[str, str], partition: str | None) -> None:
-        self._env, self._partition = dict(env), partition
+    def __init__(self, env: Mapping[str, str], partition: str | None, batch: int = 1) -> None:
+        self._env, self._partition, self._batch = dict(env), partition, batch
+        self._open: dict[Need, Allocation] = {}  # that like children may join
         self._asking = trio.Lock()
         self._asked_at = -math.inf  # when the last squeue that told something began
         self._states: dict[str, str] = {}
 
     async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
-        job = await self._submit(order)
-        submitted_at = trio.current_time()
+        place = self._join(order, over)
         try:
-            while True:
-                with trio.move_on_after(POLL_S):
-                    await over.wait()
-                    return  # its process ends by itself, and the queue would tell us late
-                await self._poll()
-                state = self._states.get(job)
-                if state in WAITING:
-                    waits()
-                elif state in ENDED or (state is None and self._asked_at > submitted_at):
-                    return
+            async with place.submitting:
+                if place.refusal is not None:
+                    raise place.refusal
+                if place.job is None:
+                    with trio.move_on_after(GATHER_S):
+                        await place.full.wait()
+                    self._close(order.need, place)
+                    with trio.CancelScope(shield=True):  # what was submitted is known, to be cancelled
+                        place.job = await self._submit(place)
+                    place.submitted_at = trio.current_time()
+            await self._watch(place, waits, over)
         except trio.Cancelled:
-            with trio.CancelScope(shield=True):
-                await self._command("scancel", job)
+            over.set()  # those behind it do not wait for it
+            if place.job is not None and place.left == 1:
+                with trio.CancelScope(shield=True):
+                    await self._command("scancel", place.job)
             raise
+        finally:
+            place.leave(order, over)
 
-    async def _submit(self, order: Order) -> str:
-        order.folder.mkdir(parents=True, exist_ok=True)
-        argv = ["sbatch", "--parsable", "--no-requeue", "--export=GATOR_PARENT,PATH", f"--job-name={order.ident}"]
-        argv += [f"--output={order.folder / 'layer.log'}", f"--cpus-per-task={max(order.cores, 1)}"]
-        if order.memory:
-            argv.append(f"--mem={max(1, math.ceil(order.memory / 2**20))}M")
-        if order.licenses:
-            argv.append("--licenses=" + ",".join(f"{name}:{count}" for name, count in order.licenses))
-        if order.timeout_s is not None:  # its wrapper ends it; Slurm only if that is gone too
-            argv.append(f"--time={math.ceil(order.timeout_s / 60) + 1}")
+    async def _watch(self, place: Allocation, waits: Callable[[], None], over: trio.Event) -> None:
+        assert place.job is not None
+        while True:
+            with trio.move_on_after(POLL_S):
+                await over.wait()
+                return  # its process ends by itself, and the queue would tell us late
+            await self._poll()
+            state = self._states.get(place.job)
+            if state in ENDED or (state is None and self._asked_at > place.submitted_at):
+                return
+            if state in WAITING or not place.is_turn_of(over):
+                waits()
+
+    def _join(self, order: Order, over: trio.Event) -> Allocation:
+        place = self._open.setdefault(order.need, Allocation())
+        most = self._batch if order.need.is_job else 1
+        place.join(order, over, most)
+        if place.full.is_set():
+            self._close(order.need, place)
+        return place
+
+    def _close(self, need: Need, place: Allocation) -> None:
+        if self._open.get(need) is place:
+            del self._open[need]
+
+    async def _submit(self, place: Allocation) -> str:
+        orders, need = place.orders, place.orders[0].need
+        for order in orders:
+            order.folder.mkdir(parents=True, exist_ok=True)
+        argv = ["sbatch", "--parsable", "--no-requeue", "--export=GATOR_PARENT,PATH"]
+        argv += [f"--job-name={orders[0].ident}", f"--output={orders[0].folder / 'layer.log'}"]
+        argv.append(f"--cpus-per-task={max(need.cores, 1)}")
+        if need.memory:
+            argv.append(f"--mem={max(1, math.ceil(need.memory / 2**20))}M")
+        if need.licenses:
+            argv.append("--licenses=" + ",".join(f"{name}:{count}" for name, count in need.licenses))
+        if need.timeout_s is not None:  # its wrapper ends it; Slurm only if that is gone too
+            argv.append(f"--time={math.ceil(len(orders) * need.timeout_s / 60) + 1}")
         if self._partition:
             argv.append(f"--partition={self._partition}")
-        argv.append("--wrap=exec " + shlex.join((*own_command(), *order.flags)))
-        done = await self._command(*argv, GATOR_PARENT=order.parent)
+        flags = [flag for order in orders for flag in order.flags()]
+        argv.append("--wrap=exec " + shlex.join((*own_command(), *flags, *need.flags)))
+        done = await self._command(*argv, GATOR_PARENT=need.parent)
         if done is None or done.returncode:
             said = "no answer" if done is None else done.stderr.decode("utf-8", "replace").strip()
-            raise CannotSchedule(f"sbatch: {said or 'it failed'}", remedy="See what the job asks for, and sinfo.")
+            place.refusal = CannotSchedule(
+                f"sbatch: {said or 'it failed'}", remedy="See what the job asks for, and sinfo."
+            )
+            raise place.refusal
         return done.stdout.decode("ascii", "replace").strip().partition(";")[0]  # "ID" or "ID;cluster"
 
     async def _poll(self) -> None:
@@ -212,6 +294,6 @@ def choose(name: str, args: Mapping[str, str], env: Mapping[str, str]) -> Schedu
         case "local":
             return Local(env, args.get("command"))
         case "slurm":
-            return Slurm(env, args.get("partition"))
+            return Slurm(env, args.get("partition"), int(args.get("batch", 1)))
         case _:
             raise ValueError(f"there is no scheduler {name!r}; use local or slurm")

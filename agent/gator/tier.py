@@ -85,6 +85,7 @@ class Tier:
         )
         self._view = View(self.tree, {}, None, folder, [], self._uids, self._own_job)  # until it is registered
         self._nursery: trio.Nursery | None = None
+        self._is_unwanted = False  # stopped before it was started
         self._to_sync: list[Path] = []  # files of an array's jobs that have ended
 
     @property
@@ -112,6 +113,8 @@ class Tier:
                 nursery.start_soon(self._journal.keep_flushing)
                 nursery.start_soon(self._keep_synced)
                 self.do(self.tree.start(self.shared.clock()))
+                if self._is_unwanted:
+                    await self.stop()
                 await self._until_done()
                 self._stopped = self.shared.clock()
                 self._state = "COMPLETE"
@@ -382,6 +385,9 @@ class Tier:
 
     async def stop(self) -> None:
         """Start nothing more; returns when every child was told to stop."""
+        if self._state == "LAUNCHED":
+            self._is_unwanted = True
+            return
         if not self.tree.stopping:
             self.do(self.tree.stop(self.shared.clock()))
         for layer in list(self._below.values()):

@@ -105,10 +105,10 @@ def command(*argv: str, env: dict[str, str]) -> str:
     return done.stdout + done.stderr
 
 
-def root_of(spec: str, folder: Path, env: dict[str, str]) -> tuple["subprocess.Popen[str]", int]:
+def root_of(spec: str, folder: Path, env: dict[str, str], *flags: str) -> tuple["subprocess.Popen[str]", int]:
     (folder / "spec.yaml").write_text(spec)
     reading, writing = os.pipe()
-    argv = (*AGENT, "--tracking", str(folder / "t"), "--events-fd", str(writing), str(folder / "spec.yaml"))
+    argv = (*AGENT, *flags, "--tracking", str(folder / "t"), "--events-fd", str(writing), str(folder / "spec.yaml"))
     root = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, pass_fds=(writing,), env=env)
     os.close(writing)
     return root, reading
@@ -142,6 +142,20 @@ jobs:
         ("x_1", "SUCCESS", 0),
     ]
     assert "Child 'huge' cannot be started: sbatch: sbatch: error: Memory specification can not be satisfied" in out
+
+
+def test_like_jobs_share_an_allocation(tmp_path: Path, slurm: dict[str, str]) -> None:
+    task = "sh, args: [-c, 'echo {name} $SLURM_JOB_ID >> {folder}/ran; exit {code}']"
+    jobs = ((name, task.format(name=name, folder=tmp_path, code=code)) for name, code in (("a", 0), ("b", 4), ("c", 0)))
+    lines = (f"  - !Job {{ ident: {name}, command: {command} }}\n" for name, command in jobs)
+    spec = "!JobGroup\nident: g\njobs:\n" + "".join(lines)
+    root, reading = root_of(spec, tmp_path, slurm, "--sched-arg", "batch=3")
+    with root, open(reading) as pipe:
+        assert ends(pipe) == [("a", "SUCCESS", 0), ("b", "FAILURE", 4), ("c", "SUCCESS", 0)]
+        root.communicate(timeout=WITHIN_S)
+    names, allocations = zip(*(line.split() for line in (tmp_path / "ran").read_text().splitlines()), strict=True)
+    assert sorted(names) == ["a", "b", "c"]
+    assert len(set(allocations)) == 1
 
 
 def test_a_job_that_scancel_ends_is_told_as_stopped_within_30_s(tmp_path: Path, slurm: dict[str, str]) -> None:
