@@ -18,6 +18,7 @@ from agent.core import config, facts
 from agent.core.config import ConfigErrors, Effective, Overlay, Size
 from agent.core.errors import ConfigError
 from agent.core.profile import FOLDERS, Choice, ProfileMissing, Profiles, Report, forbidden
+from agent.coverage.settings import CoverageSettings
 from agent.eman.settings import EmanSettings
 from agent.files.settings import EntitlementSettings, FilesSettings
 from agent.gator.settings import GatorSettings
@@ -83,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     logs: LogsSettings = LogsSettings()
     files: FilesSettings = FilesSettings()
     entitlement: EntitlementSettings = EntitlementSettings()
+    coverage: CoverageSettings = CoverageSettings()
     monitors: MonitorsSettings = MonitorsSettings()
     eman: EmanSettings = EmanSettings()
     gator: GatorSettings = GatorSettings()
@@ -100,6 +102,7 @@ DEFAULT_TOKEN = "token"  # of control.tokens, made at the first start
 FORBIDDEN = (
     *("ident", "profile", "tls", "seneschal", "mimir", "polarize", "cibus", "eman", "gator", "lab"),
     *(f"control.{name}" for name in ("listen", "tokens", "insecure_loopback", "origins", "tls")),
+    *(f"coverage.{name}" for name in ("enabled", "admin", "headers", "agent_id", "instance_id", "jacoco")),
     *("entitlement.bus", "*.roots", "*.content_allow", "*_file", "*.url", "*.user", "*.users", "*.token*"),
 )
 

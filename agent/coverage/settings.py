@@ -1,0 +1,39 @@
+"""The `[coverage]` table of the configuration. Source: protocols/drill.md, "Settings"."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+SourceName = Literal["v8", "python", "jacoco"]
+Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+Name = Annotated[str, msgspec.Meta(max_length=200)]
+# HOST:PORT of a JaCoCo agent's tcpserver
+Address = Annotated[str, msgspec.Meta(pattern=r"^.+:[0-9]{1,5}$", description="HOST:PORT")]
+
+
+class CoverageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The Drill agent and its probe sources. Times are seconds.
+
+    `enabled` is for the link to the `admin`; suites that ask for coverage get it without. Empty names have defaults:
+    `agent_id` the machine's ident, `instance_id` that and "-1", `build_version` "cat-" and a digest of the classes.
+    `roots` are folders of the product, relative to the suite's; `include` and `exclude` patterns are of files below
+    them, without `include` all are meant.
+    """
+
+    enabled: bool = False
+    admin: str = "ws://127.0.0.1:8090"
+    headers: dict[str, str] = {}
+    agent_id: Name = ""
+    instance_id: Name = ""
+    build_version: Name = ""
+    service_group: Name = ""
+    roots: Annotated[tuple[Pattern, ...], msgspec.Meta(min_length=1, max_length=64)] = (".",)
+    include: Annotated[tuple[Pattern, ...], msgspec.Meta(max_length=64)] = ()
+    exclude: Annotated[tuple[Pattern, ...], msgspec.Meta(max_length=64)] = ("**/node_modules/**",)
+    sources: Annotated[tuple[SourceName, ...], msgspec.Meta(max_length=3)] = ("v8", "python")
+    jacoco: Annotated[tuple[Address, ...], msgspec.Meta(max_length=64)] = ("127.0.0.1:6300",)
+    arm: Literal["session", "always"] = "session"
+    flush_s: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 2.0
+    hook_s: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
+    stop_reply: Literal["finished", "sessions-finished", "both"] = "finished"
+    max_pending_mib: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
