@@ -118,5 +118,14 @@ class _Lib:
         done: CData,
     ) -> int: ...
 
+    SPAWN_DESCRIPTORS: int
+    SPAWN_CWD: int
+    SPAWN_CGROUP: int
+    SPAWN_AFFINITY: int
+    SPAWN_USER: int
+    SPAWN_LIMITS: int
+    SPAWN_EXEC: int
+    def spawn_program(self, spawn: CData, fault: CData) -> int: ...
+
 ffi: _FFI
 lib: _Lib

@@ -188,4 +188,33 @@ size_t format_matches(const struct line_format *format, const struct match *matc
                       const uint32_t *captures, const uint8_t *block, uint64_t offset, const uint64_t *numbers,
                       uint8_t *out, size_t capacity, size_t *done);
 
+/*
+ * Start a program in a session of its own, with the signals, descriptors, limits and rights that a `struct spawn` says,
+ * and no others. All of it is set before its first instruction. Numbers are those of the system; arrays of texts end
+ * with NULL.
+ */
+
+/* Where it failed. */
+enum { SPAWN_FORK, SPAWN_DESCRIPTORS, SPAWN_CWD, SPAWN_CGROUP, SPAWN_AFFINITY, SPAWN_USER, SPAWN_LIMITS, SPAWN_EXEC };
+struct spawn_fault { int stage, number; };          /* `number` is an errno, 0: none */
+struct ceiling { int which; uint64_t soft, hard; }; /* of setrlimit; all bits set: no limit */
+
+struct spawn {
+    char *const *paths;                   /* where it may lie: the first that can be run is taken */
+    char *const *argv, *const *env;
+    const char *cwd;
+    int in, out, err;                     /* become its 0, 1 and 2; -1: at its end */
+    const int *kept; int kept_count;      /* others that it gets, by their numbers, which are above 2 */
+    int procs;                            /* a cgroup.procs to enter; -1: none */
+    const char *oom_score_adj;            /* or NULL */
+    int nice;                             /* added to ours */
+    const uint8_t *cpus; size_t cpus_size; /* a bit for each that it may run on, a multiple of 8 bytes; or NULL */
+    int is_other_user;                    /* then it becomes `uid`, with `gid` and these groups alone */
+    uint32_t uid, gid; const uint32_t *groups; int group_count;
+    const struct ceiling *ceilings; int ceiling_count;
+};
+
+/* Its pid once it runs, or -1: it does not, nothing is left of it, and `fault` says why. Waits for the exec. */
+int spawn_program(const struct spawn *spawn, struct spawn_fault *fault);
+
 #endif

@@ -9,11 +9,8 @@
 The end of a child is its *exit*, not the end of its pipes: what it leaves behind may keep them open. Its exit is looked
 at and not taken until the tree is dead: so long its number, which is also its group's and its session's, stays its own.
 
-Limits, nice, oom_score_adj, cgroup and user are set between fork and exec, in forked.py: set from outside they
-would come after the child's first forks, and there is no shell or other program between that could set them. It is
-Python in a child forked from a process with threads. That is safe as long as it takes no lock that a thread may have
-held, so: no import, no logging, only system calls with arguments made before the fork. It costs a fork instead of a
-vfork (measured: 1 ms, and 2.5 ms for each 100 MiB that the agent has resident).
+Limits, nice, oom_score_adj, cgroup and user are set before the program's first instruction (spawn.py): set from outside
+they would come after its first forks.
 
     AgentError
     ├── ChildFailedToStart                 no such program or folder, not executable, no memory ...
@@ -31,12 +28,10 @@ import os
 import pwd
 import re
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -46,7 +41,6 @@ import trio
 from agent.core.bundle import callers_environ
 from agent.core.cgroup import Leaf, Leaves
 from agent.core.errors import AgentError, ProtocolMisuse
-from agent.core.forked import before_exec, ignored_signals
 from agent.core.processtree import (
     MARK,
     Proc,
@@ -60,6 +54,7 @@ from agent.core.processtree import (
     stat_of,
     tree,
 )
+from agent.core.spawn import PARTS, program
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +88,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     which counts all of the user's and never stops root. `cpu` is seconds of each process: SIGXCPU, one second later
     SIGKILL. `cpus` is held by a cgroup only; `affinity` are the numbers of CPUs it may run on. `nice` is added to the
     agent's own; it and `oom_score_adj` are wishes: where the service may not set them (EPERM), the child runs on
-    without. UNLIMITED asks for nothing, and so costs no Python between fork and exec.
+    without. UNLIMITED asks for nothing.
     """
 
     memory: int | None = None
@@ -184,13 +179,13 @@ class Child:
     child stands still when a pipe is full. `stdin` is there if the spec asked for it.
     """
 
-    def __init__(self, spec: Spec, popen: "subprocess.Popen[str]", handle: int, leaf: Leaf | None) -> None:
-        seen = stat_of(popen.pid)  # None: a program of another user, in a /proc that hides those; 0 is before all
-        root = seen.proc if seen else Proc(popen.pid, 0)
+    def __init__(self, spec: Spec, pid: int, handle: int, leaf: Leaf | None) -> None:
+        seen = stat_of(pid)  # None: a program of another user, in a /proc that hides those; 0 is before all
+        root = seen.proc if seen else Proc(pid, 0)
         self.spec, self.pid, self.started = spec, root.pid, root.start
         self.streams: dict[str, Pipe] = {}
         self.stdin: trio.lowlevel.FdStream | None = None
-        self._popen, self._handle, self._root, self._leaf = popen, handle, root, leaf
+        self._handle, self._root, self._leaf = handle, root, leaf
         _children[self.pid] = self.started
         self._exit: Exit | None = None
         self._ended_by = "self"
@@ -326,9 +321,7 @@ class Child:
             if self.stdin:
                 self.stdin.close()
             if self._look() is not None:
-                self._popen.wait()  # at once: it is a zombie
-            else:
-                self._popen.returncode = -signal.SIGKILL  # survived; `reap` takes its exit when that comes
+                _take(self.pid)  # at once: it is a zombie. What survived is taken by `reap` when it ends.
             os.close(self._handle)
             del _children[self.pid]
             if self._leaf:
@@ -435,7 +428,7 @@ async def _start(spec: Spec, leaves: Leaves | None) -> Child:
             child = await _spawn(spec, leaves, ours, theirs)
             ours.pop_all()
         return child
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
         raise _explained(spec, error) from error
     finally:
         del _starting[begun]
@@ -456,37 +449,34 @@ async def _spawn(spec: Spec, leaves: Leaves | None, ours: ExitStack, theirs: Exi
         ours.callback(leaf.remove)
         procs = leaf.open_procs()
         theirs.callback(os.close, procs)
-    ignored = ignored_signals()
     numbers = {name: str(writing[name]) for name in spec.pipes}
     arguments = {f"@pipe:{name}": number for name, number in numbers.items()}
-    # In a thread, as exec may wait for a slow disk; that cannot be cancelled, so no child gets lost in the middle.
-    popen = await trio.to_thread.run_sync(
-        partial(
-            subprocess.Popen,
-            [arguments.get(argument, argument) for argument in spec.argv],
-            cwd=spec.cwd,
-            env={
-                **spec.env,
-                MARK: nested(spec.mark),
-                **{f"EMISSARY_PIPE_{name.upper()}": number for name, number in numbers.items()},
-            },
-            stdin=reading["stdin"] if spec.stdin else subprocess.DEVNULL,
-            stdout=writing["stdout"],
-            stderr=writing["stderr"],
-            pass_fds=[writing[name] for name in spec.pipes],
-            start_new_session=True,
-            preexec_fn=None
-            if limits == UNLIMITED and procs is None and not spec.user and not ignored
-            else before_exec(limits, leaves.controllers if leaves else frozenset(), procs, _account(spec), ignored),
-        )
+    start = program(
+        [arguments.get(argument, argument) for argument in spec.argv],
+        cwd=spec.cwd,
+        env={
+            **spec.env,
+            MARK: nested(spec.mark),
+            **{f"EMISSARY_PIPE_{name.upper()}": number for name, number in numbers.items()},
+        },
+        stdin=reading["stdin"] if spec.stdin else None,
+        stdout=writing["stdout"],
+        stderr=writing["stderr"],
+        kept=[writing[name] for name in spec.pipes],
+        limits=limits,
+        held=leaves.controllers if leaves else frozenset(),
+        procs=procs,
+        account=_account(spec),
     )
+    # In a thread, as exec may wait for a slow disk; that cannot be cancelled, so no child gets lost in the middle.
+    pid = await trio.to_thread.run_sync(start)
     try:
-        handle = os.pidfd_open(popen.pid)
+        handle = os.pidfd_open(pid)
     except OSError:
-        os.killpg(popen.pid, signal.SIGKILL)
-        popen.wait()
+        os.killpg(pid, signal.SIGKILL)
+        _take(pid)
         raise
-    child = Child(spec, popen, handle, leaf)
+    child = Child(spec, pid, handle, leaf)
     child.streams.update({name: Pipe(fd) for name, fd in reading.items() if name != "stdin"})
     if spec.stdin:
         child.stdin = trio.lowlevel.FdStream(writing["stdin"])
@@ -512,17 +502,17 @@ def _account(spec: Spec) -> pwd.struct_passwd | None:
     return account
 
 
-def _explained(spec: Spec, error: OSError | subprocess.SubprocessError) -> ChildFailedToStart:
+def _explained(spec: Spec, error: OSError) -> ChildFailedToStart:
     """The same with the path it is about and a remedy."""
     program = spec.argv[0]
-    if not isinstance(error, OSError):
-        return ChildFailedToStart(program, str(error), remedy="Its cgroup, user or limits could not be set.")
     why = os.strerror(error.errno) if error.errno else str(error)
     if error.filename and str(error.filename) not in (program, str(spec.cwd)):
         why = f"{why} ({error.filename})"  # of its cgroup
     if str(error.filename) == str(spec.cwd):
         return ChildFailedToStart(str(spec.cwd), f"{why} (the folder to run {program} in)", remedy="Make the folder.")
     match error.errno:
+        case _ if error.filename in PARTS.values():
+            remedy = "This could not be set for it: see the user that the agent runs as, and what that may do."
         case errno.ENOENT if "/" not in program:
             remedy = f"Install it, or name its path; PATH was {spec.env.get('PATH', os.defpath)}."
         case errno.ENOENT if (spec.cwd / program).exists():
@@ -540,6 +530,11 @@ def _explained(spec: Spec, error: OSError | subprocess.SubprocessError) -> Child
         case _:
             remedy = "This is about the machine, not the program: processes, memory or open files have run out."
     return ChildFailedToStart(program, why, remedy=remedy)
+
+
+def _take(pid: int) -> None:
+    """Take the exit of a child that has ended, or is about to."""
+    os.waitpid(pid, 0)
 
 
 def _signal_name(number: int) -> str:
