@@ -100,18 +100,13 @@ def nested(mark: str) -> str:
 
 
 def no_strangers(known: Container[int]) -> bool:
-    """Are all our direct children known? False too where the kernel does not list them (CONFIG_PROC_CHILDREN).
+    """Are all our direct children known? False too where the kernel does not list them.
 
     The tree of a child of ours that has ended is dead then, if we are the subreaper: each of its processes had a parent
     in the tree or has us. A look of 0.1 ms, where `snapshot` takes one for each process on the machine.
     """
-    try:
-        threads = os.listdir("/proc/self/task")
-        return all(
-            int(pid) in known for thread in threads for pid in _read(f"/proc/self/task/{thread}/children").split()
-        )
-    except OSError:  # or a thread has just left, and its children are another's
-        return False
+    ours = _children()
+    return ours is not None and all(pid in known for pid in ours)
 
 
 def tree(mark: str, root: Proc | None = None, *, strays_before: float = 0) -> list[Stat]:
@@ -216,7 +211,12 @@ def reap(children: Container[int], *, before: float = math.inf) -> list[int]:
     `children` are the pids of our direct children in sessions of their own; those, direct children in our session and
     what began at `before` or later are passed by: whoever started them waits for their exits.
     """
-    table = snapshot()
+    ours = _children()
+    if ours is None:
+        table = snapshot()
+    else:
+        strangers = (stat_of(pid) for pid in (*ours, os.getpid()) if pid not in children)
+        table = {stat.proc.pid: stat for stat in strangers if stat}
     here = table[os.getpid()]
     ended = [
         pid
@@ -226,6 +226,15 @@ def reap(children: Container[int], *, before: float = math.inf) -> list[int]:
     for pid in ended:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
     return ended
+
+
+def _children() -> set[int] | None:
+    """Our direct children, zombies too; None where the kernel does not list them (CONFIG_PROC_CHILDREN)."""
+    try:
+        threads = os.listdir("/proc/self/task")
+        return {int(pid) for thread in threads for pid in _read(f"/proc/self/task/{thread}/children").split()}
+    except OSError:  # or a thread has just left, and its children are another's
+        return None
 
 
 def _read(path: str) -> bytes:
