@@ -34,7 +34,7 @@ ffibuilder.set_source(
     "agent._native",
     '#include "native.h"',
     sources=sorted(f"native/{path.name}" for path in HERE.glob("*.c")),
-    depends=["native/native.h"],
+    depends=["native/native.h", "native/words.h"],
     include_dirs=["native", *includes],
     py_limited_api=True,
     extra_compile_args=[

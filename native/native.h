@@ -189,6 +189,66 @@ size_t format_matches(const struct line_format *format, const struct match *matc
                       uint8_t *out, size_t capacity, size_t *done);
 
 /*
+ * The miner: which lines are alike but for their values? It learns templates from the lines that it sees; lines that
+ * differ in one word are one template as soon as enough different words were seen there.
+ */
+
+enum { TEMPLATE_TEXT_MAX = 2048, TEMPLATES_MAX = 1 << 20, VALUES_MAX = 128 };
+enum { TEMPLATE_NONE = 0xFFFFFFFF };
+
+struct miner;
+
+/* A miner of at most `limit` templates, 16 to TEMPLATES_MAX. It belongs to one thread at a time. NULL: no memory. */
+struct miner *miner_new(size_t limit);
+void miner_free(struct miner *miner);
+
+/*
+ * The template of each line of block[0..size), size below 2^31; the last line may have no LF. ids[n] is that of the line
+ * at starts[n]; TEMPLATE_NONE: there was no memory, or no id any more. At most `capacity` lines; *consumed is where to
+ * go on. Returns how many.
+ */
+size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, uint32_t *ids, uint32_t *starts,
+                  size_t capacity, size_t *consumed);
+
+/* The id that the next new template gets. They rise from 1 and are never used again. */
+uint32_t miner_next(const struct miner *miner);
+
+/* The template that `id` has become: alike ones join the oldest of them. TEMPLATE_NONE: it is forgotten. */
+uint32_t miner_resolve(const struct miner *miner, uint32_t id);
+
+/* How many templates there are; their ids and how many lines each had, the one seen longest ago first. */
+size_t miner_count(const struct miner *miner);
+void miner_list(const struct miner *miner, uint32_t *ids, uint64_t *counts);
+
+/* The text of a template to text[0..TEMPLATE_TEXT_MAX). Returns its size, TEMPLATE_NONE: it is forgotten. */
+size_t miner_text(const struct miner *miner, uint32_t id, uint8_t *text);
+
+/*
+ * The values that a line has where the template has <*>: (offset, length) of each word to spans[2 * n], at most
+ * `capacity` words, of which there are never more than VALUES_MAX. Returns how many.
+ */
+size_t miner_values(const struct miner *miner, uint32_t id, const uint8_t *line, size_t size, uint32_t *spans,
+                    size_t capacity);
+
+/* The last templates that joined others: (id, what it became) to pairs[2 * n], at most limit. NULL: only how many. */
+size_t miner_joined(const struct miner *miner, uint32_t *pairs);
+
+/*
+ * Which words of like lines vary: for each kind of line its hash, a count and the sets of varying words.
+ * NULL: only how many numbers that is.
+ */
+size_t miner_varying(const struct miner *miner, uint64_t *numbers);
+
+/*
+ * To have a miner as it was: each template, the one seen longest ago first; what joined; what varies; the next id.
+ * 0: this cannot be.
+ */
+int miner_restore(struct miner *miner, uint32_t id, uint64_t count, const uint8_t *text, size_t size);
+int miner_restore_joined(struct miner *miner, const uint32_t *pairs, size_t count);
+int miner_restore_varying(struct miner *miner, const uint64_t *numbers, size_t count);
+int miner_restore_next(struct miner *miner, uint32_t next);
+
+/*
  * Start a program in a session of its own, with the signals, descriptors, limits and rights that a `struct spawn` says,
  * and no others. All of it is set before its first instruction. Numbers are those of the system; arrays of texts end
  * with NULL.

@@ -1,0 +1,175 @@
+"""Which lines are alike but for their values: the face of the native template miner.
+
+A template is the text that lines share, with <*> where they differ: `session opened for user <*>`. Ids rise from 1 and
+are never used again, also after a restart; when templates turn out to be one, the younger join the oldest, and
+resolve() tells which. Templates are bounded: the one seen longest ago is forgotten, and gets a new id should it return.
+
+Source: protocols/logs.md 4, "Miner"; 2.4.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import msgspec
+
+from agent._native import ffi, lib
+from agent.logs.model import ModelDamaged
+
+if TYPE_CHECKING:
+    from agent._native import CData
+
+LIMIT = 65_536
+NONE: int = lib.TEMPLATE_NONE  # the id of a line that got none: there is no memory, or no id any more
+
+_LINES = 16_384  # mined by one call
+_VALUES: int = lib.VALUES_MAX
+_VERSION = 1
+_EACH = 20  # bytes of a dumped template beside its text, at most
+
+
+class Mined(NamedTuple):
+    """The lines of a block. `ids[n]` is the template of the line that begins at `starts[n]`; behind the last line
+    `starts` has the end of the block. Ids in `new` were given in this block (some may have joined others since).
+    """
+
+    ids: "array[int]"
+    starts: "array[int]"
+    new: range
+
+
+class _Dump(msgspec.Struct, frozen=True, array_like=True):
+    """A miner as bytes. `templates` are (id, lines, text), the one seen longest ago first; the rest is the C side's."""
+
+    version: int
+    next: Annotated[int, msgspec.Meta(ge=1, le=NONE)]
+    templates: list[tuple[Annotated[int, msgspec.Meta(ge=1, lt=NONE)], Annotated[int, msgspec.Meta(ge=0)], bytes]]
+    joined: bytes
+    varying: bytes
+
+
+_decoder = msgspec.msgpack.Decoder(_Dump)
+
+
+class Miner:
+    """Mines lines, one thread at a time. At most `limit` templates (16 to 1,048,576): less than 500 bytes for each."""
+
+    def __init__(self, *, limit: int = LIMIT) -> None:
+        miner = lib.miner_new(limit)
+        if miner == ffi.NULL:
+            raise MemoryError
+        self._limit = limit
+        self._miner = ffi.gc(miner, lib.miner_free)
+        self._ids, self._starts = ffi.new("uint32_t[]", _LINES), ffi.new("uint32_t[]", _LINES)
+        self._number = ffi.new("size_t *")
+
+    def mine(self, block: bytes | memoryview) -> Mined:
+        """All lines of a block of less than 2 GiB; the last one may have no end. The GIL is not held."""
+        ids, starts, first = array("I"), array("I"), lib.miner_next(self._miner)
+        data, at, size = ffi.from_buffer("uint8_t[]", block), 0, len(block)
+        while at < size:
+            count = lib.miner_mine(self._miner, data + at, size - at, self._ids, self._starts, _LINES, self._number)
+            ids.frombytes(ffi.buffer(self._ids, 4 * count))
+            here = array("I", bytes(ffi.buffer(self._starts, 4 * count)))
+            starts.extend(here if not at else array("I", [at + start for start in here]))
+            at += self._number[0]
+        starts.append(size)
+        return Mined(ids, starts, range(first, lib.miner_next(self._miner)))
+
+    def mine_line(self, line: bytes) -> int:
+        """The template of one line; it may have its end."""
+        lib.miner_mine(self._miner, line or b"\n", len(line) or 1, self._ids, self._starts, 1, self._number)
+        return int(self._ids[0])
+
+    def resolve(self, template: int) -> int | None:
+        """What the template has become, itself as a rule; None: it is forgotten."""
+        now = lib.miner_resolve(self._miner, template)
+        return None if now == NONE else now
+
+    def text(self, template: int) -> str:
+        """`session opened for user <*>`, of what the template has become. KeyError: it is forgotten."""
+        return self._text(template).decode(errors="backslashreplace")
+
+    def values(self, template: int, line: bytes) -> list[bytes]:
+        """What a line of the template has where that has <*>: each word of it, in order, so a value as 10:31 is two.
+
+        Of a template that is forgotten: what is a value by itself.
+        """
+        spans = ffi.new("uint32_t[]", 2 * _VALUES)
+        count = lib.miner_values(self._miner, template, line, len(line), spans, _VALUES)
+        numbers = ffi.unpack(spans, 2 * count)
+        return [line[at : at + size] for at, size in zip(numbers[::2], numbers[1::2], strict=True)]
+
+    def counts(self) -> Iterator[tuple[int, int]]:
+        """Each template with the number of its lines, the one seen longest ago first."""
+        size = lib.miner_count(self._miner)
+        ids, counts = ffi.new("uint32_t[]", size), ffi.new("uint64_t[]", size)
+        lib.miner_list(self._miner, ids, counts)
+        return zip(ffi.unpack(ids, size), ffi.unpack(counts, size), strict=True)
+
+    def __len__(self) -> int:
+        return int(lib.miner_count(self._miner))
+
+    def dump(self, room: int | None = None) -> tuple[bytes, int]:
+        """All that load() needs, in at most `room` bytes; how many templates, the rarest, were left out for that."""
+        templates = [(id, count, self._text(id)) for id, count in self.counts()]
+        pairs = ffi.new("uint32_t[]", 2 * lib.miner_joined(self._miner, ffi.NULL))
+        lib.miner_joined(self._miner, pairs)
+        numbers = ffi.new("uint64_t[]", lib.miner_varying(self._miner, ffi.NULL))
+        lib.miner_varying(self._miner, numbers)
+        rest = (bytes(ffi.buffer(pairs)), bytes(ffi.buffer(numbers)))
+        if room is not None and sum(map(len, rest)) > room // 4:
+            rest = (b"", b"")  # what joined is only for those who still have the old ids, and the rest is learned again
+        kept = templates if room is None else _most_frequent(templates, room - sum(map(len, rest)) - _EACH)
+        dumped = _Dump(_VERSION, lib.miner_next(self._miner), kept, *rest)
+        return msgspec.msgpack.encode(dumped), len(templates) - len(kept)
+
+    @classmethod
+    def load(cls, data: bytes, *, limit: int = LIMIT) -> "Miner":
+        """The miner that was dumped, with the same ids. Raises ModelDamaged."""
+        try:
+            dumped = _decoder.decode(data)
+        except msgspec.DecodeError as err:
+            raise _damaged(str(err)) from err
+        if dumped.version != _VERSION:
+            raise _damaged(f"version {dumped.version} is not known")
+        miner = cls(limit=limit)
+        for id, count, text in dumped.templates[-limit:]:
+            if not lib.miner_restore(miner._miner, id, count, text, len(text)):
+                raise _damaged(f"template {id} cannot be")
+        joined, varying = _numbers("uint32_t", dumped.joined, 8), _numbers("uint64_t", dumped.varying, 8)
+        if not lib.miner_restore_joined(miner._miner, joined, len(joined) // 2):
+            raise _damaged("what joined cannot be")
+        if not lib.miner_restore_varying(miner._miner, varying, len(varying)):
+            raise _damaged("what varies cannot be")
+        if not lib.miner_restore_next(miner._miner, dumped.next):
+            raise _damaged(f"the next id cannot be {dumped.next}")
+        return miner
+
+    def _text(self, template: int) -> bytes:
+        text = ffi.new("uint8_t[]", lib.TEMPLATE_TEXT_MAX)
+        size = lib.miner_text(self._miner, template, text)
+        if size == NONE:
+            raise KeyError(template)
+        return bytes(ffi.buffer(text, size))
+
+
+def _most_frequent(templates: Sequence[tuple[int, int, bytes]], room: int) -> list[tuple[int, int, bytes]]:
+    """As many as have room, in their order; of equally frequent ones those that were seen later."""
+    kept = set()
+    for n in sorted(range(len(templates)), key=lambda n: (templates[n][1], n), reverse=True):
+        room -= len(templates[n][2]) + _EACH
+        if room < 0:
+            break
+        kept.add(n)
+    return [template for n, template in enumerate(templates) if n in kept]
+
+
+def _numbers(type: str, data: bytes, size: int) -> "CData":
+    if len(data) % size:
+        raise _damaged("it ends within a number")
+    return ffi.from_buffer(f"{type}[]", data)
+
+
+def _damaged(why: str) -> ModelDamaged:
+    return ModelDamaged(f"the templates are damaged: {why}", remedy="They are learned anew.")

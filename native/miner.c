@@ -1,0 +1,754 @@
+/*
+ * The template miner.
+ *
+ * A line's words (words.c), runs of values folded into one, have a hash. Lines of equal hash are one template at once;
+ * this is the fast path, and nearly all lines take it. A line of a new hash may be one of a template in which more words
+ * vary than the preprocessing knows: for lines of the same length and first word it is known which sets of words vary,
+ * and with these taken out its hash is that of the template. If there is none it is a new one, and each of its words is
+ * noted beside the hash of the line without it. When enough different words were noted there (how many, depends on what
+ * stands before), the word is taken to vary: all templates that differ only there join the oldest of them.
+ *
+ * Everything is bounded. Templates: the least recently seen is forgotten. The notes and the cache of hashes: buckets, in
+ * which the new displaces the old.
+ */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "native.h"
+#include "words.h"
+
+enum {
+    WAYS = 4,           /* entries of a bucket */
+    COLUMNS = 32,       /* words of a line that are noted */
+    COLUMNS_EACH = 8,   /* notes for each template, on the average */
+    MEMBERS = 8,        /* different words, at which any word is taken to vary */
+    ENOUGH = 5,         /* the same where at least two others stay */
+    ENOUGH_NAMED = 3,   /* behind words as "user" */
+    SETS = 6,           /* of varying words, for each kind of line */
+    TEXT_EACH = 192     /* bytes of text for each template, on the average */
+};
+
+#define NONE TEMPLATE_NONE
+#define WILD_SIZE (WORDS_MAX / 64)
+_Static_assert(WORDS_MAX == VALUES_MAX, "each word may be a value");
+
+struct template {
+    uint64_t hash, count;
+    uint8_t *text;
+    uint32_t size, id;
+    uint32_t newer, older; /* by when it was seen; NONE at the ends */
+};
+
+/* A hash that was seen, and its template; of another id it is forgotten. */
+struct known {
+    uint64_t hash;
+    uint32_t slot, id;
+};
+
+/* The hash of a line without one of its words, and what stood there: one word of one template, or a group. */
+struct column {
+    uint64_t key;
+    uint32_t word, id; /* word NONE: `id` is a group */
+};
+
+struct group {
+    uint64_t key;
+    uint32_t count, words[MEMBERS], ids[MEMBERS];
+};
+
+/* Lines of one length and first word: the sets of their words that vary. */
+struct kind {
+    uint64_t key, count;
+    uint64_t sets[SETS][WILD_SIZE];
+};
+
+struct joined {
+    uint32_t id, to;
+};
+
+struct miner {
+    struct lexicon lexicon;
+    size_t limit, count, text_size;
+    uint32_t next, newest, oldest, unused;
+    uint64_t tick;
+    struct template *templates;
+    uint32_t *by_hash, *by_id; /* open addressing: slot + 1, 0 is free */
+    size_t mask;               /* of both */
+    struct known *known;
+    size_t known_mask;
+    struct column *columns;
+    size_t columns_mask;
+    struct group *groups;
+    size_t group_count, next_group;
+    struct kind *kinds;
+    size_t kinds_mask;
+    struct joined *joined; /* a ring */
+    uint32_t *by_joined;   /* open addressing: place in the ring + 1 */
+    size_t joined_count, joined_at;
+};
+
+static inline uint64_t spread(uint64_t hash)
+{
+    hash *= 0xD6E8FEB86659FD93u;
+    return hash ^ (hash >> 32);
+}
+
+static size_t power_of_two(size_t least)
+{
+    size_t size = 16;
+    while (size < least)
+        size *= 2;
+    return size;
+}
+
+struct miner *miner_new(size_t limit)
+{
+    if (limit < 16 || limit > TEMPLATES_MAX)
+        return NULL;
+    struct miner *miner = calloc(1, sizeof *miner);
+    if (!miner)
+        return NULL;
+    lexicon_fill(&miner->lexicon);
+    size_t size = power_of_two(2 * limit);
+    miner->limit = limit;
+    miner->next = 1;
+    miner->newest = miner->oldest = NONE;
+    miner->mask = size - 1;
+    miner->known_mask = size / WAYS - 1;
+    miner->columns_mask = power_of_two(limit * COLUMNS_EACH) / WAYS - 1;
+    miner->group_count = limit / 4 + 16;
+    miner->kinds_mask = power_of_two(limit / 16 + 16) - 1;
+    miner->templates = calloc(limit, sizeof *miner->templates);
+    miner->by_hash = calloc(size, sizeof *miner->by_hash);
+    miner->by_id = calloc(size, sizeof *miner->by_id);
+    miner->known = calloc(size, sizeof *miner->known);
+    miner->columns = calloc((miner->columns_mask + 1) * WAYS, sizeof *miner->columns);
+    miner->groups = calloc(miner->group_count, sizeof *miner->groups);
+    miner->kinds = calloc(miner->kinds_mask + 1, sizeof *miner->kinds);
+    miner->joined = calloc(limit, sizeof *miner->joined);
+    miner->by_joined = calloc(size, sizeof *miner->by_joined);
+    if (!miner->templates || !miner->by_hash || !miner->by_id || !miner->known || !miner->columns || !miner->groups ||
+        !miner->kinds || !miner->joined || !miner->by_joined) {
+        miner_free(miner);
+        return NULL;
+    }
+    for (uint32_t slot = 0; slot < limit; slot++) /* the unused ones are a list */
+        miner->templates[slot].newer = slot + 1 < limit ? slot + 1 : NONE;
+    return miner;
+}
+
+void miner_free(struct miner *miner)
+{
+    if (!miner)
+        return;
+    if (miner->templates)
+        for (size_t slot = 0; slot < miner->limit; slot++)
+            free(miner->templates[slot].text);
+    free(miner->templates);
+    free(miner->by_hash);
+    free(miner->by_id);
+    free(miner->known);
+    free(miner->columns);
+    free(miner->groups);
+    free(miner->kinds);
+    free(miner->joined);
+    free(miner->by_joined);
+    free(miner);
+}
+
+/* ---- tables of templates ----------------------------------------------------------------------------------------- */
+
+/* One of the two tables, and what a slot is looked up by in it. */
+struct table {
+    uint32_t *slots;
+    int is_by_id;
+};
+
+static inline uint64_t key_of(const struct miner *miner, struct table table, uint32_t slot)
+{
+    return table.is_by_id ? miner->templates[slot].id : miner->templates[slot].hash;
+}
+
+static inline uint32_t table_find(const struct miner *miner, struct table table, uint64_t key)
+{
+    for (size_t n = spread(key) & miner->mask; table.slots[n]; n = (n + 1) & miner->mask)
+        if (key_of(miner, table, table.slots[n] - 1) == key)
+            return table.slots[n] - 1;
+    return NONE;
+}
+
+static void table_put(struct miner *miner, struct table table, uint32_t slot)
+{
+    size_t n = spread(key_of(miner, table, slot)) & miner->mask;
+    while (table.slots[n])
+        n = (n + 1) & miner->mask;
+    table.slots[n] = slot + 1;
+}
+
+/* Take a slot out; those behind it that could not stand where they belong move up. */
+static void table_drop(struct miner *miner, struct table table, uint32_t slot)
+{
+    size_t n = spread(key_of(miner, table, slot)) & miner->mask;
+    while (table.slots[n] != slot + 1)
+        n = (n + 1) & miner->mask;
+    for (size_t next = (n + 1) & miner->mask; table.slots[next]; next = (next + 1) & miner->mask) {
+        size_t home = spread(key_of(miner, table, table.slots[next] - 1)) & miner->mask;
+        if (((next - home) & miner->mask) >= ((next - n) & miner->mask)) {
+            table.slots[n] = table.slots[next];
+            n = next;
+        }
+    }
+    table.slots[n] = 0;
+}
+
+static inline struct table by_hash(const struct miner *miner)
+{
+    return (struct table){miner->by_hash, 0};
+}
+
+static inline struct table by_id(const struct miner *miner)
+{
+    return (struct table){miner->by_id, 1};
+}
+
+static inline void take_out(struct miner *miner, uint32_t slot)
+{
+    struct template *template = miner->templates + slot;
+    *(template->newer == NONE ? &miner->newest : &miner->templates[template->newer].older) = template->older;
+    *(template->older == NONE ? &miner->oldest : &miner->templates[template->older].newer) = template->newer;
+}
+
+static inline void put_newest(struct miner *miner, uint32_t slot)
+{
+    struct template *template = miner->templates + slot;
+    template->newer = NONE;
+    template->older = miner->newest;
+    *(miner->newest == NONE ? &miner->oldest : &miner->templates[miner->newest].newer) = slot;
+    miner->newest = slot;
+}
+
+static inline uint32_t seen(struct miner *miner, uint32_t slot)
+{
+    miner->templates[slot].count++;
+    if (miner->newest != slot) {
+        take_out(miner, slot);
+        put_newest(miner, slot);
+    }
+    return miner->templates[slot].id;
+}
+
+static void forget(struct miner *miner, uint32_t slot)
+{
+    struct template *template = miner->templates + slot;
+    table_drop(miner, by_hash(miner), slot);
+    table_drop(miner, by_id(miner), slot);
+    take_out(miner, slot);
+    free(template->text);
+    miner->text_size -= template->size;
+    miner->count--;
+    *template = (struct template){.newer = miner->unused};
+    miner->unused = slot;
+}
+
+/* Keep a copy of the text; templates seen long ago go for it. 0: no memory. */
+static int set_text(struct miner *miner, uint32_t slot, const uint8_t *text, size_t size)
+{
+    struct template *template = miner->templates + slot;
+    uint8_t *copy = malloc(size ? size : 1);
+    if (!copy)
+        return 0;
+    memcpy(copy, text, size);
+    free(template->text);
+    miner->text_size += size - template->size;
+    template->text = copy;
+    template->size = (uint32_t)size;
+    return 1;
+}
+
+static void make_room(struct miner *miner, size_t size, uint32_t but)
+{
+    while (miner->oldest != NONE && miner->oldest != but &&
+           (miner->count >= miner->limit || miner->text_size + size > miner->limit * TEXT_EACH))
+        forget(miner, miner->oldest);
+}
+
+static uint32_t add_template(struct miner *miner, uint32_t id, uint64_t hash, const uint8_t *text, size_t size)
+{
+    make_room(miner, size, NONE);
+    uint32_t slot = miner->unused;
+    uint32_t next = miner->templates[slot].newer;
+    if (!set_text(miner, slot, text, size))
+        return NONE;
+    miner->unused = next;
+    miner->templates[slot].hash = hash;
+    miner->templates[slot].id = id;
+    miner->count++;
+    table_put(miner, by_hash(miner), slot);
+    table_put(miner, by_id(miner), slot);
+    put_newest(miner, slot);
+    return slot;
+}
+
+/* ---- what joined ------------------------------------------------------------------------------------------------- */
+
+static uint32_t joined_find(const struct miner *miner, uint32_t id)
+{
+    for (size_t n = spread(id) & miner->mask; miner->by_joined[n]; n = (n + 1) & miner->mask)
+        if (miner->joined[miner->by_joined[n] - 1].id == id)
+            return miner->by_joined[n] - 1;
+    return NONE;
+}
+
+static void joined_drop(struct miner *miner, uint32_t at)
+{
+    size_t n = spread(miner->joined[at].id) & miner->mask;
+    while (miner->by_joined[n] != at + 1)
+        n = (n + 1) & miner->mask;
+    for (size_t next = (n + 1) & miner->mask; miner->by_joined[next]; next = (next + 1) & miner->mask) {
+        size_t home = spread(miner->joined[miner->by_joined[next] - 1].id) & miner->mask;
+        if (((next - home) & miner->mask) >= ((next - n) & miner->mask)) {
+            miner->by_joined[n] = miner->by_joined[next];
+            n = next;
+        }
+    }
+    miner->by_joined[n] = 0;
+}
+
+static void joined_put(struct miner *miner, uint32_t id, uint32_t to)
+{
+    uint32_t at = (uint32_t)miner->joined_at;
+    if (miner->joined_count == miner->limit)
+        joined_drop(miner, at);
+    else
+        miner->joined_count++;
+    miner->joined[at] = (struct joined){id, to};
+    size_t n = spread(id) & miner->mask;
+    while (miner->by_joined[n])
+        n = (n + 1) & miner->mask;
+    miner->by_joined[n] = at + 1;
+    miner->joined_at = (at + 1) % miner->limit;
+}
+
+/* The slot of what `id` has become. It always became an older one, so this ends. */
+static uint32_t slot_of(const struct miner *miner, uint32_t id)
+{
+    for (uint32_t at; (at = joined_find(miner, id)) != NONE;)
+        id = miner->joined[at].to;
+    return table_find(miner, by_id(miner), id);
+}
+
+/* ---- buckets ----------------------------------------------------------------------------------------------------- */
+
+static inline uint32_t known_find(const struct miner *miner, uint64_t hash)
+{
+    const struct known *bucket = miner->known + (spread(hash) & miner->known_mask) * WAYS;
+    for (size_t way = 0; way < WAYS; way++)
+        if (bucket[way].hash == hash && bucket[way].id && miner->templates[bucket[way].slot].id == bucket[way].id)
+            return bucket[way].slot;
+    return NONE;
+}
+
+static void known_put(struct miner *miner, uint64_t hash, uint32_t slot)
+{
+    struct known *bucket = miner->known + (spread(hash) & miner->known_mask) * WAYS;
+    memmove(bucket + 1, bucket, (WAYS - 1) * sizeof *bucket);
+    bucket[0] = (struct known){hash, slot, miner->templates[slot].id};
+}
+
+static struct kind *kind_find(struct miner *miner, uint64_t key, int is_new)
+{
+    size_t home = spread(key) & miner->kinds_mask;
+    struct kind *kinds = miner->kinds, *least = kinds + home;
+    for (size_t way = 0; way < WAYS; way++) {
+        struct kind *kind = kinds + ((home + way) & miner->kinds_mask);
+        if (kind->count && kind->key == key)
+            return kind;
+        if (kind->count < least->count)
+            least = kind;
+    }
+    if (!is_new)
+        return NULL;
+    *least = (struct kind){.key = key};
+    return least;
+}
+
+/* Note that `word` stands in the column of a template. Returns the group when it has enough words, else NULL. */
+static struct group *note(struct miner *miner, uint64_t key, uint32_t word, uint32_t id, uint32_t enough)
+{
+    struct column *bucket = miner->columns + (spread(key) & miner->columns_mask) * WAYS, found;
+    size_t way = 0;
+    while (way < WAYS && !(bucket[way].key == key && (bucket[way].id || bucket[way].word == NONE)))
+        way++;
+    found = way < WAYS ? bucket[way] : (struct column){key, word, id};
+    if (way < WAYS && found.word == NONE && miner->groups[found.id].key != key)
+        found = (struct column){key, word, id}; /* another took its group */
+    memmove(bucket + 1, bucket, (way < WAYS ? way : WAYS - 1) * sizeof *bucket);
+    bucket[0] = found;
+    if (found.word == word)
+        return NULL;
+    struct group *group;
+    if (found.word == NONE) {
+        group = miner->groups + found.id;
+    } else {
+        uint32_t at = (uint32_t)miner->next_group;
+        miner->next_group = (at + 1) % miner->group_count;
+        group = miner->groups + at;
+        *group = (struct group){.key = key, .count = 1, .words = {found.word}, .ids = {found.id}};
+        bucket[0] = (struct column){key, NONE, at};
+    }
+    for (uint32_t n = 0; n < group->count; n++)
+        if (group->words[n] == word)
+            return NULL;
+    if (group->count < MEMBERS) {
+        group->words[group->count] = word;
+        group->ids[group->count++] = id;
+    }
+    return group->count >= enough ? group : NULL;
+}
+
+/* ---- mining ------------------------------------------------------------------------------------------------------ */
+
+/* A line or a template as words without runs of values. */
+struct pattern {
+    struct word words[WORDS_MAX + 2];
+    size_t count;
+    uint64_t hash;
+    const uint8_t *text;
+};
+
+static uint64_t kind_key(const struct pattern *pattern)
+{
+    uint64_t first = 0;
+    for (size_t i = 0; i < pattern->count; i++)
+        if (pattern->words[i].kind == WORD_LITERAL) {
+            first = pattern->words[i].hash;
+            break;
+        }
+    return spread(first ^ pattern->count);
+}
+
+/* The text of a pattern. Its size is at most TEMPLATE_TEXT_MAX. */
+static size_t render(const struct pattern *pattern, uint8_t *text)
+{
+    size_t size = 0;
+    for (size_t i = 0; i < pattern->count; i++) {
+        const struct word *word = pattern->words + i;
+        const uint8_t *from = word->kind == WORD_VALUE ? (const uint8_t *)"<*>" : pattern->text + word->at;
+        size_t length = word->kind == WORD_VALUE ? 3 : word->size;
+        if (word->blank && i)
+            text[size++] = ' ';
+        if (length > LONG_WORD) /* dots */
+            length = LONG_WORD;
+        memcpy(text + size, from, length);
+        size += length;
+    }
+    return size;
+}
+
+/* How many different words there must be, until this one is taken to vary. */
+static uint32_t enough_at(const struct miner *miner, const struct pattern *pattern, size_t at, size_t literals)
+{
+    const struct word *before = at ? pattern->words + at - 1 : NULL;
+    uint8_t lower[LONG_WORD];
+    if (before && before->kind == WORD_LITERAL && before->size <= 11) {
+        for (size_t i = 0; i < before->size; i++)
+            lower[i] = pattern->text[before->at + i] | 0x20;
+        if (lexicon_means(&miner->lexicon, lower, before->size) & MEANS_NAMED)
+            return ENOUGH_NAMED;
+    }
+    return literals > 2 ? ENOUGH : MEMBERS;
+}
+
+/* The templates of the group are one: the pattern. Returns its slot. */
+static uint32_t join(struct miner *miner, const struct pattern *pattern, struct group *group, uint32_t slot)
+{
+    uint32_t members[MEMBERS + 2], count = 0, same = table_find(miner, by_hash(miner), pattern->hash);
+    members[count++] = slot;
+    if (same != NONE)
+        members[count++] = same;
+    for (uint32_t n = 0; n < group->count; n++) {
+        uint32_t member = slot_of(miner, group->ids[n]), is_new = member != NONE;
+        for (uint32_t i = 0; i < count; i++)
+            is_new = is_new && members[i] != member;
+        if (is_new)
+            members[count++] = member;
+    }
+    group->count = 0;
+    for (uint32_t n = 0; n < count; n++)
+        if (miner->templates[members[n]].id < miner->templates[slot].id)
+            slot = members[n];
+    uint8_t text[TEMPLATE_TEXT_MAX];
+    struct template *oldest = miner->templates + slot;
+    size_t size = render(pattern, text);
+    if (!set_text(miner, slot, text, size))
+        return slot; /* it joins when memory is back */
+    for (uint32_t n = 0; n < count; n++)
+        if (members[n] != slot) {
+            struct template *other = miner->templates + members[n];
+            oldest->count += other->count;
+            joined_put(miner, other->id, oldest->id);
+            uint64_t hash = other->hash;
+            forget(miner, members[n]);
+            known_put(miner, hash, slot);
+        }
+    table_drop(miner, by_hash(miner), slot);
+    known_put(miner, oldest->hash, slot);
+    oldest->hash = pattern->hash;
+    table_put(miner, by_hash(miner), slot);
+    make_room(miner, 0, slot);
+    return slot;
+}
+
+/* Remember that these words vary in lines of its kind. */
+static void remember_varying(struct miner *miner, const struct pattern *pattern, const uint64_t *wild)
+{
+    struct kind *kind = kind_find(miner, kind_key(pattern), 1);
+    for (size_t n = 0; n < SETS && n < kind->count; n++)
+        if (!memcmp(kind->sets[n], wild, sizeof kind->sets[n]))
+            return;
+    memcpy(kind->sets[kind->count++ % SETS], wild, sizeof kind->sets[0]);
+}
+
+/* Note the words of a template; as long as one of them turns out to vary, it joins others. Returns its slot then. */
+static uint32_t learn(struct miner *miner, struct pattern *pattern, uint32_t slot, int may_join)
+{
+    for (;;) {
+        size_t literals = 0, column = 0;
+        for (size_t i = 0; i < pattern->count; i++)
+            literals += pattern->words[i].kind == WORD_LITERAL;
+        if (literals < 2)
+            return slot;
+        struct group *best = NULL;
+        struct pattern joint;
+        uint64_t best_wild[WILD_SIZE];
+        for (size_t i = 0; i < pattern->count && column <= COLUMNS; i++) {
+            if (pattern->words[i].kind != WORD_LITERAL || !column++)
+                continue; /* the first word tells what the line is about */
+            uint64_t wild[WILD_SIZE] = {0}, hash;
+            wild[i / 64] |= UINT64_C(1) << i % 64;
+            struct word folded[WORDS_MAX];
+            words_fold(pattern->words, pattern->count, wild, folded, &hash);
+            uint32_t word = (uint32_t)(pattern->words[i].hash >> 32);
+            struct group *group = note(miner, hash, word == NONE ? 0 : word, miner->templates[slot].id,
+                                       enough_at(miner, pattern, i, literals));
+            if (group && (!best || group->count > best->count)) {
+                best = group;
+                memcpy(best_wild, wild, sizeof wild);
+            }
+        }
+        if (!best || !may_join)
+            return slot;
+        remember_varying(miner, pattern, best_wild);
+        joint.text = pattern->text;
+        joint.count = words_fold(pattern->words, pattern->count, best_wild, joint.words, &joint.hash);
+        slot = join(miner, &joint, best, slot);
+        *pattern = joint;
+    }
+}
+
+/* The template with whose varying words taken out the pattern is that template. */
+static uint32_t match(struct miner *miner, const struct pattern *pattern)
+{
+    struct word folded[WORDS_MAX];
+    uint64_t hash;
+    uint32_t slot;
+    struct kind *kind = kind_find(miner, kind_key(pattern), 0);
+    if (kind)
+        for (size_t n = 0; n < SETS && n < kind->count; n++) {
+            words_fold(pattern->words, pattern->count, kind->sets[n], folded, &hash);
+            if ((slot = table_find(miner, by_hash(miner), hash)) != NONE)
+                return slot;
+        }
+    return NONE;
+}
+
+static uint32_t mine_line(struct miner *miner, const uint8_t *line, size_t size)
+{
+    struct pattern pattern;
+    pattern.count = words_of_line(&miner->lexicon, line, size, pattern.words);
+    pattern.count = words_fold(pattern.words, pattern.count, NULL, pattern.words, &pattern.hash);
+    uint32_t slot = known_find(miner, pattern.hash);
+    if (slot != NONE)
+        return seen(miner, slot);
+    slot = table_find(miner, by_hash(miner), pattern.hash);
+    if (slot == NONE) {
+        slot = match(miner, &pattern);
+        if (slot == NONE) {
+            uint8_t text[TEMPLATE_TEXT_MAX];
+            pattern.text = line;
+            size_t length = render(&pattern, text);
+            if (miner->next == NONE)
+                return NONE;
+            slot = add_template(miner, miner->next, pattern.hash, text, length);
+            if (slot == NONE)
+                return NONE;
+            miner->next++;
+            uint64_t hash = pattern.hash;
+            slot = learn(miner, &pattern, slot, 1);
+            known_put(miner, hash, slot);
+            return seen(miner, slot);
+        }
+    }
+    known_put(miner, pattern.hash, slot);
+    return seen(miner, slot);
+}
+
+size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, uint32_t *ids, uint32_t *starts,
+                  size_t capacity, size_t *consumed)
+{
+    size_t at = 0, count = 0;
+    while (at < size && count < capacity) {
+        const uint8_t *end = memchr(block + at, '\n', size - at);
+        size_t length = end ? (size_t)(end - block) - at : size - at;
+        starts[count] = (uint32_t)at;
+        ids[count++] = mine_line(miner, block + at, length);
+        at += length + (end != NULL);
+    }
+    *consumed = at;
+    return count;
+}
+
+/* ---- what is known ----------------------------------------------------------------------------------------------- */
+
+uint32_t miner_next(const struct miner *miner)
+{
+    return miner->next;
+}
+
+uint32_t miner_resolve(const struct miner *miner, uint32_t id)
+{
+    uint32_t slot = slot_of(miner, id);
+    return slot == NONE ? NONE : miner->templates[slot].id;
+}
+
+size_t miner_count(const struct miner *miner)
+{
+    return miner->count;
+}
+
+void miner_list(const struct miner *miner, uint32_t *ids, uint64_t *counts)
+{
+    size_t n = 0;
+    for (uint32_t slot = miner->oldest; slot != NONE; slot = miner->templates[slot].newer) {
+        ids[n] = miner->templates[slot].id;
+        counts[n++] = miner->templates[slot].count;
+    }
+}
+
+size_t miner_text(const struct miner *miner, uint32_t id, uint8_t *text)
+{
+    uint32_t slot = slot_of(miner, id);
+    if (slot == NONE)
+        return NONE;
+    memcpy(text, miner->templates[slot].text, miner->templates[slot].size);
+    return miner->templates[slot].size;
+}
+
+size_t miner_values(const struct miner *miner, uint32_t id, const uint8_t *line, size_t size, uint32_t *spans,
+                    size_t capacity)
+{
+    struct word words[WORDS_MAX + 2], folded[WORDS_MAX + 2];
+    size_t count = words_of_line(&miner->lexicon, line, size, words), known = 0, at = 0, found = 0;
+    uint32_t slot = slot_of(miner, id);
+    if (slot != NONE)
+        known = words_of_template(miner->templates[slot].text, miner->templates[slot].size, folded);
+    int is_in_run = 0; /* the value at `at` has begun */
+    for (size_t i = 0; i < count && found < capacity; i++) {
+        int is_value = words[i].kind == WORD_VALUE;
+        if (is_value) {
+            is_in_run = at < known && folded[at].kind == WORD_VALUE;
+        } else if (at + is_in_run < known && folded[at + is_in_run].kind != WORD_VALUE &&
+                   folded[at + is_in_run].hash == words[i].hash) {
+            at += is_in_run + 1;
+            is_in_run = 0;
+        } else if (words[i].kind == WORD_LITERAL && at < known && folded[at].kind == WORD_VALUE) {
+            is_value = is_in_run = 1;
+        }
+        if (is_value) {
+            spans[2 * found] = words[i].at;
+            spans[2 * found++ + 1] = words[i].size;
+        }
+    }
+    return found;
+}
+
+/* ---- as it was --------------------------------------------------------------------------------------------------- */
+
+size_t miner_joined(const struct miner *miner, uint32_t *pairs)
+{
+    if (pairs)
+        for (size_t n = 0; n < miner->joined_count; n++) {
+            size_t at = miner->joined_count < miner->limit ? n : (miner->joined_at + n) % miner->limit;
+            pairs[2 * n] = miner->joined[at].id;
+            pairs[2 * n + 1] = miner->joined[at].to;
+        }
+    return miner->joined_count;
+}
+
+enum { KIND_NUMBERS = 2 + SETS * WILD_SIZE };
+
+size_t miner_varying(const struct miner *miner, uint64_t *numbers)
+{
+    size_t count = 0;
+    for (size_t n = 0; n <= miner->kinds_mask; n++) {
+        if (!miner->kinds[n].count)
+            continue;
+        if (numbers)
+            memcpy(numbers + count, miner->kinds + n, KIND_NUMBERS * sizeof *numbers);
+        count += KIND_NUMBERS;
+    }
+    return count;
+}
+
+int miner_restore(struct miner *miner, uint32_t id, uint64_t count, const uint8_t *text, size_t size)
+{
+    struct pattern pattern;
+    if (size > TEMPLATE_TEXT_MAX || !id || id == NONE || table_find(miner, by_id(miner), id) != NONE)
+        return 0;
+    pattern.text = text;
+    pattern.count = words_of_template(text, size, pattern.words);
+    pattern.count = words_fold(pattern.words, pattern.count, NULL, pattern.words, &pattern.hash);
+    if (table_find(miner, by_hash(miner), pattern.hash) != NONE)
+        return 0;
+    uint32_t slot = add_template(miner, id, pattern.hash, text, size);
+    if (slot == NONE)
+        return 0;
+    miner->templates[slot].count = count;
+    if (miner->next <= id)
+        miner->next = id + 1;
+    learn(miner, &pattern, slot, 0);
+    return 1;
+}
+
+int miner_restore_joined(struct miner *miner, const uint32_t *pairs, size_t count)
+{
+    for (size_t n = 0; n < count; n++) {
+        if (pairs[2 * n] <= pairs[2 * n + 1] || !pairs[2 * n + 1] || joined_find(miner, pairs[2 * n]) != NONE)
+            return 0;
+        joined_put(miner, pairs[2 * n], pairs[2 * n + 1]);
+        if (pairs[2 * n] != NONE && miner->next <= pairs[2 * n])
+            miner->next = pairs[2 * n] + 1;
+    }
+    return 1;
+}
+
+int miner_restore_varying(struct miner *miner, const uint64_t *numbers, size_t count)
+{
+    if (count % KIND_NUMBERS)
+        return 0;
+    for (size_t n = 0; n < count; n += KIND_NUMBERS) {
+        if (!numbers[n + 1])
+            return 0;
+        memcpy(kind_find(miner, numbers[n], 1), numbers + n, KIND_NUMBERS * sizeof *numbers);
+    }
+    return 1;
+}
+
+int miner_restore_next(struct miner *miner, uint32_t next)
+{
+    if (next < miner->next)
+        return 0;
+    miner->next = next;
+    return 1;
+}

@@ -1,0 +1,170 @@
+"""Templates: grouping, ids that stay, values, bounds."""
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.logs.model import ModelDamaged
+from agent.logs.templates import NONE, Miner
+
+DATA = Path(os.environ.get("EMISSARY_DATA", Path(__file__).parent.parent / "../shared/data"))
+SETS = ("Android", "BGL", "HDFS", "Hadoop", "HealthApp", "Linux", "OpenStack", "Spark")
+
+
+def texts(lines: Sequence[bytes]) -> list[str]:
+    miner = Miner()
+    ids = [miner.mine_line(line) for line in lines]
+    return [miner.text(id) for id in ids]
+
+
+def accuracy(groups: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
+    """The share of lines whose group is that of their true event."""
+    ours, theirs = defaultdict(list), defaultdict(list)
+    for n, (group, event) in enumerate(zip(groups, truth, strict=True)):
+        ours[group].append(n)
+        theirs[event].append(n)
+    right = set(map(tuple, theirs.values()))
+    return sum(len(group) for group in ours.values() if tuple(group) in right) / len(truth)
+
+
+def structured(name: str) -> tuple[list[bytes], list[str]]:
+    path = DATA / f"loghub/{name}/{name}_2k.log_structured.csv"
+    if not path.exists():
+        pytest.skip(f"the data are not at {DATA}")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row["Content"].encode() for row in rows], [row["EventId"] for row in rows]
+
+
+def test_lines_that_differ_in_values_are_one_template() -> None:
+    lines = [
+        b"Jun  9 06:06:20 combo sshd[3182]: connection from 10.0.0.1 (host.example.org) at Thu Jun  9 06:06:20 2005",
+        b"Jul 17 23:21:54 combo sshd[1]: connection from 220.117.241.7 () at Sun Jul 17 23:21:54 2005",
+    ]
+    expected = "<*> combo sshd[<*>]: connection from <*> (<*>) at <*>"
+    assert texts(lines) == [expected, expected]
+
+
+def test_what_is_a_value() -> None:
+    lines = {
+        b"copy /a/b.txt to C:\\temp\\c.txt": "copy <*> to <*>",
+        b"GET http://x/y?a=b&c=d done": "GET <*> done",
+        b"took 5 ms of 1.5 KB": "took <*> of <*>",
+        b"lifetime <1 sec": "lifetime <*>",
+        b"mask ffffffff or deadbeefcafe": "mask <*> or <*>",
+        b"mac FF:F2:9F:16:EA:46 up": "mac <*> up",
+        b"peer a.example.org or x.y.de": "peer <*> or <*>",
+        b"x.y is a word of com.example.Thing": "x.y is a word of com.example.Thing",
+        b"fan ( 12 13 **** 14 )": "fan ( <*> )",
+        b"input/output error": "input/output error",
+        b"sent by a@b": "sent by <*>",
+        b"1, 2, 3 and 4:5": "<*> and <*>",
+        b"depth......17 of wait...": "depth......<*> of wait...",
+        b"\xff\xfe\x80 noise": "<*> noise",
+        "grün".encode(): "grün",
+        b"q" * 65 + b" end": "<*> end",
+        b"": "",
+        b"a <*> b": "a <*> b",
+    }
+    for line, expected in lines.items():
+        assert texts([line]) == [expected]
+
+
+def test_a_word_that_varies_joins_templates_and_ids_stay() -> None:
+    miner = Miner()
+    ids = [miner.mine_line(f"service {name} was started again".encode()) for name in ("a", "b", "c", "d", "e", "f")]
+    assert [miner.resolve(id) for id in ids] == [ids[0]] * 6
+    assert miner.text(ids[3]) == "service <*> was started again"
+    assert miner.values(ids[0], b"service web was started again") == [b"web"]
+    assert ids[4:] == [ids[0]] * 2
+    assert dict(miner.counts()) == {ids[0]: 6}
+
+
+def test_ids_are_the_same_after_a_restart() -> None:
+    miner = Miner()
+    lines = [f"session opened for user {user} by (uid={uid})".encode() for uid, user in enumerate("abcd")]
+    ids = [miner.mine_line(line) for line in [*lines, b"something else"]]
+    data, left_out = miner.dump()
+    again = Miner.load(data)
+    assert left_out == 0
+    assert [again.resolve(id) for id in ids] == [miner.resolve(id) for id in ids]
+    assert list(again.counts()) == list(miner.counts())
+    assert again.mine_line(b"session opened for user z by (uid=9)") == ids[0]
+    assert again.mine_line(b"another") == max(ids) + 1
+
+
+def test_the_rarest_are_left_out_of_a_dump_without_room() -> None:
+    miner = Miner()
+    ids = miner.mine(b"often\noften\nrare\noften too\noften too\n").ids
+    data, left_out = miner.dump(80)
+    assert (len(data) <= 80, left_out) == (True, 1)
+    assert Miner.load(data).resolve(ids[2]) is None
+    assert Miner.load(data).text(ids[0]) == "often"
+
+
+def test_the_template_seen_longest_ago_is_forgotten() -> None:
+    miner = Miner(limit=16)
+    names = [f"{chr(97 + n)}{chr(97 + n)}" for n in range(20)]
+    ids = [miner.mine_line(name.encode()) for name in names]
+    assert len(set(ids)) == 20
+    assert [miner.resolve(id) for id in ids] == [None] * 4 + ids[4:]
+    with pytest.raises(KeyError):
+        miner.text(ids[0])
+    assert miner.mine_line(names[0].encode()) == max(ids) + 1
+
+
+def test_lines_of_a_block() -> None:
+    mined = Miner().mine(b"a\r\nb\n\na")
+    assert list(mined.ids) == [1, 2, 3, 1]
+    assert list(mined.starts) == [0, 3, 5, 6, 7]
+    assert mined.new == range(1, 4)
+    assert list(Miner().mine(b"").starts) == [0]
+
+
+@given(st.lists(st.text("ab1 :,.<>*()/=\n\xe9", max_size=20).map(str.encode) | st.binary(max_size=40), max_size=40))
+def test_any_bytes_are_mined_and_kept(lines: list[bytes]) -> None:
+    block = b"\n".join(lines)
+    miner, single = Miner(limit=16), Miner(limit=16)
+    mined = miner.mine(block)
+    pieces = block.split(b"\n") if block else []
+    if pieces and not pieces[-1]:
+        pieces.pop()
+    assert list(mined.ids) == [single.mine_line(line) for line in pieces]
+    assert NONE not in mined.ids
+    again = Miner.load(miner.dump()[0], limit=16)
+    assert list(again.counts()) == list(miner.counts())
+    assert [again.text(id) for id, _ in again.counts()] == [miner.text(id) for id, _ in miner.counts()]
+    for id, line in zip(mined.ids, pieces, strict=True):
+        assert again.resolve(id) == miner.resolve(id)
+        assert all(value in line for value in miner.values(id, line))
+
+
+@given(st.binary(max_size=200))
+def test_what_is_no_dump_is_told(data: bytes) -> None:
+    with pytest.raises(ModelDamaged):
+        Miner.load(data)
+
+
+@given(st.data())
+def test_a_damaged_dump_is_told_or_gives_a_miner(data: st.DataObject) -> None:
+    miner = Miner(limit=16)
+    for word in "abcdef":
+        miner.mine_line(f"user {word} is here".encode())
+    dump = bytearray(miner.dump()[0])
+    dump[data.draw(st.integers(0, len(dump) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        again = Miner.load(bytes(dump), limit=16)
+    except ModelDamaged:
+        return
+    assert again.mine_line(b"user x is here") != NONE
+
+
+def test_grouping_accuracy() -> None:
+    found = {name: accuracy(texts(lines), truth) for name in SETS for lines, truth in [structured(name)]}
+    assert sum(found.values()) / len(found) >= 0.86, found
