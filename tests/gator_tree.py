@@ -11,7 +11,7 @@ import trio
 from trio_websocket import WebSocketConnection
 
 from agent.core.channel import Channel, converse
-from agent.core.envelope import Request
+from agent.core.envelope import MAX_MESSAGE, Request
 from agent.core.errors import ActionError
 from agent.core.guard import Guard
 from agent.core.link import Dial, connect
@@ -136,7 +136,9 @@ Answers = Mapping[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]]
 
 
 @asynccontextmanager
-async def dialled(address: str, answers: Answers | None = None) -> AsyncIterator[Channel]:
+async def dialled(
+    address: str, answers: Answers | None = None, max_message: int = MAX_MESSAGE
+) -> AsyncIterator[Channel]:
     """A connection to a layer's port, as a child or a task has it. `answers` are what it answers to the layer."""
 
     async def answer(request: Request) -> Mapping[str, Any]:
@@ -154,7 +156,7 @@ async def dialled(address: str, answers: Answers | None = None) -> AsyncIterator
         await trio.sleep_forever()
 
     dial = Dial(url=f"ws://{address}" if "/" in address else f"ws://{address}/")
-    async with connect(dial) as ws, trio.open_nursery() as nursery:
+    async with connect(dial, max_message=max_message) as ws, trio.open_nursery() as nursery:
         nursery.start_soon(_converse, ws, answer, talk)
         with trio.fail_after(WITHIN_S):
             await ready.wait()

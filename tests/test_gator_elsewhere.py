@@ -8,9 +8,11 @@ import pytest
 import trio
 
 from agent.core.channel import Channel, Refused
+from agent.core.envelope import MAX_MESSAGE
 from agent.core.link import Dial, connect
 from agent.gator.elsewhere import set_aside
 from agent.gator.layer import Options
+from agent.gator.messages import MAX_MESSAGE_IN
 from agent.gator.pool import Pool
 from agent.gator.settings import GatorSettings
 from agent.gator.summary import Sums
@@ -112,6 +114,21 @@ jobs:
 
 async def started(channel: Channel, ident: str) -> None:
     await channel.ask("register", {"ident": ident, "server": "h:1"})
+
+
+async def test_a_spec_of_more_than_a_mebibyte_goes_to_ours_only(tmp_path: Path) -> None:
+    text = f'!JobGroup {{ident: g, jobs: [!Job {{ident: a, command: echo, args: ["{"x" * 2 * MAX_MESSAGE}"]}}]}}'
+    async with tier_of(text, tmp_path) as (_, hands, above):
+        await hands.started("a")
+        async with dialled(above.address) as child:
+            with pytest.raises(Refused, match="too_big: the answer has 2097"):
+                await child.ask("spec", {"ident": "a"})  # who is foreign takes no more, and would hang up
+        async with dialled(above.address, max_message=MAX_MESSAGE_IN) as child:
+            spec = await child.ask("spec", {"ident": "a", "emissary": {}})
+            assert len(spec["spec"]) > 2 * MAX_MESSAGE
+            await child.ask("register", {"ident": "a", "server": "h:1", "emissary": {}})
+            await child.ask("complete", {**d2("a"), "code": 0})
+        hands.ended["a"].set()
 
 
 async def test_the_newest_connection_of_a_child_wins(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ async def test_a_root_registers_tells_and_ends() -> None:
     told: Told = []
     async with a_hub(told, Response(200, body=b'{"uid": 7}')) as address, trio.open_nursery() as nursery:
         ended = trio.Event()
-        nursery.start_soon(hub.tell, address, Root(), "127.0.0.1:1", "tier", "/t/db.sqlite", 0.05, ended)
+        nursery.start_soon(hub.tell, address, Root, "127.0.0.1:1", "tier", "/t/db.sqlite", 0.05, ended)
         await until(lambda: len(told) > 2)
         ended.set()
     first, beat, last = told[0], told[1], told[-1]
@@ -67,7 +67,7 @@ async def test_a_hub_that_refuses_answers_rubbish_or_is_not_there_changes_nothin
     for answer in (Response(500, body=b"no"), Response(200, body=b"<html>"), Response(200, body=b"[]")):
         told: Told = []
         async with a_hub(told, answer) as address:
-            await hub.tell(address, Root(), "", "tier", "", 0.05, ended)
+            await hub.tell(address, Root, "", "tier", "", 0.05, ended)
         assert [path for path, _ in told] == ["/api/register"]
-    await hub.tell("127.0.0.1:9", Root(), "", "tier", "", 0.05, ended)
-    await hub.tell("no such host", Root(), "", "tier", "", 0.05, ended)
+    await hub.tell("127.0.0.1:9", Root, "", "tier", "", 0.05, ended)
+    await hub.tell("no such host", Root, "", "tier", "", 0.05, ended)

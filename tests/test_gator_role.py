@@ -39,6 +39,20 @@ def test_a_single_job_may_be_the_root(tmp_path: Path) -> None:
     assert (tmp_path / "t/db.sqlite").exists()
 
 
+def test_a_single_job_is_started_again_as_its_retries_say(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('[gator]\nretry_on = ["fail"]\n')
+    task = f"echo x >> {tmp_path}/ran; test $(wc -l < {tmp_path}/ran) = 2"
+    done = run(
+        f"!Job {{ident: a, command: sh, args: [-c, '{task}'], retries: 3}}",
+        tmp_path,
+        *("--config", str(tmp_path / "agent.toml")),
+    )
+    assert "[WARNING] 'a' is started again: it ended with code 1\n" in done.stdout
+    assert (done.returncode, (tmp_path / "ran").read_text()) == (0, "x\nx\n")
+    assert (tmp_path / "t/attempt_1/db.sqlite").exists()
+    assert (tmp_path / "t/db.sqlite").exists()
+
+
 @pytest.mark.parametrize(
     ("spec", "flags", "said"),
     [

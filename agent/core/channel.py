@@ -101,13 +101,15 @@ class Channel:
     """One open websocket that speaks the envelope. Made by `converse`; usable by other tasks as long as that runs.
 
     `peer` is the other side's address, `last_heard` the trio time of its last frame (pongs count). `state("ready")`
-    tells the state of an outgoing link (core/link.py); a server's end has none to tell.
+    tells the state of an outgoing link (core/link.py); a server's end has none to tell. `max_message` is the most bytes
+    of one message from us: raised where a protocol allows more and the peer is known to take it.
     """
 
     def __init__(self, ws: WebSocketConnection, metrics: Metrics, tell: Tell, elder: Elder | None) -> None:
         self.peer = ws.remote if isinstance(ws.remote, str) else ws.remote.url
         self.last_heard = trio.current_time()
         self.state = tell
+        self.max_message = MAX_MESSAGE
         self._ws, self._metrics = ws, metrics
         self._elder = elder
         self._envelope = Envelope(knows_foreign=elder is not None)
@@ -128,7 +130,7 @@ class Channel:
         """Send a request and wait for its answer; the answer's payload.
 
         Raises Refused for an error answer, PeerUnreachable when none came within `timeout_s` seconds or the connection
-        ended, ProtocolMisuse for a message of more than MAX_MESSAGE bytes.
+        ended, ProtocolMisuse for a message of more than `max_message` bytes.
         """
         number, text = self._envelope.ask(action, payload)
         self._asked[number] = asked = _Asked()
@@ -157,9 +159,10 @@ class Channel:
     async def send(self, text: str) -> None:
         """Send a frame that is made already. Raises PeerUnreachable when the connection ended, and ProtocolMisuse."""
         size = len(text) if text.isascii() else len(text.encode())
-        if size > MAX_MESSAGE:
+        if size > self.max_message:
             raise ProtocolMisuse(
-                f"a message of {size} bytes; at most {MAX_MESSAGE} are allowed", remedy="Send it in parts or by a URL."
+                f"a message of {size} bytes; at most {self.max_message} are allowed",
+                remedy="Send it in parts or by a URL.",
             )
         if self._say_now(text):
             await trio.lowlevel.checkpoint()
@@ -428,7 +431,7 @@ class Channel:
             self._metrics.count("link_internal_errors_total")
             log.exception("request failed peer=%s action=%s", self.peer, request.action)
             return error(request.req_id, "internal: the request failed here; the log has the details")
-        return text if len(text) <= MAX_MESSAGE // 4 else _bounded(request.req_id, text)
+        return text if len(text) <= self.max_message // 4 else _bounded(request.req_id, text, self.max_message)
 
 
 _Item: TypeAlias = _Text | _Rest | _Close | Source
@@ -494,6 +497,6 @@ def _leaves(err: BaseException | None) -> Iterator[BaseException]:
         yield err
 
 
-def _bounded(req_id: ReqId, text: str) -> str:
+def _bounded(req_id: ReqId, text: str, most: int) -> str:
     size = len(text.encode())
-    return text if size <= MAX_MESSAGE else error(req_id, f"too_big: the answer has {size} bytes; ask for less")
+    return text if size <= most else error(req_id, f"too_big: the answer has {size} bytes; ask for less")

@@ -25,7 +25,7 @@ from agent.gator import spec as specs
 from agent.gator.dialects import read, wrong
 from agent.gator.journal import Journal
 from agent.gator.layer import Limits, Shared
-from agent.gator.messages import Dialect, Register
+from agent.gator.messages import MAX_MESSAGE_IN, Dialect, Register
 from agent.gator.pool import Demand, Grant
 from agent.gator.schedulers import CannotSchedule, Need, Order, Scheduler
 from agent.gator.spec import Group
@@ -255,6 +255,8 @@ class Elsewhere:
         if self._tree.kids[ident].state == "PENDING":
             raise wrong(f"Child '{ident}' asks for its spec before it was launched")
         ours = isinstance(payload.get("emissary"), dict)
+        if ours and link.channel is not None:
+            link.channel.max_message = MAX_MESSAGE_IN
         return {"spec": specs.dump(node, named="id" if link.named_as_d0 else "ident", ours=ours)}
 
     def _register(

@@ -5,6 +5,7 @@ Source: protocols/gator.md, "Command line" (`--hub`).
 
 import getpass
 import logging
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import httpx
@@ -30,13 +31,17 @@ class Root(Protocol):
     def summary(self) -> Summary: ...
 
 
-async def tell(hub: str, root: Root, url: str, layer: str, db_file: str, interval_s: float, ended: trio.Event) -> None:
+async def tell(
+    hub: str, newest: Callable[[], Root], url: str, layer: str, db_file: str, interval_s: float, ended: trio.Event
+) -> None:
     """Register the root, whose port is at `url`, at `hub` (HOST:PORT); tell of it each interval, and of its end.
+
+    `newest` gives its newest attempt.
 
     Returns when `ended` is set and that is told.
     """
     async with httpx.AsyncClient(base_url=f"http://{hub}", timeout=TIMEOUT_S) as client:
-        about = {"ident": root.ident, "url": url, "layer": layer, "owner": _user()}
+        about = {"ident": newest().ident, "url": url, "layer": layer, "owner": _user()}
         answer = await _post(client, "/api/register", about)
         uid = answer.get("uid")
         if not isinstance(uid, int | str):
@@ -44,10 +49,10 @@ async def tell(hub: str, root: Root, url: str, layer: str, db_file: str, interva
         while not ended.is_set():
             with trio.move_on_after(interval_s):
                 await ended.wait()
-            summary = root.summary()
+            summary = newest().summary()
             paths = {"failed_ids": summary.failed, "running_ids": summary.running}
             await _post(client, f"/api/job/{uid}/heartbeat", {"metrics": dict(summary.metrics), **paths})
-        end = {"db_file": db_file, "result": RESULTS.index(root.result)}
+        end = {"db_file": db_file, "result": RESULTS.index(newest().result)}
         await _post(client, f"/api/job/{uid}/complete", end)
 
 

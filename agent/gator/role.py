@@ -27,15 +27,17 @@ from agent.core.metrics import Metrics
 from agent.core.process import adopt, environ
 from agent.gator import hub, schedulers
 from agent.gator import spec as specs
+from agent.gator.elsewhere import set_aside
 from agent.gator.layer import Above, Options, Place, Shared
 from agent.gator.messages import Result, Severity
-from agent.gator.pool import Demand, Grant, Pool, demand
+from agent.gator.pool import Demand, Grant, Held, Pool, demand
 from agent.gator.schedulers import Scheduler
 from agent.gator.settings import GatorSettings
 from agent.gator.spec import Group, Job, Node, Spec
 from agent.gator.summary import Summary
 from agent.gator.tier import Tier
 from agent.gator.told import Told
+from agent.gator.tree import TIMEOUT_CODE
 from agent.gator.uplink import Uplink
 from agent.gator.wrapper import Wrapper
 
@@ -127,19 +129,19 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
     check(spec, pool)
     told = Told(spec.root, command.events) if command.events is not None else None
     shared = _shared(options, settings, pool, told.tell if told else lambda event: None)
-    tracking = command.tracking[-1] if command.tracking else _tracking()
+    tracking = command.tracking[-1].absolute() if command.tracking else _tracking()
     root = Root(out, options, progress=command.progress)
     for name in unlisted(spec.root, pool):
         log.warning("license %r is not in [gator.licenses]: any number is given", name)
-    layer = _layer(spec.root, tracking.absolute(), root, shared, forward=not options.quiet)
+    running = _Running()
     async with trio.open_nursery() as nursery:
         ended = trio.Event()
         if options.hub:
-            nursery.start_soon(_tell_hub, options, root, layer, tracking.absolute() / "db.sqlite", ended)
-        async with _stopped_by_signals(is_root=True) as stopped:
-            await stopped.take(layer)
-            await layer.run()
+            nursery.start_soon(_tell_hub, options, root, running, tracking, ended)
+        async with _stopped_by_signals(running, is_root=True):
+            await _run_attempts(spec.root, tracking, root, shared, running)
         ended.set()
+    layer = running.layer
     if told:
         if isinstance(spec.root, Job):
             told.tell(_end_of(layer, shared))
@@ -147,10 +149,26 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
     return PASSED if layer.result == "SUCCESS" else FAILED
 
 
-async def _tell_hub(options: Options, root: Root, layer: Wrapper | Tier, db_file: Path, ended: trio.Event) -> None:
+async def _run_attempts(node: Node, tracking: Path, root: Root, shared: Shared, running: "_Running") -> None:
+    """No tier starts a job again that is the root: so it is done here, by the same rule (tree.py)."""
+    attempts = 1 + ((node.retries or 0) if isinstance(node, Job) else 0)
+    for attempt in range(1, attempts + 1):
+        await running.take(_layer(node, tracking, root, shared, forward=not shared.options.quiet))
+        layer = running.layer
+        await layer.run()
+        why = "timeout" if layer.code == TIMEOUT_CODE else "fail"
+        is_over = layer.result == "SUCCESS" or running.is_stopped or why not in shared.settings.retry_on
+        if is_over or attempt == attempts:
+            return
+        root.log("WARNING", f"'{layer.ident}' is started again: it ended with code {layer.code}", shared.clock())
+        await trio.to_thread.run_sync(set_aside, tracking, attempt)
+
+
+async def _tell_hub(options: Options, root: Root, running: "_Running", tracking: Path, ended: trio.Event) -> None:
     await root.registered.wait()
-    kind = "wrapper" if isinstance(layer, Wrapper) else "tier"
-    await hub.tell(options.hub, layer, root.address, kind, str(db_file), options.interval_s, ended)
+    kind = "wrapper" if isinstance(running.layer, Wrapper) else "tier"
+    db_file = str(tracking / "db.sqlite")
+    await hub.tell(options.hub, lambda: running.layer, root.address, kind, db_file, options.interval_s, ended)
 
 
 async def _run_children(command: Command, settings: GatorSettings) -> int:
@@ -161,11 +179,12 @@ async def _run_children(command: Command, settings: GatorSettings) -> int:
     if len(command.idents) > 1 and len(command.tracking) != len(command.idents):
         raise BadOption("each of several children needs a folder", remedy="Give a --tracking with each --id.")
     codes: list[int] = []
-    async with _stopped_by_signals(is_root=False) as stopped:
+    running = _Running()
+    async with _stopped_by_signals(running, is_root=False):
         for ident, tracking in zip(command.idents, command.tracking or (_tracking(),), strict=True):
             try:
                 with ungrouped():
-                    codes.append(await _run_child(ident, tracking, command, settings, stopped))
+                    codes.append(await _run_child(ident, tracking, command, settings, running))
             except PeerRefused as err:
                 if len(command.idents) == 1:
                     raise
@@ -176,7 +195,7 @@ async def _run_children(command: Command, settings: GatorSettings) -> int:
     return max(codes) if len(codes) == len(command.idents) else FAILED  # the rest was killed
 
 
-async def _run_child(ident: str, tracking: Path, command: Command, settings: GatorSettings, stopped: "_Stopped") -> int:
+async def _run_child(ident: str, tracking: Path, command: Command, settings: GatorSettings, running: "_Running") -> int:
     assert command.parent is not None
     options = command.options
     pool = _pool(options, settings)
@@ -205,7 +224,7 @@ async def _run_child(ident: str, tracking: Path, command: Command, settings: Gat
             await layer.stop()
 
         nursery.start_soon(stop_when_superseded)
-        await stopped.take(layer)
+        await running.take(layer)
         await layer.run()
         await over.wait()
         nursery.cancel_scope.cancel()
@@ -215,7 +234,7 @@ async def _run_child(ident: str, tracking: Path, command: Command, settings: Gat
 
 
 def _tracking() -> Path:
-    return Path("tracking") / datetime.now().isoformat(timespec="seconds")
+    return Path("tracking").absolute() / datetime.now().isoformat(timespec="seconds")
 
 
 def _end_of(layer: Wrapper | Tier, shared: Shared) -> dict[str, Any]:
@@ -246,8 +265,9 @@ def _read(path: Path) -> bytes:
 def _layer(node: Node, folder: Path, above: Above, shared: Shared, *, forward: bool) -> Wrapper | Tier:
     folder = folder.absolute()
     if isinstance(node, Job):
-        grant = shared.pool.take(demand(node)) or Grant(Demand(0))
-        return Wrapper(node, folder, above, shared, grant, forward=forward, is_many=False)
+        held = Held(shared.pool, shared.pool.take(demand(node)) or Grant(Demand(0)))
+        grant, release = held.grant, held.give
+        return Wrapper(node, folder, above, shared, grant, forward=forward, is_many=False, release=release)
     return Tier(node, folder, above, shared, _scheduler(shared.options, shared.env), forward=forward)
 
 
@@ -263,31 +283,35 @@ def _scheduler(options: Options, env: Mapping[str, str]) -> Scheduler | None:
         raise BadOption(f"--scheduler: {err}", remedy="Correct --scheduler or --sched-arg.") from err
 
 
-class _Stopped:
-    """What a signal stops: the layer that runs, and any that would be started after it."""
+class _Running:
+    """The layer that runs. What a signal stops: it, and any that would be started after it."""
 
     def __init__(self) -> None:
         self._layer: Wrapper | Tier | None = None
-        self._is_stopped = False
+        self.is_stopped = False
+
+    @property
+    def layer(self) -> Wrapper | Tier:
+        assert self._layer is not None
+        return self._layer
 
     async def take(self, layer: Wrapper | Tier) -> None:
         self._layer = layer
-        if self._is_stopped:
+        if self.is_stopped:
             await layer.stop()
 
     async def stop(self) -> None:
-        self._is_stopped = True
+        self.is_stopped = True
         if self._layer is not None:
             await self._layer.stop()
 
 
 @asynccontextmanager
-async def _stopped_by_signals(*, is_root: bool) -> AsyncIterator[_Stopped]:
+async def _stopped_by_signals(running: _Running, *, is_root: bool) -> AsyncIterator[None]:
     """A root is stopped by SIGINT and SIGTERM, and killed by the second; a child leaves SIGINT to its parent.
 
     Who is killed does not go on: its block ends.
     """
-    stopped = _Stopped()
     async with trio.open_nursery() as nursery:
 
         async def listen(*, task_status: trio.TaskStatus[None]) -> None:
@@ -301,10 +325,10 @@ async def _stopped_by_signals(*, is_root: bool) -> AsyncIterator[_Stopped]:
                     if stops > 1:
                         nursery.cancel_scope.cancel()
                         return
-                    nursery.start_soon(stopped.stop)
+                    nursery.start_soon(running.stop)
 
         await nursery.start(listen)
-        yield stopped
+        yield
         nursery.cancel_scope.cancel()
 
 

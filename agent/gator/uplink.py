@@ -238,6 +238,8 @@ class Uplink:
         says_id = "\nid:" in f"\n{self._spec}" and "\nident:" not in f"\n{self._spec}"
         self._dialect = self._forced or dialects.parent_dialect(answer, spec_says_id=says_id)
         self._plain = dialects.is_plain_dialect(self._dialect, server)
+        if self._dialect == "emissary":
+            channel.max_message = MAX_MESSAGE_IN
         path, uidx = answer.get("path", []), answer.get("uidx", 0)
         if not isinstance(path, list) or not all(isinstance(part, str) for part in path) or not isinstance(uidx, int):
             raise PeerBrokeProtocol(f"{channel.peer} answered register: path or uidx", remedy="Look at its version.")
