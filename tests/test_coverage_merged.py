@@ -1,0 +1,125 @@
+"""Merged entries: nothing is ever forgotten that no pong has proved to be read, whatever the order of events."""
+
+from collections import defaultdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from agent.coverage.merged import UNSPECIFIED, Budget, Entry, Merged, cost
+
+
+def merged(limit: int = 2**20) -> Merged:
+    return Merged(Budget(limit, lambda need: False))
+
+
+def known(class_id: str) -> bool:
+    return True
+
+
+def test_an_entry_is_sent_whole_and_once() -> None:
+    store = merged()
+    assert store.add([("./a.js", "t1", 1)]) == set()
+    assert store.take(known) == [("./a.js", "t1", 1)]
+    assert store.add([("./a.js", "t1", 1)]) == set()
+    assert store.take(known) == []
+    store.add([("./a.js", "t1", 4), ("./a.js", "t2", 2)])
+    assert store.take(known) == [("./a.js", "t1", 5), ("./a.js", "t2", 2)]
+
+
+def test_what_the_admin_does_not_know_waits() -> None:
+    store = merged()
+    store.add([("./a.js", "t1", 1), ("./b.js", "t1", 1)])
+    assert store.take("./b.js".__eq__) == [("./b.js", "t1", 1)]
+    assert store.take(known) == [("./a.js", "t1", 1)]
+
+
+def test_no_room_refuses_new_classes_and_takes_old_ones() -> None:
+    store = merged(limit=cost(("./a.js", "t"), 1))
+    assert store.add([("./a.js", "t", 1), ("./b.js", "t", 1)]) == {"./b.js"}
+    assert store.add([("./a.js", "t", 2)]) == set()
+    assert store.entries() == [("./a.js", "t", 3)]
+
+
+def test_folded_it_has_one_entry_for_each_class() -> None:
+    store = merged()
+    store.add([("./a.js", "t1", 1), ("./a.js", "t2", 2), ("./b.js", "t1", 4)])
+    store.fold()
+    assert store.take(known) == [("./a.js", UNSPECIFIED, 3), ("./b.js", UNSPECIFIED, 4)]
+    store.add([("./a.js", "t3", 8)])
+    assert store.take(known) == [("./a.js", UNSPECIFIED, 11)]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("tu"), st.integers(1, 2**80))), st.integers(0, 3))
+def test_its_size_is_that_of_its_entries(entries: list[Entry], then: int) -> None:
+    budget = Budget(2**20, lambda need: False)
+    store = Merged(budget)
+    store.add(entries)
+    if then == 1:
+        store.fold()
+    if then == 2:
+        store.forget({"a", "nothing"})
+    if then == 3:
+        store.clear()
+    assert store.size == budget.used == sum(cost((name, test), probes) for name, test, probes in store.entries())
+
+
+class Delivery(RuleBasedStateMachine):
+    """Against an admin that reads in order, and a line that may break between any two things that are sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = merged()
+        self.seen = defaultdict[str, int](int)  # by class: what the sources saw
+        self.admin = defaultdict[str, int](int)  # by class: what the admin has read
+        self.line: list[list[Entry] | int] = []  # sent, not read yet: a part, or a ping
+        self.number = 0
+
+    @rule(class_id=st.sampled_from("abc"), test=st.sampled_from("tuv"), probes=st.integers(1, 7))
+    def collect(self, class_id: str, test: str, probes: int) -> None:
+        assert self.store.add([(class_id, test, probes)]) == set()
+        self.seen[class_id] |= probes
+
+    @rule()
+    def flush(self) -> None:
+        self.number += 1
+        entries = self.store.take(known)
+        self.store.sent(entries, self.number)
+        self.line += [entries, self.number]
+
+    @rule(count=st.integers(1, 4))
+    def read(self, count: int) -> None:
+        for sent in self.line[:count]:
+            if isinstance(sent, int):
+                self.store.pong(sent)
+            else:
+                for class_id, _, probes in sent:
+                    self.admin[class_id] |= probes
+        del self.line[:count]
+
+    @rule()
+    def cut(self) -> None:
+        self.line.clear()
+        self.store.lost()
+
+    @rule()
+    def begin_anew(self) -> None:
+        self.store.soil()
+
+    @rule()
+    def fold(self) -> None:
+        self.store.fold()
+
+    @invariant()
+    def what_it_calls_told_was_read(self) -> None:
+        if self.store.told:
+            assert self.admin == {name: probes for name, probes in self.seen.items() if probes}
+
+    def teardown(self) -> None:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
+        self.flush()
+        self.read(len(self.line))
+        assert self.store.told
+        assert self.admin == self.seen
+
+
+TestDelivery = Delivery.TestCase
