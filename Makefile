@@ -17,7 +17,7 @@ run: $(READY)
 
 test: lint
 	@[ "$$CI" != true ] || packaging/deps peers
-	$(PYTEST) -m "not bench"
+	$(PYTEST) -n 2 --dist loadfile -m "not bench"
 
 lint: $(READY)
 	.venv/bin/ruff check

@@ -107,6 +107,7 @@ def test_no_bit_of_a_mode_gives_rights(tmp_path: Path) -> None:
         (ZIP[:-30], "cannot be read: "),
         (b"\x1f\x8bgarbage", "cannot be read: "),
     ],
+    ids=lambda given: given if isinstance(given, str) else "",  # an archive holds the time
 )
 def test_what_is_not_taken_leaves_nothing(wire: bytes, why: str, tmp_path: Path) -> None:
     with pytest.raises(BadArchive) as caught:
