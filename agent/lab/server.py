@@ -1,9 +1,10 @@
-"""The lab on one port: Seneschal, Mimir, Polarize and Polarion, their state in one folder, and a page that shows it.
+"""The lab on one port: Seneschal, Mimir, Polarize, Polarion and Drill, their state in one folder, a page that shows it.
 
 | path | what |
 |---|---|
 | `/seneschal`, `/mimir` | websockets, by the token |
 | `/xunit/import`, `/ws/xunit/import`, `/polarion/...` | Polarize and Polarion, lab/polarize.py |
+| `/agent/attach`, `/api/...` | Drill's admin, lab/drill.py |
 | `/` | the page: on this machine, or by the token; asked for no HTML: `{"result": {"id": "eman"}}` |
 | `/socket.io/`, `/services` | the Eman hub, eman/hub.py |
 | `/lab/faults` | the switches, by the token: GET them, POST some: `{"polarize": {"html": 2}, "mimir": {"late_s": 1}}` |
@@ -15,10 +16,12 @@ import fcntl
 import html
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import msgspec
 import trio
@@ -33,6 +36,7 @@ from agent.core.token import own_token
 from agent.eman.hub import HubServer, any_key
 from agent.eman.messages import IAm
 from agent.eman.settings import HubSettings
+from agent.lab.drill import FILES, Drill
 from agent.lab.mimir import Mimir
 from agent.lab.polarize import MAX_DOCUMENT, Polarize
 from agent.lab.seneschal import Seneschal
@@ -52,9 +56,15 @@ class Lab:
     """A lab that serves: what it plays, where it listens, and the file with the token that agents show."""
 
     def __init__(
-        self, data: Path, metrics: Metrics, guard: Guard, token_file: Path, eman: Callable[[IAm], bool] | None
+        self,
+        data: Path,
+        metrics: Metrics,
+        guard: Guard,
+        token_file: Path,
+        eman: Callable[[IAm], bool] | None,
+        drill: Drill,
     ) -> None:
-        self.token_file, self.address = token_file, ""
+        self.token_file, self.address, self.drill = token_file, "", drill
         self.mimir = Mimir(data, metrics=metrics)
         self.seneschal = Seneschal(data, self.mimir, metrics=metrics)
         self.polarize = Polarize(data, guard)
@@ -78,6 +88,7 @@ class Lab:
             Route("/mimir", websocket=self.mimir.serve),
             Route("/lab/faults", self._switch, methods=("GET", "POST"), max_body=MAX_SWITCHES),
             *self.polarize.routes,
+            *self.drill.routes,
         ]
 
     async def _switch(self, head: Head, body: Body) -> Response:
@@ -85,6 +96,7 @@ class Lab:
             "polarize": self.polarize.faults,
             "seneschal": self.seneschal.faults,
             "mimir": self.mimir.faults,
+            "drill": self.drill.switches,
         }
         if head.method == "POST":
             try:
@@ -100,8 +112,7 @@ class Lab:
         return Response(200, (("Content-Type", "application/json"),), msgspec.json.encode(switches))
 
     async def _page(self, head: Head, body: Body) -> Response:
-        if not (is_loopback(head.peer) and is_loopback(host_name(head.headers.get("host") or ""))):
-            require(head, "read")
+        _look(head)
         agents = [(ident, it.version, it.slots, ", ".join(it.labels)) for ident, it in self.seneschal.agents().items()]
         runs = [
             (run.run, run.suite.get("id", ""), run.state, run.ident or "", run.complete.verdict if run.complete else "")
@@ -111,10 +122,24 @@ class Lab:
             (item.testrun, item.project, item.how, item.status, _counted(item.counts), ", ".join(item.unmatched))
             for item in reversed((await self.polarize.imports())[-MAX_SHOWN:])
         ]
+        drill = [
+            (name, it.plugin.build, it.state(), len(it.plugin.classes), sum(it.plugin.probes.values()), it.bad_frames)
+            for name, it in self.drill.agents.items()
+        ]
+        sessions = [
+            (
+                *(it.config.id, one.start.session_id, one.start.test_type, one.state),
+                *(one.totals.classes, one.totals.covered),
+                *((name, f"{it.coverage_path}/{name}?session={quote(one.start.session_id)}") for name in FILES),
+            )
+            for it, one in self.drill.rows()[:MAX_SHOWN]
+        ]
         text = _PAGE.format(
             agents=_table(("ident", "version", "slots", "labels"), agents),
             runs=_table(("run", "suite", "state", "agent", "verdict"), runs),
             imports=_table(("test run", "project", "by", "status", "records", "unmatched"), imports),
+            drill=_table(("agent", "build", "state", "classes", "probes", "bad frames"), drill),
+            sessions=_table(("agent", "session", "type", "state", "classes", "covered", *FILES), sessions),
         )
         headers = (("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", "default-src 'none'"))
         return Response(200, headers, text.encode())
@@ -137,11 +162,13 @@ async def serve_lab(
     lock = _lock(data)
     try:
         token_file = data / "token"
-        guard = Guard([(own_token(token_file), "control")], {}, False, (), trio.current_time)
+        user = secrets.token_urlsafe(32)  # what Drill's login gives, until the lab ends
+        guard = Guard([(own_token(token_file), "control"), (user, "read")], {}, False, (), trio.current_time)
         metrics = Metrics()
-        if eman is None and is_loopback(listen.split_address(address)[0]):
+        is_open = is_loopback(listen.split_address(address)[0])
+        if eman is None and is_open:
             eman = any_key
-        lab = Lab(data, metrics, guard, token_file, eman)
+        lab = Lab(data, metrics, guard, token_file, eman, Drill(metrics, user, is_open, _look, trio.current_time))
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(lab.mimir.run)
@@ -163,6 +190,12 @@ async def serve_lab(
     finally:
         os.close(lock)
     raise AssertionError("a port serves until it is cancelled")
+
+
+def _look(head: Head) -> None:
+    """Who sees the page: who is on this machine and names it so (no other site can), or shows the token."""
+    if not (is_loopback(head.peer) and is_loopback(host_name(head.headers.get("host") or ""))):
+        require(head, "read")
 
 
 def _lock(data: Path) -> int:
@@ -187,8 +220,16 @@ def _checked(faults: msgspec.Struct, given: Mapping[str, Any]) -> dict[str, Any]
 
 def _table(names: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     return f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
+
+
+def _cell(value: object) -> str:
+    """A pair is a link: its text and where it leads."""
+    if isinstance(value, tuple):
+        text, to = value
+        return f'<a href="{html.escape(to)}">{html.escape(text)}</a>'
+    return html.escape(str(value))
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -201,5 +242,7 @@ _PAGE = """<!DOCTYPE html>
 <h2>Agents</h2>
 {agents}<h2>Runs</h2>
 {runs}<h2>Imports</h2>
-{imports}</body></html>
+{imports}<h2>Coverage</h2>
+{drill}<h3>Sessions</h3>
+{sessions}</body></html>
 """
