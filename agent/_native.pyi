@@ -147,6 +147,29 @@ class _Lib:
     def miner_restore_varying(self, miner: CData, numbers: CData, count: int) -> int: ...
     def miner_restore_next(self, miner: CData, next: int) -> int: ...
 
+    MODEL_CLASSES: int
+    MODEL_LABELS: int
+    GUESS_TEMPLATE: int
+    GUESS_MODEL: int
+    def model_new(self) -> CData: ...
+    def model_free(self, model: CData) -> None: ...
+    def model_guess(self, model: CData, line: Bytes | CData, size: int, template: int, classes: int) -> CData: ...
+    def model_guess_all(
+        self,
+        model: CData,
+        block: CData,
+        starts: CData,
+        templates: CData,
+        count: int,
+        classes: int,
+        guesses: CData,
+    ) -> None: ...
+    def model_learn(
+        self, model: CData, line: Bytes | CData, size: int, template: int, classes: int, class_: int
+    ) -> None: ...
+    def model_dump(self, model: CData, classes: int, out: CData, capacity: int) -> int: ...
+    def model_load(self, data: bytes, size: int, classes: int) -> CData: ...
+
     SPAWN_DESCRIPTORS: int
     SPAWN_CWD: int
     SPAWN_CGROUP: int

@@ -40,6 +40,7 @@ ffibuilder.set_source(
     extra_compile_args=[
         *("-std=c11", "-O2", "-g0", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections"),
         *("-Wall", "-Wextra", "-Wno-unused-parameter"),
+        "-fno-math-errno",  # a square root is an instruction, and no library's
     ],
     extra_link_args=["-Wl,--exclude-libs,ALL,--gc-sections,--build-id=none", *linked],
 )

@@ -249,6 +249,42 @@ int miner_restore_varying(struct miner *miner, const uint64_t *numbers, size_t c
 int miner_restore_next(struct miner *miner, uint32_t next);
 
 /*
+ * The model: which class is a line of? What labels said of its template, else a linear model over its words. Class 0 is
+ * that of normal lines; below, `classes` is how many there are with it, 1 to MODEL_CLASSES. A model may be asked by any
+ * number of threads while none teaches it.
+ */
+
+enum { MODEL_CLASSES = 64, MODEL_LABELS = 65536 };
+enum { GUESS_TEMPLATE, GUESS_MODEL }; /* who says it: labels of the template, the linear model */
+
+/* The most probable class by its number, and how probable it is. */
+struct guess { uint16_t best, by; float confidence; };
+
+struct model;
+
+/* A model that knows nothing. NULL: no memory. */
+struct model *model_new(void);
+void model_free(struct model *model);
+
+/* Guess the class of line[0..size), with its end or without; the first 4096 bytes are looked at. */
+struct guess model_guess(const struct model *model, const uint8_t *line, size_t size, uint32_t template,
+                         size_t classes);
+
+/* Guess the classes of lines block[starts[i]..starts[i + 1]), for i below `count`, into guesses[0..count). */
+void model_guess_all(const struct model *model, const uint8_t *block, const uint32_t *starts,
+                     const uint32_t *templates, size_t count, size_t classes, struct guess *guesses);
+
+/* The line is of this class, which is below `classes`. At most MODEL_LABELS templates' labels are counted. */
+void model_learn(struct model *model, const uint8_t *line, size_t size, uint32_t template, size_t classes,
+                 size_t class);
+
+/* What is known as bytes, at most `capacity` of them to out[]; returns how many there are. */
+size_t model_dump(const struct model *model, size_t classes, uint8_t *out, size_t capacity);
+
+/* The model of such bytes. NULL: they are none of a model with so many classes; or no memory. */
+struct model *model_load(const uint8_t *data, size_t size, size_t classes);
+
+/*
  * Start a program in a session of its own, with the signals, descriptors, limits and rights that a `struct spawn` says,
  * and no others. All of it is set before its first instruction. Numbers are those of the system; arrays of texts end
  * with NULL.

@@ -37,8 +37,8 @@ LOADED_ELSEWHERE = (
 SAMPLES = "agent/lab/samples/"
 # Beside role.py, the files of a protocol folder that do I/O by design: the Eman hub, Gator's layers and their files,
 # the probe sources; the CI Bus; what gets a suite onto the disk, runs it, and writes down its end; what looks which AVA
-# a project has; the file monitor's disk, descriptor and thread; D-Bus; what follows logs and reads one; what runs a
-# monitor.
+# a project has; the file monitor's disk, descriptor and thread; D-Bus; what follows logs and reads one, and the file of
+# their model; what runs a monitor.
 DOES_IO = (
     *("agent/eman/hub.py", "agent/coverage/sources"),
     *(f"agent/gator/{name}.py" for name in ("layerdb", "schedulers", "port", "journal", "answers", "view", "told")),
@@ -52,6 +52,7 @@ DOES_IO = (
         "agent/logs/records.py",
         "agent/logs/streams.py",
         "agent/logs/growing.py",
+        "agent/logs/modelfile.py",
     ),
     "agent/monitors/execute.py",
     *(f"agent/suites/{name}.py" for name in ("prepare", "archive", "execute", "capture", "report", "runners/ava")),

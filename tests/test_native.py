@@ -13,6 +13,7 @@ import pytest
 
 from agent._native import lib
 from agent.core.engine import available_engines
+from agent.logs.classify import Classifier
 from agent.logs.literals import Literal, clauses
 from agent.logs.scanner import End
 from tests.patterns import line, pattern
@@ -21,7 +22,7 @@ from tests.test_core_lines import twin
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "native"
 SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-FLAGS = ["-std=c11", "-Wall", "-Wextra", "-Werror", *SANITIZED]
+FLAGS = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-fno-math-errno", *SANITIZED]
 
 
 PCRE2 = [*(f"-L{path.parent}" for path in ROOT.glob(".deps/usr/lib/*/libpcre2-8.a")), "-lpcre2-8"]
@@ -113,6 +114,26 @@ def test_the_scanner_stays_inside_its_memory_and_agrees_with_pcre2_alone(scanner
         assert len(matches) == len(cases)
         assert sum(matches) > len(cases)
         count += len(cases)
+
+
+def test_the_model_stays_inside_its_memory(tmp_path: Path) -> None:
+    rng, cases = random.Random(23), []
+    known = Classifier()
+    known.learn(1, b"a line of words", "a")
+    dumped = known.dump()
+    for turn in range(600):
+        size = rng.choice([0, 1, 7, 8, 9, 80, 300, 5000, 70_000 if turn % 50 == 0 else 3])
+        line = bytes(rng.choices(rng.choice([b"ab .", b"a0 ", b".", bytes(range(256))]), k=size))
+        classes = 1 + turn // 10 % 64
+        cases.append(number(classes, rng.randrange(classes), rng.choice([turn, 5, lib.TEMPLATE_NONE])) + sized(line))
+        kept = bytearray(dumped)
+        kept[rng.randrange(len(kept))] = rng.randrange(256)
+        cases.append(number(2, 0, lib.TEMPLATE_NONE - 1) + sized(bytes(kept[: rng.randrange(len(kept) + 1)])))
+    harness = build(tmp_path / "model", "model.c", "model.c")
+    done = subprocess.run([harness], input=b"".join(cases), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[:4000]
+    answers = list(map(int, done.stdout.split()))
+    assert (len(answers), max(answers) < 64) == (1200, True)
 
 
 def prefilter_case(rng: random.Random, engine: int, count: int) -> bytes:

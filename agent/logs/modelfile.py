@@ -1,0 +1,42 @@
+"""The model file on the disk. For threads: each function waits for the disk.
+
+Source: protocols/logs.md 4, "Model file".
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from agent.core import release
+from agent.logs.model import MAX_SIZE, Model, ModelDamaged, decode, encode
+
+PRIVATE = 0o600  # templates quote the logs
+
+
+def read(path: Path) -> Model | None:
+    """The model at `path`; None: there is no file. Raises ModelDamaged, and OSError for one that cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would make it wait
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(f"{path} is no file")
+        return decode(file.read(MAX_SIZE + 1))
+
+
+def write(path: Path, model: Model) -> None:
+    """Have the model at `path`, whole and on the disk when this returns; until then what was there stays.
+
+    Raises OSError.
+    """
+    release.write(path, encode(model), PRIVATE)
+
+
+def read_or_set_aside(path: Path) -> tuple[Model | None, ModelDamaged | None]:
+    """Like read(); a damaged file is renamed to NAME.bad, the last of which is kept, and told beside None."""
+    try:
+        return read(path), None
+    except ModelDamaged as err:
+        path.replace(path.with_name(f"{path.name}.bad"))
+        return None, err
