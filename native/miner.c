@@ -21,17 +21,22 @@
 enum {
     WAYS = 4,           /* entries of a bucket */
     COLUMNS = 32,       /* words of a line that are noted */
+    HEAD_MAX = 16,      /* words of what stands before a message */
     COLUMNS_EACH = 8,   /* notes for each template, on the average */
     MEMBERS = 8,        /* different words, at which any word is taken to vary */
     ENOUGH = 5,         /* the same where at least two others stay */
     ENOUGH_NAMED = 3,   /* behind words as "user" */
     SETS = 6,           /* of varying words, for each kind of line */
+    LAST = 8,           /* templates of a kind that are compared */
+    MANY = 16,          /* templates of a kind, from which on they are */
+    SWEPT = 256,        /* of the last templates are looked at when words turn out to vary together */
+    ALIKE = 4,          /* of the last that must be alike to join */
     TEXT_EACH = 192     /* bytes of text for each template, on the average */
 };
 
 #define NONE TEMPLATE_NONE
 #define WILD_SIZE (WORDS_MAX / 64)
-_Static_assert(WORDS_MAX == VALUES_MAX, "each word may be a value");
+_Static_assert((int)WORDS_MAX == (int)VALUES_MAX, "each word may be a value");
 
 struct template {
     uint64_t hash, count;
@@ -57,10 +62,11 @@ struct group {
     uint32_t count, words[MEMBERS], ids[MEMBERS];
 };
 
-/* Lines of one length and first word: the sets of their words that vary. */
+/* Lines of one length and first word: the sets of their words that vary, and the last templates that began as such. */
 struct kind {
     uint64_t key, count;
     uint64_t sets[SETS][WILD_SIZE];
+    uint32_t made, last[LAST];
 };
 
 struct joined {
@@ -362,14 +368,15 @@ static struct kind *kind_find(struct miner *miner, uint64_t key, int is_new)
     struct kind *kinds = miner->kinds, *least = kinds + home;
     for (size_t way = 0; way < WAYS; way++) {
         struct kind *kind = kinds + ((home + way) & miner->kinds_mask);
-        if (kind->count && kind->key == key)
+        if (kind->key == key && (kind->count || kind->made))
             return kind;
-        if (kind->count < least->count)
+        if (kind->count + kind->made < least->count + least->made)
             least = kind;
     }
     if (!is_new)
         return NULL;
     *least = (struct kind){.key = key};
+    memset(least->last, 0xFF, sizeof least->last);
     return least;
 }
 
@@ -446,11 +453,26 @@ static size_t render(const struct pattern *pattern, uint8_t *text)
     return size;
 }
 
+/* a.qualified.name, or the/path of.one */
+static int is_qualified(const struct pattern *pattern, const struct word *word)
+{
+    size_t dots = 0, slashes = 0;
+    if (word->kind != WORD_LITERAL)
+        return 0;
+    for (size_t i = 0; i + 1 < word->size; i++) {
+        dots += pattern->text[word->at + i] == '.';
+        slashes += pattern->text[word->at + i] == '/';
+    }
+    return dots + slashes >= 2;
+}
+
 /* How many different words there must be, until this one is taken to vary. */
 static uint32_t enough_at(const struct miner *miner, const struct pattern *pattern, size_t at, size_t literals)
 {
     const struct word *before = at ? pattern->words + at - 1 : NULL;
     uint8_t lower[LONG_WORD];
+    if (is_qualified(pattern, pattern->words + at))
+        return ENOUGH_NAMED;
     if (before && before->kind == WORD_LITERAL && before->size <= 11) {
         for (size_t i = 0; i < before->size; i++)
             lower[i] = pattern->text[before->at + i] | 0x20;
@@ -458,6 +480,16 @@ static uint32_t enough_at(const struct miner *miner, const struct pattern *patte
             return ENOUGH_NAMED;
     }
     return literals > 2 ? ENOUGH : MEMBERS;
+}
+
+/* The other template is this one from now on. */
+static void absorb(struct miner *miner, uint32_t slot, uint32_t other)
+{
+    uint64_t hash = miner->templates[other].hash;
+    miner->templates[slot].count += miner->templates[other].count;
+    joined_put(miner, miner->templates[other].id, miner->templates[slot].id);
+    forget(miner, other);
+    known_put(miner, hash, slot);
 }
 
 /* The templates of the group are one: the pattern. Returns its slot. */
@@ -484,14 +516,8 @@ static uint32_t join(struct miner *miner, const struct pattern *pattern, struct 
     if (!set_text(miner, slot, text, size))
         return slot; /* it joins when memory is back */
     for (uint32_t n = 0; n < count; n++)
-        if (members[n] != slot) {
-            struct template *other = miner->templates + members[n];
-            oldest->count += other->count;
-            joined_put(miner, other->id, oldest->id);
-            uint64_t hash = other->hash;
-            forget(miner, members[n]);
-            known_put(miner, hash, slot);
-        }
+        if (members[n] != slot)
+            absorb(miner, slot, members[n]);
     table_drop(miner, by_hash(miner), slot);
     known_put(miner, oldest->hash, slot);
     oldest->hash = pattern->hash;
@@ -510,41 +536,194 @@ static void remember_varying(struct miner *miner, const struct pattern *pattern,
     memcpy(kind->sets[kind->count++ % SETS], wild, sizeof kind->sets[0]);
 }
 
-/* Note the words of a template; as long as one of them turns out to vary, it joins others. Returns its slot then. */
+/* A line's fixed words: the first one, and the first of its message behind the stamp, host and program of a log. */
+struct head {
+    size_t first, message;
+};
+
+static struct head head_of(const struct pattern *pattern)
+{
+    const struct word *words = pattern->words;
+    size_t count = pattern->count, at = 0;
+    struct head head = {count, count};
+    int is_stamped = (count && words[0].kind == WORD_VALUE) || (count > 1 && words[1].kind == WORD_VALUE);
+    while (at < count && words[at].kind != WORD_LITERAL)
+        at++;
+    head.first = head.message = at;
+    if (is_stamped)
+        for (size_t i = 1; i + 1 < count && i < HEAD_MAX; i++) {
+            if (words[i].kind == WORD_VALUE || words[i].size != 1 || !words[i + 1].blank)
+                continue;
+            uint8_t sign = pattern->text[words[i].at];
+            if (sign != ':' && !(sign == '-' && words[i].blank))
+                continue;
+            for (at = i + 1; at < count && words[at].kind != WORD_LITERAL; at++)
+                ;
+            head.message = at;
+            break;
+        }
+    return head;
+}
+
+/* The set of all words of a kind, where there are two or more; its words as one, else 0. */
+static uint32_t together(const struct pattern *pattern, struct head head, int is_assigned, uint64_t *wild)
+{
+    uint64_t sum = 0;
+    size_t count = 0;
+    for (size_t i = 0; i < pattern->count; i++) {
+        const struct word *word = pattern->words + i;
+        if (word->kind != WORD_LITERAL || i == head.first || i == head.message)
+            continue;
+        if (is_assigned) {
+            size_t before = i - (i > 1 && !word->blank && pattern->text[word[-1].at] == '"');
+            if (!before || word->blank || pattern->words[before].blank || pattern->text[pattern->words[before - 1].at] != '=')
+                continue;
+        } else if (!is_qualified(pattern, word)) {
+            continue;
+        }
+        wild[i / 64] |= UINT64_C(1) << i % 64;
+        sum = spread(sum ^ word->hash);
+        count++;
+    }
+    return count > 1 ? (uint32_t)(sum >> 32) | 1 : 0;
+}
+
+/* What of a template is noted: a word of it, or several together, and how many different ones are enough. */
+struct noted {
+    uint64_t wild[WILD_SIZE];
+    uint32_t word, enough;
+};
+
+static size_t to_note(const struct miner *miner, const struct pattern *pattern, struct noted *noted)
+{
+    struct head head = head_of(pattern);
+    size_t count = 0, literals = 0;
+    for (size_t i = head.message; i < pattern->count; i++)
+        literals += pattern->words[i].kind == WORD_LITERAL;
+    if (literals < 2)
+        return 0;
+    for (size_t i = head.first + 1; i < pattern->count && count < COLUMNS; i++) {
+        if (pattern->words[i].kind != WORD_LITERAL || i == head.message)
+            continue;
+        struct noted *one = noted + count++;
+        *one = (struct noted){.word = (uint32_t)(pattern->words[i].hash >> 32),
+                              .enough = enough_at(miner, pattern, i, literals)};
+        one->wild[i / 64] |= UINT64_C(1) << i % 64;
+    }
+    for (int is_assigned = 0; is_assigned < 2; is_assigned++) {
+        struct noted *one = noted + count;
+        *one = (struct noted){.enough = is_assigned ? ENOUGH : ENOUGH_NAMED};
+        one->word = together(pattern, head, is_assigned, one->wild);
+        count += one->word != 0;
+    }
+    return count;
+}
+
+/*
+ * Where several words vary at once, no two lines may differ in one alone. Are many templates made of this kind of line,
+ * of which the last are alike in most of their words? Then to *group, and the words in which they differ to `wild`.
+ */
+static int find_alike(const struct miner *miner, const struct pattern *pattern, const struct kind *kind, uint32_t slot,
+                      struct group *group, uint64_t *wild)
+{
+    struct head head = head_of(pattern);
+    size_t literals = 0, differing = 0;
+    group->count = 0;
+    memset(wild, 0, WILD_SIZE * sizeof *wild);
+    for (size_t i = 0; i < pattern->count; i++)
+        literals += pattern->words[i].kind == WORD_LITERAL;
+    for (size_t n = 0; n < LAST; n++) {
+        struct word words[WORDS_MAX + 2];
+        uint64_t differs[WILD_SIZE] = {0};
+        uint32_t other = slot_of(miner, kind->last[n]);
+        if (other == NONE || other == slot)
+            continue;
+        size_t count = words_of_template(miner->templates[other].text, miner->templates[other].size, words), i = 0, same = 0;
+        for (; count == pattern->count && i < count; i++) {
+            if (words[i].hash == pattern->words[i].hash)
+                same += words[i].kind == WORD_LITERAL;
+            else if (i == head.first || i == head.message || pattern->words[i].kind != WORD_LITERAL ||
+                     (words[i].kind != WORD_LITERAL && words[i].kind != WORD_VALUE))
+                break;
+            else
+                differs[i / 64] |= UINT64_C(1) << i % 64;
+        }
+        if (count != pattern->count || i < count || 5 * same < 3 * literals)
+            continue;
+        for (size_t w = 0; w < WILD_SIZE; w++)
+            wild[w] |= differs[w];
+        group->ids[group->count++] = kind->last[n];
+    }
+    for (size_t w = 0; w < WILD_SIZE; w++)
+        differing += (size_t)__builtin_popcountll(wild[w]);
+    return group->count >= ALIKE && 2 * differing <= literals;
+}
+
+/*
+ * Those among the last templates that have that hash, now that these words vary: returns the oldest of them; with
+ * `into`, not NONE, they are that template from now on.
+ */
+static uint32_t sweep(struct miner *miner, size_t count, const uint64_t *wild, uint64_t hash, uint32_t into)
+{
+    uint32_t at = miner->newest, next, oldest = NONE;
+    for (size_t n = 0; n < SWEPT && at != NONE; n++, at = next) {
+        struct word words[WORDS_MAX + 2];
+        uint64_t its;
+        next = miner->templates[at].older;
+        if (at == into || words_of_template(miner->templates[at].text, miner->templates[at].size, words) != count)
+            continue;
+        words_fold(words, count, wild, words, &its);
+        if (its != hash)
+            continue;
+        if (into != NONE)
+            absorb(miner, into, at);
+        else if (oldest == NONE || miner->templates[at].id < miner->templates[oldest].id)
+            oldest = at;
+    }
+    return oldest;
+}
+
+/* Note the words of a template; as long as some turn out to vary, it joins others. Returns its slot then. */
 static uint32_t learn(struct miner *miner, struct pattern *pattern, uint32_t slot, int may_join)
 {
-    for (;;) {
-        size_t literals = 0, column = 0;
-        for (size_t i = 0; i < pattern->count; i++)
-            literals += pattern->words[i].kind == WORD_LITERAL;
-        if (literals < 2)
-            return slot;
-        struct group *best = NULL;
-        struct pattern joint;
-        uint64_t best_wild[WILD_SIZE];
-        for (size_t i = 0; i < pattern->count && column <= COLUMNS; i++) {
-            if (pattern->words[i].kind != WORD_LITERAL || !column++)
-                continue; /* the first word tells what the line is about */
-            uint64_t wild[WILD_SIZE] = {0}, hash;
-            wild[i / 64] |= UINT64_C(1) << i % 64;
+    struct kind *kind = kind_find(miner, kind_key(pattern), 1);
+    struct group alike, *best;
+    do {
+        struct noted noted[COLUMNS + 2];
+        uint64_t *wild = NULL, together_wild[WILD_SIZE];
+        size_t count = to_note(miner, pattern, noted);
+        best = NULL;
+        for (size_t n = 0; n < count; n++) {
             struct word folded[WORDS_MAX];
-            words_fold(pattern->words, pattern->count, wild, folded, &hash);
-            uint32_t word = (uint32_t)(pattern->words[i].hash >> 32);
-            struct group *group = note(miner, hash, word == NONE ? 0 : word, miner->templates[slot].id,
-                                       enough_at(miner, pattern, i, literals));
-            if (group && (!best || group->count > best->count)) {
-                best = group;
-                memcpy(best_wild, wild, sizeof wild);
-            }
+            uint64_t hash;
+            words_fold(pattern->words, pattern->count, noted[n].wild, folded, &hash);
+            uint32_t word = noted[n].word == NONE ? 0 : noted[n].word;
+            struct group *group = note(miner, hash, word, miner->templates[slot].id, noted[n].enough);
+            if (group && (!best || group->count > best->count))
+                best = group, wild = noted[n].wild;
         }
-        if (!best || !may_join)
-            return slot;
-        remember_varying(miner, pattern, best_wild);
-        joint.text = pattern->text;
-        joint.count = words_fold(pattern->words, pattern->count, best_wild, joint.words, &joint.hash);
-        slot = join(miner, &joint, best, slot);
-        *pattern = joint;
-    }
+        if (!may_join)
+            break;
+        if (kind) {
+            if (!best && kind->made >= MANY && find_alike(miner, pattern, kind, slot, &alike, together_wild))
+                best = &alike, wild = together_wild;
+            kind->last[kind->made++ % LAST] = miner->templates[slot].id;
+            kind = NULL; /* what it became is another matter */
+        }
+        if (best) {
+            struct pattern joint = {.text = pattern->text};
+            remember_varying(miner, pattern, wild);
+            joint.count = words_fold(pattern->words, pattern->count, wild, joint.words, &joint.hash);
+            if (best == &alike) {
+                slot = join(miner, &joint, best, sweep(miner, pattern->count, wild, joint.hash, NONE));
+                sweep(miner, pattern->count, wild, joint.hash, slot);
+            } else {
+                slot = join(miner, &joint, best, slot);
+            }
+            *pattern = joint;
+        }
+    } while (best);
+    return slot;
 }
 
 /* The template with whose varying words taken out the pattern is that template. */
@@ -693,7 +872,7 @@ size_t miner_varying(const struct miner *miner, uint64_t *numbers)
     size_t count = 0;
     for (size_t n = 0; n <= miner->kinds_mask; n++) {
         if (!miner->kinds[n].count)
-            continue;
+            continue; /* nothing varies */
         if (numbers)
             memcpy(numbers + count, miner->kinds + n, KIND_NUMBERS * sizeof *numbers);
         count += KIND_NUMBERS;

@@ -49,6 +49,8 @@ static const uint8_t classes[256] = {
     B8(OTHER_LETTER | HIGH), B8(OTHER_LETTER | HIGH), B8(OTHER_LETTER | HIGH), B8(OTHER_LETTER | HIGH),
 };
 
+enum { QUOTED_MAX = 256 }; /* bytes of a path in quotes */
+
 static const uint64_t VALUE_HASH = 0x9E3779B97F4A7C15u, FACTOR = 0xD6E8FEB86659FD93u;
 
 static inline uint64_t mixed(uint64_t hash, uint64_t with)
@@ -186,6 +188,11 @@ static inline int ends_path(uint8_t byte)
 static size_t path_end(const uint8_t *line, size_t at, size_t size)
 {
     size_t end = at + 1;
+    if (at && (line[at - 1] == '"' || line[at - 1] == '\'')) { /* there may be blanks in it */
+        const uint8_t *quote = memchr(line + end, line[at - 1], size - end < QUOTED_MAX ? size - end : QUOTED_MAX);
+        if (quote)
+            return (size_t)(quote - line);
+    }
     while (end < size && !ends_path(line[end]))
         end++;
     while (end > at + 1 && (line[end - 1] == ':' || line[end - 1] == '=' || line[end - 1] == '.'))

@@ -86,6 +86,26 @@ def test_a_word_that_varies_joins_templates_and_ids_stay() -> None:
     assert dict(miner.counts()) == {ids[0]: 6}
 
 
+def test_words_that_vary_together_join_templates() -> None:
+    people, files, shelves = (
+        ("ada", "bob", "eve", "kim", "lea"),
+        ("plan", "text", "note"),
+        ("left", "mid", "top", "low"),
+    )
+    lines = [
+        f"user {people[n % 5]}{'abcdefg'[n % 7]} copied {files[n % 3]}{'hijklmno'[n % 8]} to the shelf {shelves[n % 4]}"
+        for n in range(40)
+    ]
+    assert texts([line.encode() for line in lines]) == ["user <*> copied <*> to the shelf <*>"] * 40
+
+
+def test_messages_behind_a_head_are_apart() -> None:
+    lines = [
+        f"03-17 16:13:38.811  1702  2395 D Bar: {word}".encode() for word in ["hide", "show", "close", "open", "stay"]
+    ]
+    assert len(set(texts(lines))) == 5
+
+
 def test_ids_are_the_same_after_a_restart() -> None:
     miner = Miner()
     lines = [f"session opened for user {user} by (uid={uid})".encode() for uid, user in enumerate("abcd")]
@@ -124,6 +144,7 @@ def test_lines_of_a_block() -> None:
     assert list(mined.ids) == [1, 2, 3, 1]
     assert list(mined.starts) == [0, 3, 5, 6, 7]
     assert mined.new == range(1, 4)
+    assert mined.having({1, 7}) == [0, 3]
     assert list(Miner().mine(b"").starts) == [0]
 
 

@@ -9,6 +9,7 @@ Source: protocols/logs.md 4, "Miner"; 2.4.
 
 from array import array
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
@@ -36,6 +37,10 @@ class Mined(NamedTuple):
     ids: "array[int]"
     starts: "array[int]"
     new: range
+
+    def having(self, templates: AbstractSet[int]) -> list[int]:
+        """Which lines are of these templates."""
+        return [n for n, id in enumerate(self.ids) if id in templates]
 
 
 class _Dump(msgspec.Struct, frozen=True, array_like=True):
