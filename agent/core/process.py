@@ -149,19 +149,27 @@ class Pipe:
     """The reading end of a child's pipe. One task reads it; `ended` is set when that met the end, or it is closed."""
 
     def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
         self.ended = trio.Event()
-        self._stream = trio.lowlevel.FdStream(fd)
+        self._fd: int | None = fd
 
     async def receive_some(self, max_bytes: int = READ_SIZE) -> bytes:
         """What is there, at most `max_bytes`; b"" at the end. Raises trio.ClosedResourceError after `close`."""
-        data = bytes(await self._stream.receive_some(max_bytes))
-        if not data:
-            self.ended.set()
-        return data
+        while self._fd is not None:
+            await trio.lowlevel.wait_readable(self._fd)  # first: it is what mostly comes, and a turn of the loop too
+            with suppress(BlockingIOError):
+                data = os.read(self._fd, max_bytes)
+                if not data:
+                    self.ended.set()
+                return data
+        raise trio.ClosedResourceError
 
     def close(self) -> None:
         """Read no more; a reader is woken with trio.ClosedResourceError, a writer will get SIGPIPE."""
-        self._stream.close()
+        if self._fd is not None:
+            trio.lowlevel.notify_closing(self._fd)
+            os.close(self._fd)
+            self._fd = None
         self.ended.set()
 
 

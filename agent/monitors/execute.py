@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -104,9 +105,8 @@ class _Run:
     def __init__(self, session: Session, child: Child, tell: Callable[[StepEnded | Told], None], longest: int) -> None:
         self._session, self._child, self._tell = session, child, tell
         self._reader, self._errors = Reader(longest), Lines(longest)
-        self._orders, self._to_write = trio.open_memory_channel[str](2 * len(session.monitor.plan()) + 8)
-        self._leave: Leave | None = None
-        self._leaving, self._sooner, self._wakes_at = trio.Event(), trio.Event(), math.inf
+        self._unsent = bytearray()
+        self._clock = trio.CancelScope()  # of the wait for something to be due
         self._nursery: trio.Nursery | None = None
         self._is_done = False
         self.ended_by: EndedBy = "self"
@@ -118,16 +118,20 @@ class _Run:
             self._nursery = nursery
             nursery.start_soon(self._read, "stdout", self._take_output)
             nursery.start_soon(self._read, "stderr", self._take_errors)
-            nursery.start_soon(self._write)
-            nursery.start_soon(self._watch_clock)
-            nursery.start_soon(self._lead_out)
             nursery.start_soon(self._stop_when, stopping)
-            self.exit, self._is_done = await self._child.wait(), True
+            while not self._is_done:
+                with trio.CancelScope(deadline=self._due()) as self._clock:
+                    self.exit, self._is_done = await self._child.wait(), True
+                if self._clock.cancelled_caught:
+                    now = trio.current_time()
+                    self._act(self._session.feed(self._reader.tick(now), now))
+                    self._act(self._session.tick(now))
             await self._child.finish(drain_s=DRAIN_S)
             nursery.cancel_scope.cancel()
 
     def over(self) -> None:
         """Nothing more will come."""
+        self._nursery = None
         now, session = trio.current_time(), self._session
         self._act(session.feed(self._reader.eof(), now))
         self._act(session.errors(self._errors.end(), now))
@@ -139,17 +143,14 @@ class _Run:
         for act in acts:
             match act:
                 case Say(text):
-                    self._orders.send_nowait(text)
+                    self._send(text)
                 case StepEnded() | Told():
                     self._tell(act)
-                case Leave():
-                    self._leave = act
-                    self._leaving.set()
-                case Poll(uid):
-                    if self._nursery is not None:
-                        self._nursery.start_soon(self._poll, uid)
-        if self._due() < self._wakes_at:
-            self._sooner.set()
+                case Leave() if self._nursery is not None:
+                    self._nursery.start_soon(self._lead_out, act)
+                case Poll(uid) if self._nursery is not None:
+                    self._nursery.start_soon(self._poll, uid)
+        self._clock.deadline = self._due()
 
     def _due(self) -> float:
         return min((due for due in (self._session.due(), self._reader.due()) if due is not None), default=math.inf)
@@ -170,40 +171,46 @@ class _Run:
         self._session.keep_stderr(data)
         self._act(self._session.errors(self._errors.feed(data), trio.current_time()))
 
-    async def _write(self) -> None:
+    def _send(self, text: str) -> None:
+        """Hand it to the pipe at once: a task that did would take as long as all the rest of a step."""
+        is_new = not self._unsent
+        self._unsent += frame(text)
+        self._push()
+        if is_new and self._unsent and self._nursery is not None:
+            self._nursery.start_soon(self._write)
+
+    def _push(self) -> None:
         assert self._child.stdin is not None
         try:
-            async for text in self._to_write:
-                await self._child.stdin.send_all(frame(text))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return  # it has closed its end, or we ours: its exit, or a timeout, says the rest
+            del self._unsent[: os.write(self._child.stdin.fileno(), self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:  # it has closed its end, or we ours: its exit, or a timeout, says the rest
+            self._unsent.clear()
 
-    async def _watch_clock(self) -> None:
-        """Look when something may be due; who gets more time meanwhile is found out then."""
-        while True:
-            self._sooner, self._wakes_at = trio.Event(), self._due()
-            with trio.move_on_at(self._wakes_at):
-                await self._sooner.wait()
-            now = trio.current_time()
-            self._act(self._session.feed(self._reader.tick(now), now))
-            self._act(self._session.tick(now))
+    async def _write(self) -> None:
+        """What the pipe had no room for."""
+        assert self._child.stdin is not None
+        while self._unsent:
+            with suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_writable(self._child.stdin.fileno())
+            self._push()
 
     async def _stop_when(self, stopping: trio.Event) -> None:
         await stopping.wait()
         self._act(self._session.stop(trio.current_time()))
 
-    async def _lead_out(self) -> None:
+    async def _lead_out(self, leave: Leave) -> None:
         """The ladder. `lead` ends it when the process has ended."""
-        await self._leaving.wait()
-        child, leave = self._child, self._leave
-        assert leave is not None
+        child = self._child
         assert child.stdin is not None
         if leave.word is not None:
             self.ended_by = "exit"
-            self._orders.send_nowait(leave.word)
+            self._send(leave.word)
             await trio.sleep(leave.grace_s)
         self.ended_by = "eof"
         child.stdin.close()
+        self._unsent.clear()
         await trio.sleep(self._session.monitor.eof_grace or 0.0)
         self.ended_by = "term"
         child.send(signal.SIGTERM)

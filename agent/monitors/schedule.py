@@ -8,6 +8,7 @@ Source: protocols/monitors.md, "Settings and schedule".
 """
 
 import hashlib
+import heapq
 import math
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -34,8 +35,8 @@ class Skipped(msgspec.Struct, frozen=True):
 class _Place:
     """One monitor on the schedule. A changed one keeps its ticks only if its interval is the same."""
 
-    def __init__(self, monitor: Monitor, next_at: float) -> None:
-        self.monitor, self.next_at = monitor, next_at
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor, self.next_at = monitor, math.inf
         self.failures, self.backoff_until = 0, -math.inf
         self.skipped: Counter[Reason] = Counter()
 
@@ -47,6 +48,8 @@ class Schedule:
         self._machine = machine
         self.limit(most, groups)
         self._places: dict[str, _Place] = {}
+        self._ticks: list[tuple[float, str]] = []  # a heap; a tick that its place no longer has is passed by
+        self._seen = -math.inf
         self.waiting: deque[str] = deque()
         self.running: dict[str, str] = {}  # monitor to the group it was started in
 
@@ -62,10 +65,11 @@ class Schedule:
         for name, monitor in monitors.items():
             place = self._places.get(name)
             if place is None:
-                self._places[name] = _Place(monitor, self._first(monitor, now))
+                self._places[name] = _Place(monitor)
+                self._set(name, self._first(monitor, now))
             elif place.monitor != monitor:
                 if place.monitor.interval != monitor.interval:
-                    place.next_at = self._after(monitor, now)
+                    self._set(name, self._after(monitor, now))
                 place.monitor = monitor
         self.waiting = deque(name for name in self.waiting if name in monitors)
         return gone
@@ -79,16 +83,21 @@ class Schedule:
 
     def next_at(self) -> float:
         """The next tick of all; infinite without a monitor."""
-        return min((place.next_at for place in self._places.values()), default=math.inf)
+        while self._ticks and not self._is_set(*self._ticks[0]):
+            heapq.heappop(self._ticks)
+        return self._ticks[0][0] if self._ticks else math.inf
 
     def tick(self, now: float) -> None:
         """Put in line whose tick has come, or skip it."""
-        for name, place in self._places.items():
-            if place.next_at - now > place.monitor.interval + FIRST_WITHIN_S:  # the clock was set back
-                place.next_at = self._after(place.monitor, now)
-            if place.next_at > now:
-                continue
-            place.next_at = self._after(place.monitor, now)
+        if now < self._seen:  # the clock was set back
+            for name, place in self._places.items():
+                if place.next_at - now > place.monitor.interval + FIRST_WITHIN_S:
+                    self._set(name, self._after(place.monitor, now))
+        self._seen = now
+        while self.next_at() <= now:
+            _, name = heapq.heappop(self._ticks)
+            place = self._places[name]
+            self._set(name, self._after(place.monitor, now))
             if name in self.running or name in self.waiting:
                 place.skipped["overlap"] += 1
             elif now < place.backoff_until:
@@ -140,6 +149,13 @@ class Schedule:
             "backoff_until": backoff,
             "skipped": dict(place.skipped),
         }
+
+    def _set(self, name: str, at: float) -> None:
+        self._places[name].next_at = at
+        heapq.heappush(self._ticks, (at, name))
+
+    def _is_set(self, at: float, name: str) -> bool:
+        return name in self._places and self._places[name].next_at == at
 
     def _told(self, name: str, reason: Reason) -> list[Skipped]:
         count = self._places[name].skipped.pop(reason, 0)
