@@ -75,14 +75,25 @@ def install_npm(*pins: str) -> Path:
     return folder
 
 
-def install_python(*pins: str) -> Path:
-    folder = peer_folder("python", pins)
+def install_python(*pins: str, python: str | Path = sys.executable) -> Path:
+    folder = peer_folder("python", pins if python == sys.executable else (str(python), *pins))
     with installing(folder) as new:
         if new:
             # Relocatable, since the folder is renamed when it is complete.
-            run(UV, "venv", "--quiet", "--relocatable", "--python", sys.executable, new / "venv")
+            run(UV, "venv", "--quiet", "--relocatable", "--python", python, new / "venv")
             run(UV, "pip", "install", "--quiet", "--python", new / "venv/bin/python", *pins)
     return folder / "venv/bin/python"
+
+
+def install_monitored_python(*pins: str) -> Path:
+    """Pins for the newest Python that has sys.monitoring: of the system, or of pyenv."""
+    found = [shutil.which(f"python3.{minor}") for minor in (14, 13, 12)]
+    found += sorted(map(str, Path.home().glob(".pyenv/versions/3.1[2-9]*/bin/python3")), reverse=True)
+    for python in filter(None, found):
+        # pyenv's shims are there for versions that are not chosen too, and fail.
+        if not subprocess.run([python, "-c", "import sys; sys.monitoring"], capture_output=True).returncode:
+            return install_python(*pins, python=python)
+    raise PeerAbsent("no Python >= 3.12 here")
 
 
 def install_node22() -> Path:
@@ -105,13 +116,14 @@ def peer() -> Callable[..., Path]:
     absent: dict[tuple[str, ...], str] = {}
 
     def obtain(get: Callable[..., Path], *names: str) -> Path:
-        if names not in absent:
+        key = (get.__name__, *names)
+        if key not in absent:
             try:
                 return get(*names)
             except PeerAbsent as error:
-                absent[names] = str(error)
+                absent[key] = str(error)
         outcome = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        outcome(f"peer {' '.join(names)}: {absent[names]}")
+        outcome(f"peer {' '.join(names)}: {absent[key]}")
 
     return obtain
 
@@ -126,6 +138,12 @@ def npm_project(peer: Callable[..., Path]) -> Callable[..., Path]:
 def python_peer(peer: Callable[..., Path]) -> Callable[..., Path]:
     """`python_peer("tap.py==3.2.1")`: the interpreter of a virtual environment that holds these pins."""
     return lambda *pins: peer(install_python, *pins)
+
+
+@pytest.fixture
+def monitored_python(peer: Callable[..., Path]) -> Callable[..., Path]:
+    """`monitored_python("pytest==9.0.3")`: as `python_peer`, of Python >= 3.12."""
+    return lambda *pins: peer(install_monitored_python, *pins)
 
 
 @pytest.fixture
