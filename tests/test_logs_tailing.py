@@ -255,3 +255,23 @@ async def test_a_glob_takes_no_rotated_file_for_a_new_one_and_lets_go_of_those_t
             assert await numbers(events, 1) == ["5"]
         assert {event.path for event in await here.journal(LogMatched)} == {str(here.log), f"{tmp_path}/logs/b.log"}
         assert len(await here.journal(LogMatched)) == 5
+
+
+async def test_logs_that_begin_alike_are_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "POLL_S", 0.05)
+    watch = LogWatch(name="all", glob=f"{tmp_path}/logs/*.log*")
+    async with house(tmp_path) as here:
+        here.write(1)
+        await here.start(watch)
+        with here.bus.subscribe(LogMatched) as events:
+            for name in ("b.log", "a-1.log", "b-1.log", "c.log.1"):  # some named as rotations are
+                here.write(1, name=name)
+            assert len(await numbers(events, 2)) == 2  # b.log and c.log.1; the others may become copies
+            here.write(2, name="a-1.log")
+            here.write(2, name="b-1.log")
+            assert sorted(map(str, await numbers(events, 4))) == ["1", "1", "2", "2"]
+            here.log.unlink()  # what another log has is none of its rest
+            here.write(3, name="b.log")
+            assert await numbers(events, 1) == ["3"]
+            here.write(4, name="c.log.1")
+            assert await numbers(events, 1) == ["4"]

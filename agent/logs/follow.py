@@ -179,7 +179,7 @@ class Followed:
         """Open the file of a generation that is done, if it is found beside."""
         done = [done for done in self.tail.past if done.generation == generation]
         for sibling in _siblings(self.tail.path, done):
-            if sibling.fits:
+            if sibling.fits and (sibling.is_rotation or (done[0].dev, done[0].ino) == sibling.stat[:2]):
                 return os.open(sibling.path, _FLAGS)
         return None
 
@@ -446,11 +446,45 @@ def _siblings(path: str, known: Sequence[Checkpoint]) -> list[Sibling]:
     return [sibling for sibling in [look_into(path, known), *siblings] if sibling]
 
 
-def look_into(path: str, known: Sequence[Checkpoint], passed: tuple[int, int] | None = None) -> Sibling | None:
-    """Which of the known files it is. None: it cannot be read, is no file, or by device and inode `passed`. Blocks."""
+def is_new(path: str, logs: Sequence[tuple[str, Checkpoint]], passed: dict[str, tuple[int, int, int]]) -> bool:
+    """Is this file none of the logs that are followed, by their paths: not renamed, not the copy of a rotation? Blocks.
+
+    `passed` keeps device, inode and size of those that are none. Like beginnings are no proof: many logs begin alike.
+    """
+    sibling = look_into(path, [done for _, done in logs])
+    if sibling is None or sibling.stat[:3] == passed.get(path):
+        return False
+    passed.pop(path, None)
+    for number, (of, done) in enumerate(logs):
+        is_same = (done.dev, done.ino) == sibling.stat[:2]
+        if is_same and (number in sibling.fits or not done.head_size):
+            break
+        is_named = is_rotation(os.path.basename(path), os.path.basename(of))
+        if number in sibling.fits and is_named and _may_be_copy(path, of, done):
+            break
+    else:
+        return True
+    passed[path] = sibling.stat[:3]
+    return False
+
+
+def _may_be_copy(path: str, of: str, done: Checkpoint) -> bool:
+    """Is it the beginning of a log that was not cut yet? Of a cut one it may have more than the checkpoint."""
+    with (
+        suppress(OSError),
+        _opened(path, _FLAGS) as (its, read),
+        _opened(of, _FLAGS & ~os.O_NOFOLLOW) as (own, read_of),
+    ):
+        if own[:2] == (done.dev, done.ino) and fits(done, own.size, read_of(0, HEAD), read_of):
+            return is_copy(its.size, read, own.size, read_of)
+    return True
+
+
+def look_into(path: str, known: Sequence[Checkpoint]) -> Sibling | None:
+    """Which of the known files it is. None: it cannot be read, or is no file. Blocks."""
     try:
         with _opened(path, _FLAGS & ~os.O_NOFOLLOW) as (status, read):
-            if status.kind != "file" or status[:2] == passed:
+            if status.kind != "file":
                 return None
             return Sibling(path, status, False, _fitting(known, status, read))
     except OSError as err:

@@ -42,7 +42,7 @@ from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.logs import lint, paths, streams
 from agent.logs.active import Active
-from agent.logs.follow import Followed, Follower, look_into
+from agent.logs.follow import Followed, Follower, is_new
 from agent.logs.messages import Logs, Reloaded, RuleCounts, SearchLog, SourceState, UnwatchLog, Watching, WatchLog
 from agent.logs.records import Records
 from agent.logs.rules import RuleErrors, RuleSet, find_set, from_tables, read_files
@@ -132,7 +132,9 @@ class _Logs:
         self._watches: dict[str, _Watch] = {}
         self._sources: dict[str, Source] = {}  # by path
         self._pending: dict[str, Done] | None = {}  # how far those were that begin at the start, until they do
-        self._passed: dict[str, tuple[int, int]] = {}  # what a glob finds, and is followed already under another name
+        self._passed: dict[
+            str, tuple[int, int, int]
+        ] = {}  # what a glob finds, and is followed already under another name
         self._refused: set[str] = set()  # for want of room, which is told once
         self._records: dict[str, Records] = {}  # by watch
         self._rules: dict[str, Rules] = {}  # by watch
@@ -283,16 +285,9 @@ class _Logs:
         self._passed = {path: known for path, known in self._passed.items() if path in there}
 
     async def _is_new(self, path: str) -> bool:
-        """Not one that was renamed, and is followed under its old name to its end; nor a copy of one."""
         tails = [source.followed.tail for source in self._sources.values()]
-        known = [done for tail in tails for done in [*tail.checkpoints(), *tail.past]]
-        found = await trio.to_thread.run_sync(look_into, path, known, self._passed.get(path))
-        if found is None:
-            return False
-        if found.fits or any((done.dev, done.ino) == found.stat[:2] and not done.head_size for done in known):
-            self._passed[path] = found.stat[:2]
-            return False
-        return True
+        known = [(tail.path, done) for tail in tails for done in [*tail.checkpoints(), *tail.past]]
+        return await trio.to_thread.run_sync(is_new, path, known, self._passed)
 
     async def _follow(self, watch: _Watch, path: str, start: Literal["end", "start"] | int) -> None:
         source = self._sources.get(path)

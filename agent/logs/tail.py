@@ -270,7 +270,7 @@ class Tail:
                     self._unseen_since = None
                 continue  # it is where it was
             its = [sibling for sibling in beside if is_it(sibling, done, asked)]
-            copies = [sibling for sibling in beside if asked.index(done) in sibling.fits]
+            copies = [sibling for sibling in beside if sibling.is_rotation and asked.index(done) in sibling.fits]
             if its or copies:
                 there = (its or copies)[0]
                 self._lost.remove(done)
