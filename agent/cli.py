@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--suite", type=Path, metavar="DIR", help="your own project, in place of the sample")
     demo.add_argument("--keep", action="store_true", help="keep the folder with everything the run left")
     demo.add_argument("--json", action="store_true", help="only the result document on standard output")
-    lab = add("lab", "the embedded lab server: Seneschal, Mimir, Polarize", _lab)
+    lab = add("lab", "the embedded lab server: Seneschal, Mimir, Polarize, Drill", _lab)
     lab.add_argument("--listen", metavar="HOST:PORT", help="default: lab.listen of the settings")
     lab.add_argument("--data", type=Path, metavar="DIR", help="default: lab.data of the settings")
     lab.add_argument("--suite", type=Path, metavar="DIR", action="append", default=[], help="a suite to hand out")
@@ -95,6 +95,20 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--stats", action="store_true", help="at the end, what it took")
     scan.add_argument("-n", dest="numbers", action="store_true", help="with the number of the line")
     scan.add_argument("paths", metavar="PATH", nargs="+", help="a file, or - for standard input")
+    learn = add("learn", "a model file from logs: classes by labels, chains before failures", _logs_learn, logs)
+    learn.add_argument("--model", type=Path, metavar="OUT", required=True, help="the file, written anew")
+    evaluate = add("evaluate", "how well classes and forecasts do on logs, in the order of time", _logs_evaluate, logs)
+    evaluate.add_argument("--model", type=Path, metavar="FILE", help="begin with what `agent logs learn` wrote")
+    for scored in (learn, evaluate):
+        scored.add_argument("--labels", metavar="FILE", help='{"line": n, "class": c|null} by line, or first-token')
+        scored.add_argument("--failure", metavar="REGEX", action="append", default=[], help="a line that is a failure")
+        scored.add_argument("paths", metavar="PATH", nargs="+", help="a file; lines count on from one to the next")
+    evaluate.add_argument("--online", action="store_true", help="guess each line, then learn its label")
+    evaluate.add_argument(
+        "--split", type=_share, default=0, metavar="F", help="learn on this share of the lines, score the rest"
+    )
+    evaluate.add_argument("--horizon", type=float, metavar="S", help="forecast so far ahead; default: as was learned")
+    evaluate.add_argument("--threshold", type=_share, metavar="P", help="guess what is more probable than this")
     monitors = add("monitors", "stand-alone monitors", None).add_subparsers(metavar="run", required=True)
     foreground = add(
         "run", "run monitors in the foreground; a JSON line for each step's result", _monitors_run, monitors
@@ -311,6 +325,42 @@ def _logs_scan(given: argparse.Namespace) -> int:
         numbers=given.numbers,
     )
     return DONE if is_good else FAILED
+
+
+def _logs_learn(given: argparse.Namespace) -> int:
+    import json
+
+    from agent import loglearn
+
+    told = loglearn.learn(given.model, given.paths, given.labels, given.failure)
+    print(json.dumps(told, ensure_ascii=False))
+    return DONE
+
+
+def _logs_evaluate(given: argparse.Namespace) -> int:
+    import json
+
+    from agent import loglearn
+
+    told = loglearn.evaluate(
+        given.paths,
+        given.labels,
+        given.failure,
+        model=given.model,
+        online=given.online,
+        split=given.split,
+        horizon_s=given.horizon,
+        threshold=given.threshold,
+    )
+    print(json.dumps(told, ensure_ascii=False))
+    return DONE
+
+
+def _share(text: str) -> float:
+    """A share or a probability."""
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    return float(text)
 
 
 def _monitors_run(given: argparse.Namespace) -> int:
