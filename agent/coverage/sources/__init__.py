@@ -39,7 +39,11 @@ class Source(Protocol):
         """From now on probes count; what was seen before does not."""
 
     async def collect(self, *, final: bool = False) -> list[Delta]:
-        """What is new since the last call. `final`: the session ends, and nothing may wait for a next call."""
+        """What was seen since the last call; none of it counts while the source is not started.
+
+        `final`: the session ends, and nothing may wait for a next call. Call it each period as long as runners may
+        live that were started with `env`, also when no session is open: files would pile up.
+        """
 
     async def stop(self) -> None:
         """No probe counts any more. `start` may follow."""
