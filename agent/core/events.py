@@ -6,7 +6,7 @@ test record has a field of that name.
 
 Source: protocols/settings.md, "Names that several folders share"; protocols/suites.md, "Records, events, result";
 protocols/emissary.md, "Seneschal", "Mimir", "Polarize", "Entitlement and file monitor"; protocols/logs.md 2.3.
-Events of coverage are in core/covered.py.
+Events of coverage are in core/covered.py, those of what was learned from logs in core/learned.py.
 """
 
 from typing import Any, Literal, TypeAlias, get_args
@@ -22,6 +22,7 @@ from agent.core.covered import (
     CoverageWarning,
 )
 from agent.core.event import Event
+from agent.core.learned import LogDrift, LogForecast, LogNovelty, LogRate
 
 State = Literal["passed", "failed", "blocked", "skipped", "todo", "aborted", "lost"]
 Verdict = Literal["lost", "aborted", "failed", "blocked", "passed", "skipped"]
@@ -537,6 +538,10 @@ AnyEvent: TypeAlias = (
     | LogSuppressed
     | LogSource
     | LogGap
+    | LogForecast
+    | LogDrift
+    | LogNovelty
+    | LogRate
     | LogRules
     | MonitorStep
     | MonitorRun
