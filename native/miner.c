@@ -92,6 +92,7 @@ struct miner {
     struct joined *joined; /* a ring */
     uint32_t *by_joined;   /* open addressing: place in the ring + 1 */
     size_t joined_count, joined_at;
+    uint64_t joins; /* since it was made */
 };
 
 static inline uint64_t spread(uint64_t hash)
@@ -324,6 +325,7 @@ static void joined_drop(struct miner *miner, uint32_t at)
 static void joined_put(struct miner *miner, uint32_t id, uint32_t to)
 {
     uint32_t at = (uint32_t)miner->joined_at;
+    miner->joins++;
     if (miner->joined_count == miner->limit)
         joined_drop(miner, at);
     else
@@ -773,15 +775,18 @@ static uint32_t mine_line(struct miner *miner, const uint8_t *line, size_t size)
     return seen(miner, slot);
 }
 
-size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, uint32_t *ids, uint32_t *starts,
+size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, size_t every, uint32_t *ids, uint32_t *starts,
                   size_t capacity, size_t *consumed)
 {
-    size_t at = 0, count = 0;
-    while (at < size && count < capacity) {
+    size_t at = 0, count = 0, skipped = 0;
+    while (at < size && (skipped || count < capacity)) {
         const uint8_t *end = memchr(block + at, '\n', size - at);
         size_t length = end ? (size_t)(end - block) - at : size - at;
-        starts[count] = (uint32_t)at;
-        ids[count++] = mine_line(miner, block + at, length);
+        if (!skipped) {
+            starts[count] = (uint32_t)at;
+            ids[count++] = mine_line(miner, block + at, length);
+        }
+        skipped = skipped + 1 < every ? skipped + 1 : 0;
         at += length + (end != NULL);
     }
     *consumed = at;
@@ -854,15 +859,21 @@ size_t miner_values(const struct miner *miner, uint32_t id, const uint8_t *line,
 
 /* ---- as it was --------------------------------------------------------------------------------------------------- */
 
-size_t miner_joined(const struct miner *miner, uint32_t *pairs)
+uint64_t miner_joins(const struct miner *miner)
 {
-    if (pairs)
-        for (size_t n = 0; n < miner->joined_count; n++) {
-            size_t at = miner->joined_count < miner->limit ? n : (miner->joined_at + n) % miner->limit;
-            pairs[2 * n] = miner->joined[at].id;
-            pairs[2 * n + 1] = miner->joined[at].to;
-        }
-    return miner->joined_count;
+    return miner->joins;
+}
+
+size_t miner_joined(const struct miner *miner, uint32_t *pairs, size_t count)
+{
+    if (count > miner->joined_count)
+        count = miner->joined_count;
+    for (size_t n = 0; n < count; n++) {
+        const struct joined *joined = miner->joined + (miner->joined_at + miner->limit - count + n) % miner->limit;
+        pairs[2 * n] = joined->id;
+        pairs[2 * n + 1] = joined->to;
+    }
+    return count;
 }
 
 enum { KIND_NUMBERS = 2 + SETS * WILD_SIZE };

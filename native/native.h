@@ -203,11 +203,11 @@ struct miner *miner_new(size_t limit);
 void miner_free(struct miner *miner);
 
 /*
- * The template of each line of block[0..size), size below 2^31; the last line may have no LF. ids[n] is that of the line
- * at starts[n]; TEMPLATE_NONE: there was no memory, or no id any more. At most `capacity` lines; *consumed is where to
- * go on. Returns how many.
+ * The template of the first line of block[0..size), size below 2^31, and of each `every`-th behind it; the last line may
+ * have no LF. ids[n] is that of the line at starts[n]; TEMPLATE_NONE: there was no memory, or no id any more. At most
+ * `capacity` lines; *consumed is where to go on. Returns how many.
  */
-size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, uint32_t *ids, uint32_t *starts,
+size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, size_t every, uint32_t *ids, uint32_t *starts,
                   size_t capacity, size_t *consumed);
 
 /* The id that the next new template gets. They rise from 1 and are never used again. */
@@ -230,8 +230,10 @@ size_t miner_text(const struct miner *miner, uint32_t id, uint8_t *text);
 size_t miner_values(const struct miner *miner, uint32_t id, const uint8_t *line, size_t size, uint32_t *spans,
                     size_t capacity);
 
-/* The last templates that joined others: (id, what it became) to pairs[2 * n], at most limit. NULL: only how many. */
-size_t miner_joined(const struct miner *miner, uint32_t *pairs);
+/* How many templates have joined others since it was made; the last `count` of them, (id, what it became), to
+ * pairs[2 * n]. Of so many as its limit it is known. Returns how many. */
+uint64_t miner_joins(const struct miner *miner);
+size_t miner_joined(const struct miner *miner, uint32_t *pairs, size_t count);
 
 /*
  * Which words of like lines vary: for each kind of line its hash, a count and the sets of varying words.

@@ -83,7 +83,9 @@ def test_a_word_that_varies_joins_templates_and_ids_stay() -> None:
     assert miner.text(ids[3]) == "service <*> was started again"
     assert miner.values(ids[0], b"service web was started again") == [b"web"]
     assert ids[4:] == [ids[0]] * 2
-    assert dict(miner.counts()) == {ids[0]: 6}
+    again = miner.mine(b"\n".join(f"disk {name} was found at last".encode() for name in "abcdefg"))
+    assert sorted(again.joined) == [(id, again.ids[0]) for id in again.new if id != again.ids[0]]
+    assert len(again.joined) == 4
 
 
 def test_words_that_vary_together_join_templates() -> None:
@@ -146,6 +148,14 @@ def test_lines_of_a_block() -> None:
     assert mined.new == range(1, 4)
     assert mined.having({1, 7}) == [0, 3]
     assert list(Miner().mine(b"").starts) == [0]
+
+
+def test_every_nth_line_of_a_block() -> None:
+    block = b"".join(b"%d x\n" % n for n in range(50_000))
+    mined = Miner().mine(block, every=3)
+    assert [block[start : start + 7].split(b"\n")[0] for start in mined.starts[:-1]] == [
+        b"%d x" % n for n in range(0, 50_000, 3)
+    ]
 
 
 @given(st.lists(st.text("ab1 :,.<>*()/=\n\xe9", max_size=20).map(str.encode) | st.binary(max_size=40), max_size=40))

@@ -31,12 +31,13 @@ _EACH = 20  # bytes of a dumped template beside its text, at most
 
 class Mined(NamedTuple):
     """The lines of a block. `ids[n]` is the template of the line that begins at `starts[n]`; behind the last line
-    `starts` has the end of the block. Ids in `new` were given in this block (some may have joined others since).
+    `starts` has the end of the block. Ids in `new` were given in this block; the templates in `joined` are others now.
     """
 
     ids: "array[int]"
     starts: "array[int]"
     new: range
+    joined: list[tuple[int, int]]
 
     def having(self, templates: AbstractSet[int]) -> list[int]:
         """Which lines are of these templates."""
@@ -68,22 +69,25 @@ class Miner:
         self._ids, self._starts = ffi.new("uint32_t[]", _LINES), ffi.new("uint32_t[]", _LINES)
         self._number = ffi.new("size_t *")
 
-    def mine(self, block: bytes | memoryview) -> Mined:
-        """All lines of a block of less than 2 GiB; the last one may have no end. The GIL is not held."""
-        ids, starts, first = array("I"), array("I"), lib.miner_next(self._miner)
+    def mine(self, block: bytes | memoryview, *, every: int = 1) -> Mined:
+        """All lines of a block of less than 2 GiB, or every n-th; the last one may have no end. Releases the GIL."""
+        ids, starts, first, joins = array("I"), array("I"), lib.miner_next(self._miner), lib.miner_joins(self._miner)
         data, at, size = ffi.from_buffer("uint8_t[]", block), 0, len(block)
         while at < size:
-            count = lib.miner_mine(self._miner, data + at, size - at, self._ids, self._starts, _LINES, self._number)
+            count = lib.miner_mine(
+                self._miner, data + at, size - at, every, self._ids, self._starts, _LINES, self._number
+            )
             ids.frombytes(ffi.buffer(self._ids, 4 * count))
             here = array("I", bytes(ffi.buffer(self._starts, 4 * count)))
             starts.extend(here if not at else array("I", [at + start for start in here]))
             at += self._number[0]
         starts.append(size)
-        return Mined(ids, starts, range(first, lib.miner_next(self._miner)))
+        joined = self._joined(lib.miner_joins(self._miner) - joins)
+        return Mined(ids, starts, range(first, lib.miner_next(self._miner)), joined)
 
     def mine_line(self, line: bytes) -> int:
         """The template of one line; it may have its end."""
-        lib.miner_mine(self._miner, line or b"\n", len(line) or 1, self._ids, self._starts, 1, self._number)
+        lib.miner_mine(self._miner, line or b"\n", len(line) or 1, 1, self._ids, self._starts, 1, self._number)
         return int(self._ids[0])
 
     def resolve(self, template: int) -> int | None:
@@ -112,17 +116,21 @@ class Miner:
         lib.miner_list(self._miner, ids, counts)
         return zip(ffi.unpack(ids, size), ffi.unpack(counts, size), strict=True)
 
+    @property
+    def next(self) -> int:
+        """The id that the next new template gets."""
+        return int(lib.miner_next(self._miner))
+
     def __len__(self) -> int:
         return int(lib.miner_count(self._miner))
 
     def dump(self, room: int | None = None) -> tuple[bytes, int]:
         """All that load() needs, in at most `room` bytes; how many templates, the rarest, were left out for that."""
         templates = [(id, count, self._text(id)) for id, count in self.counts()]
-        pairs = ffi.new("uint32_t[]", 2 * lib.miner_joined(self._miner, ffi.NULL))
-        lib.miner_joined(self._miner, pairs)
+        joined = array("I", [id for pair in self._joined(self._limit) for id in pair])
         numbers = ffi.new("uint64_t[]", lib.miner_varying(self._miner, ffi.NULL))
         lib.miner_varying(self._miner, numbers)
-        rest = (bytes(ffi.buffer(pairs)), bytes(ffi.buffer(numbers)))
+        rest = (joined.tobytes(), bytes(ffi.buffer(numbers)))
         if room is not None and sum(map(len, rest)) > room // 4:
             rest = (b"", b"")  # what joined is only for those who still have the old ids, and the rest is learned again
         kept = templates if room is None else _most_frequent(templates, room - sum(map(len, rest)) - _EACH)
@@ -150,6 +158,16 @@ class Miner:
         if not lib.miner_restore_next(miner._miner, dumped.next):
             raise _damaged(f"the next id cannot be {dumped.next}")
         return miner
+
+    def skip_ids(self, next: int) -> None:
+        """Ids are given from `next` on, if they are not already beyond."""
+        lib.miner_restore_next(self._miner, next)
+
+    def _joined(self, last: int) -> list[tuple[int, int]]:
+        count = min(last, self._limit)
+        pairs = ffi.new("uint32_t[]", 2 * count)
+        numbers = ffi.unpack(pairs, 2 * lib.miner_joined(self._miner, pairs, count))
+        return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     def _text(self, template: int) -> bytes:
         text = ffi.new("uint8_t[]", lib.TEMPLATE_TEXT_MAX)
