@@ -33,6 +33,7 @@ OF_FOLDERS: dict[str, tuple[Any, Any]] = {
     "watch_log": (logs.WatchLog, logs.Watching),
     "unwatch_log": (logs.UnwatchLog, Nothing),
     "search_log": (logs.SearchLog, logs.Searched),
+    "label_log": (logs.LabelLog, logs.Labelled),
     "list_logs": (Nothing, logs.Logs),
 }
 

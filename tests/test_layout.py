@@ -20,7 +20,7 @@ FLOORS = [
     {"settings"},
     {"checks", "ownlog"},
     {"selftest"},
-    {"app", "ctl", "logscan", "foreground", "install"},
+    {"app", "ctl", "logscan", "loglearn", "foreground", "install"},
     {"demo", "schema"},
     {"cli"},
     {"__main__"},
@@ -41,6 +41,7 @@ SAMPLES = "agent/lab/samples/"
 # their model; what runs a monitor.
 DOES_IO = (
     *("agent/eman/hub.py", "agent/coverage/sources"),
+    *(f"agent/coverage/{name}.py" for name in ("attach", "watched", "kept")),
     *(f"agent/gator/{name}.py" for name in ("layerdb", "schedulers", "port", "journal", "answers", "view", "told")),
     *(f"agent/gator/{name}.py" for name in ("wrapper", "tier", "elsewhere", "uplink", "service", "hub")),
     *("agent/polarize/cibus.py", "agent/files/disk.py", "agent/files/follow.py", "agent/files/services.py"),
@@ -53,6 +54,8 @@ DOES_IO = (
         "agent/logs/streams.py",
         "agent/logs/growing.py",
         "agent/logs/modelfile.py",
+        "agent/logs/corpus.py",
+        "agent/logs/labelling.py",
     ),
     "agent/monitors/execute.py",
     *(f"agent/suites/{name}.py" for name in ("prepare", "archive", "execute", "capture", "report", "runners/ava")),

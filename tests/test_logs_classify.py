@@ -196,7 +196,9 @@ def test_many_lines_at_once_are_guessed_as_one_by_one() -> None:
     for line in lines:
         starts.append(starts[-1] + len(line) + 1)
     guesses = classifier.guess_all(b"\n".join(lines) + b"\n", starts, array("I", templates))
-    assert guesses == [classifier.guess(t, line) for t, line in zip(templates, lines, strict=True)]
+    assert [guesses[n] for n in range(len(guesses))] == [
+        classifier.guess(template, line) for template, line in zip(templates, lines, strict=True)
+    ]
 
 
 # ---- drift -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ Source: protocols/logs.md 4, "Class".
 import math
 from array import array
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
@@ -124,20 +125,19 @@ class Classifier:
         self._asked = template
         return guess, self._unknown.see(guess is None)
 
-    def guess_all(self, block: bytes | memoryview, starts: "array[int]", templates: "array[int]") -> list[Guess | None]:
-        """The classes of many lines: line i is block[starts[i]:starts[i + 1]]."""
-        count = len(templates)
-        guesses = ffi.new("struct guess[]", count)
+    def guess_all(self, block: bytes | memoryview, starts: "array[int]", templates: "array[int]") -> "Guesses":
+        """The classes of many lines: line i is block[starts[i]:starts[i + 1]]. The GIL is not held."""
+        guesses = ffi.new("struct guess[]", len(templates))
         lib.model_guess_all(
             self._model,
             ffi.from_buffer("uint8_t[]", block),
             ffi.from_buffer("uint32_t[]", memoryview(starts)),
             ffi.from_buffer("uint32_t[]", memoryview(templates)),
-            count,
+            len(templates),
             len(self._numbers),
             guesses,
         )
-        return [self._told(guesses[i].best, guesses[i].confidence, guesses[i].by) for i in range(count)]
+        return Guesses(guesses, self._told)
 
     def learn(self, template: int, line: bytes, class_: str | None) -> Drift | None:
         """The line is of this class; None: it is normal. Says when its guesses have become wrong, before this label.
@@ -182,6 +182,21 @@ class Classifier:
         if not self.classes or confidence <= self._threshold:
             return None
         return Guess(self.classes[best - 1] if best else None, confidence, _BY[by])
+
+
+class Guesses:
+    """Guesses of many lines, each made into an object when it is asked for."""
+
+    def __init__(self, guesses: "CData", told: Callable[[int, float, int], Guess | None]) -> None:
+        self._guesses, self._told = guesses, told
+
+    def __len__(self) -> int:
+        return len(self._guesses)
+
+    def __getitem__(self, line: int) -> Guess | None:
+        """None: it abstains."""
+        guess = self._guesses[line]
+        return self._told(guess.best, guess.confidence, guess.by)
 
 
 def _owned(model: "CData") -> "CData":

@@ -171,6 +171,20 @@ class Searched(msgspec.Struct, frozen=True, kw_only=True):
     stopped: str | None = None
 
 
+class LabelLog(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of `label_log`: of which class the line of a `LogMatched` event is, or a text; null: normal."""
+
+    event: str | None = None
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=65_536)] | None = None
+    class_: ClassName | None = msgspec.field(name="class")
+
+
+class Labelled(msgspec.Struct, frozen=True):
+    """Its answer: the label was learned."""
+
+    updated: bool
+
+
 class Reloaded(msgspec.Struct, frozen=True):
     """What the log monitor adds to the answer to `reload`: how many rules hold, and which of them run on every line."""
 
