@@ -62,7 +62,7 @@ DRAIN_S = 2.0  # protocols/suites.md, "A run": after the exit the pipes get that
 PASSED = ("PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "USER")  # protocols/suites.md, `env_pass`
 READ_SIZE = 65_536  # a pipe's usual capacity
 STARTS_WAITED_FOR, START_S = 10, 0.001  # looks while others start, and what a start usually takes
-REAP_PAUSE_S = 0.25  # a suite that makes orphans by the thousand costs four looks a second, not one each
+REAP_PAUSE_S = 1.0  # a suite that makes orphans by the thousand, and each end of a child, costs a look a second at most
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PIPE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -402,6 +402,10 @@ def _check(spec: Spec) -> None:
         )
     if not spec.argv or not spec.argv[0]:
         raise ChildFailedToStart("argv", "it is empty", remedy="Name a program.")
+    if _passable("".join((*spec.argv, *spec.env, *spec.env.values(), spec.mark))) and not any(
+        "=" in name or not name for name in spec.env
+    ):
+        return
     wrong = [
         *(f"argument {number}" for number, text in enumerate(spec.argv) if not _passable(text)),
         *(
@@ -412,12 +416,11 @@ def _check(spec: Spec) -> None:
         *(f"the value of {name!r} in the environment" for name, value in spec.env.items() if not _passable(value)),
         *(["the mark"] if not _passable(spec.mark) else []),
     ]
-    if wrong:
-        raise ChildFailedToStart(
-            spec.argv[0],
-            f"{wrong[0]} cannot be passed to a program",
-            remedy="Take NUL characters and unpaired surrogates out of it; a name is not empty and has no '='.",
-        )
+    raise ChildFailedToStart(
+        spec.argv[0],
+        f"{wrong[0]} cannot be passed to a program",
+        remedy="Take NUL characters and unpaired surrogates out of it; a name is not empty and has no '='.",
+    )
 
 
 def _passable(text: str) -> bool:

@@ -88,6 +88,7 @@ class _Monitors:
         self._stopping: dict[str, trio.Event] = {}
         self._runs: dict[str, str] = {}  # monitor to the run that waits or runs
         self._history: dict[str, History] = {}
+        self._measured: set[tuple[str, str]] = set()  # monitor and step that /metrics has percentiles of
         self._spoken: dict[tuple[tuple[str, ...], int], Dialect] = {}  # command and its date to its spelling
 
     async def clear_up(self) -> None:
@@ -118,6 +119,7 @@ class _Monitors:
     def _forget(self, name: str) -> None:
         self._runs.pop(name, None)
         self._history.pop(name, None)
+        self._measured = {pair for pair in self._measured if pair[0] != name}
         self._store.forget(_key(name))
 
     async def follow_reloads(self) -> None:
@@ -195,7 +197,8 @@ class _Monitors:
                 self._store.put(_key(name), self._history[name])
             else:
                 self._forget(name)
-            self._changed.set()
+            if self._schedule.waiting:
+                self._changed.set()
 
     async def _lead(self, monitor: Monitor, run: str, stopping: trio.Event) -> bool:
         """The run from its secrets to its last event; did any step have a result?"""
@@ -305,7 +308,10 @@ class _Monitors:
         self._metrics.count("monitors_steps_total", monitor=monitor.id, step=act.step, state=act.state)
         history = self._history[monitor.id]
         history.add(act.step, act.state, act.ended_at or time.time(), act.ms)
-        for q in QUANTILES if act.ms is not None else ():
+        if act.ms is None or (monitor.id, act.step) in self._measured:
+            return
+        self._measured.add((monitor.id, act.step))
+        for q in QUANTILES:
             read = partial(history.seconds, act.step, q)
             self._metrics.gauge("monitors_step_seconds", read, monitor=monitor.id, step=act.step, quantile=str(q))
 
