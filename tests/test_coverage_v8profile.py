@@ -196,6 +196,8 @@ def test_session_data_is_a_test_and_a_profile() -> None:
     assert test == "t-1"
     assert [each.url for each in scripts] == ["file:///product/queue.mjs"]
     assert session_data('{"coverage":{"result":[]},"testId":null}') == ("", [])
+    as_text = json.dumps({"testId": "t-1", "coverage": json.dumps(coverage), "scripts": "[]"})
+    assert [each.url for each in session_data(as_text)[1]] == [each.url for each in scripts]
 
 
 @pytest.mark.parametrize("data", ["", "{}", "[]", '{"coverage":[]}', '{"coverage":{"result":1}}', "\ud800"])

@@ -68,7 +68,7 @@ class _Profile(msgspec.Struct, gc=False):
 
 
 class _SessionData(msgspec.Struct, rename="camel", gc=False):
-    coverage: _Profile
+    coverage: _Profile | str
     test_id: str | None = None
 
 
@@ -86,12 +86,16 @@ def loaded(data: bytes) -> list[Loaded]:
 
 
 def session_data(data: str) -> tuple[str, list[Loaded]]:
-    """ADD_SESSION_DATA's `data`: the test's name, "" without, and the scripts. Raises NotAProfile."""
+    """ADD_SESSION_DATA's `data`: the test's name, "" without, and the scripts. Raises NotAProfile.
+
+    Drill's js-auto-test-agent sends the profile as text, just as it came from the browser.
+    """
     try:
         sent = _SESSION_DATA.decode(data)
+        profile = _PROFILE.decode(sent.coverage) if isinstance(sent.coverage, str) else sent.coverage
     except (msgspec.DecodeError, UnicodeError) as error:
         raise NotAProfile(str(error)) from error
-    return sent.test_id or "", sent.coverage.result
+    return sent.test_id or "", profile.result
 
 
 def covered(script: Loaded, of: Script) -> int:
