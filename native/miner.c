@@ -820,6 +820,22 @@ void miner_list(const struct miner *miner, uint32_t *ids, uint64_t *counts)
     }
 }
 
+size_t miner_dump(const struct miner *miner, uint8_t *out)
+{
+    size_t size = 0;
+    for (uint32_t slot = miner->oldest; slot != NONE; slot = miner->templates[slot].newer) {
+        const struct template *template = miner->templates + slot;
+        if (out) {
+            memcpy(out + size, &template->count, sizeof template->count);
+            memcpy(out + size + 8, &template->id, sizeof template->id);
+            memcpy(out + size + 12, &template->size, sizeof template->size);
+            memcpy(out + size + 16, template->text, template->size);
+        }
+        size += 16 + template->size;
+    }
+    return size;
+}
+
 size_t miner_text(const struct miner *miner, uint32_t id, uint8_t *text)
 {
     uint32_t slot = slot_of(miner, id);

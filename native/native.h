@@ -220,6 +220,11 @@ uint32_t miner_resolve(const struct miner *miner, uint32_t id);
 size_t miner_count(const struct miner *miner);
 void miner_list(const struct miner *miner, uint32_t *ids, uint64_t *counts);
 
+/*
+ * The same with their texts: u64 count, u32 id, u32 size, the text, for each. NULL: only how many bytes that is.
+ */
+size_t miner_dump(const struct miner *miner, uint8_t *out);
+
 /* The text of a template to text[0..TEMPLATE_TEXT_MAX). Returns its size, TEMPLATE_NONE: it is forgotten. */
 size_t miner_text(const struct miner *miner, uint32_t id, uint8_t *text);
 

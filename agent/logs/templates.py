@@ -7,8 +7,9 @@ resolve() tells which. Templates are bounded: the one seen longest ago is forgot
 Source: protocols/logs.md 4, "Miner"; 2.4.
 """
 
+import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -26,7 +27,8 @@ NONE: int = lib.TEMPLATE_NONE  # the id of a line that got none: there is no mem
 _LINES = 16_384  # mined by one call
 _VALUES: int = lib.VALUES_MAX
 _VERSION = 1
-_EACH = 20  # bytes of a dumped template beside its text, at most
+_HEAD = struct.Struct("<QII")  # of a dumped template: count, id, size of its text
+_BESIDE = 32  # bytes of a dump beside its three fields, at most
 
 
 class Mined(NamedTuple):
@@ -45,11 +47,11 @@ class Mined(NamedTuple):
 
 
 class _Dump(msgspec.Struct, frozen=True, array_like=True):
-    """A miner as bytes. `templates` are (id, lines, text), the one seen longest ago first; the rest is the C side's."""
+    """A miner as bytes. `templates` is for each its head and its text, the one seen longest ago first."""
 
     version: int
     next: Annotated[int, msgspec.Meta(ge=1, le=NONE)]
-    templates: list[tuple[Annotated[int, msgspec.Meta(ge=1, lt=NONE)], Annotated[int, msgspec.Meta(ge=0)], bytes]]
+    templates: bytes
     joined: bytes
     varying: bytes
 
@@ -126,16 +128,18 @@ class Miner:
 
     def dump(self, room: int | None = None) -> tuple[bytes, int]:
         """All that load() needs, in at most `room` bytes; how many templates, the rarest, were left out for that."""
-        templates = [(id, count, self._text(id)) for id, count in self.counts()]
+        out = ffi.new("uint8_t[]", lib.miner_dump(self._miner, ffi.NULL))
+        lib.miner_dump(self._miner, out)
+        templates, left_out = bytes(ffi.buffer(out)), 0
         joined = array("I", [id for pair in self._joined(self._limit) for id in pair])
         numbers = ffi.new("uint64_t[]", lib.miner_varying(self._miner, ffi.NULL))
         lib.miner_varying(self._miner, numbers)
         rest = (joined.tobytes(), bytes(ffi.buffer(numbers)))
-        if room is not None and sum(map(len, rest)) > room // 4:
-            rest = (b"", b"")  # what joined is only for those who still have the old ids, and the rest is learned again
-        kept = templates if room is None else _most_frequent(templates, room - sum(map(len, rest)) - _EACH)
-        dumped = _Dump(_VERSION, lib.miner_next(self._miner), kept, *rest)
-        return msgspec.msgpack.encode(dumped), len(templates) - len(kept)
+        if room is not None:
+            if sum(map(len, rest)) > room // 4:
+                rest = (b"", b"")  # what joined is only for those who have the old ids, and the rest is learned again
+            templates, left_out = _most_frequent(templates, room - sum(map(len, rest)) - _BESIDE)
+        return msgspec.msgpack.encode(_Dump(_VERSION, self.next, templates, *rest)), left_out
 
     @classmethod
     def load(cls, data: bytes, *, limit: int = LIMIT) -> "Miner":
@@ -147,7 +151,7 @@ class Miner:
         if dumped.version != _VERSION:
             raise _damaged(f"version {dumped.version} is not known")
         miner = cls(limit=limit)
-        for id, count, text in dumped.templates[-limit:]:
+        for count, id, text in _parts(dumped.templates):
             if not lib.miner_restore(miner._miner, id, count, text, len(text)):
                 raise _damaged(f"template {id} cannot be")
         joined, varying = _numbers("uint32_t", dumped.joined, 8), _numbers("uint64_t", dumped.varying, 8)
@@ -177,15 +181,29 @@ class Miner:
         return bytes(ffi.buffer(text, size))
 
 
-def _most_frequent(templates: Sequence[tuple[int, int, bytes]], room: int) -> list[tuple[int, int, bytes]]:
-    """As many as have room, in their order; of equally frequent ones those that were seen later."""
-    kept = set()
-    for n in sorted(range(len(templates)), key=lambda n: (templates[n][1], n), reverse=True):
-        room -= len(templates[n][2]) + _EACH
+def _parts(templates: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """The count, id and text of each. Raises ModelDamaged."""
+    at = 0
+    while at < len(templates):
+        if len(templates) - at < _HEAD.size:
+            raise _damaged("a template is not whole")
+        count, id, size = _HEAD.unpack_from(templates, at)
+        at += _HEAD.size + size
+        if at > len(templates):
+            raise _damaged("a template is not whole")
+        yield count, id, templates[at - size : at]
+
+
+def _most_frequent(templates: bytes, room: int) -> tuple[bytes, int]:
+    """As many as have room, in their order, and how many have none; of equally frequent ones those seen later stay."""
+    parts, kept = list(_parts(templates)), set()
+    for n in sorted(range(len(parts)), key=lambda n: (parts[n][0], n), reverse=True):
+        room -= _HEAD.size + len(parts[n][2])
         if room < 0:
             break
         kept.add(n)
-    return [template for n, template in enumerate(templates) if n in kept]
+    whole = [_HEAD.pack(count, id, len(text)) + text for n, (count, id, text) in enumerate(parts) if n in kept]
+    return b"".join(whole), len(parts) - len(kept)
 
 
 def _numbers(type: str, data: bytes, size: int) -> "CData":
