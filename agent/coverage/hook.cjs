@@ -1,0 +1,60 @@
+'use strict';
+// Preloaded into the product's Node processes (node --require), worker threads too: writes what V8 counted each period,
+// so that a process that is killed loses no more than one. It never throws, and keeps no process alive.
+// Source: drill sheet, "Probe sources", V8.
+try {
+  const fs = require('fs');
+  const path = require('path');
+  const v8 = require('v8');
+  const {threadId} = require('worker_threads');
+
+  const ours = process.env.EMISSARY_V8;
+  const theirs = process.env.NODE_V8_COVERAGE;
+  const own = `${process.pid}-${threadId}`;
+
+  // Where the product counts by itself (c8 ava), Node writes into its folder, and ours gets another name of each file.
+  const linked = new Set();
+  const link = () => {
+    for (const name of fs.readdirSync(theirs)) {
+      const [, pid, , thread] = name.split(/[-.]/);
+      if (`${pid}-${thread}` !== own || linked.has(name)) continue;
+      linked.add(name);
+      const [from, to] = [path.join(theirs, name), path.join(ours, name)];
+      try {
+        fs.linkSync(from, to);
+      } catch {
+        fs.copyFileSync(from, to, fs.constants.COPYFILE_EXCL);
+      }
+    }
+  };
+  const {now} = Date; // as it is before a test fakes it
+  let timer;
+  const take = () => {
+    try {
+      if (!fs.existsSync(ours)) {
+        // Nobody reads it any more, and Node would make the folder anew.
+        clearInterval(timer);
+        v8.stopCoverage();
+        return;
+      }
+      v8.takeCoverage();
+      // The file's name has the millisecond: the next of this thread, at its exit maybe, must not overwrite it.
+      for (const taken = now(); now() === taken; );
+      if (theirs !== ours) link();
+    } catch {
+      // The disk is full, or the folder gone: the product runs on without.
+    }
+  };
+
+  if (ours && theirs && v8.takeCoverage) {
+    timer = setInterval(take, Number(process.env.EMISSARY_V8_MS) || 1000);
+    timer.unref();
+    if (theirs !== ours) process.on('exit', take);
+    // Whose child this is, by the name of an empty file: the child of a test belongs to the test.
+    const parent = process.env.EMISSARY_V8_FROM || '0-0';
+    process.env.EMISSARY_V8_FROM = own;
+    fs.writeFileSync(path.join(ours, `begun-${own}-${parent}`), '');
+  }
+} catch {
+  // Whatever it is, it is no reason to stop the product.
+}
