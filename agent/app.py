@@ -76,6 +76,7 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
     "logs": ("logs",),
     "files": ("files",),
     "entitlement": ("entitlement",),
+    "coverage": ("coverage", "tls"),
     "eman": ("eman", "tls"),
     "monitors": (),  # as the suites
     "gator": (),  # its settings are those of `agent gator`
@@ -331,6 +332,7 @@ class Service:
             "monitors": (bool(settings.monitors.monitor), self._monitors),
             "eman": (bool(settings.eman.url), self._eman),
             "gator": (True, self._gator),
+            "coverage": (True, self._coverage),  # before the suites: it gives runners what they are started with
             "suites": (True, self._suites),
             "seneschal": (bool(settings.seneschal.url), self._seneschal),
         }
@@ -504,6 +506,28 @@ class Service:
             name,
             health,
             dial=Dial(url=role.dial_url(eman.url, eman.eio), tls=TlsSettings(*files)),
+            metrics=self.metrics,
+            task_status=task_status,
+        )
+
+    async def _coverage(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        from agent.coverage import role
+
+        settings, tls = self.effective.settings, self.effective.settings.tls
+        coverage = settings.coverage
+        dial = None
+        if coverage.enabled:
+            files = (self.find(each) if each else None for each in (tls.ca_file, tls.cert_file, tls.key_file))
+            url = f"{coverage.admin.rstrip('/')}/agent/attach"
+            dial = Dial(url=url, tls=TlsSettings(*files), headers=tuple(coverage.headers.items()))
+        await role.run(
+            self.bus,
+            self.store,
+            coverage,
+            settings.name,
+            health,
+            dial=dial,
+            make=role.sources_of,
             metrics=self.metrics,
             task_status=task_status,
         )

@@ -10,7 +10,7 @@ from agent.core.events import AnyEvent, decode, scope
 @pytest.mark.parametrize(
     "event",
     [
-        CoverageArmed(env={"NODE_V8_COVERAGE": "/run/v8"}),
+        CoverageArmed(sources=("v8", "python")),
         CoverageSession(session="s1", state="owed"),
         CoverageLost(session="s1", classes=3, why="max_pending_mib"),
         CoverageReport(run="r-1", files=2, lines=40, covered=31),

@@ -21,6 +21,7 @@ from agent.coverage.messages import (
     StartSession,
     StopAgentSession,
     Toggle,
+    announcement,
     attach_header,
     delivered,
     parts,
@@ -31,6 +32,7 @@ from agent.coverage.messages import (
     read_toggle,
     said,
 )
+from tests.drill_transcripts import content, unit
 
 ROWS = st.lists(
     st.builds(
@@ -41,16 +43,6 @@ ROWS = st.lists(
     ),
     max_size=6,
 )
-
-
-def content(frame: str) -> Any:
-    """What a frame of ours says, by an independent reader."""
-    outer = json.loads(frame)
-    assert outer.keys() == {"type", "text"}
-    assert outer["type"] == "PLUGIN_DATA"
-    inner = json.loads(outer["text"])
-    assert inner["pluginId"] == "test2code"
-    return json.loads(inner["drillMessage"]["content"])
 
 
 def slow(session: str, rows: list[Row]) -> str:
@@ -141,6 +133,26 @@ def test_any_text_is_read_or_is_one_error(read: Any, text: str) -> None:
 def test_a_part_is_what_three_passes_write(session: str, rows: list[Row]) -> None:
     frames = list(parts(session, rows))
     assert frames == ([slow(session, rows)] if rows else [])
+
+
+def test_classes_are_announced_a_thousand_at_a_time() -> None:
+    units = [unit(f"src/c{n}.js", 2) for n in range(1001)]
+    first, second = map(content, announcement(units))
+    assert len(first["astEntities"]) == 1000
+    method = {"name": "GLOBAL", "params": [], "returnType": "", "probes": [0, 1], "count": 2, "checksum": "c0"}
+    assert second == {
+        "type": "INIT_DATA_PART", "astEntities": [{"path": "src", "name": "c1000.js", "methods": [method]}],
+    }  # fmt: skip
+    assert list(announcement([])) == []
+
+
+def test_an_announcement_has_at_most_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [unit(f"src/c{n}.js", 2) for n in range(10)]
+    monkeypatch.setattr(messages, "MAX_TEXT", len(next(announcement(units[:4])).encode()))
+    frames = list(announcement(units))
+    names = [entity["name"] for frame in frames for entity in content(frame)["astEntities"]]
+    assert names == [f"c{n}.js" for n in range(10)]
+    assert len(frames) == 4
 
 
 def test_a_part_has_at_most_65535_objects() -> None:

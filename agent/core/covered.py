@@ -9,9 +9,9 @@ from agent.core.event import Event
 
 
 class CoverageArmed(Event, frozen=True, kw_only=True):
-    """Runners started from now on are covered; `env` is what each of them gets beside the folder of its run."""
+    """Runners started from now on are covered by these sources; `coverage_open` gives each its environment."""
 
-    env: dict[str, str]
+    sources: tuple[str, ...]
 
 
 class CoverageDisarmed(Event, frozen=True, kw_only=True):

@@ -111,9 +111,12 @@ async def redial(
     publish: Publish,
     random: Random,
     max_message: int = MAX_MESSAGE,
+    headers: Callable[[], tuple[tuple[str, str], ...]] = tuple,
     clock: Callable[[], float] = time.time,
 ) -> NoReturn:
     """Hold a websocket for ever; `use(ws, tell)` serves one connection and tells its states, "ready" above all.
+
+    `headers` gives what a connection's request has beside those of `dial`.
 
     `publish` gets a LinkChanged at each change of state, an Alert `link.<name>` for what a person must mend (or when
     there was no connection for 60 s), and AlertCleared when the link is ready again.
@@ -128,7 +131,8 @@ async def redial(
         began: float | None = None
         refused = False
         try:
-            async with connect(dial, max_message=max_message) as ws:
+            dressed = msgspec.structs.replace(dial, headers=(*dial.headers, *headers()))
+            async with connect(dressed, max_message=max_message) as ws:
                 began = trio.current_time()
                 try:
                     await use(ws, states.become)

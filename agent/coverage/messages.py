@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
+from agent.coverage.catalog import Unit
+
 T = TypeVar("T")
 
 PLUGIN = "test2code"
@@ -322,6 +324,33 @@ def said(message: CoverMessage) -> str:
     """A message of the plugin part in its frame: JSON in JSON in JSON."""
     text = _json({"pluginId": PLUGIN, "drillMessage": {"content": _json(message)}})
     return _json({"type": "PLUGIN_DATA", "text": text})
+
+
+def announcement(units: Sequence[Unit]) -> Iterator[str]:
+    """The frames of INIT_DATA_PART for these classes. Meant for a thread."""
+    for begin in range(0, len(units), MAX_ENTITIES):
+        yield from _announced([_entity(unit) for unit in units[begin : begin + MAX_ENTITIES]])
+
+
+def _announced(entities: Sequence[AstEntity]) -> Iterator[str]:
+    frame = said(InitDataPart(entities))
+    if len(entities) > 1 and len(frame.encode()) > MAX_TEXT:
+        half = len(entities) // 2
+        yield from _announced(entities[:half])
+        yield from _announced(entities[half:])
+    else:
+        yield frame
+
+
+def _entity(unit: Unit) -> AstEntity:
+    return AstEntity(
+        path=unit.path,
+        name=unit.name,
+        methods=tuple(
+            AstMethod(each.name, each.params, each.return_type, each.probes, len(each.probes), each.checksum)
+            for each in unit.methods
+        ),
+    )
 
 
 def parts(session_id: str, rows: Iterable[Row]) -> Iterator[str]:

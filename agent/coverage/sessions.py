@@ -115,7 +115,7 @@ class Machine:
         self.sessions: dict[str, Session] = {}
         self.connected = self.loaded = self.enabled = False
         self._orders: list[Order] = []
-        self._flush_at = math.inf
+        self.flush_at = math.inf  # when running sessions are to be told of next
         self._number = 0
 
     # ---- the link --------------------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ class Machine:
                     acts.append(self._say(messages.SessionFinished(name, self._ts())))
                 if self._stop_reply in ("sessions-finished", "both"):
                     acts.append(self._say(messages.SessionsFinished([name], self._ts())))
-        return [*acts, self._ping()] if owed else acts
+        return [*acts, self.ping()] if owed else acts
 
     # ---- data ------------------------------------------------------------------------------------------------------
 
@@ -366,7 +366,7 @@ class Machine:
                 case "starting":
                     at = min(at, session.began)
                 case "running":
-                    at = min(at, self._flush_at)
+                    at = min(at, self.flush_at)
                 case "stopping":
                     at = min(at, session.final_at)
         return at
@@ -384,7 +384,7 @@ class Machine:
                 acts += self._merge(session, deltas)
         for session in [each for each in sessions if each.state == "starting" and each.began <= began]:
             if not any(other.state == "running" for other in sessions):
-                self._flush_at = now + self._flush_s
+                self.flush_at = now + self._flush_s
             acts += self._become(session, "running")
             for order in self._orders:
                 if order.kind == "start" and session.id in order.waits:
@@ -393,7 +393,7 @@ class Machine:
             acts += self._settle()
             if session.final_at < math.inf:  # a STOP came meanwhile
                 acts += self._become(session, "stopping")
-        if began >= self._flush_at:
+        if began >= self.flush_at:
             acts += self._flush()
             self.flushed(now)
         return [*acts, *self._finals(began)]
@@ -414,7 +414,7 @@ class Machine:
     def flushed(self, now: float) -> None:
         """The last flush has ended: the time to the next one counts from now."""
         is_running = any(session.state in ("starting", "running") for session in self.sessions.values())
-        self._flush_at = now + self._flush_s if is_running else math.inf
+        self.flush_at = now + self._flush_s if is_running else math.inf
 
     def added(self, mapped: Map, deltas: Sequence[Delta], why: str = "") -> list[Act]:
         """The deltas of an ADD_SESSION_DATA, or `why` there are none."""
@@ -481,14 +481,15 @@ class Machine:
                     if session.realtime:
                         counts = [len(each.entries) for each in part]
                         acts += [self._say(messages.SessionChanged(session.id, count)) for count in counts]
-        return [*acts, self._ping()] if acts else acts
+        return [*acts, self.ping()] if acts else acts
 
     def _part(self, session: Session) -> list[Part]:
         entries = session.merged.take(self.units.__contains__)
         session.merged.sent(entries, self._number + 1)
         return [Part(session.id, entries)] if entries else []
 
-    def _ping(self) -> Ping:
+    def ping(self) -> Ping:
+        """One more ping, with a number of its own."""
         self._number += 1
         return Ping(self._number)
 

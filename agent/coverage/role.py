@@ -1,0 +1,507 @@
+"""Coverage on trio: the link to the Drill admin, the sources of the runs, and the loop that collects what they saw.
+
+Answers the actions `coverage_open` and `coverage_close` of whoever starts runners, and `coverage` of control. Suites
+that ask for coverage get it without an admin too: then there is no link, and no session.
+
+Source: protocols/drill.md; seeds/drill-coverage-event-flow.md.
+"""
+
+import logging
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import trio
+from trio_websocket import WebSocketConnection
+
+import agent
+from agent.core import link
+from agent.core.bus import Bus
+from agent.core.channel import Tell
+from agent.core.covered import (
+    CoverageArmed,
+    CoverageDisarmed,
+    CoverageLost,
+    CoverageReport,
+    CoverageSession,
+    CoverageWarning,
+)
+from agent.core.errors import ActionError, AgentError
+from agent.core.events import Alert, AlertCleared
+from agent.core.metrics import Metrics
+from agent.core.payload import read
+from agent.core.store import Store
+from agent.core.supervise import Health
+from agent.coverage import report
+from agent.coverage.attach import Attachment, Sent
+from agent.coverage.catalog import Catalog, Delta, Unit
+from agent.coverage.kept import Kept
+from agent.coverage.messages import MAX_TEXT, AgentConfig, attach_header
+from agent.coverage.sessions import Act, Announce, Empty, Machine, Map, Part, Ping, Say
+from agent.coverage.settings import CoverageSettings
+from agent.coverage.sources import Lost, Source, Warned
+from agent.coverage.watched import Make, Watched
+
+log = logging.getLogger(__name__)
+
+NAME, UNDELIVERED = "coverage", "coverage.undelivered"
+KEEP_S = 10.0  # s between checkpoints
+ANNOUNCE_S = 10.0  # s at least between two announcements of classes that are found as a product loads them
+OWED_S = 60.0  # s for which the end of a session cannot be told, then an Alert
+COLLECT_S = 90.0  # s for a hang of one collection: three sources may take 30 s for their last look
+PREPARE_S = 300.0  # s for a hang of reading the product's files
+MAX_REASONS = 16  # runs that are over of which is remembered why they saw nothing
+
+
+def sources_of(settings: CoverageSettings, catalog: Catalog, folder: Path) -> list[Source]:
+    """The sources that the settings name, each imported when it is first wanted."""
+    found: list[Source] = []
+    for name in settings.sources:
+        match name:
+            case "v8":
+                from agent.coverage.sources.v8 import V8
+
+                found.append(V8(settings, catalog, folder))
+            case "python":
+                from agent.coverage.sources.python import Python
+
+                found.append(Python(settings, catalog, folder))
+    return found
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """`coverage_open`: a runner will be started for this run in this folder. `report`: its suite asks for coverage."""
+
+    run: str
+    dir: str
+    report: bool = False
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True):
+    """`coverage_close`: the runners of this run have ended. Its report goes into the folder `artifacts`."""
+
+    run: str
+    artifacts: str
+
+
+async def run(
+    bus: Bus,
+    store: Store,
+    settings: CoverageSettings,
+    ident: str,
+    health: Health,
+    *,
+    dial: link.Dial | None,
+    make: Make,
+    metrics: Metrics,
+    clock: Callable[[], float] = time.time,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Cover what is to be covered, for ever. Without `dial` no admin is told of it.
+
+    `make` gives the sources that `settings.sources` name, for a catalog and a folder.
+    """
+    coverage = _Coverage(bus, store, settings, ident, health, make, metrics, clock, has_admin=dial is not None)
+    try:
+        await coverage.resume()
+        async with trio.open_nursery() as nursery:
+            with ExitStack() as answering:
+                actions = {"coverage_open": coverage.open, "coverage_close": coverage.close, "coverage": coverage.show}
+                for action, handler in actions.items():
+                    answering.enter_context(bus.answer(action, handler))
+                nursery.start_soon(coverage.collect_all)
+                nursery.start_soon(coverage.keep_all)
+                task_status.started()
+                if dial is None:
+                    await trio.sleep_forever()
+                await link.redial(
+                    NAME,
+                    dial,
+                    coverage.attached,
+                    publish=bus.publish,
+                    random=random.Random(),
+                    max_message=MAX_TEXT,
+                    headers=coverage.headers,
+                )
+    finally:
+        coverage.keep()
+    raise AssertionError("nothing here ends")
+
+
+class _Coverage:
+    """What outlives a connection."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        settings: CoverageSettings,
+        ident: str,
+        health: Health,
+        make: Make,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        *,
+        has_admin: bool,
+    ) -> None:
+        self._bus, self._settings, self._health, self._make = bus, settings, health, make
+        self._metrics, self._clock, self._has_admin = metrics, clock, has_admin
+        self._ident = ident
+        self._folder = store.folder / "coverage"
+        self._kept = Kept(store)
+        self._machine = Machine(
+            alive=lambda: any(each.alive() for each in self._all()),
+            clock=clock,
+            stop_reply=settings.stop_reply,
+            flush_s=settings.flush_s,
+            hook_s=settings.hook_s,
+            max_pending=settings.max_pending_mib * 2**20,
+        )
+        self._runs: dict[str, Watched] = {}
+        self._product: Watched | None = None  # what runs by itself
+        self._uncovered: set[str] = set()  # runs whose runners were started without
+        self._reasons: dict[str, str] = {}  # of runs that are over: why they saw nothing
+        self._attachment: Attachment | None = None
+        self._one = trio.Lock()  # who may ask the sources
+        self._woken = trio.Event()  # something changed that may move the next collection
+        self._looked = -math.inf
+        self._announced = 0  # classes of the product's catalog that are
+        self._announced_at = -math.inf
+        self._is_armed = False
+        self._build = self._attached_build = ""
+        self._synced: set[str] = set()
+        self._renew = trio.CancelScope()
+        self._owed_since, self._is_alerting = math.inf, False
+
+    async def resume(self) -> None:
+        """Take up the sessions of an earlier process, and read what of the product is known."""
+        settings = self._settings
+        await trio.to_thread.run_sync(partial(shutil.rmtree, self._folder / "runs", ignore_errors=True))
+        units, sessions = await self._kept.read() if self._has_admin else ([], [])
+        self._perform(self._machine.announce(units))
+        for saved in sessions:
+            self._machine.restore(saved, trio.current_time())
+        if self._has_admin or "jacoco" in settings.sources:
+            alone = settings if self._has_admin else msgspec.structs.replace(settings, sources=("jacoco",))
+            self._product = Watched(alone, self._folder / "product", self._make)
+            with self._health.busy(limit=PREPARE_S):
+                await self._product.prepare([Path(root) for root in settings.roots if Path(root).is_absolute()])
+            await self._announce(self._product.catalog.units.values())
+        await self._count_build()
+        self._arm()
+
+    # ---- actions ---------------------------------------------------------------------------------------------------
+
+    async def open(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """`{run, dir, report?}` -> {"env": what its runners get}; nothing when they need not be covered."""
+        asked = read(payload, Opened)
+        if not asked.report and not self._is_armed:
+            self._uncovered.add(asked.run)
+            return {"env": {}}
+        own = tuple(name for name in self._settings.sources if name != "jacoco")
+        alone = msgspec.structs.replace(self._settings, sources=own)
+        try:
+            watched = Watched(alone, self._folder / "runs" / asked.run, self._make, report=asked.report)
+            with self._health.busy(limit=PREPARE_S):
+                await watched.prepare([Path(asked.dir) / root for root in self._settings.roots])
+        except OSError as err:
+            raise ActionError("internal", f"cannot prepare the coverage of {asked.run}: {err}") from err
+        async with self._one:
+            self._runs[asked.run] = watched
+            await watched.let_count(self._is_wanted())
+            if self._has_admin:
+                await self._announce(watched.catalog.units.values())
+                await self._count_build()
+        self._woken.set()
+        return {"env": watched.env()}
+
+    async def close(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """`{run, artifacts}` -> {} or, of a run that asked for a report, its totals {"files", "lines", "covered"}."""
+        asked = read(payload, Closed)
+        self._uncovered.discard(asked.run)
+        watched = self._runs.get(asked.run)
+        if watched is None:
+            return {}
+        await self._collect(last_of=asked.run)
+        self._reasons[asked.run] = watched.why_empty()
+        while len(self._reasons) > MAX_REASONS:
+            del self._reasons[next(iter(self._reasons))]
+        async with self._one:
+            del self._runs[asked.run]
+            await watched.remove()
+            await self._let_count()
+        if watched.seen is None:
+            return {}
+        if not len(watched.seen):
+            text = watched.why_empty() or "nothing of the product was reached"
+            self._bus.publish(CoverageWarning(session=asked.run, text=text))
+        units = dict(watched.catalog.units)
+        if self._product is not None:
+            units |= {name: unit for name, unit in self._product.catalog.units.items() if unit.file is None}
+        try:
+            with self._health.busy(limit=PREPARE_S):
+                totals = await trio.to_thread.run_sync(
+                    _write, Path(asked.artifacts), units, watched.covered(units), self._clock()
+                )
+        except OSError as err:
+            raise ActionError("internal", f"cannot write the coverage of {asked.run}: {err}") from err
+        self._bus.publish(CoverageReport(run=asked.run, **msgspec.structs.asdict(totals)))
+        return msgspec.structs.asdict(totals)
+
+    async def show(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """{} -> the link's state, the build, all sessions, and the runs that are covered."""
+        return {
+            "link": self._machine.link if self._has_admin else None,
+            "build": self._build if self._has_admin else None,
+            "armed": self._is_armed,
+            "classes": len(self._machine.units),
+            "sessions": [msgspec.to_builtins(session.shown()) for session in self._machine.sessions.values()],
+            "runs": sorted(self._runs),
+        }
+
+    # ---- the link --------------------------------------------------------------------------------------------------
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Who attaches, with which build. The admin is asked to load and enable us until it did so for this build."""
+        if self._build != self._attached_build:
+            self._attached_build = self._build
+            self._machine.new_build()
+        settings = self._settings
+        config = AgentConfig(
+            id=settings.agent_id or self._ident,
+            instance_id=settings.instance_id or f"{self._ident}-1",
+            build_version=self._build,
+            service_group_id=settings.service_group,
+        )
+        needs_sync = "false" if self._build in self._synced else "true"
+        return (("AgentConfig", attach_header(config)), ("needSync", needs_sync))
+
+    async def attached(self, ws: WebSocketConnection, tell: Tell) -> None:
+        """Serve one connection; returns when the next one shall be for another build."""
+        machine = self._machine
+
+        def pong(number: int) -> None:
+            self._perform(machine.pong(number))
+
+        def tell_link() -> None:
+            tell("ready" if machine.link == "enabled" else "registering")
+            if machine.link == "enabled":
+                self._synced.add(self._attached_build)
+
+        async def receive(message: str | bytes) -> None:
+            acts = machine.receive(message, trio.current_time())
+            self._perform(acts)
+            tell_link()
+            for act in acts:
+                if isinstance(act, Map):
+                    await self._map(act)
+
+        self._attachment = Attachment(ws, machine.units, pong=pong, idle=machine.ping)
+        try:
+            with trio.CancelScope() as self._renew:
+                self._perform(machine.attached())
+                tell_link()
+                self._renew_when_idle()
+                await self._attachment.serve(receive)
+        finally:
+            self._attachment = None
+            machine.lost()
+            self.keep()
+
+    async def _map(self, asked: Map) -> None:
+        deltas: list[Delta] = []
+        why = "no source here can read it"
+        async with self._one:
+            for watched in self._all():
+                try:
+                    with self._health.busy(limit=COLLECT_S):
+                        deltas += await trio.to_thread.run_sync(watched.map_profile, asked.data)
+                    why = ""
+                except AgentError as err:
+                    why = str(err)
+                    break
+        if not why and not deltas:
+            why = "it names none of the product's files"
+        self._perform(self._machine.added(asked, deltas, why))
+
+    def _perform(self, acts: Iterable[Act]) -> None:
+        """Do what the machine wants; a Map is done by who read the message."""
+        sent: list[Sent] = []
+        for act in acts:
+            match act:
+                case Say() | Announce() | Part() | Ping():
+                    sent.append(act)
+                case Empty(session):
+                    self._bus.publish(CoverageWarning(session=session, text=self._why_empty()))
+                case CoverageSession():
+                    self._bus.publish(act)
+                    self._metrics.count("coverage_sessions_total", state=act.state)
+                    if act.state == "running" and self._uncovered:
+                        runs = ", ".join(sorted(self._uncovered))
+                        text = f"{runs}: started before the session, and not covered. Start it after, or arm always."
+                        self._bus.publish(CoverageWarning(session=act.session, text=text))
+                case CoverageWarning() | CoverageLost():
+                    self._bus.publish(act)
+                case Map():
+                    pass
+        if sent and self._attachment is not None:
+            self._attachment.put(sent)
+        self._arm()
+        self._renew_when_idle()
+        self._woken.set()
+
+    def _why_empty(self) -> str:
+        reasons = [f"{name}: {why}" for name, why in self._reasons.items() if why]
+        reasons += [f"{name}: {watched.why_empty()}" for name, watched in self._runs.items()]
+        if self._uncovered:
+            runs = ", ".join(sorted(self._uncovered))
+            reasons.append(f"{runs}: started before the session, and not covered.")
+        return " ".join(reasons) or "No runner was started while the session was open."
+
+    def _renew_when_idle(self) -> None:
+        """Attach anew for another build, once no session of the old one is open any more."""
+        if self._build != self._attached_build and not self._machine.sessions:
+            self._renew.cancel()
+
+    # ---- sources ---------------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[Watched]:
+        return [*self._runs.values(), *([] if self._product is None else [self._product])]
+
+    def _is_wanted(self) -> bool:
+        """Does anybody want what the sources see?"""
+        waiting = (session.state != "owed" for session in self._machine.sessions.values())
+        return any(waiting) or any(watched.seen is not None for watched in self._runs.values())
+
+    async def _let_count(self) -> None:
+        is_wanted = self._is_wanted()
+        for watched in self._all():
+            await watched.let_count(is_wanted)
+
+    def _arm(self) -> None:
+        is_armed = self._has_admin and (
+            self._settings.arm == "always"
+            or any(session.state in ("starting", "running") for session in self._machine.sessions.values())
+        )
+        if is_armed != self._is_armed:
+            self._is_armed = is_armed
+            self._bus.publish(CoverageArmed(sources=self._settings.sources) if is_armed else CoverageDisarmed())
+
+    async def collect_all(self) -> NoReturn:
+        """Collect when a session waits for it, and each period while runners live that are covered."""
+        while True:
+            self._woken = trio.Event()
+            at = self._machine.due()
+            if self._runs:
+                at = min(at, self._looked + self._settings.flush_s)
+            with trio.move_on_at(at):
+                await self._woken.wait()
+                continue
+            flush_at = self._machine.flush_at
+            await self._collect()
+            if self._machine.flush_at != flush_at:
+                if self._attachment is not None:
+                    await self._attachment.drained()
+                self._machine.flushed(trio.current_time())
+
+    async def _collect(self, last_of: str | None = None) -> None:
+        """One collection. `last_of` is a run whose runners have ended."""
+        async with self._one:
+            with self._health.busy(limit=COLLECT_S):
+                began = trio.current_time()
+                final = self._machine.final(began)
+                shared = [] if self._product is None else await self._product.collect(final=final)
+                deltas = list(shared)
+                for name, watched in list(self._runs.items()):
+                    deltas += await watched.collect(final=final or name == last_of)
+                    watched.see(shared)
+                await self._announce_found(final)
+                await self._let_count()
+                self._tell()
+                self._perform(self._machine.collected(deltas, began, trio.current_time()))
+                await self._let_count()
+            self._looked = trio.current_time()
+        if self._machine.link == "offline":
+            self.keep()
+
+    def _tell(self) -> None:
+        for name, watched in [*self._runs.items(), *([] if self._product is None else [("", self._product)])]:
+            for what in watched.told():
+                match what:
+                    case Warned(text):
+                        self._bus.publish(CoverageWarning(session=name, text=text))
+                    case Lost(classes, why):
+                        self._bus.publish(CoverageLost(session=name, classes=classes, why=why))
+
+    # ---- classes ---------------------------------------------------------------------------------------------------
+
+    async def _announce_found(self, final: bool) -> None:
+        """Classes that the product has loaded by now (Java's are not known before)."""
+        now = trio.current_time()
+        if self._product is None or not self._has_admin or len(self._product.catalog.units) == self._announced:
+            return
+        if final or now >= self._announced_at + ANNOUNCE_S:
+            self._announced_at, self._announced = now, len(self._product.catalog.units)
+            await self._announce(self._product.catalog.units.values())
+            await self._count_build()
+
+    async def _announce(self, units: Iterable[Unit]) -> None:
+        known = self._machine.units
+        if new := [unit for unit in units if known.get(unit.class_id) != unit]:
+            self._perform(self._machine.announce(new))
+            await self._kept.keep_catalog(known.values())
+
+    async def _count_build(self) -> None:
+        """What the build is called: as the settings say, else by its classes."""
+        catalog = Catalog()
+        catalog.units = dict(self._machine.units)
+        digest = self._settings.build_version or f"cat-{await trio.to_thread.run_sync(catalog.digest)}"
+        self._build = digest
+        self._renew_when_idle()
+
+    # ---- what outlives us ------------------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """Put the sessions into the store, as they are now."""
+        if self._has_admin:
+            self._kept.keep(self._machine.sessions.values())
+
+    async def keep_all(self) -> NoReturn:
+        """Checkpoints, and the word that sessions are not told to the admin."""
+        while True:
+            await trio.sleep(KEEP_S)
+            self.keep()
+            self._watch_owed()
+
+    def _watch_owed(self) -> None:
+        """An Alert while sessions have ended whose coverage the admin cannot be told. It stands in /healthz."""
+        owed = sorted(name for name, session in self._machine.sessions.items() if session.state == "owed")
+        now = trio.current_time()
+        if owed and self._owed_since == math.inf:
+            self._owed_since = now
+        if owed and not self._is_alerting and now >= self._owed_since + OWED_S:
+            self._is_alerting = True
+            text = f"coverage of {len(owed)} sessions is not delivered to the Drill admin: {', '.join(owed)[:500]}"
+            remedy = "See that the admin runs and knows this agent; nothing is lost meanwhile."
+            since = self._clock() - (now - self._owed_since)
+            self._bus.publish(Alert(code=UNDELIVERED, text=text, remedy=remedy, since=since))
+        if not owed:
+            self._owed_since = math.inf
+            if self._is_alerting:
+                self._is_alerting = False
+                self._bus.publish(AlertCleared(code=UNDELIVERED))
+
+
+def _write(folder: Path, units: Mapping[str, Unit], covered: report.Covered, at: float) -> report.Totals:
+    """Write the run's report. Runs in a thread."""
+    found = list(units.values())
+    (folder / "lcov.info").write_bytes(report.lcov(found, covered))
+    (folder / "cobertura.xml").write_bytes(report.cobertura(found, covered, at=at, version=agent.__version__))
+    return report.totals(found, covered)

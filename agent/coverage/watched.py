@@ -1,0 +1,105 @@
+"""What is covered together: the sources of one run, or of the product that runs by itself, and what they saw.
+
+Source: protocols/drill.md, "Probe sources"; protocols/suites.md, "The suite document" (`coverage`).
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from agent.coverage.catalog import Catalog, Delta, Unit
+from agent.coverage.merged import Budget, Merged
+from agent.coverage.settings import CoverageSettings
+from agent.coverage.sources import Lost, Source, Warned
+
+Make = Callable[[CoverageSettings, Catalog, Path], list[Source]]
+
+STOP_S = 30.0  # s for the last look of all sources
+
+
+class Watched:
+    """The sources of one run. `seen` is what the run's own report will hold; None where none was asked for."""
+
+    def __init__(self, settings: CoverageSettings, folder: Path, make: Make, *, report: bool = False) -> None:
+        self.catalog, self._folder = Catalog(), folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        self._sources = make(settings, self.catalog, folder)
+        self._is_started = False
+        self._budget = Budget(settings.max_pending_mib * 2**20, self._make_room)
+        self.seen = Merged(self._budget) if report else None
+        self._refused: set[str] = set()
+
+    def env(self) -> dict[str, str]:
+        """What a runner gets."""
+        return {name: value for source in self._sources for name, value in source.env().items()}
+
+    async def prepare(self, roots: Sequence[Path]) -> None:
+        """Read the product's files into the catalog."""
+        for source in self._sources:
+            await source.prepare(roots)
+
+    async def let_count(self, counts: bool) -> None:
+        """From now on probes count, or no more."""
+        if counts != self._is_started:
+            self._is_started = counts
+            for source in self._sources:
+                await (source.start() if counts else source.stop())
+
+    async def collect(self, *, final: bool = False) -> list[Delta]:
+        """What is new; it has been taken for the run's own report."""
+        deltas: list[Delta] = []
+        with trio.move_on_after(STOP_S):
+            for source in self._sources:
+                deltas += await source.collect(final=final)
+        self.see(deltas)
+        return deltas
+
+    def see(self, deltas: Iterable[Delta]) -> None:
+        """Take what was seen for the run's own report."""
+        if self.seen is not None:
+            self._refused |= self.seen.add((delta.class_id, delta.test, delta.probes) for delta in deltas)
+
+    def covered(self, units: Mapping[str, Unit]) -> dict[str, dict[str, int]]:
+        """What the run reached of these classes: class id to test to probes."""
+        found: dict[str, dict[str, int]] = {}
+        for class_id, test, probes in self.seen.entries() if self.seen is not None else ():
+            if class_id in units:
+                found.setdefault(class_id, {})[test] = probes
+        return found
+
+    def alive(self) -> bool:
+        """Does a covered process live?"""
+        return any(source.alive() for source in self._sources)
+
+    def told(self) -> list[Warned | Lost]:
+        """What is to be said, new since the last call."""
+        told = [each for source in self._sources for each in source.told()]
+        if self._refused:
+            told.append(Lost(len(self._refused), "coverage.max_pending_mib is reached; new classes are refused"))
+            self._refused = set()
+        return told
+
+    def why_empty(self) -> str:
+        """Why no source saw anything; "" when one did."""
+        reasons = [source.why_empty() for source in self._sources]
+        return "" if "" in reasons else " ".join(reasons)
+
+    def map_profile(self, data: str) -> list[Delta]:
+        """The deltas of an ADD_SESSION_DATA. Raises AgentError for what no source can read. For a thread."""
+        from agent.coverage.sources.v8 import V8
+
+        return [delta for source in self._sources if isinstance(source, V8) for delta in source.of_session_data(data)]
+
+    async def remove(self) -> None:
+        """Let nothing count, and delete the folder."""
+        await self.let_count(False)
+        await trio.to_thread.run_sync(partial(shutil.rmtree, self._folder, ignore_errors=True))
+
+    def _make_room(self, need: int) -> bool:
+        if self.seen is not None and not self.seen.folded:
+            self.seen.fold()
+        return self._budget.used + need <= self._budget.limit

@@ -1,0 +1,144 @@
+"""A coverage role in a temporary folder: its product is a list of classes, and the test says what was reached of them.
+
+`Line` is between it and the admin, and can be cut so that neither end hears of it.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from agent.core.bus import Bus
+from agent.core.events import AnyEvent
+from agent.core.link import Dial
+from agent.core.metrics import Metrics
+from agent.core.store import Store, open_store
+from agent.core.supervise import Health
+from agent.coverage import role
+from agent.coverage.catalog import Catalog, Delta, Unit
+from agent.coverage.settings import CoverageSettings
+from agent.coverage.sources import Lost, Source, Warned
+from tests.drill_transcripts import bits, unit
+
+E = TypeVar("E", bound=AnyEvent)
+
+
+class Product:
+    """What runs: classes, which of them were reached, and whether a process of it lives."""
+
+    def __init__(self, *classes: str) -> None:
+        self.units: list[Unit] = [unit(name) for name in classes]
+        self.is_alive = False
+        self.told: list[Warned | Lost] = []
+        self.broken: Exception | None = None
+        self._reached: list[Delta] = []
+        self._listeners: list[list[Delta]] = []
+
+    def reach(self, class_id: str, flags: str, test: str = "t1.test.js") -> None:
+        """Code of the product runs: every started source sees it once."""
+        for listener in self._listeners:
+            listener.append(Delta(class_id, bits(flags), test))
+
+    def make(self, settings: CoverageSettings, catalog: Catalog, folder: Path) -> list[Source]:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        return [Probe(self, catalog, folder)] if "runs" in folder.parts else []
+
+
+class Probe:
+    """A source that sees what the product says it reached."""
+
+    def __init__(self, product: Product, catalog: Catalog, folder: Path) -> None:
+        self._product, self._catalog, self._folder = product, catalog, folder
+        self._seen: list[Delta] = []
+        self._has_seen = False
+
+    def env(self) -> dict[str, str]:
+        return {"PROBE": str(self._folder)}
+
+    async def prepare(self, roots: Sequence[Path]) -> None:
+        if self._product.broken is not None:
+            raise self._product.broken
+        self._catalog.add(self._product.units)
+
+    async def start(self) -> None:
+        self._product._listeners.append(self._seen)
+
+    async def collect(self, *, final: bool = False) -> list[Delta]:
+        seen = list(self._seen)
+        self._seen.clear()
+        self._has_seen = self._has_seen or bool(seen)
+        return seen
+
+    async def stop(self) -> None:
+        self._product._listeners = [each for each in self._product._listeners if each is not self._seen]
+        self._seen.clear()
+
+    def alive(self) -> bool:
+        return self._product.is_alive
+
+    def told(self) -> list[Warned | Lost]:
+        told, self._product.told = self._product.told, []
+        return told
+
+    def why_empty(self) -> str:
+        return "" if self._has_seen else "The probe saw nothing."
+
+
+class House:
+    """The role, and every event that it published."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.events: list[AnyEvent] = []
+        self.bus = Bus(self)
+        self._came = trio.Event()
+
+    def append(self, event: AnyEvent, at: float) -> None:
+        self.events.append(event)
+        self._came.set()
+        self._came = trio.Event()
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def until(self, is_so: Callable[[], object]) -> None:
+        with trio.fail_after(60):
+            while not is_so():
+                await self._came.wait()
+
+    async def open(self, run: str, folder: Path, **asked: Any) -> dict[str, str]:
+        """A runner is about to be started; what it gets."""
+        env: dict[str, str] = (await self.bus.ask("coverage_open", {"run": run, "dir": str(folder)} | asked))["env"]
+        return env
+
+
+@asynccontextmanager
+async def house(folder: Path, product: Product, url: str | None = None, **settings: Any) -> AsyncIterator[House]:
+    """The role with its store in `folder`; leaving it is an orderly end of the agent."""
+    store = open_store(folder / "state", reserve=4096)
+    here = House(store)
+    dial = None if url is None else Dial(f"{url}/agent/attach")
+    run = partial(
+        role.run,
+        here.bus,
+        store,
+        CoverageSettings(enabled=url is not None, **settings),
+        "lab-07",
+        Health("coverage"),
+        dial=dial,
+        make=product.make,
+        metrics=Metrics(),
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            async with trio.open_nursery() as roles:
+                await roles.start(run)
+                yield here
+                roles.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
+    finally:
+        store.close()

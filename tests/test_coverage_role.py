@@ -1,0 +1,215 @@
+"""The coverage role with the lab's Drill admin, and without any: sessions, runs, reports, and what it says."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+
+from agent.core.covered import (
+    CoverageArmed,
+    CoverageDisarmed,
+    CoverageLost,
+    CoverageReport,
+    CoverageSession,
+    CoverageWarning,
+)
+from agent.core.errors import ActionError
+from agent.core.events import LinkChanged
+from agent.coverage.sources import Lost, Warned
+from agent.lab.server import Lab
+from agent.lab.test2code import Session
+from tests.coverage_house import House, Product, house
+from tests.drill_transcripts import unit
+from tests.test_lab_drill import post, user_of
+from tests.test_lab_server import lab_in
+
+
+@asynccontextmanager
+async def admin(folder: Path) -> AsyncIterator[tuple[Lab, httpx.AsyncClient]]:
+    async with lab_in(folder / "lab") as lab, user_of(lab) as user:
+        lab.drill.switches.auto_register = True
+        yield lab, user
+
+
+def session_of(lab: Lab, name: str = "s1") -> Session:
+    return lab.drill.agents["lab-07"].plugin.sessions[name]
+
+
+async def ready(here: House, lab: Lab) -> None:
+    """Enabled, and the admin knows it."""
+    await here.until(lambda: any(link.state == "ready" for link in here.of(LinkChanged)))
+    link = lab.drill.agents["lab-07"].link
+    assert link is not None
+    with trio.fail_after(60):
+        await link.ready.wait()
+
+
+async def done(here: House, name: str = "s1") -> None:
+    await here.until(lambda: CoverageSession(session=name, state="done") in here.events)
+
+
+async def test_a_session_from_start_to_its_end_with_the_labs_admin(tmp_path: Path) -> None:
+    product = Product("./a.js", "src/b.js")
+    async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url, flush_s=0.1) as here:
+        await ready(here, lab)
+        assert await here.open("r-0", tmp_path) == {}  # nothing is armed
+        assert (await post(user, "START", sessionId="s1", testType="AUTO", isRealtime=True))[0] == 200
+        (warning,) = here.of(CoverageWarning)
+        assert warning.text == "r-0: started before the session, and not covered. Start it after, or arm always."
+        assert here.of(CoverageArmed) == [CoverageArmed(sources=("v8", "python"))]
+        env = await here.open("r-1", tmp_path)
+        assert await trio.Path(env["PROBE"]).is_dir()
+        product.reach("./a.js", "101", "t1.test.js")
+        with trio.fail_after(60):
+            while not session_of(lab).flushes:  # noqa: ASYNC110 - the lab tells nobody of a flush
+                await trio.sleep(0.05)
+        product.reach("src/b.js", "01", "t2.test.js")
+        (shown,) = (await here.bus.ask("coverage", {}))["sessions"]
+        assert (shown["session"], shown["state"], shown["realtime"]) == ("s1", "running", True)
+        assert await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)}) == {}
+        assert not await trio.Path(env["PROBE"]).exists()
+        assert (await post(user, "STOP", sessionId="s1"))[0] == 200
+        await done(here)
+        assert here.of(CoverageDisarmed) == [CoverageDisarmed()]
+        session = session_of(lab)
+        assert set(session.reached) == {("./a.js", "t1.test.js"), ("src/b.js", "t2.test.js")}
+        assert (session.parts, session.objects, session.strange, session.late) == (2, 2, 0, 0)
+        assert lab.drill.agents["lab-07"].bad_frames == 0
+        states = [event.state for event in here.of(CoverageSession)]
+        assert states == ["running", "stopping", "owed", "done"]
+
+
+async def test_a_session_in_which_nothing_was_seen_says_why(tmp_path: Path) -> None:
+    async with admin(tmp_path) as (lab, user), house(tmp_path, Product("./a.js"), lab.ws_url) as here:
+        await ready(here, lab)
+        for name, runs in {"s1": [], "s2": ["r-1"]}.items():
+            assert (await post(user, "START", sessionId=name))[0] == 200
+            for run in runs:
+                await here.open(run, tmp_path)
+            assert (await post(user, "STOP", sessionId=name))[0] == 200
+            await done(here, name)
+        assert [warning.text for warning in here.of(CoverageWarning)] == [
+            "No runner was started while the session was open.",
+            "r-1: The probe saw nothing.",
+        ]
+
+
+async def test_what_was_seen_before_a_start_is_not_the_sessions(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    fixed = {"arm": "always", "build_version": "1"}
+    async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url, **fixed) as here:
+        await ready(here, lab)
+        assert await here.open("r-1", tmp_path)
+        product.reach("./a.js", "1")
+        await post(user, "START", sessionId="s1")
+        product.reach("./a.js", "01")
+        await post(user, "START", sessionId="s2")
+        product.reach("./a.js", "001")
+        await post(user, "STOP_ALL")
+        await done(here, "s2")
+        flags = {name: [*session_of(lab, name).reached.values()] for name in ("s1", "s2")}
+        assert [bin(value).count("1") for values in flags.values() for value in values] == [2, 1]
+
+
+async def test_classes_of_a_run_are_announced_and_the_build_changes_when_no_session_is_open(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url) as here:
+        await ready(here, lab)
+        (empty,) = lab.drill.agents.values()
+        first = empty.config.build_version
+        await post(user, "START", sessionId="s1")
+        await here.open("r-1", tmp_path)
+        product.reach("./a.js", "1")
+        await post(user, "STOP", sessionId="s1")
+        await done(here)
+        assert session_of(lab).strange == 0
+        await here.until(lambda: [link.state for link in here.of(LinkChanged)].count("ready") == 2)
+        await ready(here, lab)
+        (again,) = lab.drill.agents.values()
+        assert again.config.build_version != first
+        assert again.config.build_version.startswith("cat-")
+        assert set(again.plugin.classes) == {"./a.js"}
+
+
+async def test_a_changed_file_drops_what_was_seen_of_it(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url, build_version="1") as here:
+        await ready(here, lab)
+        await post(user, "START", sessionId="s1")
+        await here.open("r-1", tmp_path)
+        product.reach("./a.js", "1")
+        await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        product.units = [unit("./a.js", checksum="other")]
+        await here.open("r-2", tmp_path)
+        (lost,) = here.of(CoverageLost)
+        assert (lost.session, lost.classes) == ("s1", 1)
+
+
+async def test_a_run_that_asks_for_coverage_gets_its_files_without_any_admin(tmp_path: Path) -> None:
+    product = Product("./a.js", "src/b.js")
+    async with house(tmp_path, product) as here:
+        assert await here.open("r-0", tmp_path) == {}
+        env = await here.open("r-1", tmp_path, report=True)
+        assert await trio.Path(env["PROBE"]).is_dir()
+        product.reach("./a.js", "101", "t1.test.js")
+        product.told = [Warned("careful"), Lost(2, "too many")]
+        totals = await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        assert totals == {"files": 2, "lines": 16, "covered": 2}
+        assert here.of(CoverageReport) == [CoverageReport(run="r-1", files=2, lines=16, covered=2)]
+        assert here.of(CoverageWarning) == [CoverageWarning(session="r-1", text="careful")]
+        assert here.of(CoverageLost) == [CoverageLost(session="r-1", classes=2, why="too many")]
+        lcov = (tmp_path / "lcov.info").read_text()
+        assert "TN:t1_test_js\n" in lcov
+        assert lcov.count("DA:1,1\n") == 1
+        found = ET.parse(tmp_path / "cobertura.xml").getroot()
+        assert (found.get("lines-valid"), found.get("lines-covered")) == ("16", "2")
+        shown = await here.bus.ask("coverage", {})
+        assert (shown["link"], shown["sessions"], shown["runs"]) == (None, [], [])
+        msgspec.json.encode(shown)
+
+
+async def test_a_run_that_reached_nothing_says_why(tmp_path: Path) -> None:
+    async with house(tmp_path, Product("./a.js")) as here:
+        await here.open("r-1", tmp_path, report=True)
+        await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        assert here.of(CoverageWarning) == [CoverageWarning(session="r-1", text="The probe saw nothing.")]
+
+
+@pytest.mark.parametrize("what", ["prepare", "write"])
+async def test_what_cannot_be_read_or_written_is_an_answer_and_no_crash(tmp_path: Path, what: str) -> None:
+    product = Product("./a.js")
+    async with house(tmp_path, product) as here:
+        if what == "prepare":
+            product.broken = OSError(28, "no space left")
+            with pytest.raises(ActionError, match=r"cannot prepare the coverage of r-1: .*no space left"):
+                await here.open("r-1", tmp_path, report=True)
+        else:
+            await here.open("r-1", tmp_path, report=True)
+            with pytest.raises(ActionError, match=r"cannot write the coverage of r-1: .*No such file"):
+                await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path / "not/there")})
+        assert (await here.bus.ask("coverage", {}))["runs"] == []
+
+
+async def test_nonsense_is_refused_by_name(tmp_path: Path) -> None:
+    async with house(tmp_path, Product()) as here:
+        with pytest.raises(ActionError, match="key dir is missing"):
+            await here.bus.ask("coverage_open", {"run": "r-1"})
+        assert await here.bus.ask("coverage_close", {"run": "never opened", "artifacts": "/"}) == {}
+
+
+async def test_data_that_others_collected(tmp_path: Path) -> None:
+    def payload(text: str) -> dict[str, Any]:
+        return {"sessionId": "s1", "data": text}
+
+    async with admin(tmp_path) as (lab, user), house(tmp_path, Product("./a.js"), lab.ws_url) as here:
+        await ready(here, lab)
+        await post(user, "START", sessionId="s1")
+        assert (await post(user, "ADD_SESSION_DATA", **payload("no profile")))[0] == 200
+        (warning,) = here.of(CoverageWarning)
+        assert warning.text.startswith("ADD_SESSION_DATA: ")

@@ -1,0 +1,61 @@
+"""What is covered together: one folder, one catalog, and a report that is bounded like the sessions are."""
+
+from pathlib import Path
+
+from agent.coverage.catalog import Delta
+from agent.coverage.merged import UNSPECIFIED
+from agent.coverage.settings import CoverageSettings
+from agent.coverage.sources import Lost
+from agent.coverage.watched import Watched
+from tests.coverage_house import Product
+
+
+async def watched(folder: Path, product: Product, *, report: bool = True, mib: int = 64) -> Watched:
+    made = Watched(CoverageSettings(max_pending_mib=mib), folder / "runs" / "r-1", product.make, report=report)
+    await made.prepare([folder])
+    await made.let_count(True)
+    return made
+
+
+async def test_what_counts_is_taken_for_the_report_by_test(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    run = await watched(tmp_path, product)
+    product.reach("./a.js", "1", "t1")
+    product.reach("./a.js", "01", "t1")
+    product.reach("./gone.js", "1", "t1")
+    assert await run.collect() == [Delta("./a.js", 1, "t1"), Delta("./a.js", 2, "t1"), Delta("./gone.js", 1, "t1")]
+    assert run.covered(run.catalog.units) == {"./a.js": {"t1": 3}}
+    assert run.why_empty() == ""
+
+
+async def test_nothing_counts_once_it_is_stopped_and_its_folder_goes(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    run = await watched(tmp_path, product, report=False)
+    await run.let_count(True)  # said twice, started once
+    product.reach("./a.js", "1")
+    assert len(await run.collect()) == 1
+    await run.remove()
+    product.reach("./a.js", "1")
+    assert await run.collect() == []
+    assert run.covered(run.catalog.units) == {}
+    assert not (tmp_path / "runs" / "r-1").exists()
+
+
+async def test_a_former_runs_files_are_gone_before_it_begins(tmp_path: Path) -> None:
+    old = tmp_path / "runs" / "r-1" / "v8"
+    old.mkdir(parents=True)
+    await watched(tmp_path, Product("./a.js"))
+    assert not old.exists()
+
+
+async def test_a_report_without_room_gives_up_tests_and_then_classes(tmp_path: Path) -> None:
+    run = await watched(tmp_path, Product(), mib=1)
+    run.see(Delta(f"./{n}.js", 1, test) for n in range(2000) for test in ("t1", "t2"))
+    assert run.seen is not None
+    assert run.told() == []
+    assert {test for _, test, _ in run.seen.entries()} == {UNSPECIFIED}
+    run.see(Delta(f"./{n}.js", 1, "t1") for n in range(10_000))
+    (lost,) = run.told()
+    assert isinstance(lost, Lost)
+    assert 0 < lost.classes == 10_000 - len(run.seen)
+    assert run.told() == []
