@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--count", action="store_true", help="instead, for each rule, how many lines match")
     scan.add_argument("--stats", action="store_true", help="at the end, what it took")
     scan.add_argument("-n", dest="numbers", action="store_true", help="with the number of the line")
+    scan.add_argument("--model", type=Path, metavar="FILE", help="with templates, and guessed classes, by this model")
     scan.add_argument("paths", metavar="PATH", nargs="+", help="a file, or - for standard input")
     learn = add("learn", "a model file from logs: classes by labels, chains before failures", _logs_learn, logs)
     learn.add_argument("--model", type=Path, metavar="OUT", required=True, help="the file, written anew")
@@ -323,6 +324,7 @@ def _logs_scan(given: argparse.Namespace) -> int:
         count=given.count,
         stats=given.stats,
         numbers=given.numbers,
+        model=given.model,
     )
     return DONE if is_good else FAILED
 

@@ -23,11 +23,13 @@ import msgspec
 from agent.core.config import ConfigErrors
 from agent.core.engine import native_engine
 from agent.core.errors import unwrap
-from agent.logs import regex
+from agent.logs import modelfile, regex
+from agent.logs.classify import Classifier
 from agent.logs.context import Ask, Size
 from agent.logs.matched import finish
 from agent.logs.rules import RuleErrors, RuleSet, read_files
 from agent.logs.scanner import WINDOW, End, Match
+from agent.logs.templates import Miner
 from agent.logs.written import Log, Searches, Written
 
 BLOCK = 1 << 18  # bytes read at a time
@@ -43,28 +45,34 @@ def run(
     count: bool = False,
     stats: bool = False,
     numbers: bool = False,
+    model: Path | None = None,
     out: BinaryIO | None = None,
 ) -> bool:
     """Scan all paths ("-": standard input) and write what was found. False: one could not be read; it is told on
     standard error, and the others are scanned. With `follow` it ends at SIGINT or SIGTERM.
 
-    Standard input cannot be followed. Raises ConfigErrors for what is wrong in the rules, and BrokenPipeError.
+    `model`: what matched is told with its template, and with a guess of its class where the rule says none. Standard
+    input cannot be followed. Raises ConfigErrors for what is wrong in the rules, ConfigError for the model, and
+    BrokenPipeError.
     """
-    scanning = _Scanning(rule_files, count, numbers, out or sys.stdout.buffer)
+    scanning = _Scanning(rule_files, count, numbers, model, out or sys.stdout.buffer)
     is_good = scanning.follow(paths) if follow else all([scanning.path(path) for path in paths])
     scanning.end(stats)
     return is_good
 
 
 class _Scanning:
-    def __init__(self, rule_files: Sequence[Path], count: bool, numbers: bool, out: BinaryIO) -> None:
+    def __init__(
+        self, rule_files: Sequence[Path], count: bool, numbers: bool, model: Path | None, out: BinaryIO
+    ) -> None:
         self._began = time.perf_counter()
         self._out = out
         try:
             self._rules: RuleSet = read_files(rule_files)
         except RuleErrors as err:
             raise ConfigErrors(list(err.errors)) from err
-        self._written = Written(self._rules, out.write, counts=count, numbers=numbers)
+        known = _known(model) if model and not count else None
+        self._written = Written(self._rules, out.write, counts=count, numbers=numbers, known=known)
         self._compile_s = time.perf_counter() - self._began
         self._bytes, self._scan_s = 0, 0.0
 
@@ -173,6 +181,11 @@ class _Scanning:
             "jit": all(rule.regex.jit for rule in self._rules.rules),
             "slow_rules": self._rules.slow,
         }
+
+
+def _known(path: Path) -> tuple[Miner, Classifier]:
+    model = modelfile.named(path)
+    return Miner.load(model.templates), Classifier.load(model.weights, model.classes)
 
 
 class _Told:

@@ -275,6 +275,24 @@ static void count_label(struct model *model, uint32_t template, uint32_t class)
         label->class = class, label->count = 1;
 }
 
+void model_join(struct model *model, uint32_t from, uint32_t into)
+{
+    struct label *young = find_label(model->labels, from), *old = find_label(model->labels, into);
+    if (!young->total || from == into)
+        return;
+    if (!old->total) {
+        if (model->labelled >= MODEL_LABELS)
+            return;
+        model->labelled++;
+        *old = (struct label){into, 0, 0, young->class};
+    }
+    old->total = old->total + young->total > COUNT_MAX ? COUNT_MAX : old->total + young->total;
+    if (old->class == young->class)
+        old->count = old->count + young->count > old->total ? old->total : old->count + young->count;
+    else if (young->count > old->count)
+        old->class = young->class, old->count = young->count;
+}
+
 void model_learn(struct model *model, const uint8_t *line, size_t size, uint32_t template, size_t classes, size_t class)
 {
     if (template != TEMPLATE_NONE)

@@ -285,6 +285,9 @@ void model_guess_all(const struct model *model, const uint8_t *block, const uint
 void model_learn(struct model *model, const uint8_t *line, size_t size, uint32_t template, size_t classes,
                  size_t class);
 
+/* The templates are one: what labels said of `from` counts for `into` too. */
+void model_join(struct model *model, uint32_t from, uint32_t into);
+
 /* What is known as bytes, at most `capacity` of them to out[]; returns how many there are. */
 size_t model_dump(const struct model *model, size_t classes, uint8_t *out, size_t capacity);
 

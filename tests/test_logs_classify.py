@@ -146,6 +146,22 @@ def test_five_labels_settle_a_template() -> None:
     assert after is None or after.by == "model"
 
 
+def test_templates_that_join_share_their_labels() -> None:
+    classifier = Classifier()
+    for template, class_ in [(1, "a"), (2, "a"), (3, None), (4, "b")]:
+        for _ in range(3 if class_ == "a" else 10):
+            classifier.learn(template, b"", class_)
+    classifier.join([(2, 1), (4, 3), (5, 6)])
+    one, three = classifier.guess(1, b""), classifier.guess(3, b"")
+    assert one is not None
+    assert (one.class_, one.by) == ("a", "template")  # six labels now
+    assert three is None or three.by == "model"  # half of each
+    classifier.join([(4, 7)])
+    seven = classifier.guess(7, b"")
+    assert seven is not None
+    assert (seven.class_, seven.by) == ("b", "template")
+
+
 def test_contradictory_labels_end_in_doubt() -> None:
     classifier = Classifier()
     for _ in range(200):

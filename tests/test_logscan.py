@@ -13,8 +13,12 @@ import pytest
 from agent import logscan
 from agent.cli import main
 from agent.core.engine import native_engine
+from agent.logs.classify import Classifier
+from agent.logs.model import Model
+from agent.logs.modelfile import write as write_model
 from agent.logs.regex import version
 from agent.logs.scanner import LINE_MAX
+from agent.logs.templates import Miner
 
 RULES = r"""
 version = 1
@@ -40,7 +44,7 @@ def rules(tmp_path: Path) -> Path:
     return path
 
 
-def scan(rules: Path, *paths: Path | str, **options: bool) -> list[dict[str, Any]]:
+def scan(rules: Path, *paths: Path | str, **options: Any) -> list[dict[str, Any]]:
     out = io.BytesIO()
     assert logscan.run([rules], list(map(str, paths)), out=out, **options)
     return [json.loads(line) for line in out.getvalue().splitlines()]
@@ -273,3 +277,26 @@ def test_a_reader_that_goes_away_ends_it(tmp_path: Path, rules: Path) -> None:
         os.close(reading)
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (1, b"")
+
+
+def test_a_model_tells_templates_and_the_classes_that_rules_leave_open(tmp_path: Path, rules: Path) -> None:
+    log, model = tmp_path / "log", tmp_path / "logs.model"
+    log.write_bytes(TEXT + b"another thing\nstranger unlike all other\n")
+    miner, classifier = Miner(), Classifier()
+    for n in range(5):
+        classifier.learn(miner.mine_line(b"other"), b"other", "odd")
+        classifier.learn(miner.mine_line(b"number %d" % n), b"number %d" % n, None)
+    write_model(model, Model(classes=("odd",), templates=miner.dump()[0], weights=classifier.dump()))
+    before = model.read_bytes()
+    said = [(each["text"], each["class"], each["class_by"], each["template"]) for each in scan(rules, log, model=model)]
+    assert said[:2] == [("write b1 failed", "disk", "rule", 3), ("other", "odd", "template", 1)]
+    assert said[2][:1] == ("another thing",)
+    assert said[3][0] == "stranger unlike all other"
+    assert model.read_bytes() == before
+
+
+def test_a_model_that_cannot_be_used_is_told(capsys: pytest.CaptureFixture[str], rules: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"EMLM\x02\0" + bytes(64))
+    for name, said in (("bad", "of version 2"), ("gone", "there is no such file")):
+        assert main(["logs", "scan", "--rules", str(rules), "--model", str(tmp_path / name), str(rules)]) == 2
+        assert said in capsys.readouterr().err

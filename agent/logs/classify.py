@@ -14,7 +14,7 @@ Source: protocols/logs.md 4, "Class".
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
@@ -149,6 +149,11 @@ class Classifier:
             self._add(class_)
         lib.model_learn(self._model, line, len(line), template, len(self._numbers), self._numbers[class_])
         return self._wrong.see(guess is None or guess.class_ != class_) if could_know else None
+
+    def join(self, joined: Iterable[tuple[int, int]]) -> None:
+        """Templates that became others (Mined.joined): what labels said of the one counts for the other."""
+        for template, into in joined:
+            lib.model_join(self._model, template, into)
 
     def dump(self) -> bytes:
         """What was learned, for load()."""

@@ -7,8 +7,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
+from msgspec.structs import replace
+
 from agent._native import lib
 from agent.core.events import LogAnchor, LogAround, LogMatched, LogSuppressed
+from agent.logs.classify import Guess
 from agent.logs.context import Around, Ask, Captures, Search, Size, T
 from agent.logs.limits import Suppressed
 from agent.logs.rules import CompiledRule
@@ -102,6 +105,16 @@ def told(
         run=run,
         test=test,
     )
+
+
+def classed(event: LogMatched, template: int, guess: Guess | None) -> LogMatched:
+    """The event with the template of its line, and with the guess, where its rule says no class.
+
+    A line that is guessed to be normal has no class, and `class_by` and `confidence` say who thinks so.
+    """
+    if event.class_ is not None or guess is None:
+        return replace(event, template=template)
+    return replace(event, template=template, class_=guess.class_, class_by=guess.by, confidence=guess.confidence)
 
 
 def wants_context(rule: CompiledRule) -> bool:

@@ -8,8 +8,10 @@ import stat
 from pathlib import Path
 
 from agent.core import release
+from agent.core.errors import ConfigError
 from agent.logs.model import MAX_SIZE, Model, ModelDamaged, decode, encode
 
+REMEDY = "Name a file that `agent logs learn` or the service wrote."
 PRIVATE = 0o600  # templates quote the logs
 
 
@@ -23,6 +25,18 @@ def read(path: Path) -> Model | None:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(f"{path} is no file")
         return decode(file.read(MAX_SIZE + 1))
+
+
+def named(path: Path) -> Model:
+    """The model that someone names. Raises ConfigError: there is none, or it cannot be read or used."""
+    try:
+        model = read(path)
+    except (ModelDamaged, OSError) as err:
+        what = err.what if isinstance(err, ModelDamaged) else err.strerror or str(err)
+        raise ConfigError(path, 0, "", what, remedy=REMEDY) from err
+    if model is None:
+        raise ConfigError(path, 0, "", "there is no such file", remedy=REMEDY)
+    return model
 
 
 def write(path: Path, model: Model) -> None:

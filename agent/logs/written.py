@@ -14,12 +14,14 @@ from typing import Any
 import msgspec
 
 from agent.logs.behind import Behind
+from agent.logs.classify import Classifier
 from agent.logs.context import Around, Following, Place, Search, look_back, record_before
 from agent.logs.format import Formatter
-from agent.logs.matched import captured, shown, told, wants_context
+from agent.logs.matched import captured, classed, shown, told, wants_context
 from agent.logs.regex import Matcher
 from agent.logs.rules import CompiledRule, RuleSet
 from agent.logs.scanner import LIMIT, Found, Match, Scanner, Worker
+from agent.logs.templates import Miner
 
 MAX_HELD = 16 << 20  # bytes
 DRAINED = 8  # files of a path that are read to their ends at the same time
@@ -46,10 +48,19 @@ class _Held:
 class Written:
     """Where the matches of all logs go. With `counts` only `lines` are counted, for each rule by its number.
 
-    `limits` counts the lines on which a rule gave up. `write` takes whole lines.
+    `limits` counts the lines on which a rule gave up. `write` takes whole lines. By `known` each match is told with its
+    template, and with its class where the rule has none.
     """
 
-    def __init__(self, rules: RuleSet, write: Callable[[bytes], object], *, counts: bool, numbers: bool) -> None:
+    def __init__(
+        self,
+        rules: RuleSet,
+        write: Callable[[bytes], object],
+        *,
+        counts: bool,
+        numbers: bool,
+        known: tuple[Miner, Classifier] | None = None,
+    ) -> None:
         self.rules, self.counts, self.numbers = rules, counts, numbers and not counts
         self.worker = Worker(Scanner([rule.regex for rule in rules.rules], [rule.clauses for rule in rules.rules]))
         self.lines: Counter[int] = Counter()
@@ -58,9 +69,10 @@ class Written:
         self.waiting = {  # rules whose matches are more than their line
             number
             for number, rule in enumerate(rules.rules)
-            if wants_context(rule) or rule.spec.context.after or rule.spec.multiline
+            if known or wants_context(rule) or rule.spec.context.after or rule.spec.multiline
         }
         self.needs_past = any(wants_context(rule) or rule.spec.multiline for rule in rules.rules)
+        self.known = known
         self._write = write
         self._formatter: Formatter | None = None
         self._queue: deque[_Held | bytes] = deque()
@@ -216,6 +228,10 @@ class Log:
             around=around,
             is_cut=self.is_cut,
         )
+        if self._to.known:
+            miner, classifier = self._to.known
+            template = miner.mine_line(text)
+            event = classed(event, template, classifier.guess(template, text))
         members = msgspec.to_builtins(event)
         del members["run"], members["test"]  # of the service
         if around is None:

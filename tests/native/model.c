@@ -46,6 +46,7 @@ int main(void)
             return 2;
         free(guesses);
         model_learn(model, line, head[3], head[2], classes, head[1]);
+        model_join(model, head[2], head[2] / 2);
         free(line);
     }
     size_t size = model_dump(model, classes, NULL, 0);
