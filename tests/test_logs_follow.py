@@ -7,10 +7,11 @@ import pytest
 import trio
 
 from agent.core.supervise import Health
+from agent.logs.acts import Gap, Report, Scan
 from agent.logs.context import BLOCK, Ask, Search, Size
 from agent.logs.follow import Followed
 from agent.logs.identity import Checkpoint
-from agent.logs.tail import Gap, Report, Scan, Tail
+from agent.logs.tail import Tail
 
 
 class Taking:

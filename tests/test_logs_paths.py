@@ -43,3 +43,33 @@ def test_clients_have_regular_files_below_the_roots(tmp_path: Path) -> None:
     assert paths.refused(f"{tmp_path}/logs/link", roots) == f"is not below {roots[0]}"
     assert paths.refused(f"{tmp_path}/logs", roots) == "is not a regular file"
     assert paths.refused(f"{tmp_path}/logs/x", []) == "is not below any of logs.roots, which is empty"
+
+
+def test_a_directory_that_has_not_changed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(pattern: str) -> list[str]:
+        read.append(pattern)
+        return found(pattern)
+
+    found, at = paths.matching, 1_000_000.0
+    monkeypatch.setattr(paths, "matching", counted)
+    monkeypatch.setattr("agent.logs.paths.time.time", lambda: at)
+    globs, pattern = paths.Globs(), f"{tmp_path}/*.log"
+
+    def ask(changed: float) -> list[str]:
+        os.utime(tmp_path, (changed, changed))
+        return [os.path.basename(path) for path in globs.find([pattern])[pattern]]
+
+    (tmp_path / "a.log").touch()
+    assert (ask(at - 1), ask(at - 1)) == (["a.log"], ["a.log"])
+    assert len(read) == 2  # it may change again, and say the same
+    assert (ask(at - 9), ask(at - 9)) == (["a.log"], ["a.log"])
+    assert len(read) == 3
+    (tmp_path / "b.log").touch()
+    assert ask(at - 8) == ["a.log", "b.log"]
+    (tmp_path / "c.log").touch()
+    assert ask(at - 8) == ["a.log", "b.log"]
+    at += paths.RELIST_S
+    assert ask(at - 18) == ["a.log", "b.log", "c.log"]
+    assert globs.find([f"{tmp_path}/none/*.log"]) == {f"{tmp_path}/none/*.log": []}

@@ -7,21 +7,11 @@ from typing import Literal
 
 import pytest
 
+from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
 from agent.logs.identity import HEAD, Checkpoint, Sibling, Stat, fits, is_copy
 from agent.logs.regex import Regex
 from agent.logs.scanner import LIMIT, End, Scanner, Worker
-from agent.logs.tail import (
-    BLOCK,
-    Act,
-    Close,
-    FindSiblings,
-    Gap,
-    Open,
-    Read,
-    Report,
-    Scan,
-    Tail,
-)
+from agent.logs.tail import BLOCK, Tail
 
 PATH = "/var/log/x"
 SCANNER = Scanner([Regex("(?s)^.*")], [[]])  # every line
@@ -58,6 +48,7 @@ class Machine:
         self.told: list[Report | Gap] = []
         self.open: dict[int, Node] = {}
         self.worker = Worker(SCANNER)
+        self.came = 0  # as inotify tells it
         self.fail_with = 0
         self.fail_reads = 0
         self.blocks = 0
@@ -67,6 +58,7 @@ class Machine:
 
     def create(self, data: bytes = b"", path: str = PATH) -> Node:
         self.names[path] = Node(next(self.inodes), data, next(self.writes))
+        self.came += path == PATH
         return self.names[path]
 
     def write(self, data: bytes, path: str = PATH) -> None:
@@ -75,6 +67,7 @@ class Machine:
 
     def rename(self, to: str, path: str = PATH) -> None:
         self.names[to] = self.names.pop(path)
+        self.came += to == PATH
 
     def start(
         self,
@@ -84,6 +77,7 @@ class Machine:
         past: Sequence[Checkpoint] = (),
     ) -> "Machine":
         self.open.clear()
+        self.came = 0
         self.tail = Tail(PATH, checkpoints, start, generation=generation, past=past)
         return self.look()
 
@@ -100,7 +94,8 @@ class Machine:
                 break
         self.now = until
         node = self.names.get(PATH)
-        self.do(self.tail.look(node.stat if node else None, self.now))
+        came, self.came = self.came, 0
+        self.do(self.tail.look(node.stat if node else None, self.now, came))
         for number in self.tail.draining():
             self.do(self.tail.look_at(number, self.open[number].stat, self.now))
         return self
@@ -239,6 +234,52 @@ def test_a_renamed_file_is_read_to_its_end_and_the_new_one_from_0(machine: Machi
     machine.look(5)
     assert len(machine.open) == 1
     assert machine.words() == ["found", "rotated", "found"]
+
+
+def test_a_file_that_came_and_went_between_two_looks_is_told(machine: Machine) -> None:
+    machine.create(b"1\n2\n")
+    machine.start()
+    del machine.names[PATH]
+    machine.look()
+    machine.create(b"3\n")
+    del machine.names[PATH]
+    machine.look()
+    assert machine.told[-1] == Gap(1, 4, None, "a file came and went before it was looked at")
+    machine.create(b"4\n")
+    machine.look(10)
+    assert machine.lines == [b"1", b"2", b"4"]
+    assert machine.words() == ["found", "removed", "gap", "found"]
+
+
+def test_one_that_was_rotated_between_two_looks_is_read_beside(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.rename("/var/log/x.2")
+    machine.create(b"2\n")
+    machine.rename("/var/log/x.1")
+    machine.create(b"3\n")
+    machine.look(1)
+    assert sorted(machine.lines) == [b"1", b"2", b"3"]
+    assert machine.words().count("gap") == 1  # that of the one which was rotated before it was seen
+
+
+def test_the_event_of_a_file_may_come_after_it_was_seen(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.rename("/var/log/x.1")
+    machine.create(b"2\n")
+    machine.came = 0
+    machine.look()
+    machine.came = 1
+    machine.look(1)
+    assert machine.words() == ["found", "rotated", "found"]
+    machine.create(b"3\n")  # twice, but only one is seen and its event comes first
+    machine.came = 1
+    machine.look()
+    machine.came = 1
+    machine.look(1)
+    assert machine.words()[3:] == ["rotated", "found", "gap"]
+    assert machine.told[-1] == Gap(2, 2, None, "a file came and went before it was looked at")
 
 
 def test_rotated_while_down_the_old_one_is_finished_first(machine: Machine) -> None:

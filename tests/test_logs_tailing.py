@@ -275,3 +275,16 @@ async def test_logs_that_begin_alike_are_all_read(tmp_path: Path, monkeypatch: p
             assert await numbers(events, 1) == ["3"]
             here.write(4, name="c.log.1")
             assert await numbers(events, 1) == ["4"]
+
+
+async def test_a_file_that_came_and_went_before_a_look_is_told(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.start(LogWatch(name="x", path=str(here.log)))
+        with here.bus.subscribe(LogMatched) as events, here.bus.subscribe(LogGap) as gaps:
+            here.write(1)
+            assert await numbers(events, 1) == ["1"]
+            here.log.unlink()
+            here.write(2)
+            here.log.unlink()
+            gap = await first(gaps)
+            assert (gap.path, gap.to, gap.why) == (str(here.log), None, "a file came and went before it was looked at")

@@ -21,20 +21,11 @@ from inotify_simple import INotify, flags
 
 from agent.core.inotify import open_inotify, unwatch
 from agent.core.supervise import Health
+from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
 from agent.logs.context import Ask, Place, Search, Size, T
 from agent.logs.identity import HEAD, Checkpoint, Reading, Sibling, Stat, fits, is_copy, is_rotation
 from agent.logs.paths import COMPRESSED
-from agent.logs.tail import (
-    Act,
-    Close,
-    FindSiblings,
-    Gap,
-    Open,
-    Read,
-    Report,
-    Scan,
-    Tail,
-)
+from agent.logs.tail import Tail
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +39,7 @@ BLOCK_S = 30.0  # s for a hang of one block
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 _NEW = flags.CREATE | flags.MOVED_TO
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 
 R = TypeVar("R")
@@ -86,6 +78,7 @@ class Followed:
         self._fds: dict[int, int] = {}
         self._seen: Stat | int | None = None
         self._is_heard = False  # by inotify: then its disk is here
+        self._came = 0  # files that did since the last look, says inotify
         self._is_paused = False
         self._ticked: float | None = None
         self._grown = 0  # bytes read since the last look
@@ -129,14 +122,15 @@ class Followed:
         """Was there much to read at the last look?"""
         return self._grown > DIRECT
 
-    def wake(self) -> None:
-        """Something happened at the path, says inotify."""
+    def wake(self, *, came: bool = False) -> None:
+        """Something happened at the path, says inotify; `came`: a file was created or moved there."""
         self._is_heard = True
+        self._came += came
         self._wake.set()
 
     def check(self, found: Stat | int | None) -> None:
         """Wake it if the path is not as it was seen last, or something is waited for."""
-        if self.tail.draining() or self._is_paused or self.tail.state == "ERROR" or found != self._seen:
+        if found != self._seen or self._is_paused or self.tail.draining() or self.tail.state == "ERROR":
             self._wake.set()
 
     def give_up(self) -> None:
@@ -209,13 +203,14 @@ class Followed:
             return _stat(self.tail.path), [(number, _stat_of(os.fstat(self._fds[number]))) for number in draining]
 
         draining = self.tail.draining()
+        came, self._came = self._came, 0  # what comes while stat is asked may be what it sees: that is told later
         self._seen, drained = await self._run(stats)
         self._grown = 0
         now = trio.current_time()
         if self._is_paused and await self.room():
             self._is_paused = False
             self._acts.extend(self.tail.resume(now))
-        self._acts.extend(self.tail.look(self._seen, now))
+        self._acts.extend(self.tail.look(self._seen, now, came))
         for number, found in drained:
             self._acts.extend(self.tail.look_at(number, found, now))
 
@@ -366,7 +361,7 @@ class Follower:
                     continue
                 for source in self._names.get((self._folders.get(event.wd, ""), event.name), ()):
                     is_busy |= source.grows_fast
-                    source.wake()
+                    source.wake(came=bool(event.mask & _NEW))
                 if event.mask & _NEW:
                     self._new.set()
             if is_busy:
@@ -412,8 +407,7 @@ def _go_on(search: Search[T], wish: Ask | Size, answer: Callable[[Ask | Size], b
 
 
 def _stat_of(found: os.stat_result) -> Stat:
-    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-    kind = kinds.get(stat.S_IFMT(found.st_mode), "device")
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
     return Stat(found.st_dev, found.st_ino, found.st_size, kind, found.st_mtime)
 
 

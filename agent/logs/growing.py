@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import trio
 
 from agent.core.supervise import Health
+from agent.logs.acts import Gap, Report, Scan
 from agent.logs.follow import Followed, Follower
 from agent.logs.scanner import Match
-from agent.logs.tail import Gap, Report, Scan, Tail
+from agent.logs.tail import Tail
 from agent.logs.written import Log, Searches, Written
 
 SETTLE_S = 5.0  # s that what is there at a signal may take

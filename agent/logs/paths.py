@@ -6,11 +6,14 @@ Source: protocols/logs.md 2.2 and 7; protocols/suites.md, "The suite document" (
 import glob
 import os
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".Z")
 MAX_PATH = 4096  # characters
+RELIST_S = 10.0  # a link to nothing may have become one to a file, and clocks of servers err
+COARSE_S = 2.0
 
 
 def is_path(path: object) -> bool:
@@ -22,6 +25,40 @@ def matching(pattern: str) -> list[str]:
     """The files of a glob, compressed ones left out."""
     found = sorted(glob.glob(pattern, recursive=True))
     return [path for path in found if not path.endswith(COMPRESSED) and os.path.isfile(path)]
+
+
+class Globs:
+    """What globs find, asked for each second: a directory that says that it has not changed is not read again.
+
+    It is believed for RELIST_S, and only when its last change is older than clocks are coarse: of another that came in
+    the same tick it would say nothing.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, float, list[str]]] = {}  # change of the directory, when it was read, files
+
+    def find(self, patterns: Iterable[str]) -> dict[str, list[str]]:
+        """The files of each."""
+        now, before = time.time(), self._known
+        self._known = {}
+        for pattern in patterns:
+            folder, name = os.path.split(pattern)
+            changed = -1 if glob.has_magic(folder) or name == "**" else _changed(folder)
+            known = before.get(pattern)
+            if known is None or known[0] != changed or changed < 0 or now >= known[1] + RELIST_S:
+                if changed > (now - COARSE_S) * 1e9:
+                    changed = -1
+                known = (changed, now, matching(pattern))
+            self._known[pattern] = known
+        return {pattern: files for pattern, (_, _, files) in self._known.items()}
+
+
+def _changed(folder: str) -> int:
+    """When a name in the directory changed last, in ns of its file system's clock; -1: not known."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return -1
 
 
 def sizes(path: str) -> dict[str, int]:

@@ -132,6 +132,7 @@ class _Logs:
         self._watches: dict[str, _Watch] = {}
         self._sources: dict[str, Source] = {}  # by path
         self._pending: dict[str, Done] | None = {}  # how far those were that begin at the start, until they do
+        self._globs = paths.Globs()
         self._passed: dict[
             str, tuple[int, int, int]
         ] = {}  # what a glob finds, and is followed already under another name
@@ -266,9 +267,7 @@ class _Logs:
         """New files of globs, and those that are there no more."""
         globs = [watch for watch in self._watches.values() if watch.is_glob]
         patterns = {watch.pattern for watch in globs}
-        found = await trio.to_thread.run_sync(
-            lambda: {pattern: paths.matching(pattern) for pattern in patterns}, abandon_on_cancel=True
-        )
+        found = await trio.to_thread.run_sync(self._globs.find, patterns, abandon_on_cancel=True)
         for watch in globs:
             for path in found[watch.pattern]:
                 if watch.id not in self._watches:  # it ended meanwhile

@@ -21,6 +21,7 @@ from agent.core.bus import Bus
 from agent.core.events import LogContext, LogGap, LogMatched, LogSource
 from agent.core.metrics import Metrics
 from agent.core.store import Store
+from agent.logs.acts import Gap, Report, Scan
 from agent.logs.behind import Behind
 from agent.logs.context import Anchor, Anchors, Following, Place, look_back, record_before
 from agent.logs.follow import DIRECT, Followed
@@ -31,7 +32,7 @@ from agent.logs.matched import captured, shown, suppressed, told, wants_context
 from agent.logs.regex import Matcher, Regex
 from agent.logs.rules import CompiledRule, RuleSet
 from agent.logs.scanner import LIMIT, PARTIAL, Found, Match, Scanner, Worker
-from agent.logs.tail import Gap, Report, Scan, Tail
+from agent.logs.tail import Tail
 
 log = logging.getLogger(__name__)
 

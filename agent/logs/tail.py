@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from agent.logs import identity
+from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
 from agent.logs.identity import LAST, UNKNOWN, Checkpoint, File, Sibling, Stat, begins, digest, is_it
 from agent.logs.scanner import LINE_MAX, PARTIAL, WINDOW, End
 
@@ -33,68 +34,6 @@ RETRY_S, RETRY_MAX_S = 1.0, 30.0
 LAGGING = 64 << 20  # bytes behind that are told
 
 State = Literal["ABSENT", "READING", "IDLE", "ERROR", "PAUSED"]
-What = Literal["found", "rotated", "truncated", "replaced", "removed", "unreadable", "recovered", "lagging"]
-
-
-class Open(NamedTuple):
-    """Open the path for reading as number `file`; answer with opened() or failed()."""
-
-    file: int
-    path: str
-
-
-class Close(NamedTuple):
-    file: int
-
-
-class Read(NamedTuple):
-    """Read from an offset, at most `size` bytes, and the first HEAD bytes if `head`; answer with read()."""
-
-    file: int
-    at: int
-    size: int
-    head: bool
-
-
-class Scan(NamedTuple):
-    """Match the lines of `data`, which stands at `offset`, until no more is consumed; answer with scanned().
-
-    `before` and `end`: scanner.Worker.scan. `origin`, device and inode, and `generation` are what ids are made of.
-    """
-
-    file: int
-    origin: tuple[int, int]
-    generation: int
-    offset: int
-    data: memoryview
-    before: int
-    end: End
-
-
-class FindSiblings(NamedTuple):
-    """Look at the path's own file and those beside it (x.1, x-DATE; no compressed ones); answer with siblings()."""
-
-    known: tuple[Checkpoint, ...]
-
-
-class Report(NamedTuple):
-    """A `LogSource` event."""
-
-    what: What
-    generation: int
-    detail: str = ""
-
-
-class Gap(NamedTuple):
-    """A `LogGap` event: bytes lost, or with `to` None possibly lost."""
-
-    generation: int
-    start: int
-    to: int | None
-    why: str
-
-
-Act = Open | Close | Read | Scan | FindSiblings | Report | Gap
 
 
 class _Opening(NamedTuple):
@@ -142,6 +81,8 @@ class Tail:
         self._retry_s, self._retry_at = 0.0, 0.0
         self._own_seen: Stat | None = None  # the path's file, among the siblings
         self._rewind: int | None = None  # of the path's file, when it is not being matched
+        self._came = 0  # files that came to the path, and were not taken up; -1: one was, and is not told yet
+        self._sought = False  # those were looked for beside it
 
     @property
     def state(self) -> State:
@@ -210,11 +151,15 @@ class Tail:
                 times.append(file.changed_at + PARTIAL_S)
         return min(times, default=None)
 
-    def look(self, found: Stat | int | None, now: float) -> list[Act]:
-        """What stat says of the path: on each event of inotify and each second. None: nothing is there; int: errno."""
+    def look(self, found: Stat | int | None, now: float, came: int = 0) -> list[Act]:
+        """What stat says of the path: on each event of inotify and each second. None: nothing is there; int: errno.
+
+        `came`: so many files have come to the path since the last look, by creation or by name.
+        """
         acts: list[Act] = []
         is_first, self._has_looked = not self._has_looked, True
         self._is_there = isinstance(found, Stat) and found.kind == "file"
+        self._came = int(self._is_there) if is_first else self._came + came
         if found is None:
             self._retry_s = 0.0
             if self._current:
@@ -224,7 +169,7 @@ class Tail:
                 self.start = "start"  # what comes later is read from its beginning
             if self._lost:
                 acts += self._search()
-            return acts + self._next(now)
+            return acts + self._tell_missed() + self._next(now)
         if isinstance(found, int) or found.kind != "file":
             if is_first and isinstance(found, Stat):
                 self.start = "start"
@@ -240,7 +185,7 @@ class Tail:
         elif file:
             self._grow(file, found, now)
             acts += self._tell_lag()
-        return acts + self._find_path(now) + self._next(now)
+        return acts + self._find_path(now) + self._tell_missed() + self._next(now)
 
     def look_at(self, number: int, found: Stat, now: float) -> list[Act]:
         """What fstat says of a file that is drained."""
@@ -286,7 +231,7 @@ class Tail:
             held |= {opening.origin for opening in self._opening.values() if opening.origin}
             for sibling in identity.unseen(beside, since, held):
                 acts.append(self._open(sibling.path, _Opening((sibling.stat.dev, sibling.stat.ino))))
-        return acts + self._find_path(now) + self._next(now)
+        return acts + self._find_path(now) + self._tell_missed() + self._next(now)
 
     def opened(self, number: int, stat: Stat, head: bytes, now: float) -> list[Act]:
         """A file was opened; `head` are its first HEAD bytes."""
@@ -296,6 +241,7 @@ class Tail:
             if (stat.dev, stat.ino) != origin:  # it was renamed meanwhile
                 return [Close(number), *self._search_again(done, now)]
             if not done:
+                self._take_in()
                 self.generation += 1
                 acts.append(Report("found", self.generation, "rotated before it was seen"))
                 # If it is a copy, lines came behind it before the cut; and others may have come and gone, too.
@@ -307,7 +253,7 @@ class Tail:
                 file.resume(done)
             self._draining.append(file)
             self._draining.sort(key=lambda file: file.generation)
-            return acts + self._find_path(now) + self._next(now)
+            return acts + self._find_path(now) + self._tell_missed() + self._next(now)
         if stat.kind != "file":
             return [Close(number), *self._fail(f"is a {stat.kind}", now)]
         seen, self._own_seen = self._own_seen, None
@@ -320,7 +266,8 @@ class Tail:
             acts.append(Report("recovered", self.generation))
         acts += self._take_up(file, head)
         self._current = file
-        return acts + self._next(now)
+        self._take_in()
+        return acts + self._tell_missed() + self._next(now)
 
     def failed(self, number: int, error: int, now: float) -> list[Act]:
         """A file could not be opened, or not be read any more (EACCES, EIO). It is tried again."""
@@ -529,6 +476,25 @@ class Tail:
             file.seeks_line = self.start == "end" and file.offset > 0
         return acts
 
+    def _take_in(self) -> None:
+        """A file that came is seen. Perhaps before inotify told of it; but one event may never come."""
+        self._came = max(self._came - 1, -1)
+
+    def _tell_missed(self) -> list[Act]:
+        """Files came to the path, and were gone again before they were looked at: seek them beside it, else tell."""
+        if self._came < 1 or self._asked is not None or self._opening or (self._is_there and not self._current):
+            return []
+        before = [done for done in [*self.past, *self._lost] if done.generation < self.generation or not self._current]
+        before += [file.checkpoint() for file in self._draining]
+        if before and not self._sought:
+            self._sought = self._wants_search = True
+            self._unseen_since = max(done.written for done in before)
+            return self._search()
+        self._came, self._sought = 0, False
+        last = max(before, key=lambda done: done.generation, default=None)
+        generation, start = (last.generation, last.offset) if last else (self.generation, 0)
+        return [self._gap(generation, start, "a file came and went before it was looked at")]
+
     def _leave(self, now: float) -> None:
         """The path's file is there no more: drain it."""
         if self._current:
@@ -547,6 +513,8 @@ class Tail:
 
     def _restart(self, file: File, what: Literal["truncated", "replaced"], found: Stat, now: float) -> list[Act]:
         """Other content stands in the file: a new generation. A copy may have the rest of the old one."""
+        if self._came > 0:  # a new file with the old one's inode
+            self._take_in()
         self._lost.append(file.checkpoint())
         self._unseen_since, self._wants_search = file.written, True
         self.generation += 1

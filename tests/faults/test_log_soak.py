@@ -1,7 +1,7 @@
 """A log written at 50 MB/s and rotated in every way, while the agent that follows it is killed again and again.
 
 At the end each mark was matched under one id, unless a gap was told where it stood and no file has it any more. What
-came and went while no agent ran, or before one that runs could look, and left no file, is not asked for.
+came and went while no agent ran, and left no file, is not asked for.
 
 Source: protocols/logs.md 5, and 9, acceptance 4.
 """
@@ -128,13 +128,12 @@ def write(folder: Path, seconds: float) -> subprocess.Popen[bytes]:
 
 
 def unseen(told: Told, ledger: Ledger, down: list[float]) -> set[int]:
-    """The incarnations that came and went while no agent ran, or within NOTICE_S, and are in no file."""
+    """The incarnations that came and went while no agent ran, and are in no file."""
     away = [(since, min((at for at in told.up if at > since), default=float("inf"))) for since in down]
     return {
         incarnation
         for incarnation, (began, ended) in ledger.lives.items()
-        if incarnation not in ledger.left
-        and (ended - began < NOTICE_S or any(since <= began and ended <= until for since, until in away))
+        if incarnation not in ledger.left and any(since <= began and ended <= until for since, until in away)
     }
 
 

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.logs.tail import Gap
+from agent.logs.acts import Gap
 from tests.test_logs_tail import PATH, Machine
 
 OPS = [
