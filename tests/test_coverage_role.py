@@ -160,7 +160,8 @@ async def test_a_run_that_asks_for_coverage_gets_its_files_without_any_admin(tmp
         product.reach("./a.js", "101", "t1.test.js")
         product.told = [Warned("careful"), Lost(2, "too many")]
         totals = await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
-        assert totals == {"files": 2, "lines": 16, "covered": 2}
+        warnings = ["careful", "Of 2 classes coverage is lost: too many."]
+        assert totals == {"files": 2, "lines": 16, "covered": 2, "warnings": warnings}
         assert here.of(CoverageReport) == [CoverageReport(run="r-1", files=2, lines=16, covered=2)]
         assert here.of(CoverageWarning) == [CoverageWarning(session="r-1", text="careful")]
         assert here.of(CoverageLost) == [CoverageLost(session="r-1", classes=2, why="too many")]
@@ -177,7 +178,8 @@ async def test_a_run_that_asks_for_coverage_gets_its_files_without_any_admin(tmp
 async def test_a_run_that_reached_nothing_says_why(tmp_path: Path) -> None:
     async with house(tmp_path, Product("./a.js")) as here:
         await here.open("r-1", tmp_path, report=True)
-        await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        told = await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        assert told == {"files": 1, "lines": 8, "covered": 0, "warnings": ["The probe saw nothing."]}
         assert here.of(CoverageWarning) == [CoverageWarning(session="r-1", text="The probe saw nothing.")]
 
 

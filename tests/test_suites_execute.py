@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from agent.core.errors import ActionError
 from agent.core.events import (
     RunChanged,
     RunReceived,
     RunStarted,
     TestFinished,
+    Warned,
 )
 from agent.core.processtree import tree
 from tests.suites_house import R, artifact, house, tap
@@ -174,6 +176,48 @@ async def test_coverage_that_is_asked_for_and_not_there_is_a_warning_in_the_resu
         finished = await here.finished()
         assert finished.verdict == "passed"
         assert [warning.code for warning in finished.warnings] == ["coverage.unavailable"]
+
+
+async def test_covered_runners_get_their_environment_and_the_report_is_an_artifact(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def cover(payload: dict[str, Any]) -> dict[str, Any]:
+        asked.append(payload)
+        return {"env": {"NODE_OPTIONS": "--ours", "PYTHONPATH": "/ours", "NODE_V8_COVERAGE": "/ours", "PROBE": "p"}}
+
+    async def close(payload: dict[str, Any]) -> dict[str, Any]:
+        asked.append(payload)
+        (Path(payload["artifacts"]) / "lcov.info").write_text("TN:\n")
+        return {"files": 1, "lines": 1, "covered": 1, "warnings": ["careful"]}
+
+    own = {"NODE_OPTIONS": "--own", "PYTHONPATH": "/own", "NODE_V8_COVERAGE": "/own"}
+    body = "echo 1..1; echo ok 1 - $NODE_OPTIONS $PYTHONPATH $NODE_V8_COVERAGE $PROBE"
+    async with house(tmp_path) as here:
+        with here.bus.answer("coverage_open", cover), here.bus.answer("coverage_close", close):
+            await here.order(command=tap(body), env=own, coverage=True)
+            finished = await here.finished()
+        assert list(await here.states()) == ["--own --ours /ours:/own /own p"]
+        assert artifact(finished, "lcov.info") == b"TN:\n"
+        assert finished.warnings == (Warned("coverage", "careful"),)
+        assert asked == [
+            {"run": R[1], "dir": str(here.project), "report": True},
+            {"run": R[1], "artifacts": str(tmp_path / "state/runs" / R[1])},
+        ]
+
+
+async def test_coverage_that_fails_at_the_end_takes_nothing_from_the_run(tmp_path: Path) -> None:
+    async def cover(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"env": {}}
+
+    async def close(payload: dict[str, Any]) -> dict[str, Any]:
+        raise ActionError("internal", "cannot write the coverage")
+
+    async with house(tmp_path) as here:
+        with here.bus.answer("coverage_open", cover), here.bus.answer("coverage_close", close):
+            await here.order(command=tap("echo 1..1; echo ok"), coverage=True)
+            finished = await here.finished()
+        assert finished.verdict == "passed"
+        assert finished.warnings == (Warned("coverage.lost", "no report: cannot write the coverage"),)
 
 
 async def test_a_report_for_no_project_is_a_warning_in_the_result(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ class _Coverage:
         return {"env": watched.env()}
 
     async def close(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """`{run, artifacts}` -> {} or, of a run that asked for a report, its totals {"files", "lines", "covered"}."""
+        """`{run, artifacts}` -> {} or, of a run that asked for a report, "files", "lines", "covered", "warnings"."""
         asked = read(payload, Closed)
         self._uncovered.discard(asked.run)
         watched = self._runs.get(asked.run)
@@ -240,7 +240,8 @@ class _Coverage:
         if watched.seen is None:
             return {}
         if not len(watched.seen):
-            text = watched.why_empty() or "nothing of the product was reached"
+            text = watched.why_empty() or "Nothing of the product was reached."
+            watched.warn(text)
             self._bus.publish(CoverageWarning(session=asked.run, text=text))
         units = dict(watched.catalog.units)
         if self._product is not None:
@@ -253,7 +254,7 @@ class _Coverage:
         except OSError as err:
             raise ActionError("internal", f"cannot write the coverage of {asked.run}: {err}") from err
         self._bus.publish(CoverageReport(run=asked.run, **msgspec.structs.asdict(totals)))
-        return msgspec.structs.asdict(totals)
+        return {**msgspec.structs.asdict(totals), "warnings": watched.warnings}
 
     async def show(self, payload: dict[str, Any]) -> dict[str, Any]:
         """{} -> the link's state, the build, all sessions, and the runs that are covered."""
@@ -436,8 +437,10 @@ class _Coverage:
             for what in watched.told():
                 match what:
                     case Warned(text):
+                        watched.warn(text)
                         self._bus.publish(CoverageWarning(session=name, text=text))
                     case Lost(classes, why):
+                        watched.warn(f"Of {classes} classes coverage is lost: {why}.")
                         self._bus.publish(CoverageLost(session=name, classes=classes, why=why))
 
     # ---- classes ---------------------------------------------------------------------------------------------------

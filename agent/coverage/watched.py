@@ -18,6 +18,7 @@ from agent.coverage.sources import Lost, Source, Warned
 Make = Callable[[CoverageSettings, Catalog, Path], list[Source]]
 
 STOP_S = 30.0  # s for the last look of all sources
+MAX_WARNINGS = 20  # in the result of a run
 
 
 class Watched:
@@ -31,6 +32,7 @@ class Watched:
         self._is_started = False
         self._budget = Budget(settings.max_pending_mib * 2**20, self._make_room)
         self.seen = Merged(self._budget) if report else None
+        self.warnings: list[str] = []
         self._refused: set[str] = set()
 
     def env(self) -> dict[str, str]:
@@ -82,6 +84,11 @@ class Watched:
             told.append(Lost(len(self._refused), "coverage.max_pending_mib is reached; new classes are refused"))
             self._refused = set()
         return told
+
+    def warn(self, text: str) -> None:
+        """Something that the run's result shall say."""
+        if len(self.warnings) < MAX_WARNINGS:
+            self.warnings.append(text)
 
     def why_empty(self) -> str:
         """Why no source saw anything; "" when one did."""

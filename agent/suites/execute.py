@@ -22,7 +22,7 @@ from pathlib import Path
 import trio
 
 from agent.core.bus import Bus
-from agent.core.errors import AgentError
+from agent.core.errors import ActionError, AgentError
 from agent.core.events import (
     Counts,
     RunChanged,
@@ -45,6 +45,7 @@ from agent.suites.runs import Run
 
 log = logging.getLogger(__name__)
 
+COVERAGE_S = 120.0  # for the last look of the coverage and its report, before the run ends without
 REPORT_AGAIN_S = 5.0  # a report that cannot be written (disk full) is tried again that often
 
 
@@ -72,6 +73,7 @@ class Execution:
         self._changed = trio.Event()  # something happened that may move the next check
         self._warnings: list[Warned] = []
         self._exit: Exit | None = None
+        self._cover: dict[str, str] = {}  # what covered runners get
         self._began = began or time.time()
 
     def stop(self, reason: str) -> None:
@@ -103,7 +105,8 @@ class Execution:
                 return
             try:
                 if await self._unless_ended(partial(self._set_up, project, env, setup)) is not None:
-                    await self._drive(project, env, only)
+                    async with self._covered(project):
+                        await self._drive(project, env, only)
             finally:
                 await self._tear_down(project, env, setup)
 
@@ -151,6 +154,34 @@ class Execution:
                 for err in each(group):
                     self._warnings.append(Warned("teardown", f"{' '.join(argv)}: {str(err) or 'took too long'}"))
 
+    @asynccontextmanager
+    async def _covered(self, project: Path) -> AsyncIterator[None]:
+        """Runners are covered where the suite or a session of the Drill admin asks for it; never does it stop a run.
+
+        Source: protocols/suites.md, "The suite document" (`coverage`).
+        """
+        run, wants_report = self.run.run, self.run.suite.coverage
+        try:
+            asked = {"run": run, "dir": str(project), "report": wants_report}
+            self._cover = (await self._bus.ask("coverage_open", asked))["env"]
+        except ActionError as err:  # the role is in backoff, or cannot read the product
+            if wants_report:
+                self._warnings.append(Warned("coverage.unavailable", f"not measured: {err.what}"))
+            yield
+            return
+        try:
+            yield
+        finally:
+            with trio.move_on_after(COVERAGE_S, shield=True) as limit:
+                try:
+                    said = await self._bus.ask("coverage_close", {"run": run, "artifacts": str(self._folder)})
+                    self._warnings += [Warned("coverage", text) for text in said.get("warnings", ())]
+                except ActionError as err:
+                    self._warnings.append(Warned("coverage.lost", f"no report: {err.what}"))
+            if limit.cancelled_caught:
+                text = f"no report: not written within {COVERAGE_S:g} s"
+                self._warnings.append(Warned("coverage.lost", text))
+
     async def _drive(self, project: Path, env: dict[str, str], only: tuple[Only, ...]) -> None:
         """Launch the runner; again for failed tests, as often as the document says."""
         run, suite = self.run, self.run.suite
@@ -185,7 +216,7 @@ class Execution:
         spec = Spec(
             argv=launch.argv,
             cwd=project,
-            env=own | launch.set_env,
+            env=joined(own | launch.set_env, self._cover),
             mark=run.run,
             pipes=launch.pipes,
             limits=_child_limits(run),
@@ -318,9 +349,6 @@ class Execution:
         if report.polarize and self._machine.project == "" and not (report.polarion and report.polarion.project):
             text = "not submitted: neither report.polarion.project nor polarize.project is set"
             self._warnings.append(Warned("polarize.project", text))
-        if run.suite.coverage:
-            text = "not measured: this version of the agent has no coverage; the suite's other results stand"
-            self._warnings.append(Warned("coverage.unavailable", text))
         finished = SuiteFinished(
             run=run.run,
             suite=run.suite.id,
@@ -352,6 +380,20 @@ class Execution:
             except (OSError, sqlite3.OperationalError) as err:
                 log.error("cannot write the report run=%s error=%s", self.run.run, err)  # noqa: TRY400 - each time
             await trio.sleep(REPORT_AGAIN_S)
+
+
+def joined(env: dict[str, str], cover: dict[str, str]) -> dict[str, str]:
+    """A runner's environment with what coverage adds to it. What the runner has of its own stays.
+
+    The folder of PYTHONPATH comes first: its sitecustomize loads the one that it stands before.
+    """
+    merged = cover | env
+    for name, ours in cover.items():
+        if name in env and name == "NODE_OPTIONS":
+            merged[name] = f"{env[name]} {ours}"
+        if name in env and name == "PYTHONPATH":
+            merged[name] = f"{ours}{os.pathsep}{env[name]}"
+    return merged
 
 
 def each(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
