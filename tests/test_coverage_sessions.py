@@ -584,7 +584,7 @@ def test_a_full_store_gives_up_tests_first_then_refuses_classes() -> None:
         """
         + 2
         C> ./0.js 1 t1.test.js, ./0.js 01 t2.test.js, ./1.js 1 t1.test.js
-        => part s1 ./0.js 1 t1.test.js, ./0.js 01 t2.test.js, ./1.js 1 t1.test.js
+        => part s1 ./0.js 1 t1.test.js, ./1.js 1 t1.test.js, ./0.js 01 t2.test.js
         => ping 1
         + 2
         C> ./2.js 1 t1.test.js, ./2.js 01 t2.test.js, ./1.js 1 t3.test.js

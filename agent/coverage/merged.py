@@ -29,60 +29,75 @@ class Budget:
 
 
 class Merged:
-    """The entries of a session. `size` is what they take in bytes, about; `folded`: tests are no longer told apart."""
+    """The entries of a session. `size` is what they take in bytes, about; `folded`: tests are no longer told apart.
+
+    They are kept by test and then by class: a pair as a key would cost as much as all the rest.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self.size = 0
         self.folded = False
         self._budget = budget
-        self._entries: dict[Key, int] = {}
-        self._dirty: dict[Key, None] = {}
-        self._under_way: dict[int, list[Key]] = {}
+        self._entries: dict[str, dict[str, int]] = {}
+        self._dirty: dict[str, dict[str, None]] = {}
+        self._under_way: dict[int, list[Entry]] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(map(len, self._entries.values()))
 
     def add(self, entries: Iterable[Entry]) -> set[str]:
         """OR probes into their entries; the classes for which there was no room."""
-        refused = set()
-        for class_id, test, probes in entries:
-            key = (class_id, UNSPECIFIED if self.folded else test)
-            known = self._entries.get(key, 0)
+        refused: set[str] = set()
+        budget = self._budget
+        test, least = None, 0
+        known_of: dict[str, int] = {}
+        dirty: dict[str, None] = {}
+        for class_id, name, probes in entries:
+            wanted = UNSPECIFIED if self.folded else name
+            if wanted != test:
+                test = wanted
+                known_of, dirty = self._entries.setdefault(test, {}), self._dirty.setdefault(test, {})
+                least = cost(("", test), 0)
+            known = known_of.get(class_id, 0)
             merged = known | probes
             if merged == known:
                 continue
-            if not known:
-                budget, need = self._budget, cost(key, merged)
+            if known:
+                need = merged.bit_length() // 8 - known.bit_length() // 8
+            else:
+                need = least + merged.bit_length() // 8
                 if budget.used + need > budget.limit:
+                    was_folded = self.folded
                     if not budget.make_room(need):
                         refused.add(class_id)
                         continue
-                    if self.folded:  # to make the room
-                        key = (class_id, UNSPECIFIED)
-                        known = self._entries.get(key, 0)
+                    if self.folded is not was_folded:  # to make the room
+                        test = UNSPECIFIED
+                        known_of, dirty = self._entries[test], self._dirty[test]
+                        known = known_of.get(class_id, 0)
                         merged = known | probes
                         if merged == known:
                             continue
-            self._grow(cost(key, merged) - (cost(key, known) if known else 0))
-            self._entries[key] = merged
-            self._dirty[key] = None
+                        need = cost((class_id, test), merged) - (cost((class_id, test), known) if known else 0)
+            known_of[class_id] = merged
+            dirty[class_id] = None
+            self.size += need
+            budget.used += need
         return refused
-
-    def _grow(self, size: int) -> None:
-        self.size += size
-        self._budget.used += size
 
     def fold(self) -> None:
         """Give up the names of tests: one entry for each class."""
         self.folded = True
-        merged: dict[Key, int] = {}
-        for (class_id, _), probes in self._entries.items():
-            key = (class_id, UNSPECIFIED)
-            merged[key] = merged.get(key, 0) | probes
-        self._entries = merged
-        self._dirty = dict.fromkeys(merged)
-        self._under_way.clear()
-        self._grow(sum(cost(key, probes) for key, probes in merged.items()) - self.size)
+        merged: dict[str, int] = {}
+        for class_id, _, probes in self.entries():
+            merged[class_id] = merged.get(class_id, 0) | probes
+        self._entries = {UNSPECIFIED: merged}
+        self.soil()
+        self._grow(sum(cost((class_id, UNSPECIFIED), probes) for class_id, probes in merged.items()) - self.size)
+
+    def _grow(self, size: int) -> None:
+        self.size += size
+        self._budget.used += size
 
     def clear(self) -> None:
         """The session is over."""
@@ -93,25 +108,30 @@ class Merged:
     def forget(self, classes: Iterable[str]) -> set[str]:
         """Drop the entries of these classes, whose probes are no longer those of the product; which there were."""
         gone = set(classes)
-        keys = [key for key in self._entries if key[0] in gone]
-        for key in keys:
-            self._grow(-cost(key, self._entries.pop(key)))
-            self._dirty.pop(key, None)
-        return {class_id for class_id, _ in keys}
+        found = set()
+        for test, known_of in self._entries.items():
+            for class_id in gone & known_of.keys():
+                self._grow(-cost((class_id, test), known_of.pop(class_id)))
+                self._dirty[test].pop(class_id, None)
+                found.add(class_id)
+        return found
 
     def take(self, is_known: Callable[[str], bool]) -> list[Entry]:
         """The dirty entries of the classes that the admin knows; they are under way from now on, see `sent`."""
-        keys = [key for key in self._dirty if is_known(key[0])]
-        if not keys:
-            return []
-        for key in keys:
-            del self._dirty[key]
-        entries = self._entries
-        return [(class_id, test, entries[class_id, test]) for class_id, test in keys]
+        taken: list[Entry] = []
+        for test, dirty in self._dirty.items():
+            known_of = self._entries[test]
+            some = [(class_id, test, known_of[class_id]) for class_id in dirty if is_known(class_id)]
+            if len(some) == len(dirty):
+                dirty.clear()
+            for class_id, _, _ in some if dirty else ():
+                del dirty[class_id]
+            taken += some
+        return taken
 
     def sent(self, entries: Iterable[Entry], number: int) -> None:
         """These were sent before the ping of that number."""
-        self._under_way.setdefault(number, []).extend((class_id, test) for class_id, test, _ in entries)
+        self._under_way.setdefault(number, []).extend(entries)
 
     def pong(self, number: int) -> None:
         """All that was sent before that ping has been read."""
@@ -120,20 +140,26 @@ class Merged:
 
     def lost(self) -> None:
         """The link broke: what was under way is dirty again."""
-        for keys in self._under_way.values():
-            self._dirty.update((key, None) for key in keys if key in self._entries)
+        for entries in self._under_way.values():
+            for class_id, test, _ in entries:
+                if class_id in self._entries[test]:
+                    self._dirty[test][class_id] = None
         self._under_way.clear()
 
     def soil(self) -> None:
         """All entries are dirty: the admin has begun anew."""
         self._under_way.clear()
-        self._dirty = dict.fromkeys(self._entries)
+        self._dirty = {test: dict.fromkeys(known_of) for test, known_of in self._entries.items()}
 
     @property
     def told(self) -> bool:
         """Has the admin read it all?"""
-        return not self._dirty and not self._under_way
+        return not self._under_way and not any(self._dirty.values())
 
     def entries(self) -> list[Entry]:
         """All of them."""
-        return [(class_id, test, probes) for (class_id, test), probes in self._entries.items()]
+        return [
+            (class_id, test, probes)
+            for test, known_of in self._entries.items()
+            for class_id, probes in known_of.items()
+        ]
