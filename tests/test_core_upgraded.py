@@ -12,7 +12,7 @@ from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import TextMessage
 
-from agent.core.upgraded import FRAGMENT, Upgraded, text_frames
+from agent.core.upgraded import FRAGMENT, Upgraded, simple_frames, text_frames
 
 FRAME = b"x" * 1000
 
@@ -112,3 +112,88 @@ async def test_nothing_leaves_past_tls_and_nothing_behind_the_close() -> None:
             await line.send_all(FRAME)
         await line.send_last(b"bye", 1.0)
         assert await theirs.receive_some() == b"bye"
+
+
+def masked(kind: int, data: bytes, mask: bytes = b"\x01\x02\x03\x04", *, length: bytes | None = None) -> bytes:
+    """A client's frame."""
+    size = len(data)
+    length = length or (bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2))
+    return bytes([kind]) + length + mask + bytes(byte ^ mask[n % 4] for n, byte in enumerate(data))
+
+
+TEXT, PING, CLOSE = 0x81, 0x89, 0x88
+
+
+@given(st.lists(st.text(max_size=200), max_size=8), st.binary(min_size=4, max_size=4), st.integers(0, 20))
+def test_texts_come_out_as_another_library_made_them(texts: list[str], mask: bytes, cut: int) -> None:
+    client = Connection(ConnectionType.CLIENT)
+    data = b"".join(client.send(TextMessage(text)) for text in texts) + masked(TEXT, b"more", mask)
+    whole = data[: len(data) - cut % 10 - 1]
+    assert simple_frames(whole) == (texts, b"", whole[len(data) - 10 :], True)
+    assert simple_frames(data) == ([*texts, "more"], b"", b"", True)
+
+
+@given(st.binary(max_size=300))
+def test_whatever_comes_is_taken_or_left_and_nothing_is_lost(data: bytes) -> None:
+    texts, control, rest, _ = simple_frames(masked(TEXT, b"a") + data)
+    assert texts[0] == "a"
+    assert (masked(TEXT, b"a") + data).endswith(control + rest)
+    assert not control or control[0] in (0x88, 0x89, 0x8A)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        masked(0x01, b"a"), masked(0x80, b"a"), masked(0x82, b"a"), masked(0xC1, b"a"), masked(0x83, b""), b"\x81\x01a",
+        masked(TEXT, b"\xff"), masked(TEXT, b"a", length=b"\xfe\x00\x01"), masked(0x09, b""),
+        masked(TEXT, b"x" * 2**16, length=b"\xff" + (2**16).to_bytes(8)), masked(PING, b"x" * 126),
+    ],
+    ids=["part", "continuation", "bytes", "extension", "unknown", "unmasked", "not UTF-8", "length", "control in parts",
+         "long", "long ping"],
+)  # fmt: skip
+def test_what_is_not_simple_is_left_with_all_behind_it(frame: bytes) -> None:
+    rest = frame + masked(TEXT, b"b")
+    assert simple_frames(masked(TEXT, b"a") + rest) == (["a"], b"", rest, False)
+
+
+def test_a_control_frame_ends_what_is_taken_and_a_close_all() -> None:
+    ping, behind = masked(PING, b"hello"), masked(TEXT, b"b")
+    assert simple_frames(masked(TEXT, b"a") + ping + behind) == (["a"], ping, behind, True)
+    assert simple_frames(masked(TEXT, b"a") + ping[:-1]) == (["a"], b"", ping[:-1], True)
+    assert simple_frames(masked(CLOSE, b"") + behind) == ([], masked(CLOSE, b""), behind, False)
+
+
+async def test_simple_messages_pass_the_library_by_in_order() -> None:
+    ours, theirs = pair()
+    line = Upgraded(ours, b"head", "lab", is_diverted=True)
+    took: list[list[str]] = []
+    given: list[bytes] = []
+
+    async def read_as_the_library() -> None:
+        while data := await line.receive_some(65_536):
+            given.append(bytes(data))
+
+    async with ours, theirs, trio.open_nursery() as nursery:
+        nursery.start_soon(read_as_the_library)
+        await theirs.send_all(masked(TEXT, b"early") + masked(TEXT, b"bird"))
+        await wait_all_tasks_blocked()
+        assert (took, given) == ([], [b"head"])  # nothing is read before there is somebody to take it
+        line.divert(took.append)
+        await wait_all_tasks_blocked()
+        assert took.pop() == ["early", "bird"]
+        for piece in (masked(TEXT, b"in two")[:9], masked(TEXT, b"in two")[9:]):
+            await theirs.send_all(piece)
+            await wait_all_tasks_blocked()
+        assert took.pop() == ["in two"]
+        ping = masked(PING, b"")
+        await theirs.send_all(masked(TEXT, b"before") + ping + masked(TEXT, b"behind"))
+        await wait_all_tasks_blocked()
+        assert (took, given) == ([["before"], ["behind"]], [b"head", ping])
+        rest = masked(0x01, b"a part") + masked(0x80, b", the end")
+        await theirs.send_all(rest)
+        await wait_all_tasks_blocked()
+        await theirs.send_all(masked(TEXT, b"x"))
+        await wait_all_tasks_blocked()
+        assert b"".join(given[2:]) == rest + masked(TEXT, b"x")
+        assert took == [["before"], ["behind"]]
+        await theirs.send_eof()

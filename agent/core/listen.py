@@ -91,6 +91,7 @@ class Route(msgspec.Struct, frozen=True):
     """What answers at a path: exactly "/x", or all below "/x/" for "/x/*". GET brings HEAD with it.
 
     `scope` is the least that a client needs; with "open" the handler looks at `head.scope` itself. `max_body` in bytes.
+    With `is_diverted` a websocket says nothing before its handler has called Upgraded.divert.
     """
 
     path: str
@@ -99,6 +100,7 @@ class Route(msgspec.Struct, frozen=True):
     scope: Scope = "control"
     methods: tuple[str, ...] = ("GET",)
     max_body: int = 0
+    is_diverted: bool = False
 
 
 async def serve(
@@ -233,7 +235,7 @@ class _Port:
             route = self._find(head)
             require(head, route.scope)
             if route.websocket is not None and "websocket" in head.headers.words("upgrade"):
-                await self._open_websocket(wire, head, route.websocket)
+                await self._open_websocket(wire, head, route.websocket, is_diverted=route.is_diverted)
                 return False
             return await wire.respond(await self._call(route, head, wire))
         except HttpError as err:
@@ -277,8 +279,8 @@ class _Port:
             log.exception("request failed peer=%s method=%s path=%s", head.peer, head.method, head.path)
             raise HttpError(500, "the request failed here; the log has the details") from err
 
-    async def _open_websocket(self, wire: "_Wire", head: Head, handler: WsHandler) -> None:
-        line = Upgraded(wire.stream, _upgrade_head(head), head.peer)
+    async def _open_websocket(self, wire: "_Wire", head: Head, handler: WsHandler, *, is_diverted: bool) -> None:
+        line = Upgraded(wire.stream, _upgrade_head(head), head.peer, is_diverted=is_diverted)
         if wire.has_more:
             raise HttpError(400, "data behind the request, before it was answered")
         try:

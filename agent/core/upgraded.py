@@ -1,16 +1,23 @@
 """The byte stream below a server's websocket, and the frames of a message of ours.
 
 The websocket library sends through the stream like through any other. Beside it, `send_now` hands whole frames to the
-kernel without a turn of the loop: with hundreds of clients, those turns are most of what a message costs.
+kernel without a turn of the loop: with hundreds of clients, those turns are most of what a message costs. The same in
+the other direction: what `divert` is given gets the messages of one read together. It gets only what is simple, a text
+in one frame of less than 64 KiB; control frames go to the library as ever, and so does everything from the first
+frame on that is anything else, so that only one judges what a client does wrong.
 
 Source: RFC 6455, 5.2 (frames); protocols/emissary.md, "Run states on the agent" (chunks of 64 KiB).
 """
 
 import os
+from collections.abc import Callable
 
 import trio
 
 FRAGMENT = 64 * 1024  # bytes of a message that go out without a chance for a ping or pong to overtake
+
+_TEXT, _CLOSE = 0x81, 0x88  # final frames: the opcode and FIN
+_SIMPLE = (_TEXT, _CLOSE, 0x89, 0x8A)
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -21,9 +28,14 @@ class Upgraded:
     Closed by the websocket, it only ends for the websocket: the port says its last words before it closes the line.
     """
 
-    def __init__(self, stream: Stream, head: bytes, peer: str) -> None:
+    def __init__(self, stream: Stream, head: bytes, peer: str, *, is_diverted: bool = False) -> None:
+        """With `is_diverted` nothing is read before `divert`."""
         self._stream, self._head, self._peer = stream, head, peer
         self._is_closed = self._is_sending = False
+        self._is_simple = is_diverted  # so far
+        self._take: Callable[[list[str]], None] | None = None
+        self._has_taker = trio.Event()
+        self._came = b""  # the beginning of a frame, or what came behind one for the library
         self._rest = b""  # what the kernel did not take of a frame
 
     def __repr__(self) -> str:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
@@ -48,13 +60,32 @@ class Upgraded:
         self._rest = frame[sent:]
         return True
 
+    def divert(self, take: Callable[[list[str]], None]) -> None:
+        """Give messages to `take` from now on. What it raises ends the connection."""
+        self._take = take
+        self._has_taker.set()
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._head:
             head, self._head = self._head, b""
             return head
         if self._is_closed:
             await trio.sleep_forever()  # the library's reader asks once more; then it is cancelled
-        return await self._stream.receive_some(max_bytes)
+        while self._is_simple:
+            if self._take is None:
+                await self._has_taker.wait()
+            texts, control, self._came, self._is_simple = simple_frames(self._came)
+            if texts and self._take is not None:
+                self._take(texts)
+            if control:
+                return control
+            if self._is_simple:
+                data = await self._stream.receive_some(max_bytes)
+                if not data:
+                    return data
+                self._came += data
+        data, self._came = self._came, b""
+        return data or await self._stream.receive_some(max_bytes)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._is_closed:
@@ -77,6 +108,43 @@ class Upgraded:
             await self._stream.send_all(data)
         finally:
             self._is_sending = False
+
+
+def simple_frames(data: bytes) -> tuple[list[str], bytes, bytes, bool]:
+    """What a client sent, cut into its simple messages; a control frame that ends them; and what is behind that.
+
+    Last: may more simple ones follow? Not behind a close, and not if what is behind begins with another kind of frame.
+    """
+    texts: list[str] = []
+    at, size = 0, len(data)
+    while size - at >= 2:
+        kind, length = data[at], data[at + 1] - 0x80
+        begin = at + 6
+        if length == 126 and kind == _TEXT:
+            begin += 2
+            length = int.from_bytes(data[at + 2 : at + 4])
+            if begin <= size and length < 126:
+                return texts, b"", data[at:], False
+        elif kind not in _SIMPLE or not 0 <= length < 126:
+            return texts, b"", data[at:], False
+        end = begin + length
+        if end > size:
+            break
+        if kind != _TEXT:
+            return texts, data[at:end], data[end:], kind != _CLOSE
+        try:
+            texts.append(_unmasked(data[begin - 4 : begin], data[begin:end]).decode())
+        except UnicodeDecodeError:
+            return texts, b"", data[at:], False
+        at = end
+    return texts, b"", data[at:], True
+
+
+def _unmasked(mask: bytes, data: bytes) -> bytes:
+    # As two large numbers: a loop over the bytes would cost more than all the rest of a message.
+    size = len(data)
+    whole = (mask * (size // 4 + 1))[:size]
+    return (int.from_bytes(data, "little") ^ int.from_bytes(whole, "little")).to_bytes(size, "little")
 
 
 def text_frames(text: str) -> list[bytes]:

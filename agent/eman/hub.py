@@ -15,7 +15,8 @@ import math
 import secrets
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, assert_never
@@ -23,6 +24,7 @@ from typing import NoReturn, assert_never
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
+from wsproto.connection import ConnectionState
 
 from agent.core import listen
 from agent.core.errors import AgentError
@@ -82,6 +84,7 @@ class HubServer:
         self._numbers: dict[int, _Session] = {}
         self._next = 0
         self._sooner, self._wakes_at = trio.Event(), math.inf
+        self._gathered: list[_Session] | None = None
         metrics.gauge("eman_hub_connections", lambda: len(self._sessions))
 
     @property
@@ -94,6 +97,7 @@ class HubServer:
             scope="open",
             methods=("GET", "POST", "OPTIONS"),
             max_body=MAX_MESSAGE,
+            is_diverted=True,
         )
         return [engine, Route("/", self._root, scope="open"), Route("/services", self._services, scope="open")]
 
@@ -218,9 +222,9 @@ class HubServer:
                 return
             session = self._open(eio, head.peer, is_websocket=True)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(session.write_to, ws, nursery.cancel_scope)
+            session.attach(ws, nursery)
             try:
-                while not session.is_closed:
+                while not session.is_closed:  # what is not simple comes this way, and the end
                     session.receive(engineio.decode(await ws.get_message(), session.eio))
             except ConnectionClosed as err:
                 session.close(f"closed by the service: {err.reason}")
@@ -231,19 +235,38 @@ class HubServer:
 
     async def _upgrade(self, session: "_Session", ws: WebSocketConnection) -> bool:
         """From long-polling to this websocket: probe, and from `upgrade` on only the websocket carries packets."""
-        try:
-            with trio.move_on_after(PING_S):
-                if await ws.get_message() != "2probe":
-                    return False
+        probed, upgraded = trio.Event(), trio.Event()
+
+        def take(texts: list[str]) -> None:
+            for text in texts:
+                if upgraded.is_set():
+                    session.take([text])
+                elif text == "2probe" and not probed.is_set():
+                    probed.set()
+                elif text == "5" and probed.is_set() and not session.is_closed:
+                    session.is_websocket = True
+                    upgraded.set()
+                else:
+                    nursery.cancel_scope.cancel()
+
+        async def end_with_it() -> None:
+            try:
+                await ws.get_message()
+            except ConnectionClosed:
+                log.debug("eman hub: a probe was given up sid=%s", session.sid)
+            nursery.cancel_scope.cancel()
+
+        with trio.move_on_after(PING_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(end_with_it)
+                _line(ws).divert(take)
+                await probed.wait()
                 await ws.send_message("3probe")
                 session.release()
-                if await ws.get_message() == "5" and not session.is_closed:
-                    session.is_websocket = True
-                    session.release()
-                    return True
-        except ConnectionClosed:
-            log.debug("eman hub: a probe was given up sid=%s", session.sid)
-        return False
+                await upgraded.wait()
+                session.release()
+                nursery.cancel_scope.cancel()
+        return upgraded.is_set()
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 
@@ -280,6 +303,24 @@ class HubServer:
         if self.hub.due() < self._wakes_at:
             self._sooner.set()
 
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """What sessions are to send meanwhile leaves at the end, of each of them together."""
+        gathered: list[_Session] = []
+        self._gathered = gathered
+        try:
+            yield
+        finally:
+            self._gathered = None
+            for session in gathered:
+                session.send()
+
+    def gathers(self, session: "_Session") -> bool:
+        """Does it leave later? Told once for each session that has something."""
+        if self._gathered is not None:
+            self._gathered.append(session)
+        return self._gathered is not None
+
 
 class _Session:
     """One Engine.IO session on whichever transport it has now."""
@@ -292,10 +333,13 @@ class _Session:
         self._queue: list[Packet] = []  # a deque would take 700 bytes of each idle session
         self._size = 0
         self._wake = trio.Event()
-        self._line: Upgraded | None = None  # of a websocket whose writer has nothing to do
+        self._ws: WebSocketConnection | None = None
+        self._nursery: trio.Nursery | None = None  # of the websocket
+        self._is_writing = self._is_gathered = False
         self._encodes_twice = False
         self._attachments = 0
         self._closes_at = math.inf
+        self._last_words_until = math.inf
         self._writing = trio.CancelScope()
         self._last = Packet("close")  # what a GET gets when all is over
         self._heartbeat = Heartbeat(
@@ -307,7 +351,23 @@ class _Session:
         if eio == 3:
             self._put(Packet("message", socketio.encode(socketio.Packet("connect"))))
 
+    def attach(self, ws: WebSocketConnection, nursery: trio.Nursery) -> None:
+        """This websocket carries what is queued, and what comes; at the end of the session `nursery` is cancelled."""
+        self._ws, self._nursery = ws, nursery
+        self.send()
+        _line(ws).divert(self.take)
+
     # ---- in --------------------------------------------------------------------------------------------------------
+
+    def take(self, texts: list[str]) -> None:
+        """Take the packets of one read of a websocket."""
+        with self._server.gather():
+            try:
+                for text in texts:
+                    if not self.is_closed:
+                        self.receive(engineio.decode(text, self.eio))
+            except PacketBroken as err:
+                self.close(str(err))
 
     def receive(self, packet: Packet, *, is_poll: bool = False) -> None:
         """Take a packet. Raises PacketBroken."""
@@ -389,34 +449,51 @@ class _Session:
         self._put(Packet("message", socketio.encode(packet)))
 
     def _put(self, packet: Packet) -> None:
-        if self._line is None or not self._leaves_now(self._line, packet):
-            self._queue.append(packet)
-            self._size += len(packet.data)
+        self._queue.append(packet)
+        self._size += len(packet.data)
+        if self._nursery is None:
             self.release()
+        elif not self._is_gathered:
+            self._is_gathered = self._server.gathers(self)
+            if not self._is_gathered:
+                self.send()
 
-    def _leaves_now(self, line: Upgraded, packet: Packet) -> bool:
-        """Nothing waits before it: does the kernel take it at once, past the writer? What it takes in part goes on."""
-        text = engineio.encode(packet, self.eio)
-        if not isinstance(text, str) or len(text) > FRAGMENT or self.is_closed:
-            return False
-        first, *others = text_frames(text)
-        if others or not line.send_now(first):
-            return False
-        if line.has_rest:
-            self.release()
-        return True
+    def send(self) -> None:
+        """Send what is queued by the websocket: at once if the kernel takes it, else by a task."""
+        self._is_gathered = False
+        if self._is_writing or self._nursery is None or self._ws is None:
+            return
+        line = _line(self._ws)
+        if self._ws._wsproto.state is ConnectionState.OPEN and self._leaves_now(line):
+            self._all()
+        if self._queue or line.has_rest:
+            self._is_writing = True
+            self._nursery.start_soon(self._write)
+        elif self.is_closed:
+            self._nursery.cancel_scope.cancel()
+
+    def _leaves_now(self, line: Upgraded) -> bool:
+        """Does the kernel take all that is queued, or at least a part of it?"""
+        frames: list[bytes] = []
+        for packet in self._queue:
+            text = engineio.encode(packet, self.eio)
+            if not isinstance(text, str) or len(text) > FRAGMENT:
+                return False
+            frames += text_frames(text)
+        return bool(frames) and line.send_now(b"".join(frames))
 
     def release(self) -> None:
-        """Wake whoever waits for something to send."""
+        """Wake a GET that waits for something to send."""
         self._wake.set()
 
     def close(self, why: str) -> None:
         """End the session; what is queued still goes out."""
         if not self.is_closed:
             self.is_closed = True
-            self._writing.deadline = trio.current_time() + LAST_WORDS_S
+            self._last_words_until = self._writing.deadline = trio.current_time() + LAST_WORDS_S
             self._server.forget(self, why)
             self.release()
+            self.send()
 
     def tick(self, now: float) -> None:
         """Time has passed: a ping, or the end."""
@@ -441,28 +518,33 @@ class _Session:
             return engineio.encode_payload([self._last if self.is_closed else Packet("noop")], self.eio)
         return engineio.encode_payload(self._all(), self.eio)
 
-    async def write_to(self, ws: WebSocketConnection, scope: trio.CancelScope) -> None:
-        """Send what is queued by the websocket, until the session is over; then end `scope`."""
-        line = ws._stream
-        assert isinstance(line, Upgraded)
-        with self._writing:
+    async def _write(self) -> None:
+        """Send what is queued by the websocket, with the kernel's time."""
+        assert self._ws is not None
+        assert self._nursery is not None
+        line = _line(self._ws)
+        with trio.CancelScope(deadline=self._last_words_until) as self._writing:
             try:
-                while self._queue or not self.is_closed:
-                    if not self._queue:
-                        self._wake, self._line = trio.Event(), line
-                        await self._wake.wait()
-                        self._line = None
+                while self._queue or line.has_rest:
                     if line.has_rest:
                         await line.send_all(b"")
                     for packet in self._all():
-                        await ws.send_message(engineio.encode(packet, self.eio))
-            except ConnectionClosed:
+                        await self._ws.send_message(engineio.encode(packet, self.eio))
+            except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
                 self.close("closed while we wrote")
-        scope.cancel()
+        self._is_writing = False
+        if self.is_closed:
+            self._nursery.cancel_scope.cancel()
 
     def _all(self) -> list[Packet]:
         packets, self._queue, self._size = self._queue, [], 0
         return packets
+
+
+def _line(ws: WebSocketConnection) -> Upgraded:
+    line = ws._stream
+    assert isinstance(line, Upgraded)
+    return line
 
 
 def _error(code: int) -> Response:
