@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from agent.core.events import TestFinished, TestsSelected, TestStarted, Warned
 from agent.suites.messages import Limits, Suite
-from agent.suites.runners.driver import DriverEvent, Only, Stop
-from agent.suites.runners.pytest import WARNINGS_MAX, PytestDriver, launch
+from agent.suites.runners.driver import WARNINGS_MAX, DriverEvent, Only, Stop
+from agent.suites.runners.pytest import PytestDriver, launch
 from tests.runner_process import run, states
 
 SUITE = Suite(id="s1", runner="pytest", limits=Limits(grace=7))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from agent.core.errors import ProtocolMisuse
 from agent.core.events import TestFinished, TestsSelected, TestStarted, Warned
 from agent.suites.messages import Suite
-from agent.suites.runners.driver import CannotLaunch, DriverEvent, Only, Stop
-from agent.suites.runners.tap import WAITING_MAX, WARNINGS_MAX, TapDriver, launch
+from agent.suites.runners.driver import WARNINGS_MAX, CannotLaunch, DriverEvent, Only, Stop
+from agent.suites.runners.tap import WAITING_MAX, TapDriver, launch
 
 
 def shown(event: DriverEvent) -> str:

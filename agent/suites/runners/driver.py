@@ -13,16 +13,18 @@ Source: protocols/suites.md, "The driver's interface", "Records, events, result"
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from agent.core.errors import AgentError
 from agent.core.events import TestFinished, TestsSelected, TestStarted, Warned
+from agent.core.lines import CutLine
 from agent.suites.messages import Suite
 
+T = TypeVar("T")
 DriverEvent: TypeAlias = TestsSelected | TestStarted | TestFinished | Warned
 LastEvent: TypeAlias = TestFinished | Warned
 
@@ -33,6 +35,7 @@ TEXT_MAX: Final = 64 * 1024  # bytes of one text among a record's details
 LOG_MAX: Final = 64 * 1024  # bytes of a record's log, all lines together
 YAML_MAX: Final = 256 * 1024  # bytes of a TAP diagnostic block that are read
 CASES_MAX: Final = 200_000  # cases remembered, to number repetitions; some 30 MB
+WARNINGS_MAX: Final = 100  # of lines that cannot be read
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 _REPETITION = re.compile(r"(.*)#([1-9]\d{0,8})", re.DOTALL)
@@ -75,6 +78,26 @@ class Stop(msgspec.Struct, frozen=True):
     signal: int
     wait_s: float
     alone: bool = False
+
+
+class PluginLines(Generic[T]):
+    """What a runner's plugin tells, a line of JSON each. A line that is none is warned of, the first hundred times."""
+
+    def __init__(self, decode: Callable[[bytes], T], code: str) -> None:
+        self._decode, self._code = decode, code
+        self._unread = 0
+
+    def read(self, line: bytes, events: list[DriverEvent]) -> T | None:
+        """What it says; None: a warning was added to `events`, or one too many."""
+        try:
+            if isinstance(line, CutLine):
+                raise msgspec.DecodeError(f"a line of {len(line) + line.dropped} bytes")
+            return self._decode(line)
+        except (msgspec.DecodeError, RecursionError) as err:
+            self._unread += 1
+            if self._unread <= WARNINGS_MAX:
+                events.append(Warned(self._code, clip(f"{err} in {plain(line[:200])!r}", MESSAGE_MAX)))
+            return None
 
 
 class Launcher(Protocol):

@@ -17,7 +17,7 @@ import msgspec
 
 from agent.core.errors import ProtocolMisuse
 from agent.core.events import State, TestFinished, TestsSelected, TestStarted, Warned
-from agent.core.lines import CutLine, Lines
+from agent.core.lines import Lines
 from agent.suites.messages import Suite
 from agent.suites.runners.driver import (
     MESSAGE_MAX,
@@ -28,6 +28,7 @@ from agent.suites.runners.driver import (
     LastEvent,
     Launch,
     Only,
+    PluginLines,
     Stop,
     clip,
     plain,
@@ -37,7 +38,6 @@ from agent.suites.runners.driver import (
 EVENTS: Final = "events"  # the pipe
 LINE_MAX: Final = 16 * 1024 * 1024  # bytes of a line: the plan of a tree at its largest, a million jobs, is cut
 STOP_S: Final = 10.0  # a tree of jobs has 5 s from TERM to KILL itself
-WARNINGS_MAX: Final = 100
 USAGE: Final = 2  # exit code: the spec cannot be used
 LOST, STOPPED = 254, 255  # codes of jobs
 _STDERR_MAX: Final = 4096  # bytes that are kept, to say why nothing began
@@ -104,7 +104,7 @@ class GatorDriver:
         self._running: dict[_At, tuple[str, float]] = {}  # case, start
         self._output: dict[_At, str] = {}
         self._is_planned = self._has_bad = False
-        self._warnings = 0
+        self._told = PluginLines(_decode, "gator.event")
         self._stderr = bytearray()
 
     def feed(self, stream: str, data: bytes, now: float) -> list[DriverEvent]:
@@ -149,16 +149,7 @@ class GatorDriver:
         return [event for event in events if isinstance(event, TestFinished | Warned)]
 
     def _line(self, data: bytes, now: float, events: list[DriverEvent]) -> None:
-        try:
-            if isinstance(data, CutLine):
-                raise msgspec.DecodeError(f"a line of {len(data) + data.dropped} bytes")
-            line = _decode(data)
-        except (msgspec.DecodeError, RecursionError) as err:
-            self._warnings += 1
-            if self._warnings <= WARNINGS_MAX:
-                events.append(Warned("gator.event", clip(f"{err} in {plain(data[:200])!r}", MESSAGE_MAX)))
-            return
-        match line:
+        match line := self._told.read(data, events):
             case _Plan():
                 self._is_planned = True
                 self._due = {tuple(at): None for at in line.jobs if at}

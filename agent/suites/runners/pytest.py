@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from agent.core.events import State, TestFinished, TestsSelected, TestStarted, Warned
-from agent.core.lines import CutLine, Lines
+from agent.core.lines import Lines
 from agent.suites.messages import Suite
 from agent.suites.runners.command import expanded
 from agent.suites.runners.driver import (
@@ -32,6 +32,7 @@ from agent.suites.runners.driver import (
     LastEvent,
     Launch,
     Only,
+    PluginLines,
     Stop,
     clip,
     first_line,
@@ -43,7 +44,6 @@ EVENTS: Final = "events"  # the pipe
 PLUGIN: Final = "emissary_report"
 ONLY: Final = "only.json"  # in the scratch folder
 TERM_WAIT_S: Final = 5.0
-WARNINGS_MAX: Final = 100
 _STDERR_MAX: Final = 4096  # bytes that are kept, to say why pytest never came up
 _NO_TESTS: Final = 5  # exit status
 _ENDS: Final = {3: "pytest had an internal error", 4: "pytest was called in a wrong way", _NO_TESTS: "no tests"}
@@ -156,7 +156,7 @@ class PytestDriver:
         self._is_up = False
         self._end: _End | None = None
         self._stderr = bytearray()
-        self._warnings = 0
+        self._told = PluginLines(_decode, "pytest.event")
         self._is_explained = self._has_record = False
 
     def feed(self, stream: str, data: bytes, now: float) -> list[DriverEvent]:
@@ -232,16 +232,7 @@ class PytestDriver:
     # The lines of the pipe
 
     def _line(self, data: bytes, now: float, events: list[DriverEvent]) -> None:
-        try:
-            if isinstance(data, CutLine):
-                raise msgspec.DecodeError(f"a line of {len(data) + data.dropped} bytes")
-            line = _decode(data)
-        except (msgspec.DecodeError, RecursionError) as err:
-            self._warnings += 1
-            if self._warnings <= WARNINGS_MAX:
-                events.append(Warned("pytest.event", clip(f"{err} in {plain(data[:200])!r}", MESSAGE_MAX)))
-            return
-        match line:
+        match line := self._told.read(data, events):
             case _Session():
                 self._is_up = True
             case _Collected():

@@ -30,6 +30,7 @@ from agent.suites.runners.driver import (
     MESSAGE_MAX,
     TITLE_MAX,
     UNREPORTED,
+    WARNINGS_MAX,
     YAML_MAX,
     Cases,
     DriverEvent,
@@ -46,7 +47,6 @@ from agent.suites.runners.driver import (
 LINE_MAX: Final = 256 * 1024  # bytes of a line that are read
 DEPTH_MAX: Final = 32  # subtests in each other; deeper lines are output
 WAITING_MAX: Final = 1000  # children that wait for their parent's name; beyond, they are told without it
-WARNINGS_MAX: Final = 100
 
 _RESULT = re.compile(rb"(not )?ok(?:[ \t]+(\d{1,9})(?=[ \t]|$))?(?:[ \t]+-(?=[ \t]|$))?(?:[ \t]+(.*))?$", re.DOTALL)
 _PLAN = re.compile(rb"1\.\.(\d{1,9})[ \t]*(?:#[ \t]*(.*))?$")
