@@ -128,6 +128,8 @@ class Classifier:
     def guess_all(self, block: bytes | memoryview, starts: "array[int]", templates: "array[int]") -> "Guesses":
         """The classes of many lines: line i is block[starts[i]:starts[i + 1]]. The GIL is not held."""
         guesses = ffi.new("struct guess[]", len(templates))
+        if not self.classes:  # nothing can be guessed
+            return Guesses(guesses, self._told)
         lib.model_guess_all(
             self._model,
             ffi.from_buffer("uint8_t[]", block),
