@@ -9,7 +9,6 @@ import httpx
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
-from wsproto.events import Ping, TextMessage
 
 from agent.core.link import Dial, connect
 from agent.eman.hub import HubUnsafe, authority
@@ -167,6 +166,23 @@ async def test_what_polls_are_refused_for() -> None:
         assert too_long.status_code == 413
 
 
+async def test_a_websocket_is_refused_before_the_upgrade() -> None:
+    upgrade = {
+        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==",
+    }  # fmt: skip
+    async with hub(max_connections=1) as address, httpx.AsyncClient(base_url=f"http://{address}/socket.io/") as http:
+        for query, code in (("EIO=2", 5), ("sid=x", 5), ("EIO=3&sid=none", 1)):
+            answer = await http.get(f"?{query}&transport=websocket", headers=upgrade)
+            assert (answer.status_code, answer.json()["code"]) == (400, code)
+        async with peer(address) as one:
+            sid = json.loads((await one.hear()).removeprefix("0"))["sid"]
+            answer = await http.get(f"?EIO=3&transport=websocket&sid={sid}", headers=upgrade)
+            assert (answer.status_code, answer.json()["code"]) == (400, 3)
+            answer = await http.get("?EIO=3&transport=websocket", headers=upgrade)
+            assert (answer.status_code, answer.text) == (503, "too many connections\n")
+
+
 async def test_pages_of_other_sites_are_turned_away() -> None:
     async with hub(origins=("https://good.example",)) as address, httpx.AsyncClient() as http:
         url = f"http://{address}/socket.io/?EIO=4&transport=polling"
@@ -222,29 +238,3 @@ def test_who_decides_about_keys(tmp_path: Any) -> None:
         check(HubSettings(auth="any"), "0.0.0.0:9001")
     with pytest.raises(HubUnsafe, match="salt_file is not set"):
         check(HubSettings())
-
-
-async def test_frames_of_one_read_and_in_any_number_of_parts_are_heard_in_order() -> None:
-    async with hub() as address, peer(address, "listener", "x") as listener, peer(address, "asker") as asker:
-        requests = [
-            f'42{NS}["api:request",{{"name":"x","request_id":"{n}","sender_id":"a","timeout_ms":0}}]' for n in range(60)
-        ]
-        frames = [asker.ws._wsproto.send(TextMessage(text)) for text in requests[:40]]
-        parts = [TextMessage(text[:30], message_finished=False) for text in requests[40:]]
-        rests = [TextMessage(text[30:]) for text in requests[40:]]
-        for part, rest in zip(parts, rests, strict=True):
-            frames += [asker.ws._wsproto.send(part), asker.ws._wsproto.send(Ping(b"?")), asker.ws._wsproto.send(rest)]
-        await asker.ws._stream.send_all(b"".join(frames))
-        for n in range(60):
-            name, request = await listener.event()
-            assert (name, request["request_id"]) == ("x", str(n))
-
-
-async def test_a_large_message_does_not_let_later_ones_overtake_it() -> None:
-    async with hub() as address, peer(address, "listener", "x") as listener, peer(address, "asker") as asker:
-        for n in range(20):
-            data = "x" * (200_000 if n % 3 == 0 else 5)
-            await asker.ask("x", str(n), timeout_ms=0, data=data)
-        for n in range(20):
-            name, request = await listener.event()
-            assert (name, request["request_id"], len(request["data"])) == ("x", str(n), 200_000 if n % 3 == 0 else 5)

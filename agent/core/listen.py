@@ -91,7 +91,8 @@ class Route(msgspec.Struct, frozen=True):
     """What answers at a path: exactly "/x", or all below "/x/" for "/x/*". GET brings HEAD with it.
 
     `scope` is the least that a client needs; with "open" the handler looks at `head.scope` itself. `max_body` in bytes.
-    With `is_diverted` a websocket says nothing before its handler has called Upgraded.divert.
+    `refuse` may answer a request for a websocket in place of the upgrade. With `is_diverted` the websocket says nothing
+    before its handler has called Upgraded.divert.
     """
 
     path: str
@@ -100,6 +101,7 @@ class Route(msgspec.Struct, frozen=True):
     scope: Scope = "control"
     methods: tuple[str, ...] = ("GET",)
     max_body: int = 0
+    refuse: Callable[[Head], Response | None] | None = None
     is_diverted: bool = False
 
 
@@ -235,6 +237,9 @@ class _Port:
             route = self._find(head)
             require(head, route.scope)
             if route.websocket is not None and "websocket" in head.headers.words("upgrade"):
+                refusal = None if route.refuse is None else route.refuse(head)
+                if refusal is not None:
+                    return await wire.respond(refusal, close=True)
                 await self._open_websocket(wire, head, route.websocket, is_diverted=route.is_diverted)
                 return False
             return await wire.respond(await self._call(route, head, wire))
@@ -280,9 +285,10 @@ class _Port:
             raise HttpError(500, "the request failed here; the log has the details") from err
 
     async def _open_websocket(self, wire: "_Wire", head: Head, handler: WsHandler, *, is_diverted: bool) -> None:
-        line = Upgraded(wire.stream, _upgrade_head(head), head.peer, is_diverted=is_diverted)
+        opening = _upgrade_head(head)
         if wire.has_more:
             raise HttpError(400, "data behind the request, before it was answered")
+        line = Upgraded(wire.hand_over(), opening, head.peer, is_diverted=is_diverted)
         try:
             with ungrouped():
                 async with trio.open_nursery() as nursery:
@@ -339,6 +345,11 @@ class _Wire:
     def has_more(self) -> bool:
         """Did something come behind the request?"""
         return bool(self._buffer)
+
+    def hand_over(self) -> Stream:
+        """The stream, for another protocol. What reads requests goes: that may last for months, a thousand times."""
+        del self._http
+        return self.stream
 
     async def wait_for_more(self, limit_s: float) -> bool:
         """Wait for the first bytes of a next request; whether they came."""

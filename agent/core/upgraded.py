@@ -34,7 +34,7 @@ class Upgraded:
         self._is_closed = self._is_sending = False
         self._is_simple = is_diverted  # so far
         self._take: Callable[[list[str]], None] | None = None
-        self._has_taker = trio.Event()
+        self._has_taker: trio.Event | None = None
         self._came = b""  # the beginning of a frame, or what came behind one for the library
         self._rest = b""  # what the kernel did not take of a frame
 
@@ -63,7 +63,9 @@ class Upgraded:
     def divert(self, take: Callable[[list[str]], None]) -> None:
         """Give messages to `take` from now on. What it raises ends the connection."""
         self._take = take
-        self._has_taker.set()
+        if self._has_taker is not None:
+            self._has_taker.set()
+            self._has_taker = None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._head:
@@ -73,6 +75,7 @@ class Upgraded:
             await trio.sleep_forever()  # the library's reader asks once more; then it is cancelled
         while self._is_simple:
             if self._take is None:
+                self._has_taker = trio.Event()
                 await self._has_taker.wait()
             texts, control, self._came, self._is_simple = simple_frames(self._came)
             if texts and self._take is not None:

@@ -9,7 +9,6 @@
 Source: protocols/eman.md, "The wire", "Long-polling", "Failure behaviour", "Limits and security".
 """
 
-import base64
 import logging
 import math
 import secrets
@@ -24,7 +23,6 @@ from typing import NoReturn, assert_never
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
-from wsproto.connection import ConnectionState
 
 from agent.core import listen
 from agent.core.errors import AgentError
@@ -33,22 +31,19 @@ from agent.core.head import Head, HttpError
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import read_token
-from agent.core.upgraded import FRAGMENT, Upgraded, text_frames
 from agent.eman import engineio, messages, socketio
-from agent.eman.engineio import Eio, Handshake, Heartbeat, Packet, PacketBroken
-from agent.eman.messages import IAm, ServiceError
+from agent.eman.engineio import Eio, PacketBroken
+from agent.eman.messages import IAm
+from agent.eman.session import MAX_MESSAGE, PING_S, Session, line_of
 from agent.eman.settings import HubSettings
-from agent.eman.shake import LEAVE_S, Act, Emit, Hub, Leave, by_keys, by_salt
+from agent.eman.shake import Act, Emit, Hub, Leave, by_keys, by_salt
 
 log = logging.getLogger(__name__)
 
-PING_S, PONG_S = 25.0, 20.0
 LOOK_S = 1.0
-MAX_MESSAGE = engineio.MAX_PAYLOAD
-MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 8 * 2**20  # what may wait for a slow reader
 MORE_CONNECTIONS = 100  # of the port beside those of services: polls, and who asks for a page
-LAST_WORDS_S = 5.0  # for a closing websocket to take what is queued
 JSON = (("Content-Type", "application/json"),)
+TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 ERRORS = {
     0: "Transport unknown",
     1: "Session ID unknown",
@@ -80,11 +75,11 @@ class HubServer:
             handshake_s=settings.handshake_s,
             broadcast=settings.broadcast,
         )
-        self._sessions: dict[str, _Session] = {}
-        self._numbers: dict[int, _Session] = {}
+        self._sessions: dict[str, Session] = {}
+        self._numbers: dict[int, Session] = {}
         self._next = 0
         self._sooner, self._wakes_at = trio.Event(), math.inf
-        self._gathered: list[_Session] | None = None
+        self._gathered: list[Session] | None = None
         metrics.gauge("eman_hub_connections", lambda: len(self._sessions))
 
     @property
@@ -97,6 +92,7 @@ class HubServer:
             scope="open",
             methods=("GET", "POST", "OPTIONS"),
             max_body=MAX_MESSAGE,
+            refuse=self._refuse,
             is_diverted=True,
         )
         return [engine, Route("/", self._root, scope="open"), Route("/services", self._services, scope="open")]
@@ -176,9 +172,7 @@ class HubServer:
         text = await session.give()
         return Response(200, (("Content-Type", "text/plain; charset=UTF-8"), *allowed), text.encode())
 
-    async def _take(
-        self, session: "_Session", head: Head, body: Body, allowed: tuple[tuple[str, str], ...]
-    ) -> Response:
+    async def _take(self, session: "Session", head: Head, body: Body, allowed: tuple[tuple[str, str], ...]) -> Response:
         if session.is_posting:
             session.close("a POST while another is under way")
             return _error(3)
@@ -201,26 +195,28 @@ class HubServer:
 
     # ---- websocket -------------------------------------------------------------------------------------------------
 
-    async def _websocket(self, head: Head, ws: WebSocketConnection) -> None:
+    def _refuse(self, head: Head) -> Response | None:
+        """Why this request gets no websocket. By HTTP: a client tells the text of its error, of a close it does not."""
         query = head.query
-        eio: Eio = 4 if query.get("EIO") == "4" else 3
-        if query.get("EIO") not in ("3", "4"):
-            log.info("eman hub refuses a websocket peer=%s why=%s", head.peer, ERRORS[5])
-            await ws.aclose(1008, ERRORS[5])
-            return
-        sid = query.get("sid")
-        if sid is not None:
-            session = self._sessions.get(sid)
-            if session is None or session.is_websocket:
-                await ws.aclose(1008, ERRORS[1])
-                return
-            if not await self._upgrade(session, ws):
-                return
+        sid, eio = query.get("sid"), query.get("EIO")
+        if eio not in ("3", "4"):
+            log.info("eman hub refuses a websocket peer=%s eio=%s why=%s", head.peer, eio, ERRORS[5])
+            return _error(5)
+        if sid is None:
+            is_full = len(self._sessions) >= self._settings.max_connections
+            return Response(503, TEXT, b"too many connections\n") if is_full else None
+        session = self._sessions.get(sid)
+        return _error(1) if session is None else _error(3) if session.is_websocket else None
+
+    async def _websocket(self, head: Head, ws: WebSocketConnection) -> None:
+        sid = head.query.get("sid")
+        if sid is None:
+            session = self._open(4 if head.query["EIO"] == "4" else 3, head.peer, is_websocket=True)
         else:
-            if len(self._sessions) >= self._settings.max_connections:
-                await ws.aclose(1013, "too many connections")
+            found = self._sessions.get(sid)
+            if found is None or not await self._upgrade(found, ws):
                 return
-            session = self._open(eio, head.peer, is_websocket=True)
+            session = found
         async with trio.open_nursery() as nursery:
             session.attach(ws, nursery)
             try:
@@ -233,7 +229,7 @@ class HubServer:
             finally:
                 session.close("the hub ends")
 
-    async def _upgrade(self, session: "_Session", ws: WebSocketConnection) -> bool:
+    async def _upgrade(self, session: "Session", ws: WebSocketConnection) -> bool:
         """From long-polling to this websocket: probe, and from `upgrade` on only the websocket carries packets."""
         probed, upgraded = trio.Event(), trio.Event()
 
@@ -259,7 +255,7 @@ class HubServer:
         with trio.move_on_after(PING_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(end_with_it)
-                _line(ws).divert(take)
+                line_of(ws).divert(take)
                 await probed.wait()
                 await ws.send_message("3probe")
                 session.release()
@@ -270,15 +266,15 @@ class HubServer:
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 
-    def _open(self, eio: Eio, peer: str, *, is_websocket: bool = False) -> "_Session":
+    def _open(self, eio: Eio, peer: str, *, is_websocket: bool = False) -> "Session":
         self._next += 1
-        session = _Session(self, self._next, eio, peer, is_websocket=is_websocket)
+        session = Session(self, self._next, eio, peer, is_websocket=is_websocket)
         self._sessions[session.sid] = self._numbers[session.number] = session
         self.act(self.hub.opened(session.number, peer, trio.current_time()))
         log.debug("eman hub: opened sid=%s peer=%s eio=%d", session.sid, peer, eio)
         return session
 
-    def forget(self, session: "_Session", why: str) -> None:
+    def forget(self, session: "Session", why: str) -> None:
         """The session is over."""
         if self._sessions.pop(session.sid, None) is None:
             return
@@ -306,7 +302,7 @@ class HubServer:
     @contextmanager
     def gather(self) -> Iterator[None]:
         """What sessions are to send meanwhile leaves at the end, of each of them together."""
-        gathered: list[_Session] = []
+        gathered: list[Session] = []
         self._gathered = gathered
         try:
             yield
@@ -315,236 +311,11 @@ class HubServer:
             for session in gathered:
                 session.send()
 
-    def gathers(self, session: "_Session") -> bool:
+    def gathers(self, session: "Session") -> bool:
         """Does it leave later? Told once for each session that has something."""
         if self._gathered is not None:
             self._gathered.append(session)
         return self._gathered is not None
-
-
-class _Session:
-    """One Engine.IO session on whichever transport it has now."""
-
-    def __init__(self, server: HubServer, number: int, eio: Eio, peer: str, *, is_websocket: bool) -> None:
-        self.sid = base64.urlsafe_b64encode(secrets.token_bytes(15)).decode()
-        self.number, self.eio, self.peer, self.is_websocket = number, eio, peer, is_websocket
-        self.is_held = self.is_posting = self.is_closed = False
-        self._server = server
-        self._queue: list[Packet] = []  # a deque would take 700 bytes of each idle session
-        self._size = 0
-        self._wake = trio.Event()
-        self._ws: WebSocketConnection | None = None
-        self._nursery: trio.Nursery | None = None  # of the websocket
-        self._is_writing = self._is_gathered = False
-        self._encodes_twice = False
-        self._attachments = 0
-        self._closes_at = math.inf
-        self._last_words_until = math.inf
-        self._writing = trio.CancelScope()
-        self._last = Packet("close")  # what a GET gets when all is over
-        self._heartbeat = Heartbeat(
-            eio, is_server=True, interval_s=PING_S, timeout_s=PONG_S, now=trio.current_time()
-        )  # fmt: skip
-        upgrades = () if is_websocket else ("websocket",)
-        shake = Handshake(self.sid, upgrades, round(PING_S * 1000), round(PONG_S * 1000))
-        self._put(Packet("open", engineio.write_handshake(shake, eio)))
-        if eio == 3:
-            self._put(Packet("message", socketio.encode(socketio.Packet("connect"))))
-
-    def attach(self, ws: WebSocketConnection, nursery: trio.Nursery) -> None:
-        """This websocket carries what is queued, and what comes; at the end of the session `nursery` is cancelled."""
-        self._ws, self._nursery = ws, nursery
-        self.send()
-        _line(ws).divert(self.take)
-
-    # ---- in --------------------------------------------------------------------------------------------------------
-
-    def take(self, texts: list[str]) -> None:
-        """Take the packets of one read of a websocket."""
-        with self._server.gather():
-            try:
-                for text in texts:
-                    if not self.is_closed:
-                        self.receive(engineio.decode(text, self.eio))
-            except PacketBroken as err:
-                self.close(str(err))
-
-    def receive(self, packet: Packet, *, is_poll: bool = False) -> None:
-        """Take a packet. Raises PacketBroken."""
-        if len(packet.data) > MAX_MESSAGE:
-            raise PacketBroken(f"a packet of more than {MAX_MESSAGE} bytes")
-        self._heartbeat.heard(trio.current_time())
-        match packet.type:
-            case "ping":
-                self._put(Packet("pong", packet.data))
-            case "message" if isinstance(packet.data, bytes):
-                if not self._attachments:
-                    raise PacketBroken("a binary packet that nothing announced")
-                self._attachments -= 1
-            case "message":
-                text = packet.data
-                assert isinstance(text, str)
-                if is_poll and self._encodes_twice:
-                    text = engineio.undo_second_encoding(text)
-                self._receive_message(socketio.decode(text))
-            case "close":
-                self._last = Packet("noop")
-                self.close("closed by the service")
-            case "pong" | "noop" | "upgrade" | "open":
-                pass
-
-    def _receive_message(self, packet: socketio.Packet) -> None:
-        now = trio.current_time()
-        if packet.namespace == "/" and packet.type in ("connect", "disconnect"):
-            if packet.type == "disconnect":
-                self.close("left")
-            return
-        if packet.namespace != messages.NAMESPACE:
-            self._refuse_namespace(packet.namespace)
-            return
-        match packet.type:
-            case "connect":
-                self._encodes_twice = self.eio == 3 and not packet.with_comma
-                data = msgspec.json.encode({"sid": self.sid}).decode() if self.eio == 4 else ""
-                self._say(socketio.Packet("connect", messages.NAMESPACE, data))
-                self._server.act(self._server.hub.joined(self.number, now))
-            case "disconnect":
-                self.close("left the namespace")
-            case "event":
-                event = socketio.read_event(packet.data)
-                if packet.id is not None:
-                    self._say(socketio.Packet("ack", messages.NAMESPACE, "[]", packet.id))
-                self._server.act(self._server.hub.event(self.number, event.name, event.payload, now))
-            case "binary_event" | "binary_ack":
-                self._attachments = packet.attachments
-                error = ServiceError("Eman's events are JSON only", "binary_not_supported")
-                self.emit(socketio.event(messages.SERVICE_ERROR, error))
-            case "ack" | "error":
-                pass
-
-    def _refuse_namespace(self, namespace: str) -> None:
-        text = '"Invalid namespace"' if self.eio == 3 else '{"message":"Invalid namespace"}'
-        self._say(socketio.Packet("error", namespace, text))
-
-    # ---- out -------------------------------------------------------------------------------------------------------
-
-    def emit(self, event: str) -> None:
-        """Send the JSON of an event. Who does not read fast enough is told so, and closed."""
-        if self.is_closed:
-            return
-        if len(self._queue) >= MAX_QUEUED or self._size >= MAX_QUEUED_BYTES:
-            self._queue.clear()
-            error = socketio.event(messages.SERVICE_ERROR, ServiceError("read faster", "too_slow"))
-            self._say(socketio.Packet("event", messages.NAMESPACE, error))
-            self.close("a slow reader")
-            return
-        self._say(socketio.Packet("event", messages.NAMESPACE, event))
-
-    def leave(self) -> None:
-        """Leave the namespace; close when the service has not within LEAVE_S."""
-        self._say(socketio.Packet("disconnect", messages.NAMESPACE))
-        self._closes_at = trio.current_time() + LEAVE_S
-
-    def _say(self, packet: socketio.Packet) -> None:
-        self._put(Packet("message", socketio.encode(packet)))
-
-    def _put(self, packet: Packet) -> None:
-        self._queue.append(packet)
-        self._size += len(packet.data)
-        if self._nursery is None:
-            self.release()
-        elif not self._is_gathered:
-            self._is_gathered = self._server.gathers(self)
-            if not self._is_gathered:
-                self.send()
-
-    def send(self) -> None:
-        """Send what is queued by the websocket: at once if the kernel takes it, else by a task."""
-        self._is_gathered = False
-        if self._is_writing or self._nursery is None or self._ws is None:
-            return
-        line = _line(self._ws)
-        if self._ws._wsproto.state is ConnectionState.OPEN and self._leaves_now(line):
-            self._all()
-        if self._queue or line.has_rest:
-            self._is_writing = True
-            self._nursery.start_soon(self._write)
-        elif self.is_closed:
-            self._nursery.cancel_scope.cancel()
-
-    def _leaves_now(self, line: Upgraded) -> bool:
-        """Does the kernel take all that is queued, or at least a part of it?"""
-        frames: list[bytes] = []
-        for packet in self._queue:
-            text = engineio.encode(packet, self.eio)
-            if not isinstance(text, str) or len(text) > FRAGMENT:
-                return False
-            frames += text_frames(text)
-        return bool(frames) and line.send_now(b"".join(frames))
-
-    def release(self) -> None:
-        """Wake a GET that waits for something to send."""
-        self._wake.set()
-
-    def close(self, why: str) -> None:
-        """End the session; what is queued still goes out."""
-        if not self.is_closed:
-            self.is_closed = True
-            self._last_words_until = self._writing.deadline = trio.current_time() + LAST_WORDS_S
-            self._server.forget(self, why)
-            self.release()
-            self.send()
-
-    def tick(self, now: float) -> None:
-        """Time has passed: a ping, or the end."""
-        if now >= self._closes_at:
-            self.close("refused, and still there")
-        elif now >= self._heartbeat.dead_at:
-            self.close("nothing was heard of it")
-        elif now >= self._heartbeat.next_ping:
-            self._heartbeat.pinged(now)
-            self._put(Packet("ping"))
-
-    async def give(self) -> str:
-        """What a GET gets: held until there is something, the transport changes, or the session is over."""
-        self.is_held = True
-        try:
-            if not self._queue and not self.is_closed:
-                self._wake = trio.Event()
-                await self._wake.wait()
-        finally:
-            self.is_held = False
-        if self.is_websocket or not self._queue:
-            return engineio.encode_payload([self._last if self.is_closed else Packet("noop")], self.eio)
-        return engineio.encode_payload(self._all(), self.eio)
-
-    async def _write(self) -> None:
-        """Send what is queued by the websocket, with the kernel's time."""
-        assert self._ws is not None
-        assert self._nursery is not None
-        line = _line(self._ws)
-        with trio.CancelScope(deadline=self._last_words_until) as self._writing:
-            try:
-                while self._queue or line.has_rest:
-                    if line.has_rest:
-                        await line.send_all(b"")
-                    for packet in self._all():
-                        await self._ws.send_message(engineio.encode(packet, self.eio))
-            except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
-                self.close("closed while we wrote")
-        self._is_writing = False
-        if self.is_closed:
-            self._nursery.cancel_scope.cancel()
-
-    def _all(self) -> list[Packet]:
-        packets, self._queue, self._size = self._queue, [], 0
-        return packets
-
-
-def _line(ws: WebSocketConnection) -> Upgraded:
-    line = ws._stream
-    assert isinstance(line, Upgraded)
-    return line
 
 
 def _error(code: int) -> Response:
