@@ -58,8 +58,8 @@ def content(frame: str) -> Any:
     return tree
 
 
-def told(act: Act) -> str:
-    """An act as it stands in a transcript."""
+def told(act: Act, first: int = 0) -> str:
+    """An act as it stands in a transcript; pings are counted after `first`."""
     match act:
         case Say(frame) if json.loads(frame)["type"] == "MESSAGE_DELIVERED":
             return f"ack {json.loads(frame)['destination']}"
@@ -71,7 +71,7 @@ def told(act: Act) -> str:
         case Part(session, entries):
             return f"part {session} " + ", ".join(f"{name} {flags(probes)} {test}" for name, test, probes in entries)
         case Ping(number):
-            return f"ping {number}"
+            return f"ping {number - first}"
         case Map(session, data):
             return f"map {session} {data}"
         case Empty(session):
@@ -90,6 +90,7 @@ class Played:
     def __init__(self, *classes: str, **options: Any) -> None:
         self.now, self.is_alive = 100.0, False
         self.maps: list[Map] = []
+        self.first = 0
         self.machine = Machine(alive=lambda: self.is_alive, clock=lambda: EPOCH, **options)
         self.machine.announce(unit(name) for name in classes)
 
@@ -106,7 +107,7 @@ class Played:
             assert not due, f"not expected before {line!r}: {due}"
             acts = self.does(line)
             self.maps += [act for act in acts if isinstance(act, Map)]
-            due = [told(act) for act in acts]
+            due = [told(act, self.first) for act in acts]
         assert not due, f"not in the transcript: {due}"
 
     def does(self, line: str) -> list[Act]:
@@ -131,7 +132,7 @@ class Played:
                 machine.lost()
                 return []
             case ["pong", number]:
-                return machine.pong(int(number))
+                return machine.pong(int(number) + self.first)
             case ["alive" | "dead" as word]:
                 self.is_alive = word == "alive"
                 return []
@@ -151,7 +152,10 @@ class Played:
 def enabled(*classes: str, **options: Any) -> Played:
     """An agent whose plugin the admin has enabled."""
     played = Played(*classes, **options)
-    for act in ("attach", 'A> /agent/load {"meta":{"id":"test2code"},"data":[]}'):
-        played.does(act)
-    played.does('A> /plugin/togglePlugin {"pluginId":"test2code","forceValue":true}')
+    for line in ("attach", 'A> /agent/load {"meta":{"id":"test2code"},"data":[]}'):
+        played.does(line)
+    for act in played.does('A> /plugin/togglePlugin {"pluginId":"test2code","forceValue":true}'):
+        if isinstance(act, Ping):
+            played.machine.pong(act.number)
+            played.first = act.number
     return played

@@ -95,8 +95,8 @@ async def test_a_session_in_which_nothing_was_seen_says_why(tmp_path: Path) -> N
             assert (await post(user, "STOP", sessionId=name))[0] == 200
             await done(here, name)
         assert [warning.text for warning in here.of(CoverageWarning)] == [
-            "No runner was started while the session was open.",
-            "r-1: The probe saw nothing.",
+            "Nothing was collected: no runner was started while the session was open.",
+            "Nothing was collected: r-1: The probe saw nothing.",
         ]
 
 

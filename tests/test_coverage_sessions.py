@@ -41,6 +41,7 @@ def test_attach_register_load_and_enable() -> None:
         => INIT {"classesCount":2,"message":"2 classes follow","init":true}
         => classes ./a.js src/b.js
         => INITIALIZED {"msg":"all classes are told"}
+        => ping 1
         => ack /agent/plugin/test2code/toggle
         => ack /plugin/togglePlugin
         """
@@ -367,6 +368,7 @@ def test_toggled_off_all_are_cancelled_and_a_toggle_without_value_flips() -> Non
         => INIT {"classesCount":1,"message":"1 classes follow","init":true}
         => classes ./a.js
         => INITIALIZED {"msg":"all classes are told"}
+        => ping 1
         => ack /agent/plugin/test2code/toggle
         => ack /plugin/togglePlugin
         """
@@ -403,11 +405,12 @@ def test_after_a_toggle_on_all_entries_are_told_again() -> None:
         => INIT {"classesCount":2,"message":"2 classes follow","init":true}
         => classes ./a.js ./b.js
         => INITIALIZED {"msg":"all classes are told"}
+        => ping 2
         => ack /agent/plugin/test2code/toggle
         => ack /plugin/togglePlugin
         => part s1 ./a.js 1 t1.test.js
         => SESSION_CHANGED {"sessionId":"s1","probeCount":1}
-        => ping 2
+        => ping 3
         """
     )
 
@@ -537,14 +540,15 @@ def test_a_restart_of_the_agent_resumes_its_sessions_once_it_is_enabled_again() 
         => INIT {"classesCount":2,"message":"2 classes follow","init":true}
         => classes ./a.js ./b.js
         => INITIALIZED {"msg":"all classes are told"}
+        => ping 1
         => ack /agent/plugin/test2code/toggle
         => ack /plugin/togglePlugin
         => part s1 ./a.js 1 t1.test.js, ./b.js 11 t2.test.js
-        => ping 1
+        => ping 2
         => part s2 ./a.js 1 t1.test.js, ./b.js 1 t2.test.js
         => SESSION_FINISHED {"sessionId":"s2"}
-        => ping 2
-        pong 2
+        => ping 3
+        pong 3
         => done s2
         """
     )
@@ -626,21 +630,22 @@ def test_classes_that_are_found_later_are_announced_before_their_probes() -> Non
         => ping 1
         """
     )
-    assert [told(act) for act in played.machine.announce([unit("./late.js")])] == [
+    assert [told(act, played.first) for act in played.machine.announce([unit("./late.js")])] == [
         'INIT {"classesCount":2,"message":"2 classes follow","init":true}',
         "classes ./a.js ./late.js",
         'INITIALIZED {"msg":"all classes are told"}',
-        "part s1 ./a.js 1 t1.test.js, ./late.js 1 t1.test.js",
         "ping 2",
+        "part s1 ./a.js 1 t1.test.js, ./late.js 1 t1.test.js",
+        "ping 3",
     ]
 
 
 def test_probes_of_a_file_that_was_changed_meanwhile_are_dropped_and_said() -> None:
     played = started(enabled("./a.js", "./b.js"), "s1")
     played.does("C> ./a.js 1 t1.test.js, ./b.js 1 t1.test.js, ./never.js 1 t1.test.js")
-    acts = [told(act) for act in played.machine.announce([unit("./a.js", checksum="c1"), unit("./b.js")])]
+    acts = [told(act, 1) for act in played.machine.announce([unit("./a.js", checksum="c1"), unit("./b.js")])]
     assert acts[0] == "lost s1 1 their files were changed while the session was open"
-    assert acts[-2:] == ["part s1 ./b.js 1 t1.test.js", "ping 1"]
+    assert acts[-2:] == ["part s1 ./b.js 1 t1.test.js", "ping 2"]
     played.play(
         """
         A> STOP {"sessionId":"s1"}
@@ -649,12 +654,32 @@ def test_probes_of_a_file_that_was_changed_meanwhile_are_dropped_and_said() -> N
         => owed s1
         => lost s1 1 their files are no part of the product as it is announced
         => SESSION_FINISHED {"sessionId":"s1"}
-        => ping 2
+        => ping 3
         => ack /plugin/action
-        pong 2
+        pong 3
         => done s1
         """
     )
+
+
+def test_classes_that_the_admin_may_not_have_read_are_loaded_and_announced_again() -> None:
+    played = Played("./a.js")
+    for line in ("attach", 'A> /agent/load {"meta":{"id":"test2code"}}', "A> /plugin/togglePlugin {}"):
+        played.does(line)
+    assert (played.link, played.machine.synced) == ("enabled", False)
+    played.play(
+        """
+        cut
+        attach
+        """
+    )
+    assert played.link == "attached"
+    played.does("A> /plugin/togglePlugin {}")
+    played.does("pong 2")
+    assert (played.link, played.machine.synced) == ("enabled", True)
+    for line in ("cut", "attach"):
+        played.does(line)
+    assert (played.link, played.machine.synced) == ("enabled", True)
 
 
 def test_another_build_is_loaded_anew() -> None:

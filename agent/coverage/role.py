@@ -73,6 +73,10 @@ def sources_of(settings: CoverageSettings, catalog: Catalog, folder: Path) -> li
                 from agent.coverage.sources.python import Python
 
                 found.append(Python(settings, catalog, folder))
+            case "jacoco":
+                from agent.coverage.sources.jacoco import Jacoco
+
+                found.append(Jacoco(settings, catalog, folder))
     return found
 
 
@@ -132,6 +136,8 @@ async def run(
                 )
     finally:
         coverage.keep()
+        with trio.CancelScope(shield=True):
+            await coverage.leave()
     raise AssertionError("nothing here ends")
 
 
@@ -176,7 +182,6 @@ class _Coverage:
         self._announced_at = -math.inf
         self._is_armed = False
         self._build = self._attached_build = ""
-        self._synced: set[str] = set()
         self._renew = trio.CancelScope()
         self._owed_since, self._is_alerting = math.inf, False
 
@@ -196,6 +201,11 @@ class _Coverage:
             await self._announce(self._product.catalog.units.values())
         await self._count_build()
         self._arm()
+
+    async def leave(self) -> None:
+        """Sources hold sockets and folders, which end with us."""
+        for watched in self._all():
+            await watched.remove()
 
     # ---- actions ---------------------------------------------------------------------------------------------------
 
@@ -270,7 +280,7 @@ class _Coverage:
     # ---- the link --------------------------------------------------------------------------------------------------
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """Who attaches, with which build. The admin is asked to load and enable us until it did so for this build."""
+        """Who attaches, with which build. The admin shall load and enable us until it has read this build's classes."""
         if self._build != self._attached_build:
             self._attached_build = self._build
             self._machine.new_build()
@@ -281,8 +291,8 @@ class _Coverage:
             build_version=self._build,
             service_group_id=settings.service_group,
         )
-        needs_sync = "false" if self._build in self._synced else "true"
-        return (("AgentConfig", attach_header(config)), ("needSync", needs_sync))
+        needs_sync = not self._machine.synced
+        return (("AgentConfig", attach_header(config)), ("needSync", "true" if needs_sync else "false"))
 
     async def attached(self, ws: WebSocketConnection, tell: Tell) -> None:
         """Serve one connection; returns when the next one shall be for another build."""
@@ -293,8 +303,6 @@ class _Coverage:
 
         def tell_link() -> None:
             tell("ready" if machine.link == "enabled" else "registering")
-            if machine.link == "enabled":
-                self._synced.add(self._attached_build)
 
         async def receive(message: str | bytes) -> None:
             acts = machine.receive(message, trio.current_time())
@@ -364,7 +372,7 @@ class _Coverage:
         if self._uncovered:
             runs = ", ".join(sorted(self._uncovered))
             reasons.append(f"{runs}: started before the session, and not covered.")
-        return " ".join(reasons) or "No runner was started while the session was open."
+        return "Nothing was collected: " + (" ".join(reasons) or "no runner was started while the session was open.")
 
     def _renew_when_idle(self) -> None:
         """Attach anew for another build, once no session of the old one is open any more."""

@@ -114,6 +114,8 @@ class Machine:
         self.units: dict[str, Unit] = {}
         self.sessions: dict[str, Session] = {}
         self.connected = self.loaded = self.enabled = False
+        self.synced = False  # the admin is known to have read our classes
+        self._announced_by = math.inf  # the ping behind them
         self._orders: list[Order] = []
         self.flush_at = math.inf  # when running sessions are to be told of next
         self._number = 0
@@ -132,8 +134,13 @@ class Machine:
         return self._catch_up() if self.enabled else []
 
     def lost(self) -> None:
-        """The connection is gone. Sessions go on; what is not known to be read is dirty again."""
+        """The connection is gone. Sessions go on; what is not known to be read is dirty again.
+
+        An admin that may not have our classes must load and enable us again: `synced` says so.
+        """
         self.connected = False
+        if not self.synced:
+            self.new_build()
         for session in self.sessions.values():
             session.merged.lost()
             session.last_ping = None
@@ -142,11 +149,14 @@ class Machine:
 
     def new_build(self) -> None:
         """The next attach is for another build: its plugin is loaded and enabled by the admin anew."""
-        self.loaded = self.enabled = False
+        self.loaded = self.enabled = self.synced = False
+        self._announced_by = math.inf
 
     def pong(self, number: int) -> list[Act]:
         """The ping of that number is answered."""
         acts: list[Act] = []
+        if number >= self._announced_by:
+            self.synced = True
         for session in list(self.sessions.values()):
             session.merged.pong(number)
             if session.last_ping is not None and session.last_ping <= number and session.merged.told:
@@ -498,10 +508,12 @@ class Machine:
         for session in self.sessions.values():
             session.merged.soil()
         init = messages.Init(len(self.units), f"{len(self.units)} classes follow")
+        self.synced, self._announced_by = False, self._number + 1
         return [
             self._say(init),
             Announce(tuple(self.units.values())),
             self._say(messages.Initialized("all classes are told")),
+            self.ping(),
         ]
 
     def _catch_up(self) -> list[Act]:
