@@ -279,7 +279,7 @@ def _lab(given: argparse.Namespace) -> int:
 
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
-            lab: Lab = await nursery.start(partial(serve_lab, address, data, suites, eman=eman))
+            lab: Lab = await nursery.start(partial(serve_lab, address, data, suites, eman=eman, hub=hub))
             print(f"{lab.url} token_file={lab.token_file}", flush=True)
 
     trio.run(serve)

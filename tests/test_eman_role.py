@@ -6,12 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
+from agent.core import listen
 from agent.core.bus import Bus
 from agent.core.errors import ActionError
 from agent.core.events import Alert, LinkChanged, SlotsChanged
+from agent.core.guard import Guard
 from agent.core.link import Dial
 from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
@@ -200,6 +203,32 @@ async def test_a_wrong_key_is_an_alert(tmp_path: Path) -> None:
         assert "Invalid key (invalid_key)" in alerts[0].text
         assert "eman.salt_file" in alerts[0].remedy
         assert "wrong" not in repr(here.links)
+
+
+async def test_a_server_that_opens_no_websocket_is_an_alert_that_names_the_setting(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        guard = Guard((), {}, False, (), trio.current_time)
+        [address] = await nursery.start(partial(listen.serve, ["127.0.0.1:0"], [], guard, metrics=Metrics()))
+        async with station(tmp_path, address) as here:
+            with trio.fail_after(60):
+                while not (alerts := [each for each in here.links if isinstance(each, Alert)]):
+                    await here._heard.wait()
+            assert "answered 404 instead of opening a websocket: there is nothing at this path" in alerts[0].text
+            assert "eman.eio" in alerts[0].remedy
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_leaves_before_it_closes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "agent.eman.hub")
+    async with hub() as address, httpx.AsyncClient(base_url=f"http://{address}") as http:
+        async with station(tmp_path, address) as here:
+            await here.until("ready")
+        with trio.fail_after(30):  # the hub reads it some time after it was sent
+            while (await http.get("/services")).json() != {"result": {}}:
+                pass
+    assert [text for text in caplog.messages if text.startswith("eman hub: gone")] == [
+        "eman hub: gone peer=127.0.0.1 why=left the namespace"
+    ]
 
 
 def test_the_address_behind_the_setting() -> None:

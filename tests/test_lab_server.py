@@ -4,6 +4,7 @@ import json
 import stat
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import httpx
 import pytest
 import trio
 
-from agent.core.errors import PeerRefused
+from agent.core.errors import PeerRefused, PeerUnreachable
 from agent.core.link import Dial, connect
+from agent.eman.settings import HubSettings
 from agent.lab.server import FolderInUse, Lab, serve_lab
 from tests.eman_hub import peer
 
@@ -124,6 +126,20 @@ async def test_polarize_listens_on_the_same_port(lab: Lab) -> None:
     async with client_of(lab, "") as client:
         assert (await client.post("/xunit/import", content=b"")).status_code == 400
         assert b"j_password" in (await client.get("/polarion/import/xunit-queue")).content
+
+
+async def test_the_eman_hub_is_as_it_is_set(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        settings = HubSettings(services_page="off", max_connections=1)
+        start = partial(serve_lab, "127.0.0.1:0", tmp_path, hub=settings)
+        lab: Lab = await nursery.start(start)
+        async with peer(lab.address, "service"):
+            with pytest.raises(PeerUnreachable, match="too many connections"):
+                async with connect(Dial(f"ws://{lab.address}/socket.io/?EIO=3&transport=websocket")):
+                    pass
+        async with client_of(lab) as client:
+            assert (await client.get("/services")).status_code == 403
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_eman_hub_is_on_the_same_port(lab: Lab) -> None:

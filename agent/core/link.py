@@ -63,12 +63,16 @@ Publish = Callable[[LinkChanged | Alert | AlertCleared], None]
 
 
 class Dial(msgspec.Struct, frozen=True):
-    """Where a link goes: `url` is `ws://` or `wss://` with path; the token's file is read at every connect."""
+    """Where a link goes: `url` is `ws://` or `wss://` with path; the token's file is read at every connect.
+
+    `remedy` is what helps where the server refuses to open a websocket.
+    """
 
     url: str
     token_file: Path | None = None
     tls: TlsSettings = TlsSettings()
     headers: tuple[tuple[str, str], ...] = ()
+    remedy: str = "Look at the url and the token file."
 
     def __post_init__(self) -> None:
         """Raises ValueError for an `url` that is none."""
@@ -234,7 +238,7 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
                         await ws.aclose()
                 nursery.cancel_scope.cancel()
     except ConnectionRejected as err:
-        raise _rejected(peer, err) from err
+        raise _rejected(peer, err, dial.remedy) from err
     except (h11.ProtocolError, ProtocolError) as err:
         if line.upgraded.is_set():  # the library answered a ping behind our close frame
             raise PeerUnreachable(f"{peer} is closed", remedy="Wait for the next connection.") from err
@@ -356,9 +360,9 @@ def cause_of(err: OSError) -> str:
     return str(cause)
 
 
-def _rejected(peer: str, err: ConnectionRejected) -> PeerError:
+def _rejected(peer: str, err: ConnectionRejected, remedy: str) -> PeerError:
     body = (err.body or b"")[:200].decode("utf-8", "replace").strip()
     what = f"{peer} answered {err.status_code} instead of opening a websocket{': ' if body else ''}{body}"
     if err.status_code in (408, 429) or err.status_code >= 500:
         return PeerUnreachable(what, remedy="Look at its log.")
-    return PeerRefused(what, remedy="Look at the url and the token file.")
+    return PeerRefused(what, remedy=remedy)

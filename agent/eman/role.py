@@ -11,6 +11,7 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -41,6 +42,8 @@ MAX_REMEMBERED = 10_000
 ACTION_S = 300.0
 AGAIN_S = 5.0  # with `acked`: an event that nobody took is told again then
 BATCH = 64
+LEAVE_S = 1.0  # for the last words, when we go
+LOOK_AT_EIO = "Look at eman.url, and at eman.eio: Socket.IO 1 and 2 speak 3, later ones 4."
 MAX_EVENT = engineio.MAX_PAYLOAD // 3  # bytes of its data: two of UTF-8 become six in ASCII
 READ_ONLY = ("status", "search_log")
 MUTATING = ("run_suite", "cancel")
@@ -94,6 +97,7 @@ async def run(
     task_status.started()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(held.run)
+        dial = msgspec.structs.replace(dial, remedy=LOOK_AT_EIO)
         await link.redial(
             SINK, dial, use, publish=bus.publish, random=random.Random(), max_message=engineio.MAX_PAYLOAD
         )
@@ -180,6 +184,16 @@ class _Connection:
                     await self._receive(engineio.decode(await self._ws.get_message(), self._settings.eio), nursery)
         except* ConnectionClosed as group:
             raise PeerUnreachable("the hub closed the connection", remedy="Look at its log.") from group
+        finally:
+            if self.online.is_set():
+                with trio.move_on_after(LEAVE_S, shield=True), suppress(ConnectionClosed):
+                    await self._leave()
+
+    async def _leave(self) -> None:
+        """Nobody shall ask us any more, and wait for an answer."""
+        for name in self._service.actions:
+            await self._emit(messages.UNSUBSCRIBE, Named(name))
+        await self._say(socketio.Packet("disconnect", messages.NAMESPACE))
 
     async def _must_be_online(self) -> None:
         with trio.move_on_after(SHAKE_S):

@@ -33,7 +33,7 @@ from agent.core.head import Head, HttpError, host_name
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import own_token
-from agent.eman.hub import HubServer, any_key
+from agent.eman.hub import MORE_CONNECTIONS, HubServer, any_key
 from agent.eman.messages import IAm
 from agent.eman.settings import HubSettings
 from agent.lab.drill import FILES, Drill
@@ -62,13 +62,14 @@ class Lab:
         guard: Guard,
         token_file: Path,
         eman: Callable[[IAm], bool] | None,
+        hub: HubSettings,
         drill: Drill,
     ) -> None:
         self.token_file, self.address, self.drill = token_file, "", drill
         self.mimir = Mimir(data, metrics=metrics)
         self.seneschal = Seneschal(data, self.mimir, metrics=metrics)
         self.polarize = Polarize(data, guard)
-        self.hub = HubServer(HubSettings(), eman, metrics=metrics, page=self._page) if eman else None
+        self.hub = HubServer(hub, eman, metrics=metrics, page=self._page) if eman else None
 
     @property
     def url(self) -> str:
@@ -151,24 +152,28 @@ async def serve_lab(
     suites: Sequence[Mapping[str, Any]] = (),
     *,
     eman: Callable[[IAm], bool] | None = None,
+    hub: HubSettings | None = None,
     task_status: trio.TaskStatus[Lab] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Serve a lab at "HOST:PORT" until cancelled, with its state in `data`, and hand out the suite documents.
 
     A document that is still in the queue from before is not queued again. `eman` decides about the keys of services of
-    the Eman hub; without it there is one on loopback only, and takes all. `started` gives the lab. Raises OSError
-    (the address cannot be bound, the folder not be written), FolderInUse, TokenUnusable.
+    the Eman hub; without it there is one on loopback only, and takes all. `hub` is what else is set of it.
+    `started` gives the lab. Raises OSError (the address cannot be bound, the folder not be written), FolderInUse,
+    TokenUnusable.
     """
+    hub = hub or HubSettings()
     lock = _lock(data)
     try:
         token_file = data / "token"
         user = secrets.token_urlsafe(32)  # what Drill's login gives, until the lab ends
-        guard = Guard([(own_token(token_file), "control"), (user, "read")], {}, False, (), trio.current_time)
+        guard = Guard([(own_token(token_file), "control"), (user, "read")], {}, False, hub.origins, trio.current_time)
         metrics = Metrics()
         is_open = is_loopback(listen.split_address(address)[0])
         if eman is None and is_open:
             eman = any_key
-        lab = Lab(data, metrics, guard, token_file, eman, Drill(metrics, user, is_open, _look, trio.current_time))
+        drill = Drill(metrics, user, is_open, _look, trio.current_time)
+        lab = Lab(data, metrics, guard, token_file, eman, hub, drill)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(lab.mimir.run)
@@ -180,7 +185,10 @@ async def serve_lab(
                         lab.seneschal.enqueue(suite)
 
                 # What agents send in one message is bounded by themselves; a document for Polarize is the largest.
-                serve = partial(listen.serve, [address], lab.routes(), guard, metrics=metrics, max_message=MAX_DOCUMENT)
+                serve = partial(
+                    listen.serve, [address], lab.routes(), guard, metrics=metrics, max_message=MAX_DOCUMENT,
+                    max_connections=hub.max_connections + MORE_CONNECTIONS,
+                )  # fmt: skip
                 (lab.address, *_) = await nursery.start(serve)
                 log.info("lab listens address=%s data=%s", lab.address, data)
                 task_status.started(lab)
