@@ -13,6 +13,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from agent.core.link import Dial, connect
+from agent.lab.drillwire import read_config
 from agent.lab.server import Lab, serve_lab
 from tests.test_lab_drillwire import CONFIG, framed
 from tests.test_lab_server import BROWSER, client_of, lab_in
@@ -325,13 +326,19 @@ async def test_an_agent_with_a_wrong_header_is_not_let_in(lab: Lab, header: str,
     assert not lab.drill.agents
 
 
-async def test_a_new_build_begins_without_classes(lab: Lab) -> None:
+async def test_a_new_build_begins_without_classes_and_the_old_ones_coverage_is_kept(lab: Lab) -> None:
     async with ready(lab) as (user, _):
         assert (await user.get(COVERAGE)).json()["classes"] == 1
+        assert (await post(user, "START", sessionId="s1"))[0] == 200
         async with attached(lab, buildVersion="1.4.3") as newer:
             await newer.until(lambda: len(newer.heard) >= 7)
-            assert (await user.get(COVERAGE)).json()["buildVersion"] == "1.4.3"
-            assert (await user.get(COVERAGE)).json()["sessions"] == []
+            shown = (await user.get(COVERAGE)).json()
+            assert (shown["buildVersion"], shown["sessions"]) == ("1.4.3", [])
+            shown = (await user.get(COVERAGE, params={"session": "s1"})).json()
+            assert (shown["buildVersion"], shown["classes"]) == ("1.4.2", 1)
+            for number in range(20):
+                lab.drill.agents["lab-07"].attach(read_config(json.dumps(CONFIG | {"buildVersion": f"2.{number}"})))
+            assert (await user.get(COVERAGE, params={"session": "s1"})).status_code == 404
 
 
 async def test_users_log_in_on_this_machine_and_see_nothing_else_of_the_lab(lab: Lab) -> None:

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 16 * 1024 * 1024  # bytes; ADD_SESSION_DATA carries whole V8 profiles
 MAX_AGENTS = 1000
+MAX_BUILDS = 16  # of an agent whose coverage is kept
 PING_S, SILENT_S = 10.0, 20.0  # s between pings, and for the answer to one
 BIG = 256 * 1024  # bytes of a frame that is decoded in a thread
 FILES = ("lcov.info", "cobertura.xml")
@@ -80,11 +81,27 @@ class Known:
 
     def __init__(self, config: AgentConfig) -> None:
         self.config, self.plugin = config, Plugin(config.build_version)
+        self.builds = {config.build_version: self.plugin}
         self.name, self.description, self.environment = config.id, "", ""
         self.settings = SystemSettings()
         self.registered = trio.Event()
         self.link: Attached | None = None
         self.bad_frames = 0
+
+    def attach(self, config: AgentConfig) -> None:
+        """It is there, maybe with another build. What former builds had is kept, but for the oldest."""
+        self.config = config
+        build = config.build_version
+        self.plugin = self.builds.pop(build) if build in self.builds else Plugin(build)
+        self.builds[build] = self.plugin
+        for oldest in list(self.builds)[:-MAX_BUILDS]:
+            del self.builds[oldest]
+
+    def settled(self, now: float) -> list[Plugin]:
+        """All builds, the newest first, each with what has become of its sessions."""
+        for plugin in self.builds.values():
+            plugin.settle(now)
+        return list(reversed(self.builds.values()))
 
     def change(self, given: Registration) -> None:
         """Take what is given."""
@@ -246,9 +263,7 @@ class Drill:
             if len(self.agents) == MAX_AGENTS:
                 raise PeerUnreachable(f"{MAX_AGENTS} agents are known already", remedy="DELETE some.")
             agent = self.agents[config.id] = Known(config)
-        if agent.config.build_version != config.build_version:
-            agent.plugin = Plugin(config.build_version)
-        agent.config = config
+        agent.attach(config)
         return agent
 
     async def _hear(self, agent: Known, link: Attached) -> None:
@@ -407,14 +422,14 @@ class Drill:
     # ---- coverage ----------------------------------------------------------------------------------------------------
 
     def _coverage(self, agent: Known, session: str | None, name: str) -> Response:
-        plugin = agent.plugin
-        plugin.settle(self._clock())
-        if session is not None and session not in plugin.sessions:
+        plugins = agent.settled(self._clock())
+        plugin = next((one for one in plugins if session in one.sessions), None) if session else agent.plugin
+        if plugin is None:
             raise HttpError(404, f"no session {session!r} is known")
-        sessions = [one for ident, one in plugin.sessions.items() if session in (None, ident)]
+        sessions = [one for ident, one in plugin.sessions.items() if session in (None, "", ident)]
         match name:
             case "":
-                return _json(_shown_coverage(agent, sessions, session is not None))
+                return _json(_shown_coverage(agent, plugin, sessions, with_probes=bool(session)))
             case "lcov.info":
                 return _file(report.lcov(_units(plugin), _covered(plugin, sessions)), "text/plain; charset=utf-8")
             case "cobertura.xml":
@@ -425,9 +440,12 @@ class Drill:
 
     def rows(self) -> list[tuple[Known, Session]]:
         """What the page shows: each session of each agent, the newest first."""
-        for agent in self.agents.values():
-            agent.plugin.settle(self._clock())
-        return [(agent, one) for agent in self.agents.values() for one in reversed(agent.plugin.sessions.values())]
+        return [
+            (agent, session)
+            for agent in self.agents.values()
+            for plugin in agent.settled(self._clock())
+            for session in reversed(plugin.sessions.values())
+        ]
 
 
 def _read_head(head: Head) -> tuple[AgentConfig, bool]:
@@ -474,8 +492,7 @@ async def _first(*events: trio.Event) -> None:
             nursery.start_soon(wait, event)
 
 
-def _shown_coverage(agent: Known, sessions: list[Session], with_probes: bool) -> dict[str, Any]:
-    plugin = agent.plugin
+def _shown_coverage(agent: Known, plugin: Plugin, sessions: list[Session], *, with_probes: bool) -> dict[str, Any]:
     reached = plugin.reached(sessions)
     return {
         "agentId": agent.config.id,
