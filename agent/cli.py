@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("-n", dest="numbers", action="store_true", help="with the number of the line")
     scan.add_argument("--model", type=Path, metavar="FILE", help="with templates, and guessed classes, by this model")
     scan.add_argument("paths", metavar="PATH", nargs="+", help="a file, or - for standard input")
+    templates = add("templates", "lines that are alike but for their values", _logs_templates, logs)
+    templates.add_argument("--assign", action="store_true", help="tell the template of each line instead")
+    templates.add_argument("paths", nargs="+", metavar="PATH", help='a log; "-": standard input')
     learn = add("learn", "a model file from logs: classes by labels, chains before failures", _logs_learn, logs)
     learn.add_argument("--model", type=Path, metavar="OUT", required=True, help="the file, written anew")
     evaluate = add("evaluate", "how well classes and forecasts do on logs, in the order of time", _logs_evaluate, logs)
@@ -327,6 +330,12 @@ def _logs_scan(given: argparse.Namespace) -> int:
         model=given.model,
     )
     return DONE if is_good else FAILED
+
+
+def _logs_templates(given: argparse.Namespace) -> int:
+    from agent import logtemplates
+
+    return DONE if logtemplates.run(given.paths, assign=given.assign) else FAILED
 
 
 def _logs_learn(given: argparse.Namespace) -> int:
