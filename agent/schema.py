@@ -18,6 +18,7 @@ import msgspec
 
 from agent.control.messages import ACTIONS, Gap, Nothing
 from agent.core.events import KINDS
+from agent.coverage.session import Status
 from agent.files import messages as files
 from agent.logs import messages as logs
 from agent.settings import Settings
@@ -35,6 +36,7 @@ OF_FOLDERS: dict[str, tuple[Any, Any]] = {
     "search_log": (logs.SearchLog, logs.Searched),
     "label_log": (logs.LabelLog, logs.Labelled),
     "list_logs": (Nothing, logs.Logs),
+    "coverage": (Nothing, Status),
 }
 
 ANY_ID = {"type": ["number", "string"]}

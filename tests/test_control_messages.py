@@ -48,7 +48,6 @@ MAY_BE_UNKNOWN = {
     "search_log": {"path": "/var/log/x"},
     "run_monitor": {"id": "web"},
     "monitors": {},
-    "coverage": {},
     "children": {},
     "get_tree": {},
 }
@@ -134,6 +133,7 @@ async def test_every_action_is_answered_by_a_whole_agent(tmp_path: Path, has_tls
         assert str(tmp_path / "watched.log") in [source["path"] for source in (await ask("list_logs"))["sources"]]
         await ask("unwatch_log", watch=log["watch"])
         assert (await ask("entitlement", history=True))["status"] in range(-1, 6)
+        assert (await ask("coverage"))["sessions"] == []
 
         assert (await ask("config"))["ident"] == {"value": "lab-07", "origin": f"{tmp_path}/agent.toml:1"}
         assert (await ask("metrics"))["control_clients"] == 1

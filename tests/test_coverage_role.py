@@ -171,7 +171,7 @@ async def test_a_run_that_asks_for_coverage_gets_its_files_without_any_admin(tmp
         found = ET.parse(tmp_path / "cobertura.xml").getroot()
         assert (found.get("lines-valid"), found.get("lines-covered")) == ("16", "2")
         shown = await here.bus.ask("coverage", {})
-        assert (shown["link"], shown["sessions"], shown["runs"]) == (None, [], [])
+        assert (shown["link"], shown["sessions"], shown["runs"]) == (None, (), ())
         msgspec.json.encode(shown)
 
 
@@ -195,7 +195,7 @@ async def test_what_cannot_be_read_or_written_is_an_answer_and_no_crash(tmp_path
             await here.open("r-1", tmp_path, report=True)
             with pytest.raises(ActionError, match=r"cannot write the coverage of r-1: .*No such file"):
                 await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path / "not/there")})
-        assert (await here.bus.ask("coverage", {}))["runs"] == []
+        assert (await here.bus.ask("coverage", {}))["runs"] == ()
 
 
 async def test_nonsense_is_refused_by_name(tmp_path: Path) -> None:

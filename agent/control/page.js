@@ -124,6 +124,19 @@ async function showMonitors() {
   $('#monitors').hidden = !lines.length
 }
 
+// Sessions of the Drill admin, and whether it has what they saw.
+async function showCoverage() {
+  let sessions
+  try {
+    ({ sessions } = await ask('coverage'))
+  } catch { // the role is in backoff
+    sessions = []
+  }
+  rows('#coverage', sessions.slice(0, MOST).map(session => [session.session, state(session.state), age(session.since),
+    session.test_type, session.test_name ?? '', session.entries, session.waiting ? 'not all yet' : 'all']))
+  $('#coverage').hidden = !sessions.length
+}
+
 // ---- what happens
 
 function put(section, item) {
@@ -225,6 +238,7 @@ async function look() { // status now, or soon when it was asked for a moment ag
     showStatus()
     await showTrees()
     await showMonitors()
+    await showCoverage()
   } catch (error) {
     say(error.message)
   }

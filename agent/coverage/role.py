@@ -44,6 +44,7 @@ from agent.coverage.attach import Attachment, Sent
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.kept import Kept
 from agent.coverage.messages import MAX_TEXT, AgentConfig, attach_header
+from agent.coverage.session import Status
 from agent.coverage.sessions import Act, Announce, Empty, Machine, Map, Part, Ping, Say
 from agent.coverage.settings import CoverageSettings
 from agent.coverage.sources import Lost, Source, Warned
@@ -268,14 +269,16 @@ class _Coverage:
 
     async def show(self, payload: dict[str, Any]) -> dict[str, Any]:
         """{} -> the link's state, the build, all sessions, and the runs that are covered."""
-        return {
-            "link": self._machine.link if self._has_admin else None,
-            "build": self._build if self._has_admin else None,
-            "armed": self._is_armed,
-            "classes": len(self._machine.units),
-            "sessions": [msgspec.to_builtins(session.shown()) for session in self._machine.sessions.values()],
-            "runs": sorted(self._runs),
-        }
+        status = Status(
+            link=self._machine.link if self._has_admin else None,
+            build=self._build if self._has_admin else None,
+            armed=self._is_armed,
+            classes=len(self._machine.units),
+            sessions=tuple(session.shown() for session in self._machine.sessions.values()),
+            runs=tuple(sorted(self._runs)),
+        )
+        answer: dict[str, Any] = msgspec.to_builtins(status)
+        return answer
 
     # ---- the link --------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,21 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     waiting: bool
 
 
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to `coverage`. Without an admin `link` and `build` are null.
+
+    `classes` is the number that is announced, `armed` whether runners that start now are covered, `runs` are those
+    whose runners are.
+    """
+
+    link: Literal["offline", "attached", "loaded", "enabled"] | None
+    build: str | None
+    armed: bool
+    classes: int
+    sessions: tuple[Shown, ...]
+    runs: tuple[str, ...]
+
+
 class Session:
     """One session. `since` is epoch seconds; `revision` grows whenever what a checkpoint keeps of it changes."""
 

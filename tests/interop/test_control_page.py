@@ -18,6 +18,7 @@ from trio_websocket import WebSocketConnection, open_websocket_url
 from agent.control.settings import ControlSettings
 from agent.core.events import Alert, LinkChanged, LogAnchor, LogAround, LogContext, LogMatched, TestFinished
 from agent.core.supervise import Health, Role
+from agent.coverage.session import Shown, Status
 from tests.control_house import House, house
 from tests.ended_run import finished, started
 
@@ -203,6 +204,37 @@ async def test_a_tree_of_jobs_is_shown_by_its_groups(browser: str, tmp_path: Pat
         machine.runs = []
         server.publish(finished("r-9"))
         await page.until("document.querySelector('#trees').hidden")
+
+
+async def test_the_page_shows_coverage_sessions(browser: str, tmp_path: Path) -> None:
+    sessions = [
+        Shown(
+            session=HOSTILE, state="owed", test_type="AUTO", test_name=None, realtime=True, since=1.0, entries=12,
+            waiting=True,
+        ),
+        Shown(
+            session="s2", state="running", test_type="AUTO", test_name="smoke", realtime=False, since=1.0, entries=3,
+            waiting=False,
+        ),
+    ]  # fmt: skip
+
+    async def coverage(payload: dict[str, Any]) -> dict[str, Any]:
+        status = Status(link="offline", build="1", armed=True, classes=3, sessions=tuple(sessions), runs=())
+        answer: dict[str, Any] = msgspec.to_builtins(status)
+        return answer
+
+    settings = ControlSettings(listen=("127.0.0.1:0",))
+    handlers = {"runs": Machine().answer, "coverage": coverage}
+    async with house(tmp_path, settings, handlers=handlers) as server, tab(browser, server) as page:
+        await page.until("!document.querySelector('#coverage').hidden")
+        lines = "[...document.querySelectorAll('#coverage tbody tr')]"
+        cells = await page.run(f"{lines}.map(row => [...row.cells].map(cell => cell.textContent))")
+        assert [row[:2] + row[3:] for row in cells] == [
+            [HOSTILE, "owed", "AUTO", "", "12", "not all yet"],
+            ["s2", "running", "AUTO", "smoke", "3", "all"],
+        ]
+        sessions.clear()
+        await page.until("document.querySelector('#coverage').hidden")
 
 
 async def test_the_page_shows_monitors_and_their_steps(browser: str, tmp_path: Path) -> None:
