@@ -1,0 +1,277 @@
+"""Which lines come before failures, and which value do they share with them?
+
+At each failure, a template is counted when a line of it, within a window before the failure, has one of the failure's
+words; the same is asked of the window before that one. Lines that lead to failures stand in the first far more often,
+lines that are there anyway in both. A slot is the number of a word in its line; the log itself is one more.
+
+Source: protocols/logs.md 4, "Forecast": "a variable value the chain's lines share, found by the learner; else the
+source".
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from agent.logs.chains import BY_SOURCE, MAX_STEPS, Key, Seen, words
+
+WINDOWS_S = (60.0, 300.0, 1800.0)
+LEAST = 5  # failures of a kind, to tell chance from chain
+
+_MOST = 500  # failures of one kind and slot that are looked at
+_KINDS = 512  # of failures
+_TEMPLATES = 16_384  # that may be steps
+_WORDS = 65_536  # of failures
+_PLACES_OF_WORD = 1024  # in which one word stands
+_PLACES = 16_384  # counted for one slot of one kind
+_APART_S = 15.0  # between the times that are remembered of one place
+_DENSE = 0.2  # share of lines
+_GRAIN_S = 5.0
+_ANY = -2  # the slot of kinds that are too rare for one of their own
+_SHARE, _EXCESS, _SIGMAS = 0.3, 0.2, 2.5
+
+
+class Precursors(NamedTuple):
+    """What leads to one kind of failure: lines of the class `failure` whose template is in `ends`, and the key its word
+    of that number; none: those that are too rare for a kind of their own. `steps` likewise: template -> key's word.
+    """
+
+    failure: str
+    ends: dict[int, int]
+    steps: dict[int, int]
+    window_s: float
+
+
+class _Pair:
+    """When a word stood in one slot of one template."""
+
+    __slots__ = ("last", "times")
+
+    def __init__(self, at: float) -> None:
+        self.last, self.times = at, [at]
+
+    def add(self, at: float) -> None:
+        self.last = at
+        if at - self.times[-1] >= _APART_S:
+            self.times.append(at)
+            if len(self.times) > 512:
+                del self.times[:256]
+
+    def stood(self, begin: float, end: float) -> bool:
+        return bisect_left(self.times, begin) < bisect_right(self.times, end)
+
+
+_Place = tuple[int, int]  # template, slot
+
+
+class _Tally:
+    """How many lines there were until when, to _GRAIN_S."""
+
+    __slots__ = ("counts", "times")
+
+    def __init__(self) -> None:
+        self.times, self.counts = [-math.inf], [0]
+
+    def add(self, at: float) -> None:
+        if at - self.times[-1] < _GRAIN_S:
+            self.counts[-1] += 1
+            return
+        self.times.append(at)
+        self.counts.append(self.counts[-1] + 1)
+        if len(self.times) > 2048:
+            del self.times[1:1024], self.counts[1:1024]
+
+    def between(self, begin: float, end: float) -> int:
+        return self.counts[bisect_right(self.times, end) - 1] - self.counts[bisect_right(self.times, begin) - 1]
+
+
+class _Word:
+    """In how many lines a word stood, and where, the place it stood in last at the end."""
+
+    __slots__ = ("lines", "number", "places")
+
+    def __init__(self) -> None:
+        self.places: OrderedDict[_Place, _Pair] = OrderedDict()
+        self.lines, self.number = _Tally(), 0
+
+    def add(self, at: float, number: int, place: _Place) -> None:
+        if number != self.number:
+            self.number = number
+            self.lines.add(at)
+        pair = self.places.get(place)
+        if pair is None:
+            self.places[place] = _Pair(at)
+            if len(self.places) > _PLACES_OF_WORD:
+                self.places.popitem(last=False)
+        else:
+            pair.add(at)
+            self.places.move_to_end(place)
+
+
+class _Index:
+    """Where words stand that failures have, but for those that are always the same in their template; and the logs."""
+
+    def __init__(self, failures: Iterable[Seen]) -> None:
+        self._number, self._lines = 0, _Tally()
+        self._words: dict[Key, _Word] = {}
+        self._fixed: dict[int, dict[int, bytes]] = defaultdict(dict)  # per template: words that were always the same
+        self._varying: set[_Place] = set()
+        for seen in failures:
+            keys: tuple[Key, ...] = (seen.source, *seen.words())
+            for key in keys:
+                if len(self._words) < _WORDS:
+                    self._words.setdefault(key, _Word())
+
+    def add(self, seen: Seen) -> None:
+        self._number += 1
+        self._lines.add(seen.at)
+        template, its = seen.template, words(seen.line)
+        fixed = self._fixed.get(template)
+        if fixed:
+            for slot, word in [*fixed.items()]:
+                if slot >= len(its) or its[slot] != word:
+                    del fixed[slot]
+                    self._varying.add((template, slot))
+        for slot, key in enumerate(its):
+            if key in self._words:
+                place = (template, slot)
+                if place in self._varying:
+                    self._words[key].add(seen.at, self._number, place)
+                elif len(self._fixed) < _TEMPLATES or template in self._fixed:
+                    self._fixed[template][slot] = key
+        if (log := self._words.get(seen.source)) is not None:
+            log.add(seen.at, self._number, (template, BY_SOURCE))
+
+    def near(self, key: Key, at: float) -> list[tuple[_Place, _Pair]]:
+        """Where it stood not long ago."""
+        found: list[tuple[_Place, _Pair]] = []
+        word = self._words.get(key)
+        if word is not None:
+            for place, pair in reversed(word.places.items()):
+                if pair.last < at - 2 * WINDOWS_S[-1]:
+                    break
+                found.append((place, pair))
+        return found
+
+    def shares(self, key: Key, at: float) -> list[float]:
+        """Per window the share of its lines that have the word, and of those in the window before."""
+        word, shares = self._words.get(key), []
+        for window in WINDOWS_S:
+            for end in (at, at - window):
+                lines = self._lines.between(end - window, end)
+                shares.append(word.lines.between(end - window, end) / lines if word is not None and lines else 0.0)
+        return shares
+
+
+class _Kind:
+    """Failures of one class and template: per slot how many, and how often each place had its word before them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.failures: dict[int, int] = defaultdict(int)
+        self.places: dict[int, dict[_Place, list[int]]] = defaultdict(dict)
+        self.shares: dict[int, list[float]] = {}  # per slot: sums over the failures of _Index.shares()
+        self._failed: dict[tuple[int, Key], float] = {}  # when
+
+    def add(self, seen: Seen, index: _Index) -> None:
+        self.count += 1
+        anywhere: dict[_Place, _Pair] = {}
+        keys: tuple[Key, ...] = (seen.source, *seen.words())
+        for slot, key in enumerate(keys, BY_SOURCE):
+            before, self._failed[slot, key] = self._failed.get((slot, key), -math.inf), seen.at
+            # Of a burst only the first line tells something.
+            if seen.at - before > WINDOWS_S[0] and self.failures[slot] < _MOST:
+                near = index.near(key, seen.at)
+                self.failures[slot] += 1
+                _count(self.places[slot], near, seen.at)
+                sums = self.shares.get(slot, [0.0] * 2 * len(WINDOWS_S))
+                self.shares[slot] = [a + b for a, b in zip(sums, index.shares(key, seen.at), strict=True)]
+                if slot != BY_SOURCE:
+                    anywhere.update(near)
+        if self.failures[_ANY] < LEAST:
+            self.failures[_ANY] += 1
+            _count(self.places[_ANY], anywhere.items(), seen.at)
+
+
+def find(lines: Callable[[], Iterable[Seen]]) -> list[Precursors]:
+    """What leads to each kind of failure, the best explained first. `lines` gives all lines in order of time, twice."""
+    index = _Index(seen for seen in lines() if seen.failure is not None)
+    kinds: dict[tuple[str, int], _Kind] = {}
+    for seen in lines():
+        if seen.failure is None:
+            index.add(seen)
+        elif (kind := kinds.get((seen.failure, seen.template))) is not None:
+            kind.add(seen, index)
+        elif len(kinds) < _KINDS:
+            kind = kinds[seen.failure, seen.template] = _Kind()
+            kind.add(seen, index)
+    return _choose(kinds)
+
+
+def _count(places: dict[_Place, list[int]], near: Iterable[tuple[_Place, _Pair]], at: float) -> None:
+    for place, pair in near:
+        counts = places.get(place)
+        if counts is None:
+            if len(places) >= _PLACES:
+                continue
+            counts = places[place] = [0] * (2 * len(WINDOWS_S))
+        for n, window in enumerate(WINDOWS_S):
+            counts[2 * n] += pair.last >= at - window
+            counts[2 * n + 1] += pair.stood(at - 2 * window, at - window)
+
+
+def _choose(kinds: dict[tuple[str, int], _Kind]) -> list[Precursors]:
+    found: list[tuple[float, Precursors]] = []
+    rare: dict[str, _Kind] = defaultdict(_Kind)
+    for (failure, template), kind in kinds.items():
+        if kind.count < LEAST:
+            pool = rare[failure]
+            pool.failures[_ANY] += kind.failures[_ANY]
+            for place, counts in kind.places[_ANY].items():
+                pool.places[_ANY][place] = [
+                    a + b for a, b in zip(counts, pool.places[_ANY].get(place, [0] * len(counts)), strict=True)
+                ]
+            continue
+        options = [_steps(kind, slot) for slot in kind.failures if slot not in (_ANY, BY_SOURCE)]
+        excess, slot, steps, window = max(options, default=_NOTHING)
+        if not steps:
+            excess, slot, steps, window = _steps(kind, BY_SOURCE)
+        if steps:
+            found.append((excess * kind.count, Precursors(failure, {template: slot}, dict(steps), window)))
+    for failure, pool in rare.items():
+        excess, _, steps, window = _steps(pool, _ANY)
+        if steps:
+            found.append((excess * pool.failures[_ANY], Precursors(failure, {}, dict(steps), window)))
+    return [precursors for _, precursors in sorted(found, key=lambda f: f[0], reverse=True)]
+
+
+_Option = tuple[float, int, tuple[tuple[int, int], ...], float]
+_NOTHING: _Option = (0.0, BY_SOURCE, (), 0.0)
+
+
+def _steps(kind: _Kind, slot: int) -> _Option:
+    """How much more often its steps stood near than farther away, for the slot; the slot; the steps; the window."""
+    best, failures = _NOTHING, kind.failures[slot]
+    if failures < LEAST or (slot >= 0 and _is_time(kind.shares[slot], failures)):
+        return best
+    for n, window in enumerate(WINDOWS_S):
+        steps: dict[int, tuple[float, int]] = {}
+        for (template, place), counts in kind.places[slot].items():
+            near, far = counts[2 * n], counts[2 * n + 1]
+            excess = (near - far) / failures
+            if near < _SHARE * failures or excess < _EXCESS or near - far < _SIGMAS * math.sqrt(near + far):
+                continue
+            if excess > steps.get(template, (0.0, 0))[0]:
+                steps[template] = (excess, place)
+        chosen = sorted(steps.items(), key=lambda s: s[1][0], reverse=True)[:MAX_STEPS]
+        total = sum(excess for _, (excess, _) in chosen)
+        if total > best[0]:
+            best = (total, slot, tuple((template, place) for template, (_, place) in chosen), window)
+    return best
+
+
+def _is_time(shares: Sequence[float], failures: int) -> bool:
+    """A word that much of a log has for a while, and had not before, is of the time: a minute, a counter, a session."""
+    pairs = zip(shares[::2], shares[1::2], strict=True)
+    return any(near > _DENSE * failures and before < near / 2 for near, before in pairs)
