@@ -136,6 +136,41 @@ def test_the_model_stays_inside_its_memory(tmp_path: Path) -> None:
     assert (len(answers), max(answers) < 64) == (1200, True)
 
 
+def miner_case(rng: random.Random) -> bytes:
+    """Blocks of lines that are alike, of any words, or noise, as tests/native/miner.c reads them."""
+    words = ["user", "at", "a=b", "x:", "(", ")", "...", "<*>", "/a/b", "c.d.e", "Jun", "MB", "é", '"', "--", "<"]
+    words += ["".join(rng.choices("ghijk", k=rng.choice([1, 2, 70]))) for _ in range(30)]
+    blocks = []
+    for _ in range(rng.randrange(1, 4)):
+        frame = rng.choices(words, k=rng.choice([1, 3, 8, 20, 200]))
+        lines = []
+        for _ in range(rng.randrange(60)):
+            kind = rng.random()
+            if kind < 0.7:
+                line = [rng.choice([word] * 5 + words + [str(rng.randrange(99))]) for word in frame]
+                lines.append(rng.choice([" ", "", "  "]).join(line).encode())
+            elif kind < 0.8:
+                lines.append(rng.randbytes(rng.choice([0, 1, 9, 300])))
+            else:
+                lines.append(" ".join(rng.choices(words, k=rng.randrange(12))).encode())
+        if rng.random() < 0.02:
+            lines.append(rng.choice([b"x", b"x ", b". ", b"1,", b"(", b"ab=c "]) * 300_000)
+        blocks.append(b"\n".join(lines))
+    head = number(rng.choice([16, 17, 50, 1000]), rng.choice([1, 1, 3]), rng.choice([1, 7, 100]), len(blocks))
+    return head + b"".join(map(sized, blocks))
+
+
+def test_the_miner_stays_inside_its_memory_and_can_be_kept(tmp_path: Path) -> None:
+    rng = random.Random(24)
+    harness = build(tmp_path / "miner", "miner.c", "miner.c", "words.c")
+    cases = [miner_case(rng) for _ in range(150)]
+    done = subprocess.run([harness], input=b"".join(cases), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[:4000]
+    answers = [list(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(answers) == len(cases)
+    assert all(templates <= ids <= lines for lines, templates, ids in answers)
+
+
 def prefilter_case(rng: random.Random, engine: int, count: int) -> bytes:
     """Random literals in random text, as tests/native/prefilter.c reads them."""
     letters = bytes(rng.sample(range(256), rng.choice([4, 12, 60])))
