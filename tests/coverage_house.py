@@ -105,7 +105,7 @@ class House:
         return [event for event in self.events if isinstance(event, kind)]
 
     async def until(self, is_so: Callable[[], object]) -> None:
-        with trio.fail_after(60):
+        with trio.fail_after(200):
             while not is_so():
                 await self._came.wait()
 

@@ -10,6 +10,7 @@ import httpx
 import msgspec
 import pytest
 import trio
+from trio.testing import MockClock
 
 from agent.core.covered import (
     CoverageArmed,
@@ -20,12 +21,14 @@ from agent.core.covered import (
     CoverageWarning,
 )
 from agent.core.errors import ActionError
-from agent.core.events import LinkChanged
+from agent.core.events import Alert, LinkChanged
+from agent.core.store import open_store
+from agent.coverage.kept import Kept
 from agent.coverage.sources import Lost, Warned
 from agent.lab.server import Lab
 from agent.lab.test2code import Session
 from tests.coverage_house import House, Product, house
-from tests.drill_transcripts import unit
+from tests.drill_transcripts import Played, unit
 from tests.test_lab_drill import post, user_of
 from tests.test_lab_server import lab_in
 
@@ -135,6 +138,59 @@ async def test_classes_of_a_run_are_announced_and_the_build_changes_when_no_sess
         assert again.config.build_version != first
         assert again.config.build_version.startswith("cat-")
         assert set(again.plugin.classes) == {"./a.js"}
+
+
+async def test_a_restart_of_the_agent_takes_its_session_up(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    async with admin(tmp_path) as (lab, user):
+        async with house(tmp_path, product, lab.ws_url, build_version="1") as here:
+            await ready(here, lab)
+            await post(user, "START", sessionId="s1", testName="smoke")
+            await here.open("r-1", tmp_path)
+            product.reach("./a.js", "1")
+            await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+            assert not session_of(lab).reached  # no flush was due yet
+        async with house(tmp_path, product, lab.ws_url, build_version="1") as here:
+            await ready(here, lab)
+            (shown,) = (await here.bus.ask("coverage", {}))["sessions"]
+            assert (shown["state"], shown["test_name"]) == ("running", "smoke")
+            await here.open("r-2", tmp_path)
+            product.reach("./a.js", "01")
+            assert (await post(user, "STOP", sessionId="s1"))[0] == 200
+            await done(here)
+        (flags,) = session_of(lab).reached.values()
+        assert bin(flags).count("1") == 2
+        async with house(tmp_path, product, lab.ws_url, build_version="1") as here:
+            assert (await here.bus.ask("coverage", {}))["sessions"] == ()
+
+
+async def test_an_end_that_cannot_be_told_is_an_alert_after_a_minute(autojump_clock: MockClock, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    machine = Played("./a.js")
+    for line in (
+        "attach",
+        'A> START_AGENT_SESSION {"sessionId":"s1"}',
+        "C>",
+        'A> STOP {"sessionId":"s1"}',
+        "cut",
+        "C>",
+    ):
+        machine.does(line)
+    store = open_store(tmp_path / "state", reserve=4096)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.run)
+        Kept(store).keep(machine.machine.sessions.values())
+        nursery.cancel_scope.cancel()
+    store.close()
+    async with lab_in(tmp_path / "lab") as lab:
+        lab.drill.switches.auto_register = True
+        async with house(tmp_path, Product("./a.js"), "ws://127.0.0.1:9", build_version="1") as here:
+            await here.until(lambda: any(alert.code == "coverage.undelivered" for alert in here.of(Alert)))
+            assert 60 <= trio.current_time() <= 80
+            (alert,) = (alert for alert in here.of(Alert) if alert.code == "coverage.undelivered")
+            assert alert.text == "coverage of 1 sessions is not delivered to the Drill admin: s1"
+        async with house(tmp_path, Product("./a.js"), lab.ws_url, build_version="1") as here:
+            await done(here)
 
 
 async def test_a_changed_file_drops_what_was_seen_of_it(tmp_path: Path) -> None:
