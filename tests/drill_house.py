@@ -104,6 +104,7 @@ async def agent_of(lab: Lab, folder: Path, project: Path, **coverage: Any) -> As
         "state.dir": str(folder),
         "control.listen": ["127.0.0.1:0"],
         "suites.roots": [str(project)],
+        "suites.slots": 2,  # that of a run is free a moment after its end is told
         "coverage.enabled": True,
         "coverage.admin": lab.ws_url,
         "coverage.roots": [str(project)],
