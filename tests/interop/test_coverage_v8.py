@@ -153,6 +153,8 @@ async def test_an_ava_suite_is_covered_as_by_c8_and_by_test_file(
     await house.collect(final=True)
     assert house.source.told() == []
     assert not house.source.alive()
+    # Of main threads the child's alone: AVA's own would count for nothing.
+    assert len({path.name.split("-")[1] for path in reports.glob("coverage-*-0.json")}) == 1
     c8 = npm_project(C8) / "node_modules/c8/bin/c8.js"
     assert list(same_lines(house.lines(), c8_lines(c8, node, project, reports, tmp_path / "c8"))) == []
 
@@ -206,6 +208,28 @@ async def test_a_product_that_counts_by_itself_is_covered_too(
     assert house.methods("src/math.js", "") == {"GLOBAL", "div", "later", "each"}
     theirs = c8_lines(c8, node, project, tmp_path / "temporary", tmp_path / "again")
     assert list(same_lines(house.lines(), theirs)) == []
+
+
+@pytest.mark.parametrize(("away_ms", "is_made_anew"), [(300, True), (3000, False)])
+async def test_a_folder_that_stays_away_ends_the_counting(
+    away_ms: int, is_made_anew: bool, project: Path, tmp_path: Path, node: Path
+) -> None:
+    """A test may fake the disk for a while; but when nobody reads any more, nothing may be left behind."""
+    house = Covered(project, tmp_path)
+    await house.start()
+    run(
+        *(node, "-e"),
+        "const folder = process.env.EMISSARY_V8, away = `${folder}.away`;"
+        "require('fs').renameSync(folder, away);"
+        "if (process.argv[1] < 1000) setTimeout(() => require('fs').renameSync(away, folder), process.argv[1]);"
+        "setTimeout(() => require('./src/store.cjs'), process.argv[1] * 1.1);",
+        str(away_ms),
+        cwd=project,
+        env=house.env(),
+    )
+    assert house.folder.exists() is is_made_anew
+    await house.collect(final=True)
+    assert (("src/store.cjs", "") in house.seen) is is_made_anew
 
 
 @pytest.mark.parametrize(
