@@ -409,7 +409,10 @@ class Service:
         from agent.logs import role
 
         settings = self.effective.settings.logs
-        await role.run(self.bus, self.store, settings, health, metrics=self.metrics, task_status=task_status)
+        model = state_dir(self.effective.settings) / "logs.model" if settings.model == "auto" else Path(settings.model)
+        await role.run(
+            self.bus, self.store, settings, health, model=model, metrics=self.metrics, task_status=task_status
+        )
 
     async def _files(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
         from agent.files import role

@@ -15,6 +15,7 @@ from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.logs import rules
+from agent.logs.analysis import Analysis
 from agent.logs.records import Reached, Record, Records
 from agent.logs.source import Rules
 
@@ -40,7 +41,7 @@ class House:
 
     def log(self, rules: Rules, path: str = "journal:") -> Records:
         self.records = Records(
-            path, rules, KEY, lambda: ("r", None),
+            path, rules, KEY, lambda: ("r", None), Analysis(self.bus.publish, lambda: 0.0, trio.current_time()),
             bus=self.bus, store=self.store, metrics=self.metrics, health=Health("logs"),
         )  # fmt: skip
         return self.records

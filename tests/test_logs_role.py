@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,12 @@ rate = { burst = 1000000, per_s = 0 }
 """
 
 
+def of_suites(suites: suites_house.House, settings: LogsSettings, folder: Path) -> partial[Coroutine[Any, Any, None]]:
+    """The role beside that of suites."""
+    model = folder / "logs.model"
+    return partial(role.run, suites.bus, suites.store, settings, Health("logs"), model=model, metrics=Metrics())
+
+
 class House:
     """A bus, a store and a folder of logs and rules; the role can be started again."""
 
@@ -62,7 +68,8 @@ class House:
             roots=(str(self.folder / "logs"),),
             watch=watches or (LogWatch(name="a", path=str(self.log)),),
         )
-        start = partial(role.run, self.bus, self.store, settings, Health("logs"), metrics=self.metrics)
+        model = self.folder / "logs.model"
+        start = partial(role.run, self.bus, self.store, settings, Health("logs"), model=model, metrics=self.metrics)
 
         async def in_scope(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
             with trio.CancelScope() as scope:
@@ -334,7 +341,7 @@ async def test_a_suite_has_its_logs_followed_while_it_runs(tmp_path: Path) -> No
     program = f"echo 'line 1' >> {tmp_path}/logs/app.log; echo 1..1; echo ok 1 - a"
     async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
         settings = LogsSettings(rules=(), roots=())
-        await nursery.start(partial(role.run, suites.bus, suites.store, settings, Health("logs"), metrics=Metrics()))
+        await nursery.start(of_suites(suites, settings, tmp_path))
         with suites.bus.subscribe(LogMatched) as events:
             watch = {"logs": [f"{tmp_path}/logs/app.log"], "rules": [f"{tmp_path}/mine.toml"]}
             run = await suites.order(command=["sh", "-c", program], watch=watch)
@@ -393,7 +400,7 @@ async def test_logs_that_are_not_watched_are_a_warning_in_the_runs_result(tmp_pa
     program = f"echo 'line 2' >> {tmp_path}/logs/old.log; echo 1..1; echo ok 1 - a"
     async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
         settings = LogsSettings(rules=(), roots=())
-        await nursery.start(partial(role.run, suites.bus, suites.store, settings, Health("logs"), metrics=Metrics()))
+        await nursery.start(of_suites(suites, settings, tmp_path))
         named = [f"{tmp_path}/logs/*.log", "", *("x" for _ in range(70))]
         run = await suites.order(command=["sh", "-c", program], watch={"logs": named, "rules": ["nowhere"]})
         finished = await suites.finished()
@@ -416,7 +423,7 @@ async def test_a_glob_of_a_suite_has_what_is_written_from_now_on(tmp_path: Path)
     program = f"echo 'line 2' >> {tmp_path}/logs/old.log; echo 1..1; echo ok 1 - a"
     async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
         settings = LogsSettings(rules=(), roots=())
-        await nursery.start(partial(role.run, suites.bus, suites.store, settings, Health("logs"), metrics=Metrics()))
+        await nursery.start(of_suites(suites, settings, tmp_path))
         with suites.bus.subscribe(LogMatched) as events:
             watch = {"logs": [f"{tmp_path}/logs/*.log"], "rules": [f"{tmp_path}/mine.toml"]}
             await suites.order(command=["sh", "-c", program], watch=watch)

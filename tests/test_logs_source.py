@@ -14,6 +14,7 @@ from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.logs import rules
+from agent.logs.analysis import Analysis
 from agent.logs.context import Place
 from agent.logs.follow import Followed
 from agent.logs.limits import ERRORS
@@ -28,7 +29,10 @@ class Bench:
 
     def __init__(self, path: Path, bus: Bus, store: Store, done: Done) -> None:
         self.path = path
-        self.source = Source(str(path), "key", lambda run: (run, None), bus=bus, store=store, metrics=Metrics())
+        analysis = Analysis(bus.publish, lambda: 0.0, trio.current_time())
+        self.source = Source(
+            str(path), "key", lambda run: (run, None), analysis, bus=bus, store=store, metrics=Metrics()
+        )
         tail = Tail(str(path), done.checkpoints, "start", generation=done.generation, past=done.past)
         self.source.followed = Followed(tail, self.source, Health("logs"), links=True, room=has_room)
 

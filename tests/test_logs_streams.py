@@ -49,7 +49,8 @@ class Monitor:
 
     async def start(self) -> trio.CancelScope:
         settings = LogsSettings(rules=(str(self._rules),), watch=(self._watch,))
-        start = partial(role.run, self.bus, self._here.store, settings, Health("logs"), metrics=self._here.metrics)
+        here, model = self._here, self._rules.with_name("logs.model")
+        start = partial(role.run, self.bus, here.store, settings, Health("logs"), model=model, metrics=here.metrics)
 
         async def in_scope(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
             with trio.CancelScope() as scope:

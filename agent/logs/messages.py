@@ -103,7 +103,10 @@ class UnwatchLog(msgspec.Struct, frozen=True):
 
 
 class SourceState(msgspec.Struct, frozen=True, kw_only=True):
-    """One source in the answer to `list_logs`. Sizes, offsets and lag in bytes."""
+    """One source in the answer to `list_logs`. Sizes, offsets and lag in bytes.
+
+    Of its lines one of `sampled` is looked at for templates, novelties and forecasts; matches always are.
+    """
 
     path: str
     state: str
@@ -112,6 +115,7 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     offset: int
     lag: int
     gaps: int
+    sampled: int = 1
 
 
 class RuleCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,11 +131,29 @@ class RuleCounts(msgspec.Struct, frozen=True, kw_only=True):
     ns_per_line: float | None = None
 
 
+class Learned(msgspec.Struct, frozen=True, kw_only=True):
+    """What is learned of logs, in the answer to `list_logs`: templates, classes, and what became of forecasts.
+
+    `open` forecasts wait for their failure, `misses` are failures that had none. Precision and recall are shares,
+    null where nothing was forecast, or nothing failed, since the start.
+    """
+
+    templates: int
+    classes: list[str]
+    open: int
+    hits: int
+    expired: int
+    misses: int
+    precision: float | None
+    recall: float | None
+
+
 class Logs(msgspec.Struct, frozen=True):
     """The answer to `list_logs`."""
 
     sources: list[SourceState]
     rules: list[RuleCounts]
+    learned: Learned
 
 
 class SearchLog(msgspec.Struct, frozen=True, kw_only=True):

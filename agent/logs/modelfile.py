@@ -52,5 +52,10 @@ def read_or_set_aside(path: Path) -> tuple[Model | None, ModelDamaged | None]:
     try:
         return read(path), None
     except ModelDamaged as err:
-        path.replace(path.with_name(f"{path.name}.bad"))
+        set_aside(path)
         return None, err
+
+
+def set_aside(path: Path) -> None:
+    """Have the file as NAME.bad, for a person to look at. Raises OSError."""
+    path.replace(path.with_name(f"{path.name}.bad"))

@@ -24,6 +24,7 @@ from agent.core.events import LogContext, LogGap, LogMatched, LogSource
 from agent.core.metrics import Metrics
 from agent.core.store import Store
 from agent.core.supervise import Health
+from agent.logs.analysis import Analysis, Lines
 from agent.logs.context import Following
 from agent.logs.follow import BLOCK_S, DIRECT
 from agent.logs.limits import Pauses, Rates
@@ -31,7 +32,7 @@ from agent.logs.matched import captured, shown, suppressed, told, wants_context
 from agent.logs.messages import SourceState
 from agent.logs.recent import Recent, with_fields
 from agent.logs.regex import Matcher
-from agent.logs.scanner import LIMIT, End, Match, Worker
+from agent.logs.scanner import LIMIT, WINDOW, End, Match, Worker
 from agent.logs.source import KEEP_S, Rules
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,21 @@ class _Found(NamedTuple):
     captures: dict[str, bytes | None]
 
 
+class _Block:
+    """The lines of some records together. `starts` of each line; `firsts`: the number of each record's first line."""
+
+    def __init__(self, records: Sequence[Record], texts: Sequence[Sequence[bytes]]) -> None:
+        lines = [line for of_record in texts for line in of_record]
+        self._records = records
+        self.data = memoryview(b"".join(line + b"\n" for line in lines))
+        self.starts = list(accumulate((len(line) + 1 for line in lines), initial=0))
+        self.firsts = list(accumulate(map(len, texts), initial=0))
+
+    def offset(self, start: int) -> int:
+        """The number, in its log, of the record whose line begins there."""
+        return self._records[bisect_right(self.firsts, bisect_right(self.starts, start) - 1) - 1].offset
+
+
 class _Open:
     """A match whose context is not complete."""
 
@@ -124,13 +140,15 @@ class Records:
         rules: Rules,
         key: str,
         active: Callable[[], tuple[str | None, str | None]],
+        analysis: Analysis,
         *,
         bus: Bus,
         store: Store,
         metrics: Metrics,
         health: Health,
     ) -> None:
-        self.path, self.key, self._active = path, key, active
+        self.path, self.key, self._active, self._analysis = path, key, active, analysis
+        self._stream = analysis.stream(path, active, trio.current_time())
         self._bus, self._store, self._metrics, self._health = bus, store, metrics, health
         self.scope = trio.CancelScope()
         self.state: Literal["READING", "IDLE", "ERROR", "PAUSED", "ABSENT"] = "ABSENT"
@@ -191,6 +209,7 @@ class Records:
             offset=reached.offset,
             lag=0,
             gaps=self._gaps,
+            sampled=self._stream.every,
         )
 
     # ---- what a stream calls -----------------------------------------------------------------------------------------
@@ -233,10 +252,15 @@ class Records:
         if self._next is not self._rules:
             self._tell_dropped(math.inf)
             self._take_rules()
-        lines = [_lines(record.message) for record in records]
-        found = await self._scan(records, [line for of_record in lines for line in of_record], list(map(len, lines)))
-        for record, texts, matched in zip(records, lines, found, strict=True):
-            events = await self._record(record, texts, matched)
+        texts = [_lines(record.message) for record in records]
+        block = _Block(records, texts)
+        found = await self._scan(records, block)
+        lines = self._analysis.read(
+            self._stream, block.data, self._generation, block.offset, trio.current_time(), is_live=True
+        )
+        for number, record in enumerate(records):
+            told = partial(self._told, lines, block, block.firsts[number])
+            events = await self._record(record, texts[number], found[number], told)
             self.reached, self._is_kept = self._behind(record), False
             for event in events:
                 self._bus.publish(event)
@@ -244,6 +268,7 @@ class Records:
                 open.is_told = True
             if events:
                 self._keep()
+        lines.end()
         self.tick(trio.current_time())
         self.state = "IDLE"
         self._came.set()
@@ -263,14 +288,10 @@ class Records:
         """Those that a regex names."""
         return {name: fields[name][:MAX_VALUE] for name in self._wanted if name in fields}
 
-    async def _scan(
-        self, records: Sequence[Record], lines: Sequence[bytes], counts: Sequence[int]
-    ) -> list[dict[int, list[_Found]]]:
+    async def _scan(self, records: Sequence[Record], block: "_Block") -> list[dict[int, list[_Found]]]:
         """For each record the lines that matched, by rule; of a rule that gave up on a line it is told."""
         found: list[dict[int, list[_Found]]] = [{} for _ in records]
-        data = memoryview(b"".join(line + b"\n" for line in lines))
-        starts = list(accumulate((len(line) + 1 for line in lines), initial=0))
-        firsts = list(accumulate(counts, initial=0))
+        data, starts, firsts = block.data, block.starts, block.firsts
         at, before = 0, 0
         while at < len(data):
             part = data[at:]
@@ -302,8 +323,17 @@ class Records:
     def _behind(self, record: Record) -> Reached:
         return Reached(generation=self._generation, cursor=record.cursor, offset=record.offset)
 
+    def _told(self, lines: Lines, block: "_Block", first: int, event: LogMatched, found: _Found) -> LogMatched:
+        """The event of a match in a record, whose first line is the `first` of the block, as analysis has it."""
+        at = block.starts[first + found.line]
+        return lines.told(event, at, found.text, found.captures, is_whole=not found.flags & WINDOW)
+
     async def _record(
-        self, record: Record, lines: Sequence[bytes], matched: dict[int, list[_Found]]
+        self,
+        record: Record,
+        lines: Sequence[bytes],
+        matched: dict[int, list[_Found]],
+        analysed: Callable[[LogMatched, _Found], LogMatched],
     ) -> list[LogMatched]:
         """What is to be told of a record, line after line; its lines are remembered, and follow what came before."""
         events: list[LogMatched] = []
@@ -322,11 +352,17 @@ class Records:
                 if found[0].line == number and id in inside:
                     inside[id].count += len(found)
                 elif found[0].line == number:
-                    events += await self._match(rule, found, record)
+                    events += await self._match(rule, found, record, analysed)
             self._recent.add(record.offset, line, fields)
         return events
 
-    async def _match(self, rule: int, found: list[_Found], record: Record) -> list[LogMatched]:
+    async def _match(
+        self,
+        rule: int,
+        found: list[_Found],
+        record: Record,
+        analysed: Callable[[LogMatched, _Found], LogMatched],
+    ) -> list[LogMatched]:
         compiled, first, now = self._rules.rules[rule], found[0], trio.current_time()
         self.matches[compiled.spec.id] += 1
         suppressed = self._rates.take(rule, record.offset, now)
@@ -355,6 +391,7 @@ class Records:
             run=run,
             test=test,
         )
+        event = analysed(event, first)
         if compiled.spec.context.after or compiled.spec.multiline:
             before: list[bytes] = []
             if compiled.spec.multiline:

@@ -11,7 +11,7 @@ import glob
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -40,16 +40,29 @@ from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
-from agent.logs import lint, paths, streams
+from agent.logs import labelling, lint, paths, streams
 from agent.logs.active import Active
+from agent.logs.analysis import Analysis
 from agent.logs.follow import Followed, Follower, is_new
-from agent.logs.messages import Logs, Reloaded, RuleCounts, SearchLog, SourceState, UnwatchLog, Watching, WatchLog
+from agent.logs.learning import Learning
+from agent.logs.messages import (
+    Labelled,
+    LabelLog,
+    Logs,
+    Reloaded,
+    RuleCounts,
+    SearchLog,
+    UnwatchLog,
+    Watching,
+    WatchLog,
+)
 from agent.logs.records import Records
 from agent.logs.rules import RuleErrors, RuleSet, find_set, from_tables, read_files
 from agent.logs.search import rule_of, search
 from agent.logs.settings import LogsSettings
 from agent.logs.source import Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
+from agent.logs.watches import KeptWatches, Watch, of_client
 
 log = logging.getLogger(__name__)
 
@@ -61,42 +74,25 @@ KEPT = "logs.watches"
 ALERT = "logs.rules"
 
 
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """The clients' watches on disk, the number of the last one, and the watches that began once."""
-
-    last: int = 0
-    watches: dict[str, WatchLog] = {}
-    begun: list[str] = []
-
-
-class _Watch(msgspec.Struct, kw_only=True):
-    """What a `[[logs.watch]]`, a client or a suite wants followed. `sets` as in the settings, `tables` as in a file."""
-
-    id: str
-    pattern: str
-    is_glob: bool = False
-    sets: Sequence[str] = ()
-    tables: list[dict[str, Any]] | None = None
-    start: Literal["end", "start"] | int = "end"
-    base: str = ""  # the folder of a suite, for its rule files
-    run: str | None = None
-    is_remote: bool = False
-    sizes: dict[str, int] = {}  # of the files that are there already, and not read before that
-
-
 async def run(
     bus: Bus,
     store: Store,
     settings: LogsSettings,
     health: Health,
     *,
+    model: Path,
     metrics: Metrics,
     clock: Callable[[], float] = time.time,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Publish LogMatched and the other events of logs.md 2.3 for what is watched, until cancelled."""
+    """Publish LogMatched and the other events of logs.md 2.3 for what is watched, until cancelled.
+
+    `model` is the path of the model file.
+    """
     async with trio.open_nursery() as nursery:
-        logs = _Logs(bus, store, settings, health, metrics, clock, nursery)
+        learning = Learning(model, bus, store, clock)
+        logs = _Logs(bus, store, settings, health, metrics, clock, nursery, await learning.load())
+        nursery.start_soon(learning.run)
         # Before the first line: one of a test that just began must carry its name.
         await nursery.start(logs.follow_tests)
         await nursery.start(logs.follower.run)
@@ -107,6 +103,7 @@ async def run(
                 "unwatch_log": logs.unwatch_log,
                 "list_logs": logs.list_logs,
                 "search_log": logs.search_log,
+                "label_log": logs.label_log,
                 "reload_rules": logs.reload_rules,
             }.items():
                 answering.enter_context(bus.answer(action, handler))
@@ -125,11 +122,13 @@ class _Logs:
         metrics: Metrics,
         clock: Callable[[], float],
         nursery: trio.Nursery,
+        analysis: Analysis,
     ) -> None:
         self._bus, self._store, self._metrics, self._active = bus, store, metrics, Active()
         self._settings, self._health, self._clock, self._nursery = settings, health, clock, nursery
+        self._analysis = analysis
         self.follower = Follower(self._rescan)
-        self._watches: dict[str, _Watch] = {}
+        self._watches: dict[str, Watch] = {}
         self._sources: dict[str, Source] = {}  # by path
         self._pending: dict[str, Done] | None = {}  # how far those were that begin at the start, until they do
         self._globs = paths.Globs()
@@ -139,15 +138,16 @@ class _Logs:
         self._refused: set[str] = set()  # for want of room, which is told once
         self._records: dict[str, Records] = {}  # by watch
         self._rules: dict[str, Rules] = {}  # by watch
-        self._kept = _Kept()
+        self._kept = KeptWatches()
         self._of_run: dict[str, list[str]] = {}
         self._searches = trio.CapacityLimiter(2)
+        metrics.gauge("logs_templates", lambda: len(analysis.miner))
         metrics.gauge("logs_sources", lambda: len(self._sources) + len(self._records))
         metrics.gauge("logs_lag_bytes", lambda: sum(log.followed.tail.lag for log in self._sources.values()))
 
     # ---- rules -------------------------------------------------------------------------------------------------------
 
-    def _read_rules(self, watch: _Watch, known: dict[tuple[Path, ...], Rules]) -> Rules:
+    def _read_rules(self, watch: Watch, known: dict[tuple[Path, ...], Rules]) -> Rules:
         """The rules of a watch; those of the same files are shared. Raises RuleErrors and ActionError."""
         if watch.tables is not None:
             return Rules(from_tables("watch_log", watch.tables))
@@ -213,16 +213,16 @@ class _Logs:
     async def begin(self) -> None:
         """Follow what the settings name and what clients watched before."""
         await self._store.commit()
-        self._kept = await self._store.get(KEPT, _Kept) or _Kept()
+        self._kept = await self._store.get(KEPT, KeptWatches) or KeptWatches()
         self._bus.publish(AlertCleared(code=ALERT))  # of rules that were wrong before these settings
         for one in self._settings.watch:
             pattern = one.path or one.glob or (streams.JOURNAL if one.journal else streams.KERNEL)
-            watch = _Watch(id=f"s-{one.name}", pattern=pattern, is_glob=bool(one.glob), sets=one.rules)
+            watch = Watch(id=f"s-{one.name}", pattern=pattern, is_glob=bool(one.glob), sets=one.rules)
             await self._begin_blaming(watch)
             if one.journal or one.kmsg:
                 self._read_records(watch, one.name)
         for id, asked in list(self._kept.watches.items()):
-            await self._begin_blaming(self._of_client(id, asked))
+            await self._begin_blaming(of_client(id, asked))
         if self._watches:
             self._tell_rules()
         pending, self._pending = self._pending or {}, None
@@ -232,11 +232,11 @@ class _Logs:
             for source in list(self._sources.values()):
                 await source.followed.begun.wait()
 
-    async def _begin_blaming(self, watch: _Watch) -> None:
+    async def _begin_blaming(self, watch: Watch) -> None:
         """Follow it in any case."""
         await self._begin(watch, await self._rules_or_none(watch))
 
-    async def _rules_or_none(self, watch: _Watch) -> Rules:
+    async def _rules_or_none(self, watch: Watch) -> Rules:
         """Its rules; none where they cannot be used, which is told."""
         try:
             return self._read_rules(watch, {})
@@ -247,7 +247,7 @@ class _Logs:
                 self._blame(str(err))
             return Rules(RuleSet(()))
 
-    async def _begin(self, watch: _Watch, rules: Rules) -> None:
+    async def _begin(self, watch: Watch, rules: Rules) -> None:
         self._watches[watch.id], self._rules[watch.id] = watch, rules
         if watch.pattern in (streams.JOURNAL, streams.KERNEL):
             return
@@ -288,7 +288,7 @@ class _Logs:
         known = [(tail.path, done) for tail in tails for done in [*tail.checkpoints(), *tail.past]]
         return await trio.to_thread.run_sync(is_new, path, known, self._passed)
 
-    async def _follow(self, watch: _Watch, path: str, start: Literal["end", "start"] | int) -> None:
+    async def _follow(self, watch: Watch, path: str, start: Literal["end", "start"] | int) -> None:
         source = self._sources.get(path)
         if watch.is_remote and (why := await trio.to_thread.run_sync(paths.refused, path, self._settings.roots)):
             log.warning("not followed path=%s why=%s", path, why)
@@ -312,7 +312,15 @@ class _Logs:
                 self._bus.publish(LogSource(path=path, what="limit", generation=0, detail=detail))
             return
         key = f"logs.source:{path}"
-        source = Source(path, key, self._active.now, bus=self._bus, store=self._store, metrics=self._metrics)
+        source = Source(
+            path,
+            key,
+            self._active.now,
+            self._analysis,
+            bus=self._bus,
+            store=self._store,
+            metrics=self._metrics,
+        )
         self._sources[path] = source
         done: Done = await self._store.get(key, Done) or Done()
         alive = {watch.id, *self._watches, *self._kept.watches, *(f"s-{one.name}" for one in self._settings.watch)}
@@ -338,13 +346,14 @@ class _Logs:
         self.follower.add(source.followed)
         self._nursery.start_soon(self._run, source)
 
-    def _read_records(self, watch: _Watch, name: str) -> None:
+    def _read_records(self, watch: Watch, name: str) -> None:
         """Have the records of the journal or the kernel matched."""
         records = Records(
             watch.pattern,
             self._rules[watch.id],
             f"logs.source:{watch.id}:{watch.pattern}",
             lambda: self._active.now(watch.run),
+            self._analysis,
             bus=self._bus,
             store=self._store,
             metrics=self._metrics,
@@ -388,23 +397,11 @@ class _Logs:
         self.follower.drop(source.followed)
         self._store.forget(source.key)
 
-    def _keep(self, kept: _Kept) -> None:
+    def _keep(self, kept: KeptWatches) -> None:
         self._kept = kept
         self._store.put(KEPT, kept)
 
     # ---- actions -----------------------------------------------------------------------------------------------------
-
-    def _of_client(self, id: str, asked: WatchLog) -> _Watch:
-        is_text = isinstance(asked.rules, str)
-        return _Watch(
-            id=id,
-            pattern=os.path.realpath(asked.path) if asked.path else asked.glob or "",
-            is_glob=asked.path is None,
-            sets=[asked.rules] if isinstance(asked.rules, str) else (),
-            tables=None if is_text or not isinstance(asked.rules, list) else asked.rules,
-            start=asked.from_,
-            is_remote=True,
-        )
 
     async def watch_log(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{path | glob, rules?, from?}` -> `{watch, sources}`: the lines that come from now on are matched."""
@@ -420,7 +417,7 @@ class _Logs:
         if len(self._kept.watches) >= MAX_WATCHES:
             raise ActionError("too_big", f"clients watch {MAX_WATCHES} logs already", remedy="Unwatch some.")
         id = f"m{self._kept.last + 1}"
-        watch = self._of_client(id, asked)
+        watch = of_client(id, asked)
         try:
             rules = self._read_rules(watch, {})
         except RuleErrors as err:
@@ -441,7 +438,7 @@ class _Logs:
             raise ActionError("not_found", f"watch {id} is not known here")
         self._end(id)
         self._keep(
-            _Kept(
+            KeptWatches(
                 last=self._kept.last,
                 watches={key: value for key, value in self._kept.watches.items() if key != id},
                 begun=[begun for begun in self._kept.begun if begun != id],
@@ -453,21 +450,7 @@ class _Logs:
         """{} -> each source, and each rule."""
         await self._measure()
         took = {id: ns for rules in self._rules.values() for id, ns in (rules.ns_per_line or {}).items()}
-        sources: list[SourceState] = []
-        for path, source in self._sources.items():
-            tail = source.followed.tail
-            offset = max((done.offset for done in tail.checkpoints() if done.generation == tail.generation), default=0)
-            sources.append(
-                SourceState(
-                    path=path,
-                    state=tail.state,
-                    generation=tail.generation,
-                    size=offset + tail.lag,
-                    offset=offset,
-                    lag=tail.lag,
-                    gaps=tail.gaps,
-                )
-            )
+        sources = [source.shown() for source in self._sources.values()]
         sources += [records.shown() for records in self._records.values()]
         everywhere: list[Source | Records] = [*self._sources.values(), *self._records.values()]
         ids = dict.fromkeys(rule.spec.id for rules in self._rules.values() for rule in rules.rules)
@@ -481,7 +464,16 @@ class _Logs:
             )
             for id in ids
         ]
-        answer: dict[str, Any] = msgspec.to_builtins(Logs(sources, rules))
+        answer: dict[str, Any] = msgspec.to_builtins(Logs(sources, rules, self._analysis.shown()))
+        return answer
+
+    async def label_log(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """`{event | text, class}` -> `{updated}`: the line is of that class (null: a normal one), which is learned."""
+        asked = read(payload, LabelLog)
+        drift = await labelling.learn(asked, self._analysis.classifier, self._analysis.miner, self._store)
+        self._analysis.labels += 1
+        self._analysis.drifted(drift)
+        answer: dict[str, Any] = msgspec.to_builtins(Labelled(updated=True))
         return answer
 
     async def search_log(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -564,7 +556,7 @@ class _Logs:
             await self._warn(run, f"{path!r:.200} is not watched: it is no path of 1 to {paths.MAX_PATH} characters")
         for number in starts:
             pattern = paths.joined(base, named[number])
-            watch = _Watch(
+            watch = Watch(
                 id=f"{run}/{number}",
                 pattern=pattern,
                 is_glob=glob.has_magic(pattern),

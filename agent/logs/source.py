@@ -22,6 +22,7 @@ from agent.core.events import LogContext, LogGap, LogMatched, LogSource
 from agent.core.metrics import Metrics
 from agent.core.store import Store
 from agent.logs.acts import Gap, Report, Scan
+from agent.logs.analysis import Analysis, Lines
 from agent.logs.behind import Behind
 from agent.logs.context import Anchor, Anchors, Following, Place, look_back, record_before
 from agent.logs.follow import DIRECT, Followed
@@ -29,9 +30,10 @@ from agent.logs.identity import Checkpoint
 from agent.logs.limits import Pauses, Rates
 from agent.logs.literals import clauses
 from agent.logs.matched import captured, shown, suppressed, told, wants_context
+from agent.logs.messages import SourceState
 from agent.logs.regex import Matcher, Regex
 from agent.logs.rules import CompiledRule, RuleSet
-from agent.logs.scanner import LIMIT, PARTIAL, Found, Match, Scanner, Worker
+from agent.logs.scanner import LIMIT, PARTIAL, WINDOW, End, Found, Match, Scanner, Worker
 from agent.logs.tail import Tail
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ KEEP_S = 1.0  # s between two checkpoints where nothing else is told
 MAX_WAITING = 1000  # matches of a source whose context is not complete
 SPARSE = 8192  # bytes of a block for each line that is indexed; where there are more, a search in the block is cheaper
 FEW = 16  # lines that are indexed of any block
+LF = 0x0A
+LIVE = 1 << 20  # bytes behind: no more, and lines are taken to have been written just now
 
 Active = Callable[[str | None], tuple[str | None, str | None]]
 
@@ -181,8 +185,12 @@ class Source:
 
     followed: Followed
 
-    def __init__(self, path: str, key: str, active: Active, *, bus: Bus, store: Store, metrics: Metrics) -> None:
-        self.path, self.key, self._active = path, key, active
+    def __init__(
+        self, path: str, key: str, active: Active, analysis: Analysis, *, bus: Bus, store: Store, metrics: Metrics
+    ) -> None:
+        self.path, self.key, self._active, self._analysis = path, key, active, analysis
+        self.stream = analysis.stream(path, lambda: active(None), trio.current_time())
+        self._analysed = Place(0, 0)  # to there lines were looked at
         self._bus, self._store, self._metrics = bus, store, metrics
         self.scope = trio.CancelScope()
         self.wants: dict[str, Want] = {}
@@ -240,6 +248,21 @@ class Source:
         self._indexes: list[Anchors] = []  # none, until a block comes
         self._at = Place(0, 0)  # how far is indexed
 
+    def shown(self) -> SourceState:
+        """The log in the answer to list_logs."""
+        tail = self.followed.tail
+        offset = max((done.offset for done in tail.checkpoints() if done.generation == tail.generation), default=0)
+        return SourceState(
+            path=self.path,
+            state=tail.state,
+            generation=tail.generation,
+            size=offset + tail.lag,
+            offset=offset,
+            lag=tail.lag,
+            gaps=tail.gaps,
+            sampled=self.stream.every,
+        )
+
     # ---- what the follower calls -------------------------------------------------------------------------------------
 
     async def scan(self, act: Scan) -> tuple[int, int]:
@@ -254,8 +277,10 @@ class Source:
             part = act.data[at:]
             scan = partial(self._worker.scan, part, before=before, end=act.end, suspended=self._mask(act))
             found = scan() if len(part) <= DIRECT else await trio.to_thread.run_sync(scan)
+            lines = self._lines(act, at, part[: found.consumed], before)
             if found.count or self._waiting:
-                await self._look_at(act, at, part, found)
+                await self._look_at(act, at, part, found, lines)
+            lines.end()
             if self._worker.scanner.is_due:
                 await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
             at, before = at + found.consumed, found.before
@@ -263,6 +288,17 @@ class Source:
             if not found.consumed or (found.count and not await self.followed.room()):
                 break  # else a block of short lines has more events than memory should hold
         return at, before
+
+    def _lines(self, act: Scan, at: int, block: memoryview, before: int) -> Lines:
+        """Have lines looked at that are whole, and were not before."""
+        place = Place(act.generation, act.offset + at)
+        is_ended = len(block) and (block[len(block) - 1] == LF or act.end is End.LINE)
+        if before or act.end is End.PARTIAL or not is_ended or place < self._analysed:
+            return self._analysis.unread(self.stream, block)
+        self._analysed = Place(place.generation, place.offset + len(block))
+        is_live = self.followed.tail.lag <= LIVE
+        now = trio.current_time()
+        return self._analysis.read(self.stream, block, act.generation, place.offset.__add__, now, is_live=is_live)
 
     def _mask(self, act: Scan) -> bytearray:
         if act.file not in self.followed.linked:
@@ -320,12 +356,13 @@ class Source:
         self._end_waiting(self._waiting)
         self._waiting = []
         self._tell_suppressed(math.inf)
+        self._analysis.leave(self.stream)
         self._has_told = True
         self.keep(self.followed.tail)
 
     # ---- matches -----------------------------------------------------------------------------------------------------
 
-    async def _look_at(self, act: Scan, at: int, part: memoryview, found: Found) -> None:
+    async def _look_at(self, act: Scan, at: int, part: memoryview, found: Found, lines: Lines) -> None:
         offset, rules = act.offset + at, self._rules.rules
         numbers = found.rules()
         indexes = self._may_index(act, offset, found, sum(number >= len(rules) for number in numbers))
@@ -360,6 +397,8 @@ class Source:
                     continue
                 text, captures = self._text(match, part, found)
                 event = await self._event(act, match, place, text, captures, suppressed)
+                is_whole = not match.flags & (PARTIAL | WINDOW)
+                event = lines.told(event, match.line_at, text, captures, is_whole=is_whole)
                 waiting = await self._wait_behind(event, rule, place, text, tags)
                 if waiting and rule.spec.multiline:
                     for other in range(index + 1, len(matches)):

@@ -1,0 +1,177 @@
+"""What was learned, on the disk: ids that stay, models that come from elsewhere, models that are damaged."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from agent.core.bus import Bus
+from agent.core.events import Alert, AlertCleared
+from agent.core.store import Store, open_store
+from agent.logs import modelfile
+from agent.logs.analysis import Analysis
+from agent.logs.classify import Classifier
+from agent.logs.learning import KEEP_S, KEY, RESERVE, WRITE_S, Kept, Learning
+from agent.logs.model import Model
+from agent.logs.templates import Miner
+
+LINES = [b"user ada logged in", b"user bob logged in", b"user eve logged in", b"disk 3 is broken"]
+
+
+class House:
+    """A store that outlives analyses; `path` is that of the model file."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self.path, self.store, self.bus = folder / "logs.model", store, Bus(store)
+
+    async def load(self) -> Learning:
+        """As after a kill: of the one before only what was kept is known."""
+        learning = Learning(self.path, self.bus, self.store, lambda: 7.0)
+        await learning.load()
+        return learning
+
+
+@asynccontextmanager
+async def house(folder: Path) -> AsyncIterator[House]:
+    store = open_store(folder / "state", reserve=4096)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            yield House(folder, store)
+            nursery.cancel_scope.cancel()
+    finally:
+        store.close()
+
+
+def learn(analysis: Analysis, class_: str) -> None:
+    """Labels for the last of LINES."""
+    template = analysis.miner.mine_line(LINES[-1])
+    for _ in range(10):
+        analysis.classifier.learn(template, LINES[-1], class_)
+        analysis.labels += 1
+
+
+async def run(learning: Learning, seconds: float) -> None:
+    with trio.move_on_after(seconds):
+        await learning.run()
+
+
+async def test_ids_are_the_same_after_a_restart(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        first = await here.load()
+        ids = [first.analysis.miner.mine_line(line) for line in LINES]
+        await run(first, KEEP_S * 3)
+        again = (await here.load()).analysis.miner
+        assert [again.resolve(id) for id in ids] == [first.analysis.miner.resolve(id) for id in ids]
+        assert again.text(ids[0]) == "user <*> logged in"
+        assert again.mine_line(b"something else") == max(ids) + 1
+        assert not here.path.exists()  # nothing was learned that it would hold
+
+
+async def test_no_id_is_given_twice_after_a_kill(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        killed = (await here.load()).analysis.miner
+        ids = {killed.mine_line(line) for line in LINES}  # no checkpoint has them
+        again = (await here.load()).analysis.miner
+        assert again.mine_line(b"something else") not in ids
+        assert again.mine_line(b"something else") > RESERVE
+
+
+async def test_a_checkpoint_comes_before_the_reserve_is_used_up(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        learning = await here.load()
+        for n in range(RESERVE * 3 // 4):
+            learning.analysis.miner.mine_line("".join(chr(103 + n // 20**k % 20) for k in range(4)).encode())
+        await learning.keep_due()
+        await here.store.commit()
+        kept = await here.store.get(KEY, Kept)
+        assert kept.next == learning.analysis.miner.next + RESERVE
+
+
+async def test_labels_come_back_from_the_model_file(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        first = await here.load()
+        learn(first.analysis, "disk")
+        await run(first, WRITE_S * 2)
+        again = (await here.load()).analysis
+        guess = again.classifier.guess(again.miner.mine_line(b"disk 4 is broken"), b"disk 4 is broken")
+        assert guess is not None
+        assert guess.class_ == "disk"
+        assert (tmp_path / "logs.model").stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_model_is_written_at_the_end(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        first = await here.load()
+        learn(first.analysis, "disk")
+        await run(first, 0.1)
+        model = modelfile.read(here.path)
+        assert model is not None
+        assert model.classes == ("disk",)
+
+
+async def test_a_model_from_elsewhere_brings_its_templates(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        first = await here.load()
+        first.analysis.miner.mine_line(b"of this machine")
+        await run(first, 0.1)
+        miner, classifier = Miner(), Classifier()
+        for _ in range(10):
+            classifier.learn(miner.mine_line(LINES[-1]), LINES[-1], "disk")
+        modelfile.write(here.path, Model(classes=("disk",), weights=classifier.dump(), templates=miner.dump()[0]))
+        again = (await here.load()).analysis
+        assert again.miner.text(1) == "disk <*> is broken"
+        assert again.classifier.classes == ["disk"]
+        # From then on the store has what became of it.
+        later = await here.load()
+        id = later.analysis.miner.mine_line(b"a new one")
+        await run(later, 0.1)
+        assert (await here.load()).analysis.miner.text(id) == "a new one"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Model(classes=("disk",), weights=b"nonsense"),
+        Model(templates=b"nonsense"),
+        Model(chains=b"nonsense"),
+        None,
+    ],
+)
+async def test_a_damaged_model_is_set_aside_and_told(
+    tmp_path: Path, autojump_clock: MockClock, damage: Model | None
+) -> None:
+    async with house(tmp_path) as here:
+        if damage:
+            modelfile.write(here.path, damage)
+        else:
+            here.path.write_bytes(b"EMLM nonsense")
+        with here.bus.subscribe(Alert, AlertCleared) as alerts:
+            learning = await here.load()
+            alert = await anext(alerts)
+        assert isinstance(alert, Alert)
+        assert alert.code == "logs.model"
+        assert not here.path.exists()
+        assert (tmp_path / "logs.model.bad").exists()
+        assert learning.analysis.miner.mine_line(b"goes on") == 1
+
+
+async def test_a_damaged_checkpoint_is_left_alone(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        here.store.put(KEY, Kept(model="", next=70, templates=b"nonsense"))
+        assert (await here.load()).analysis.miner.mine_line(b"goes on") == 70
+
+
+async def test_a_folder_that_cannot_be_written_to_is_tried_again(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        here.path = tmp_path / "later/logs.model"
+        learning = await here.load()
+        learn(learning.analysis, "disk")
+        await learning.keep_due()
+        here.path.parent.mkdir()
+        await trio.sleep(WRITE_S)
+        await learning.keep_due()
+        assert here.path.exists()
