@@ -301,7 +301,7 @@ CoverMessage: TypeAlias = (
 )
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """An object of a part before it is text: `probes` has bit n for probe n, of `count`."""
 
     class_id: str
@@ -364,40 +364,51 @@ def parts(session_id: str, rows: Iterable[Row]) -> Iterator[str]:
     room = MAX_TEXT - len(empty.encode())
     found: list[str] = []
     size = 0
-    for text in _texts(rows):
-        length = (len(text) if text.isascii() else len(text.encode())) + 1  # its comma
-        if found and (len(found) == MAX_OBJECTS or size + length > room):
-            yield f"{head}[{','.join(found)}]{tail}"
-            found, size = [], 0
-        found.append(text)
-        size += length
+    for texts in _texts(rows):
+        length = _bytes(",".join(texts)) + 1  # a comma behind each
+        if len(found) + len(texts) <= MAX_OBJECTS and size + length <= room:
+            found += texts
+            size += length
+            continue
+        for text in texts:
+            length = _bytes(text) + 1
+            if found and (len(found) == MAX_OBJECTS or size + length > room):
+                yield f"{head}[{','.join(found)}]{tail}"
+                found, size = [], 0
+            found.append(text)
+            size += length
     if found:
         yield f"{head}[{','.join(found)}]{tail}"
 
 
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
 _Q = json.dumps(json.dumps('"')[1:-1])[1:-1]
+_CLASS, _PROBES, _TEST = f"{{{_Q}className{_Q}:{_Q}", f"{_Q},{_Q}probes{_Q}:[", f"],{_Q}testName{_Q}:{_Q}"
+_END = f"{_Q}}}"
 _PLAIN = re.compile(r"[ !#-\[\]-~]*")  # what stands in a JSON string as it is
 _SLICE = 4096  # rows
 
 
-def _texts(rows: Iterable[Row]) -> Iterator[str]:
+def _texts(rows: Iterable[Row]) -> Iterator[list[str]]:
+    """The objects, some at a time."""
     rows = iter(rows)
     while some := list(islice(rows, _SLICE)):
-        if _PLAIN.fullmatch("".join([row.class_id for row in some])):  # one look at them all is a third of the time
-            names = [f"{_Q}{row.class_id}{_Q}" for row in some]
-        else:
-            names = [_quoted(row.class_id) for row in some]
-        yield from [
-            f"{{{_Q}className{_Q}:{name},{_Q}probes{_Q}:[{_flags(row.probes, row.count)}],"
-            f"{_Q}testName{_Q}:{_quoted(row.test)}}}"
+        names = [row.class_id for row in some]
+        if not _PLAIN.fullmatch("".join(names)):  # one look at them all is a third of the time
+            names = [_escaped(name) for name in names]
+        yield [
+            f"{_CLASS}{name}{_PROBES}{_flags(row.probes, row.count)}{_TEST}{_escaped(row.test)}{_END}"
             for name, row in zip(names, some, strict=True)
         ]
 
 
 @lru_cache(maxsize=4096)
-def _quoted(text: str) -> str:
-    """A string of the innermost JSON, as it stands in the outermost."""
-    return f"{_Q}{text}{_Q}" if _PLAIN.fullmatch(text) else _json(_json(_json(text))[1:-1])[1:-1]
+def _escaped(text: str) -> str:
+    """What stands between the quotes of a string of the innermost JSON, as it stands in the outermost."""
+    return text if _PLAIN.fullmatch(text) else _json(_json(_json(text)[1:-1])[1:-1])[1:-1]
 
 
 @lru_cache(maxsize=4096)
