@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import agent
 from tests.release_folder import make_release
 
 pytestmark = pytest.mark.interop
@@ -234,3 +235,41 @@ def test_sysv_starts_it_keeps_it_and_goes_back_from_what_crashes(copy: Copy, tmp
     assert "agent does not run" in copy.run("/etc/init.d/agent", "status", code=3)
     copy.run("/usr/local/bin/agent", "install", "--uninstall", "--purge", "--init", "sysv")
     copy.run("ls", "/opt/agent", "/etc/agent", "/var/lib/agent", "/etc/init.d/agent", code=2)
+
+
+@pytest.mark.parametrize(
+    ("install", "remove", "ending"),
+    [
+        (("dpkg", "-i"), ("dpkg", "-P", "emissary"), "deb"),
+        (("rpm", "-i", "--nodeps"), ("rpm", "-e", "emissary"), "rpm"),
+    ],
+    ids=["deb", "rpm"],
+)
+def test_a_package_manager_starts_it_and_removes_it(
+    copy: Copy,
+    frozen: Path,
+    tmp_path: Path,
+    peer_command: Callable[[str], Path],
+    install: tuple[str, ...],
+    remove: tuple[str, ...],
+    ending: str,
+) -> None:
+    peer_command(install[0])
+    (package,) = frozen.glob(f"*.{ending}")
+    there = str(shutil.copy(package, tmp_path))
+    policy = "/usr/sbin/policy-rc.d"
+    copy.run("sh", "-c", f"printf '#!/bin/sh\\nexit 101\\n' >{policy}; chmod +x {policy}")  # as image builders do
+    copy.run(*install, there)
+    assert copy.agents() == {}
+    assert "agent does not run" in copy.run("/etc/init.d/agent", "status", code=3)
+    copy.run("/etc/init.d/agent", "start")
+    assert copy.until(copy.status)["version"] == agent.__version__
+    copy.run(*remove)
+    assert copy.agents() == {}
+    copy.run("ls", "/opt/agent", "/etc/init.d/agent", "/usr/lib/emissary", "/usr/local/bin/agent", code=2)
+    if ending == "deb":  # a purge; rpm knows none
+        copy.run("rm", policy)
+        assert "READY within 60 s" in copy.run(*install, there)
+        assert copy.until(copy.status)["version"] == agent.__version__
+        copy.run(*remove)
+        copy.run("ls", "/etc/agent", "/var/lib/agent", "/var/log/agent.log", code=2)
