@@ -1,5 +1,8 @@
 """The coverage role with the lab's Drill admin, and without any: sessions, runs, reports, and what it says."""
 
+import json
+import shutil
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +13,7 @@ import httpx
 import msgspec
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from agent.core.covered import (
     CoverageArmed,
@@ -21,10 +24,11 @@ from agent.core.covered import (
     CoverageWarning,
 )
 from agent.core.errors import ActionError
-from agent.core.events import Alert, LinkChanged
+from agent.core.events import Alert, LinkChanged, TestStarted
 from agent.core.store import open_store
 from agent.coverage.kept import Kept
 from agent.coverage.sources import Lost, Warned
+from agent.coverage.sources.v8 import V8
 from agent.lab.server import Lab
 from agent.lab.test2code import Session
 from tests.coverage_house import House, Product, house
@@ -271,3 +275,27 @@ async def test_data_that_others_collected(tmp_path: Path) -> None:
         assert (await post(user, "ADD_SESSION_DATA", **payload("no profile")))[0] == 200
         (warning,) = here.of(CoverageWarning)
         assert warning.text.startswith("ADD_SESSION_DATA: ")
+
+
+async def test_a_file_that_the_runner_names_is_credited_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """checks/a.js is no name of a test file; a report of Node is written as a worker of AVA writes it."""
+    product, project, recorded = Product(), tmp_path / "project", Path(__file__).parent / "data/coverage/v8"
+    project.mkdir()
+    shutil.copy(recorded / "queue.mjs", project)
+    scripts = (recorded / "report1.json").read_text().replace("file:///product", project.as_uri())
+    test = {"url": (project / "checks/a.js").as_uri(), "functions": []}
+    report = scripts.replace('"result":[', f'"result":[{json.dumps(test)},')
+    monkeypatch.setattr(product, "make", lambda *made: [V8(*made)])
+    async with house(tmp_path, product) as here:
+        env = await here.open("r-1", project, report=True)
+        started = TestStarted(run="r-1", suite="s", case="a", name="a", file="checks/a.js", started=1.0)
+        for run in ("r-0", "r-1"):
+            here.bus.publish(msgspec.structs.replace(started, run=run))
+        here.bus.publish(msgspec.structs.replace(started, file=None))
+        await wait_all_tasks_blocked()
+        (Path(env["EMISSARY_V8"]) / f"coverage-1-{10 * time.time_ns() // 1_000_000}-1.json").write_text(report)
+        told = await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        assert told["covered"] > 10
+        assert "TN:checks_a_js\n" in (tmp_path / "lcov.info").read_text()

@@ -34,7 +34,7 @@ from agent.core.covered import (
     CoverageWarning,
 )
 from agent.core.errors import ActionError, AgentError
-from agent.core.events import Alert, AlertCleared
+from agent.core.events import Alert, AlertCleared, TestStarted
 from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.store import Store
@@ -121,6 +121,7 @@ async def run(
                 actions = {"coverage_open": coverage.open, "coverage_close": coverage.close, "coverage": coverage.show}
                 for action, handler in actions.items():
                     answering.enter_context(bus.answer(action, handler))
+                await nursery.start(coverage.follow_tests)
                 nursery.start_soon(coverage.collect_all)
                 nursery.start_soon(coverage.keep_all)
                 task_status.started()
@@ -219,9 +220,10 @@ class _Coverage:
         own = tuple(name for name in self._settings.sources if name != "jacoco")
         alone = msgspec.structs.replace(self._settings, sources=own)
         try:
-            watched = Watched(alone, self._folder / "runs" / asked.run, self._make, report=asked.report)
+            project, folder = Path(asked.dir), self._folder / "runs" / asked.run
+            watched = Watched(alone, folder, self._make, project=project, report=asked.report)
             with self._health.busy(limit=PREPARE_S):
-                await watched.prepare([Path(asked.dir) / root for root in self._settings.roots])
+                await watched.prepare([project / root for root in self._settings.roots])
         except OSError as err:
             raise ActionError("internal", f"cannot prepare the coverage of {asked.run}: {err}") from err
         async with self._one:
@@ -405,6 +407,14 @@ class _Coverage:
         if is_armed != self._is_armed:
             self._is_armed = is_armed
             self._bus.publish(CoverageArmed(sources=self._settings.sources) if is_armed else CoverageDisarmed())
+
+    async def follow_tests(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Runners tell which files hold tests: what runs in a process of such a file is credited to it."""
+        with self._bus.subscribe(TestStarted) as events:
+            task_status.started()
+            async for event in events:
+                if event.file is not None and (watched := self._runs.get(event.run)):
+                    watched.has_tests(event.file)
 
     async def collect_all(self) -> NoReturn:
         """Collect when a session waits for it, and each period while runners live that are covered."""

@@ -24,8 +24,16 @@ MAX_WARNINGS = 20  # in the result of a run
 class Watched:
     """The sources of one run. `seen` is what the run's own report will hold; None where none was asked for."""
 
-    def __init__(self, settings: CoverageSettings, folder: Path, make: Make, *, report: bool = False) -> None:
-        self.catalog, self._folder = Catalog(), folder
+    def __init__(
+        self,
+        settings: CoverageSettings,
+        folder: Path,
+        make: Make,
+        *,
+        project: Path | None = None,
+        report: bool = False,
+    ) -> None:
+        self.catalog, self._folder, self._project = Catalog(), folder, project
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         self._sources = make(settings, self.catalog, folder)
@@ -94,6 +102,14 @@ class Watched:
         """Why no source saw anything; "" when one did."""
         reasons = [source.why_empty() for source in self._sources]
         return "" if "" in reasons else " ".join(reasons)
+
+    def has_tests(self, file: str) -> None:
+        """The runner told that a file holds tests; its path is below the project's folder, or absolute."""
+        from agent.coverage.sources.v8 import V8
+
+        for source in self._sources:
+            if isinstance(source, V8) and self._project is not None:
+                source.has_tests(self._project / file)
 
     def map_profile(self, data: str) -> list[Delta]:
         """The deltas of an ADD_SESSION_DATA. Raises AgentError for what no source can read. For a thread."""
