@@ -13,6 +13,7 @@ const KINDS = ['Test*', 'Run*', 'SuiteFinished', 'Log*', 'Alert*', 'RoleChanged'
 const GOOD = new Set(['passed', 'ok', 'running', 'ready', 'ended', 'todo'])
 const BAD = new Set(['failed', 'aborted', 'lost', 'blocked', 'backoff', 'offline', 'error', 'critical', 'fatal', 'crashed',
   'timeout', 'protocol_error', 'not_run'])
+const FORECAST = { open: 'odd', hit: 'bad', expired: 'soft' }
 
 const $ = selector => document.querySelector(selector)
 let socket, last = null, asked = new Map(), number = 0, retry = FIRST_RETRY_MS, status = null, statusAt = 0, timer = null
@@ -193,6 +194,35 @@ function completed(event) {
   }
 }
 
+// A failure that is to be expected, and what became of that; the lines that led to it below.
+function forecast(event) {
+  const { data } = event, item = node('li'), text = node('pre')
+  item.dataset.forecast = data.id
+  item.append(node('span', data.state, `word ${FORECAST[data.state]}`), ' ', node('bdi', data.class), ' of ', node('bdi', data.key),
+    node('span', ` ${Math.round(data.probability * 100)} % within ${Math.round(data.horizon_s)} s`, 'soft'))
+  for (const line of data.evidence) text.append(node('bdi', line.text), '\n')
+  item.append(text)
+  const older = [...$('#forecasts ol').children].find(({ dataset }) => dataset.forecast === data.id)
+  if (older) older.replaceWith(item)
+  else put('#forecasts', item)
+}
+
+// How good forecasts have been since the start.
+async function showForecasts() {
+  let numbers
+  try {
+    numbers = await ask('metrics')
+  } catch { // this token may not
+    numbers = {}
+  }
+  const count = name => numbers[`logs_forecast${name}`] ?? 0
+  const hits = count('s_total{state="hit"}'), expired = count('s_total{state="expired"}'), missed = count('s_missed_total')
+  const share = (part, whole) => whole ? ` (${Math.round(100 * part / whole)} %)` : ''
+  $('#forecasts p').textContent = `${count('s_open')} open. ${hits} of ${hits + expired} came true${share(hits, hits + expired)}, ` +
+    `${hits} of ${hits + missed} failures were forecast${share(hits, hits + missed)}.`
+  $('#forecasts').hidden = !(hits + expired + missed + count('s_open')) && !$('#forecasts ol').children.length
+}
+
 // What the machine is, in one line.
 function machine({ facts, profile }) {
   const joined = (...names) => names.map(name => facts[name]).filter(Boolean).join(' ')
@@ -201,7 +231,8 @@ function machine({ facts, profile }) {
     .filter(Boolean).join(', ')
 }
 
-const SHOWN = { TestFinished: result, SuiteFinished: finished, LogMatched: matched, LogContext: completed }
+const SHOWN = { TestFinished: result, SuiteFinished: finished, LogMatched: matched, LogContext: completed,
+  LogForecast: forecast }
 
 function take(events) {
   for (const event of events) {
@@ -239,6 +270,7 @@ async function look() { // status now, or soon when it was asked for a moment ag
     await showTrees()
     await showMonitors()
     await showCoverage()
+    await showForecasts()
   } catch (error) {
     say(error.message)
   }

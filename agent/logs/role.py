@@ -9,6 +9,7 @@ Source: protocols/logs.md 2.2, 2.3, 5 and 7; protocols/suites.md, "The suite doc
 
 import glob
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -142,6 +143,12 @@ class _Logs:
         self._of_run: dict[str, list[str]] = {}
         self._searches = trio.CapacityLimiter(2)
         metrics.gauge("logs_templates", lambda: len(analysis.miner))
+        metrics.gauge("logs_forecasts_open", lambda: analysis.forecaster.open)
+        metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.hits, state="hit")
+        metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.expired, state="expired")
+        metrics.gauge("logs_forecasts_missed_total", lambda: analysis.forecaster.total.misses)
+        metrics.gauge("logs_forecast_precision", lambda: _number(analysis.forecaster.total.precision))
+        metrics.gauge("logs_forecast_recall", lambda: _number(analysis.forecaster.total.recall))
         metrics.gauge("logs_sources", lambda: len(self._sources) + len(self._records))
         metrics.gauge("logs_lag_bytes", lambda: sum(log.followed.tail.lag for log in self._sources.values()))
 
@@ -491,6 +498,8 @@ class _Logs:
             except OSError as err:
                 code = "not_found" if isinstance(err, FileNotFoundError) else "bad_payload"
                 raise ActionError(code, f"{asked.path}: {err.strerror}") from err
+        for match in found.matches:
+            match["template"] = self._analysis.miner.find(match["text"].encode())
         answer: dict[str, Any] = msgspec.to_builtins(found)
         return answer
 
@@ -584,3 +593,7 @@ class _Logs:
                     await source.followed.settle()  # what the last test wrote belongs to the run
         for id in ids:
             self._end(id)
+
+
+def _number(share: float | None) -> float:
+    return math.nan if share is None else share
