@@ -40,7 +40,7 @@ SAMPLES = "agent/lab/samples/"
 # a project has; the file monitor's disk, descriptor and thread; D-Bus; what follows logs and reads one, and the file of
 # their model; what runs a monitor.
 DOES_IO = (
-    *("agent/eman/hub.py", "agent/coverage/sources"),
+    *("agent/eman/hub.py", "agent/eman/connection.py", "agent/coverage/sources"),
     *(f"agent/coverage/{name}.py" for name in ("attach", "watched", "kept")),
     *(f"agent/gator/{name}.py" for name in ("layerdb", "schedulers", "port", "journal", "answers", "view", "told")),
     *(f"agent/gator/{name}.py" for name in ("wrapper", "tier", "elsewhere", "uplink", "service", "hub")),

@@ -32,9 +32,9 @@ from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import read_token
 from agent.eman import engineio, messages, socketio
+from agent.eman.connection import MAX_MESSAGE, PING_S, Session, line_of
 from agent.eman.engineio import Eio, Packet, PacketBroken
 from agent.eman.messages import IAm
-from agent.eman.session import MAX_MESSAGE, PING_S, Session, line_of
 from agent.eman.settings import HubSettings
 from agent.eman.shake import Act, Emit, Hub, Leave, by_keys, by_salt
 
