@@ -364,19 +364,28 @@ static void known_put(struct miner *miner, uint64_t hash, uint32_t slot)
     bucket[0] = (struct known){hash, slot, miner->templates[slot].id};
 }
 
-static struct kind *kind_find(struct miner *miner, uint64_t key, int is_new)
+/* What is known of lines of a kind, or NULL. */
+static struct kind *kind_known(const struct miner *miner, uint64_t key)
 {
-    size_t home = spread(key) & miner->kinds_mask;
-    struct kind *kinds = miner->kinds, *least = kinds + home;
     for (size_t way = 0; way < WAYS; way++) {
-        struct kind *kind = kinds + ((home + way) & miner->kinds_mask);
+        struct kind *kind = miner->kinds + ((spread(key) + way) & miner->kinds_mask);
         if (kind->key == key && (kind->count || kind->made))
             return kind;
-        if (kind->count + kind->made < least->count + least->made)
+    }
+    return NULL;
+}
+
+/* The same; where nothing is known, that of which least is known makes room. */
+static struct kind *kind_of(struct miner *miner, uint64_t key)
+{
+    struct kind *known = kind_known(miner, key), *least = NULL;
+    if (known)
+        return known;
+    for (size_t way = 0; way < WAYS; way++) {
+        struct kind *kind = miner->kinds + ((spread(key) + way) & miner->kinds_mask);
+        if (!least || kind->count + kind->made < least->count + least->made)
             least = kind;
     }
-    if (!is_new)
-        return NULL;
     *least = (struct kind){.key = key};
     memset(least->last, 0xFF, sizeof least->last);
     return least;
@@ -531,7 +540,7 @@ static uint32_t join(struct miner *miner, const struct pattern *pattern, struct 
 /* Remember that these words vary in lines of its kind. */
 static void remember_varying(struct miner *miner, const struct pattern *pattern, const uint64_t *wild)
 {
-    struct kind *kind = kind_find(miner, kind_key(pattern), 1);
+    struct kind *kind = kind_of(miner, kind_key(pattern));
     for (size_t n = 0; n < SETS && n < kind->count; n++)
         if (!memcmp(kind->sets[n], wild, sizeof kind->sets[n]))
             return;
@@ -688,7 +697,7 @@ static uint32_t sweep(struct miner *miner, size_t count, const uint64_t *wild, u
 /* Note the words of a template; as long as some turn out to vary, it joins others. Returns its slot then. */
 static uint32_t learn(struct miner *miner, struct pattern *pattern, uint32_t slot, int may_join)
 {
-    struct kind *kind = kind_find(miner, kind_key(pattern), 1);
+    struct kind *kind = kind_of(miner, kind_key(pattern));
     struct group alike, *best;
     do {
         struct noted noted[COLUMNS + 2];
@@ -729,12 +738,12 @@ static uint32_t learn(struct miner *miner, struct pattern *pattern, uint32_t slo
 }
 
 /* The template with whose varying words taken out the pattern is that template. */
-static uint32_t match(struct miner *miner, const struct pattern *pattern)
+static uint32_t match(const struct miner *miner, const struct pattern *pattern)
 {
     struct word folded[WORDS_MAX];
     uint64_t hash;
     uint32_t slot;
-    struct kind *kind = kind_find(miner, kind_key(pattern), 0);
+    const struct kind *kind = kind_known(miner, kind_key(pattern));
     if (kind)
         for (size_t n = 0; n < SETS && n < kind->count; n++) {
             words_fold(pattern->words, pattern->count, kind->sets[n], folded, &hash);
@@ -773,6 +782,17 @@ static uint32_t mine_line(struct miner *miner, const uint8_t *line, size_t size)
     }
     known_put(miner, pattern.hash, slot);
     return seen(miner, slot);
+}
+
+uint32_t miner_find(const struct miner *miner, const uint8_t *line, size_t size)
+{
+    struct pattern pattern;
+    pattern.count = words_of_line(&miner->lexicon, line, size, pattern.words);
+    pattern.count = words_fold(pattern.words, pattern.count, NULL, pattern.words, &pattern.hash);
+    uint32_t slot = table_find(miner, by_hash(miner), pattern.hash);
+    if (slot == NONE)
+        slot = match(miner, &pattern);
+    return slot == NONE ? NONE : miner->templates[slot].id;
 }
 
 size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, size_t every, uint32_t *ids, uint32_t *starts,
@@ -946,7 +966,7 @@ int miner_restore_varying(struct miner *miner, const uint64_t *numbers, size_t c
     for (size_t n = 0; n < count; n += KIND_NUMBERS) {
         if (!numbers[n + 1])
             return 0;
-        memcpy(kind_find(miner, numbers[n], 1), numbers + n, KIND_NUMBERS * sizeof *numbers);
+        memcpy(kind_of(miner, numbers[n]), numbers + n, KIND_NUMBERS * sizeof *numbers);
     }
     return 1;
 }

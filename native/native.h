@@ -210,6 +210,9 @@ void miner_free(struct miner *miner);
 size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, size_t every, uint32_t *ids, uint32_t *starts,
                   size_t capacity, size_t *consumed);
 
+/* The template of a line, without learning from it. TEMPLATE_NONE: it would be a new one. */
+uint32_t miner_find(const struct miner *miner, const uint8_t *line, size_t size);
+
 /* The id that the next new template gets. They rise from 1 and are never used again. */
 uint32_t miner_next(const struct miner *miner);
 

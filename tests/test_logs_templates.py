@@ -171,7 +171,9 @@ def test_any_bytes_are_mined_and_kept(lines: list[bytes]) -> None:
     again = Miner.load(miner.dump()[0], limit=16)
     assert list(again.counts()) == list(miner.counts())
     assert [again.text(id) for id, _ in again.counts()] == [miner.text(id) for id, _ in miner.counts()]
+    assert [again.find(line) for line in pieces] == [miner.find(line) for line in pieces]
     for id, line in zip(mined.ids, pieces, strict=True):
+        assert miner.resolve(id) in (None, miner.find(line))
         assert again.resolve(id) == miner.resolve(id)
         assert all(value in line for value in miner.values(id, line))
 

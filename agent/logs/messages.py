@@ -180,8 +180,9 @@ class SearchLog(msgspec.Struct, frozen=True, kw_only=True):
 class Searched(msgspec.Struct, frozen=True, kw_only=True):
     """Its answer. `scanned` bytes; `next` is the `from` to go on with, null when there is nothing left.
 
-    A match has rule, path, offset, length, text, captures, flags and context as in `LogMatched`, its `position`, and
-    `after`, the lines behind it, if asked for; `cut` is true where it was too long to be told whole. The regex gave up
+    A match has rule, path, offset, length, template, text, captures, flags and context as in `LogMatched`, its
+    `position`, and `after`, the lines behind it, if asked for; `cut` is true where it was too long to be told whole.
+    A line of no known template has null for it. The regex gave up
     on `limit_errors` lines. `stopped` says why there is nothing left before all was seen, as a file that is no .gz.
     """
 

@@ -92,6 +92,11 @@ class Miner:
         lib.miner_mine(self._miner, line or b"\n", len(line) or 1, 1, self._ids, self._starts, 1, self._number)
         return int(self._ids[0])
 
+    def find(self, line: bytes) -> int | None:
+        """The template of a line, which is not counted; None: it would be a new one."""
+        found = lib.miner_find(self._miner, line, len(line))
+        return None if found == NONE else int(found)
+
     def resolve(self, template: int) -> int | None:
         """What the template has become, itself as a rule; None: it is forgotten."""
         now = lib.miner_resolve(self._miner, template)

@@ -74,6 +74,8 @@ static void ask_values(const struct miner *miner, const uint8_t *block, size_t s
             check((size_t)spans[2 * i] + spans[2 * i + 1] <= length, "a value lies within its line");
         size_t told = miner_text(miner, ids[n], text);
         check(told == TEMPLATE_NONE || told <= sizeof text, "a text has its size");
+        uint32_t found = miner_find(miner, block + starts[n], length);
+        check(found == TEMPLATE_NONE || miner_resolve(miner, found) == found, "what is found is known");
         check((told == TEMPLATE_NONE) == (miner_resolve(miner, ids[n]) == TEMPLATE_NONE), "what has a text is known");
     }
 }
