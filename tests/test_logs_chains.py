@@ -12,6 +12,7 @@ from agent.logs.chains import (
     BY_SOURCE,
     SUFFIX,
     TRACKS,
+    WORDS,
     Chain,
     Chains,
     FailureClass,
@@ -19,7 +20,6 @@ from agent.logs.chains import (
     Seen,
     Track,
     Tracks,
-    key_at,
     logit,
     words,
 )
@@ -146,16 +146,30 @@ def test_a_failure_of_an_unknown_template_has_the_key_that_is_tracked() -> None:
     assert tracks.failed(0, Seen(1.0, "a.log", 999, b"panic on a", "broken")) is None
 
 
-def test_captures_name_the_key_of_a_failure() -> None:
-    assert Seen(0.0, "a.log", END, b"many words", "broken", (b"x", b"vol-3")).words() == (b"x", b"vol-3")
+def test_slots_are_words_or_captures() -> None:
+    failure = Seen(0.0, "a.log", END, b"write to vol-3 failed", "broken", (b"x", b"vol-3"))
+    assert failure.places() == [(WORDS, b"x"), (WORDS + 1, b"vol-3"), (BY_SOURCE, "a.log")]
+    assert [failure.key(slot) for slot in (BY_SOURCE, WORDS + 1, 2, WORDS + 2, 4)] == [
+        "a.log",
+        b"vol-3",
+        b"vol-3",
+        None,
+        None,
+    ]
+    assert failure._replace(captures=()).keys()[1:] == [(0, b"write"), (1, b"to"), (2, b"vol-3"), (3, b"failed")]
+
+
+def test_a_key_that_was_a_capture_is_found_where_there_is_none() -> None:
+    known = chains()
+    known.classes[0].chains[0].ends = {END: WORDS}
+    tracks = Tracks(known)
+    tracks.see(line(0.0, STEPS[0], "a"))
+    assert tracks.failed(0, Seen(1.0, "a.log", END, b"panic on a", "broken")) == b"a"
 
 
 def test_words_are_without_what_is_around_them_and_without_the_time() -> None:
     cut = words(b"2026-01-05T08:00:00.1Z host (vol-3: /dev/sdb) blk_-16, user=\xc3\xa4bc; 10.0.0.1:80 ...\r\n")
     assert cut == [b"host", b"vol-3", b"dev/sdb", b"blk_-16", b"user", b"\xc3\xa4bc", b"10.0.0.1", b"80"]
-    assert key_at(1, "a.log", cut) == b"vol-3"
-    assert key_at(BY_SOURCE, "a.log", cut) == "a.log"
-    assert key_at(8, "a.log", cut) is None
 
 
 @given(st.binary(max_size=300))

@@ -78,11 +78,11 @@ def test_the_counts_are_those_of_a_brute_force(seed: int) -> None:
     for template in {seen.template for seen in lines if not seen.failure}:
         counted = Counted()
         for failure in failures:
-            unit = failure.words()[UNIT]
+            unit = failure.key(UNIT)
             ages = [
                 failure.at - seen.at
                 for seen in lines
-                if seen.template == template and seen.at < failure.at and seen.words()[UNIT] == unit
+                if seen.template == template and seen.at < failure.at and seen.key(UNIT) == unit
             ]
             counted.near += any(age <= found.window_s for age in ages)
             counted.far += any(found.window_s < age <= 2 * found.window_s for age in ages)

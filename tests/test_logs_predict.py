@@ -41,8 +41,8 @@ def play(forecaster: Forecaster, transcript: str) -> None:
 def said(forecaster: Forecaster, at: float, what: str, key: str = "") -> list[LogForecast]:
     if what == "due":
         return forecaster.due(at)
-    template = {"step": STEP, "half": OTHER, "fails": END, "burns": 99, "unknown": 77}[what]
-    failure = {"fails": "disk", "burns": "other", "unknown": "disk"}.get(what)
+    template = {"step": STEP, "half": OTHER, "fails": END, "burns": 99, "misread": END, "unknown": 77}[what]
+    failure = {"fails": "disk", "misread": "failure", "burns": "other", "unknown": "disk"}.get(what)
     return forecaster.see(
         Seen(at, "a.log", template, f"line {key} text".encode(), failure), "a.log", round(at * 10_000)
     )
@@ -135,6 +135,15 @@ def said(forecaster: Forecaster, at: float, what: str, key: str = "") -> list[Lo
             => hit a
             """,
             (1, 0, 1),
+        ),
+        (  # the line of a failure that others take for another class, or for none
+            """
+            0 step a
+            => open a
+            5 misread a
+            => hit a
+            """,
+            (1, 0, 0),
         ),
         (  # a clock that goes back
             """

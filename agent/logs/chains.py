@@ -17,6 +17,7 @@ import math
 import re
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -25,12 +26,13 @@ from agent.logs import stamps
 from agent.logs.calibrate import sigmoid
 from agent.logs.model import ModelDamaged
 
-BY_SOURCE = -1  # the slot that stands for the log itself: the chain's lines share no value
+# Where a key stands is a slot: the number of a word in its line; WORDS and more: of a capture.
+BY_SOURCE = -1  # the log itself: the chain's lines share no word
 MAX_STEPS = 12  # of a chain
 MAX_CLASSES = 64
 MAX_CHAINS = 16  # of a class
 SUFFIX = 4  # templates
-WORDS = 64  # of a line that are looked at
+WORDS = 64  # of a line that are looked at, and of captures
 HORIZON_S = (10.0, 3600.0)
 TRACKS = 16_384
 LINES = 8  # remembered of a track
@@ -59,9 +61,17 @@ class Seen(NamedTuple):
     failure: str | None = None
     captures: Sequence[bytes] = ()
 
-    def words(self) -> Sequence[bytes]:
-        """Where a key may stand: the captures, else the words of the line, by number."""
-        return self.captures or words(self.line)
+    def key(self, slot: int) -> Key | None:
+        """What stands in a slot. None: the line is shorter than those that the slot was learned from."""
+        if slot == BY_SOURCE:
+            return self.source
+        found, slot = (self.captures, slot - WORDS) if slot >= WORDS else (words(self.line), slot)
+        return found[slot] if slot < len(found) else None
+
+    def places(self) -> list[tuple[int, Key]]:
+        """All slots where the key of a failure may stand, and what stands there."""
+        found = enumerate(self.captures, WORDS) if self.captures else enumerate(words(self.line))
+        return [*islice(found, WORDS), (BY_SOURCE, self.source)]
 
 
 class Reading(NamedTuple):
@@ -80,8 +90,9 @@ class Judgement(NamedTuple):
     rows: int
 
 
-Slot = Annotated[int, msgspec.Meta(ge=BY_SOURCE, lt=WORDS)]
+Slot = Annotated[int, msgspec.Meta(ge=BY_SOURCE, lt=2 * WORDS)]
 Template = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+_WordSlot = Annotated[int, msgspec.Meta(ge=BY_SOURCE, lt=WORDS)]
 _Rank = Annotated[int, msgspec.Meta(ge=0, lt=MAX_STEPS)]
 _Count = Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(min_length=2, max_length=2)]
 _Positive = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -98,7 +109,7 @@ class Chain(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     ends: dict[Template, Slot]
-    steps: Annotated[dict[Template, tuple[_Rank, Slot]], msgspec.Meta(min_length=1, max_length=MAX_STEPS)]
+    steps: Annotated[dict[Template, tuple[_Rank, _WordSlot]], msgspec.Meta(min_length=1, max_length=MAX_STEPS)]
     gap_s: _Positive
     leads: Annotated[list[tuple[_Positive, _Positive]], msgspec.Meta(min_length=1, max_length=MAX_STEPS)]
     counts: dict[int, _Count] = {}
@@ -338,7 +349,7 @@ class Tracks:
         its = words(seen.line)
         for number, slots in classes:
             for slot, steps in slots:
-                key = key_at(slot, seen.source, its)
+                key: Key | None = seen.source if slot == BY_SOURCE else its[slot] if slot < len(its) else None
                 if key is None:
                     continue
                 track = self._tracks.get((number, key))
@@ -354,21 +365,12 @@ class Tracks:
     def failed(self, number: int, seen: Seen) -> Key | None:
         """The key of a failure of class `number`, whose track ends here. None: it is of no key that was heard of."""
         slot = self._ends[number].get(seen.template)
-        if slot is not None:
-            key = key_at(slot, seen.source, seen.words())
-        else:
-            keys: tuple[Key, ...] = (*seen.words(), seen.source)
-            key = next((key for key in keys if (number, key) in self._tracks), None)
+        key = None if slot is None else seen.key(slot)
+        if key is None:
+            key = next((key for _, key in seen.places() if (number, key) in self._tracks), None)
         if key is not None:
             self._tracks.pop((number, key), None)
         return key
-
-
-def key_at(slot: int, source: str, its: Sequence[bytes]) -> Key | None:
-    """The key of a line with these words. None: it is shorter than the lines that this was learned from."""
-    if slot == BY_SOURCE:
-        return source
-    return its[slot] if slot < len(its) else None
 
 
 def words(line: bytes) -> list[bytes]:

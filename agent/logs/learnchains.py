@@ -24,7 +24,6 @@ from agent.logs.chains import (
     Reading,
     Seen,
     Tracks,
-    key_at,
 )
 from agent.logs.precursors import Precursors
 
@@ -84,17 +83,15 @@ def _before(kinds: Sequence[Precursors], events: Iterable[Seen]) -> list[list[_S
         if event.failure is None:
             if (its := places.get(event.template)) is None:
                 continue
-            cut = event.words()
             for kind, slot in its:
-                if (key := key_at(slot, event.source, cut)) is not None:
+                if (key := event.key(slot)) is not None:
                     seen.setdefault((kind, key), {})[event.template] = event.at
         elif event.failure == kinds[0].failure:
-            cut = event.words()
             if event.template in ends:
                 kind, slot = ends[event.template]
-                keys = [key_at(slot, event.source, cut)]
+                keys = [event.key(slot)]
             elif pool is not None:
-                kind, keys = pool, [*cut, event.source]
+                kind, keys = pool, [key for _, key in event.places()]
             else:
                 continue
             last = next((seen.pop((kind, key)) for key in keys if key is not None and (kind, key) in seen), {})

@@ -118,8 +118,7 @@ class _Index:
         self._fixed: dict[int, dict[int, bytes]] = defaultdict(dict)  # per template: words that were always the same
         self._varying: set[_Place] = set()
         for seen in failures:
-            keys: tuple[Key, ...] = (seen.source, *seen.words())
-            for key in keys:
+            for _, key in seen.places():
                 if len(self._words) < _WORDS:
                     self._words.setdefault(key, _Word())
 
@@ -177,8 +176,7 @@ class _Kind:
     def add(self, seen: Seen, index: _Index) -> None:
         self.count += 1
         anywhere: dict[_Place, _Pair] = {}
-        keys: tuple[Key, ...] = (seen.source, *seen.words())
-        for slot, key in enumerate(keys, BY_SOURCE):
+        for slot, key in seen.places():
             before, self._failed[slot, key] = self._failed.get((slot, key), -math.inf), seen.at
             # Of a burst only the first line tells something.
             if seen.at - before > WINDOWS_S[0] and self.failures[slot] < _MOST:

@@ -75,6 +75,7 @@ class Forecaster:
         self.tallies: dict[str, Tally] = {class_.name: Tally() for class_ in chains.classes}
         self._threshold, self._learning, self._heard = threshold, learning, heard
         self._numbers = {class_.name: number for number, class_ in enumerate(chains.classes)}
+        self._ends_of = {template: number for number, class_ in enumerate(chains.classes) for template in class_.ends}
         self._tracks = Tracks(chains)
         self._open: dict[tuple[int, Key], _Open] = {}
         self._ends: list[tuple[float, int, tuple[int, Key], _Open]] = []  # a heap; some ended before
@@ -169,8 +170,9 @@ class Forecaster:
         return event
 
     def _fail(self, seen: Seen, path: str, offset: int) -> list[LogForecast]:
-        name = seen.failure or ""
-        number = self._numbers.get(name)
+        # A line that is known to end a chain is that failure, whatever class others see in it.
+        number = self._numbers.get(seen.failure or "", self._ends_of.get(seen.template))
+        name = (seen.failure or "") if number is None else self.chains.classes[number].name
         key = None if number is None else self._tracks.failed(number, seen)
         if self._heard is not None and number is not None:
             self._heard(number, key, None)
