@@ -10,7 +10,6 @@ import os.path
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from xml.sax.saxutils import quoteattr
 
 import msgspec
 
@@ -183,9 +182,13 @@ def _rates(hits: Iterable[bool]) -> str:
 
 
 def _attributes(**values: object) -> str:
-    return "".join(f" {name}={quoteattr(_xml(str(value)))}" for name, value in values.items())
+    return "".join(f' {name}="{_xml(str(value)).translate(_IN_ATTRIBUTE)}"' for name, value in values.items())
 
 
+# By hand: xml.sax.saxutils brings urllib, http and email along.
+_IN_ATTRIBUTE = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
+)
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-import httpx
 import msgspec
 import trio
 
@@ -220,6 +219,8 @@ class _Run:
 
     async def _poll(self, uid: str) -> None:
         """Ask the webhook service until it answers with JSON. The step's end does not wait for it."""
+        import httpx  # at first use: it takes a tenth of a second and MiBs, and few monitors wait for webhooks
+
         monitor: Monitor = self._session.monitor
         url = monitor.webhook_url.replace("{monitor}", quote(monitor.id, safe="")).replace("{uid}", quote(uid, safe=""))
         step = self._session.step
