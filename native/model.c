@@ -161,8 +161,21 @@ static four exp_of(four x)
     return power * scale.value;
 }
 
-/* The probability of each class; shares[] has room for whole groups of four. */
-static void weigh(const struct model *model, const struct tokens *tokens, size_t classes, float *shares)
+/*
+ * What labels of the template alone say for their class, as a logarithm of odds, by how many more there are of it than of
+ * others: 3 log(1 + n). Words that lines of other classes have too learn more slowly than that.
+ */
+static float lead_of(const struct label *label)
+{
+    static const float leads[] = {0, 2.07944f, 3.29584f, 4.15888f, 4.82831f};
+    uint32_t others = label->total - label->count;
+    uint32_t more = label->count > others ? label->count - others : 0;
+    return leads[more < 4 ? more : 4];
+}
+
+/* The probability of each class; shares[] has room for whole groups of four. `label` is the template's, or NULL. */
+static void weigh(const struct model *model, const struct tokens *tokens, size_t classes, const struct label *label,
+                  float *shares)
 {
     size_t groups = (classes + 3) / 4;
     four sums[MODEL_CLASSES / 4] = {{0}};
@@ -176,6 +189,8 @@ static void weigh(const struct model *model, const struct tokens *tokens, size_t
         }
     }
     memcpy(shares, sums, groups * sizeof *sums);
+    if (label)
+        shares[label->class] += lead_of(label);
     float top = shares[0], total = 0;
     for (size_t class = 1; class < classes; class++)
         top = shares[class] > top ? shares[class] : top;
@@ -209,15 +224,16 @@ static int is_settled(const struct label *label)
 
 struct guess model_guess(const struct model *model, const uint8_t *line, size_t size, uint32_t template, size_t classes)
 {
+    const struct label *label = NULL;
     if (template != TEMPLATE_NONE) {
-        const struct label *label = find_label((struct label *)model->labels, template);
+        label = find_label((struct label *)model->labels, template);
         if (is_settled(label))
             return (struct guess){label->class, GUESS_TEMPLATE, (float)(label->count + 1) / (float)(label->total + 2)};
     }
     struct tokens tokens;
     float shares[MODEL_CLASSES];
     tokens_of(line, size, template, &tokens);
-    weigh(model, &tokens, classes, shares);
+    weigh(model, &tokens, classes, label, shares);
     struct guess guess = {0, GUESS_MODEL, shares[0]};
     for (size_t class = 1; class < classes; class++)
         if (shares[class] > guess.confidence)
@@ -300,7 +316,7 @@ void model_learn(struct model *model, const uint8_t *line, size_t size, uint32_t
     struct tokens tokens;
     float errors[MODEL_CLASSES];
     tokens_of(line, size, template, &tokens);
-    weigh(model, &tokens, classes, errors);
+    weigh(model, &tokens, classes, NULL, errors);
     errors[class] -= 1;
     for (size_t each = 0; each < classes; each++) {
         if (errors[each] < SMALL && errors[each] > -SMALL)

@@ -1,9 +1,10 @@
 """Which class is a line of? The rule says it; else what labels said of its template; else a linear model of its words.
 
 The model is a softmax over the classes and "normal" on 4096 hashed tokens: words, pairs of neighbouring words, and the
-template, which weighs as much as sixteen words. It learns by AdaGrad, one label at a time, and from labels alone:
-those of rules with a class, of `label_log`, of `agent logs learn`; never from its own guesses. A line of which nothing
-is known is as likely of one class as of any other, so that no class is guessed.
+template, which weighs as much as sixteen words; a guess also counts what few labels said of the template. It learns by
+AdaGrad, one label at a time, and from labels alone: those of rules with a class, of `label_log`, of `agent logs learn`;
+never from its own guesses. A line of which nothing is known is as likely of one class as of any other, so that no class
+is guessed.
 
 Contradictory labels end in doubt: they settle no template, for what its labels said is counted as a lower bound, and
 the model gives each of them its share, which it tells, or abstains.
