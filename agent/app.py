@@ -530,7 +530,7 @@ class Service:
             settings.name,
             health,
             dial=dial,
-            make=role.sources_of,
+            make=role.source_of,
             metrics=self.metrics,
             task_status=task_status,
         )

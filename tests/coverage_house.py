@@ -19,7 +19,7 @@ from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.coverage import role
 from agent.coverage.catalog import Catalog, Delta, Unit
-from agent.coverage.settings import CoverageSettings
+from agent.coverage.settings import CoverageSettings, SourceName
 from agent.coverage.sources import Lost, Source, Warned
 from tests.drill_transcripts import bits, unit
 
@@ -42,9 +42,9 @@ class Product:
         for listener in self._listeners:
             listener.append(Delta(class_id, bits(flags), test))
 
-    def make(self, settings: CoverageSettings, catalog: Catalog, folder: Path) -> list[Source]:
+    def make(self, name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path) -> Source:
         assert folder.stat().st_mode & 0o777 == 0o700
-        return [Probe(self, catalog, folder)] if "runs" in folder.parts else []
+        return Probe(self, catalog, folder)
 
 
 class Probe:
@@ -61,10 +61,12 @@ class Probe:
     async def prepare(self, roots: Sequence[Path]) -> None:
         if self._product.broken is not None:
             raise self._product.broken
-        self._catalog.add(self._product.units)
+        if roots:
+            self._catalog.add(self._product.units)
 
     async def start(self) -> None:
-        self._product._listeners.append(self._seen)
+        if "runs" in self._folder.parts:  # and nothing of it runs by itself
+            self._product._listeners.append(self._seen)
 
     async def collect(self, *, final: bool = False) -> list[Delta]:
         seen = list(self._seen)
@@ -125,7 +127,7 @@ async def house(folder: Path, product: Product, url: str | None = None, **settin
         role.run,
         here.bus,
         store,
-        CoverageSettings(enabled=url is not None, **settings),
+        CoverageSettings(enabled=url is not None, sources=("v8",), **settings),
         "lab-07",
         Health("coverage"),
         dial=dial,

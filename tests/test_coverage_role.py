@@ -69,7 +69,7 @@ async def test_a_session_from_start_to_its_end_with_the_labs_admin(tmp_path: Pat
         assert (await post(user, "START", sessionId="s1", testType="AUTO", isRealtime=True))[0] == 200
         (warning,) = here.of(CoverageWarning)
         assert warning.text == "r-0: started before the session, and not covered. Start it after, or arm always."
-        assert here.of(CoverageArmed) == [CoverageArmed(sources=("v8", "python"))]
+        assert here.of(CoverageArmed) == [CoverageArmed(sources=("v8",))]
         env = await here.open("r-1", tmp_path)
         assert await trio.Path(env["PROBE"]).is_dir()
         product.reach("./a.js", "101", "t1.test.js")
@@ -287,7 +287,7 @@ async def test_a_file_that_the_runner_names_is_credited_whatever_its_name(
     scripts = (recorded / "report1.json").read_text().replace("file:///product", project.as_uri())
     test = {"url": (project / "checks/a.js").as_uri(), "functions": []}
     report = scripts.replace('"result":[', f'"result":[{json.dumps(test)},')
-    monkeypatch.setattr(product, "make", lambda *made: [V8(*made)])
+    monkeypatch.setattr(product, "make", lambda name, *made: V8(*made))
     async with house(tmp_path, product) as here:
         env = await here.open("r-1", project, report=True)
         started = TestStarted(run="r-1", suite="s", case="a", name="a", file="checks/a.js", started=1.0)

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from agent.coverage.catalog import Delta
+from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.merged import UNSPECIFIED
-from agent.coverage.settings import CoverageSettings
-from agent.coverage.sources import Lost
+from agent.coverage.settings import CoverageSettings, SourceName
+from agent.coverage.sources import Lost, Source
 from agent.coverage.watched import Watched
 from tests.coverage_house import Product
 
 
 async def watched(folder: Path, product: Product, *, report: bool = True, mib: int = 64) -> Watched:
-    made = Watched(CoverageSettings(max_pending_mib=mib), folder / "runs" / "r-1", product.make, report=report)
+    made = Watched(CoverageSettings(max_pending_mib=mib), ["v8"], folder / "runs" / "r-1", product.make, report=report)
     await made.prepare([folder])
     await made.let_count(True)
     return made
@@ -24,8 +24,23 @@ async def test_what_counts_is_taken_for_the_report_by_test(tmp_path: Path) -> No
     product.reach("./a.js", "01", "t1")
     product.reach("./gone.js", "1", "t1")
     assert await run.collect() == [Delta("./a.js", 1, "t1"), Delta("./a.js", 2, "t1"), Delta("./gone.js", 1, "t1")]
-    assert run.covered(run.catalog.units) == {"./a.js": {"t1": 3}}
+    assert run.covered(run.units()) == {"./a.js": {"t1": 3}}
     assert run.why_empty() == ""
+
+
+async def test_a_report_lists_what_has_a_source_that_saw_anything(tmp_path: Path) -> None:
+    script, module = Product("./a.js"), Product("./a.py")
+
+    def make(name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path) -> Source:
+        return (script if name == "v8" else module).make(name, settings, catalog, folder)
+
+    run = Watched(CoverageSettings(), ["v8", "python"], tmp_path / "runs" / "r-1", make, report=True)
+    await run.prepare([tmp_path])
+    await run.let_count(True)
+    assert run.units().keys() == run.reported().keys() == {"./a.js", "./a.py"}
+    module.reach("./a.py", "1")
+    await run.collect()
+    assert run.reported().keys() == {"./a.py"}
 
 
 async def test_nothing_counts_once_it_is_stopped_and_its_folder_goes(tmp_path: Path) -> None:
@@ -37,7 +52,7 @@ async def test_nothing_counts_once_it_is_stopped_and_its_folder_goes(tmp_path: P
     await run.remove()
     product.reach("./a.js", "1")
     assert await run.collect() == []
-    assert run.covered(run.catalog.units) == {}
+    assert run.covered(run.units()) == {}
     assert not (tmp_path / "runs" / "r-1").exists()
 
 

@@ -46,7 +46,7 @@ from agent.coverage.kept import Kept
 from agent.coverage.messages import MAX_TEXT, AgentConfig, attach_header
 from agent.coverage.session import Status
 from agent.coverage.sessions import Act, Announce, Empty, Machine, Map, Part, Ping, Say
-from agent.coverage.settings import CoverageSettings
+from agent.coverage.settings import CoverageSettings, SourceName
 from agent.coverage.sources import Lost, Source, Warned
 from agent.coverage.watched import Make, Watched
 
@@ -61,24 +61,21 @@ PREPARE_S = 300.0  # s for a hang of reading the product's files
 MAX_REASONS = 16  # runs that are over of which is remembered why they saw nothing
 
 
-def sources_of(settings: CoverageSettings, catalog: Catalog, folder: Path) -> list[Source]:
-    """The sources that the settings name, each imported when it is first wanted."""
-    found: list[Source] = []
-    for name in settings.sources:
-        match name:
-            case "v8":
-                from agent.coverage.sources.v8 import V8
+def source_of(name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path) -> Source:
+    """A source by its name in the settings, imported when it is first wanted."""
+    match name:
+        case "v8":
+            from agent.coverage.sources.v8 import V8
 
-                found.append(V8(settings, catalog, folder))
-            case "python":
-                from agent.coverage.sources.python import Python
+            return V8(settings, catalog, folder)
+        case "python":
+            from agent.coverage.sources.python import Python
 
-                found.append(Python(settings, catalog, folder))
-            case "jacoco":
-                from agent.coverage.sources.jacoco import Jacoco
+            return Python(settings, catalog, folder)
+        case "jacoco":
+            from agent.coverage.sources.jacoco import Jacoco
 
-                found.append(Jacoco(settings, catalog, folder))
-    return found
+            return Jacoco(settings, catalog, folder)
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +108,7 @@ async def run(
 ) -> NoReturn:
     """Cover what is to be covered, for ever. Without `dial` no admin is told of it.
 
-    `make` gives the sources that `settings.sources` name, for a catalog and a folder.
+    `make` gives a source by its name, for a catalog and a folder.
     """
     coverage = _Coverage(bus, store, settings, ident, health, make, metrics, clock, has_admin=dial is not None)
     try:
@@ -196,11 +193,11 @@ class _Coverage:
         for saved in sessions:
             self._machine.restore(saved, trio.current_time())
         if self._has_admin or "jacoco" in settings.sources:
-            alone = settings if self._has_admin else msgspec.structs.replace(settings, sources=("jacoco",))
-            self._product = Watched(alone, self._folder / "product", self._make)
+            names: tuple[SourceName, ...] = settings.sources if self._has_admin else ("jacoco",)
+            self._product = Watched(settings, names, self._folder / "product", self._make)
             with self._health.busy(limit=PREPARE_S):
                 await self._product.prepare([Path(root) for root in settings.roots if Path(root).is_absolute()])
-            await self._announce(self._product.catalog.units.values())
+            await self._announce(self._product.units().values())
         await self._count_build()
         self._arm()
 
@@ -217,11 +214,10 @@ class _Coverage:
         if not asked.report and not self._is_armed:
             self._uncovered.add(asked.run)
             return {"env": {}}
-        own = tuple(name for name in self._settings.sources if name != "jacoco")
-        alone = msgspec.structs.replace(self._settings, sources=own)
+        own = [name for name in self._settings.sources if name != "jacoco"]  # which listens to what runs by itself
         try:
             project, folder = Path(asked.dir), self._folder / "runs" / asked.run
-            watched = Watched(alone, folder, self._make, project=project, report=asked.report)
+            watched = Watched(self._settings, own, folder, self._make, project=project, report=asked.report)
             with self._health.busy(limit=PREPARE_S):
                 await watched.prepare([project / root for root in self._settings.roots])
         except OSError as err:
@@ -230,7 +226,7 @@ class _Coverage:
             self._runs[asked.run] = watched
             await watched.let_count(self._is_wanted())
             if self._has_admin:
-                await self._announce(watched.catalog.units.values())
+                await self._announce(watched.units().values())
                 await self._count_build()
         self._woken.set()
         return {"env": watched.env()}
@@ -256,9 +252,11 @@ class _Coverage:
             text = watched.why_empty() or "Nothing of the product was reached."
             watched.warn(text)
             self._bus.publish(CoverageWarning(session=asked.run, text=text))
-        units = dict(watched.catalog.units)
+        units = watched.reported()
         if self._product is not None:
-            units |= {name: unit for name, unit in self._product.catalog.units.items() if unit.file is None}
+            of_product, seen = self._product.units(), {class_id for class_id, _, _ in watched.seen.entries()}
+            if not seen.isdisjoint(of_product.keys() - units.keys()):
+                units |= of_product
         try:
             with self._health.busy(limit=PREPARE_S):
                 totals = await trio.to_thread.run_sync(
@@ -469,11 +467,11 @@ class _Coverage:
     async def _announce_found(self, final: bool) -> None:
         """Classes that the product has loaded by now (Java's are not known before)."""
         now = trio.current_time()
-        if self._product is None or not self._has_admin or len(self._product.catalog.units) == self._announced:
+        if self._product is None or not self._has_admin or len(self._product.units()) == self._announced:
             return
         if final or now >= self._announced_at + ANNOUNCE_S:
-            self._announced_at, self._announced = now, len(self._product.catalog.units)
-            await self._announce(self._product.catalog.units.values())
+            self._announced_at, self._announced = now, len(self._product.units())
+            await self._announce(self._product.units().values())
             await self._count_build()
 
     async def _announce(self, units: Iterable[Unit]) -> None:

@@ -12,10 +12,10 @@ import trio
 
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.merged import Budget, Merged
-from agent.coverage.settings import CoverageSettings
+from agent.coverage.settings import CoverageSettings, SourceName
 from agent.coverage.sources import Lost, Source, Warned
 
-Make = Callable[[CoverageSettings, Catalog, Path], list[Source]]
+Make = Callable[[SourceName, CoverageSettings, Catalog, Path], Source]
 
 STOP_S = 30.0  # s for the last look of all sources
 MAX_WARNINGS = 20  # in the result of a run
@@ -27,16 +27,18 @@ class Watched:
     def __init__(
         self,
         settings: CoverageSettings,
+        names: Iterable[SourceName],
         folder: Path,
         make: Make,
         *,
         project: Path | None = None,
         report: bool = False,
     ) -> None:
-        self.catalog, self._folder, self._project = Catalog(), folder, project
+        self._folder, self._project = folder, project
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
-        self._sources = make(settings, self.catalog, folder)
+        self._catalogs = {name: Catalog() for name in names}
+        self._sources = [make(name, settings, catalog, folder) for name, catalog in self._catalogs.items()]
         self._is_started = False
         self._budget = Budget(settings.max_pending_mib * 2**20, self._make_room)
         self.seen = Merged(self._budget) if report else None
@@ -48,9 +50,19 @@ class Watched:
         return {name: value for source in self._sources for name, value in source.env().items()}
 
     async def prepare(self, roots: Sequence[Path]) -> None:
-        """Read the product's files into the catalog."""
+        """Read the product's files."""
         for source in self._sources:
             await source.prepare(roots)
+
+    def units(self) -> dict[str, Unit]:
+        """The classes of all sources, by class id."""
+        return {name: unit for catalog in self._catalogs.values() for name, unit in catalog.units.items()}
+
+    def reported(self) -> dict[str, Unit]:
+        """What a report lists: the classes of the sources that saw anything. Where none did, of all."""
+        pairs = list(zip(self._sources, self._catalogs.values(), strict=True))
+        useful = [catalog.units for source, catalog in pairs if not source.why_empty()]
+        return {name: unit for units in useful for name, unit in units.items()} or self.units()
 
     async def let_count(self, counts: bool) -> None:
         """From now on probes count, or no more."""
