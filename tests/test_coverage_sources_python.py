@@ -212,6 +212,9 @@ async def test_the_reason_for_nothing_is_said(told: Told) -> None:
     told.process({"pid": 8, "why": "Python 3.11 needs coverage.py"}).close()
     assert await told.source.collect(final=True) == []
     assert told.source.why_empty() == "Python 3.11 needs coverage.py"
+    told.process({"pid": 9, "why": "Python 3.11 needs coverage.py"}).close()
+    assert await told.source.collect() == []
+    assert told.source.told() == [Warned("a Python process (8) is not covered: Python 3.11 needs coverage.py")]
     told.process(told.lines(1)).close()
     await told.source.collect()
     assert told.source.why_empty() == ""

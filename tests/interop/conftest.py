@@ -96,6 +96,30 @@ def install_monitored_python(*pins: str) -> Path:
     raise PeerAbsent("no Python >= 3.12 here")
 
 
+def find_python(version: str) -> Path:
+    """An interpreter of "3.12", say: of the PATH, or one that pyenv keeps."""
+    kept = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    found: list[str | Path | None] = [
+        shutil.which(f"python{version}"),
+        *sorted(kept.glob(f"{version}.*/bin/python"), reverse=True),
+    ]
+    for python in found:
+        if python is None:
+            continue
+        if subprocess.run([python, "-c", ""], capture_output=True).returncode == 0:  # a shim may have nothing behind it
+            return Path(python)
+    raise PeerAbsent(f"no Python {version} on the PATH or in {kept}")
+
+
+def install_python_of(version: str, *pins: str) -> Path:
+    folder = peer_folder(f"python{version}", pins)
+    with installing(folder) as new:
+        if new:
+            run(UV, "venv", "--quiet", "--relocatable", "--python", find_python(version), new / "venv")
+            run(UV, "pip", "install", "--quiet", "--python", new / "venv/bin/python", *pins)
+    return folder / "venv/bin/python"
+
+
 def install_node22() -> Path:
     package = NODE_PACKAGES.get(platform.machine())
     if package is None:
@@ -144,6 +168,12 @@ def python_peer(peer: Callable[..., Path]) -> Callable[..., Path]:
 def monitored_python(peer: Callable[..., Path]) -> Callable[..., Path]:
     """`monitored_python("pytest==9.0.3")`: as `python_peer`, of Python >= 3.12."""
     return lambda *pins: peer(install_monitored_python, *pins)
+
+
+@pytest.fixture
+def python_of(peer: Callable[..., Path]) -> Callable[..., Path]:
+    """`python_of("3.12", "coverage==7.17.3")`: as `python_peer`, of another Python; without pins, the Python itself."""
+    return lambda version, *pins: peer(install_python_of if pins else find_python, version, *pins)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ import sys
 from _signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask, valid_signals  # type: ignore[import-not-found]
 from _socket import AF_UNIX, MSG_NOSIGNAL, SO_SNDBUF, SOCK_STREAM, SOL_SOCKET, socket, socketpair
 from _thread import allocate_lock, get_native_id, start_new_thread
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 from select import POLLIN, POLLOUT, poll
 
 try:
@@ -52,6 +53,7 @@ LINE_MAX = 1_000_000
 FRESH_MAX = 1000  # lines, where no thread sees to it
 UNTOLD_MAX = 100_000  # files times tests: more is an agent that does not read
 INSTALLED = ("/site-packages/", "/dist-packages/")
+HIGH = 200
 PATH_MAX = 107  # bytes of a socket's path: unix(7)
 
 monitoring: Any = getattr(sys, "monitoring", None)
@@ -87,7 +89,7 @@ class Monitoring:
         monitoring.register_callback(self.tool, events.LINE, self.see_line)
         self.counts = True
         monitoring.set_events(self.tool, events.PY_START)
-        for frame in list(sys._current_frames().values()):
+        for frame in frames():
             for each in with_callers(frame):
                 self.see_code(each.f_code, 0)
         self.restart()
@@ -143,6 +145,16 @@ class Monitoring:
         return [(self.path_of(code.co_filename) or "", line) for code, line in taken]
 
 
+def frames() -> list[FrameType]:
+    """Where each thread is now, if that can be told."""
+    try:
+        import _interpreters as interpreters  # type: ignore[import-not-found]
+    except ImportError:  # before Python 3.13
+        import _xxsubinterpreters as interpreters  # type: ignore[import-not-found]
+    # With a second interpreter, sys._current_frames makes objects for the one in the memory of the other: it crashes.
+    return list(sys._current_frames().values()) if len(interpreters.list_all()) == 1 else [sys._getframe()]
+
+
 def with_callers(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
@@ -157,7 +169,7 @@ class Tracing:
         self.coverage: Any = None
         self.counts = False
         self.is_late = False
-        self.why = ""
+        self.why = self.disturbed = ""
 
     def begin(self, roots: tuple[str, ...]) -> None:
         """Trace this thread, and those it starts."""
@@ -175,6 +187,12 @@ class Tracing:
         self.coverage._warn = lambda *args, **options: None
         self.coverage.start()
         atexit.unregister(self.coverage._atexit)
+        collector = self.coverage._collector
+        self.pause, collector.pause = collector.pause, self.paused
+
+    def paused(self) -> None:
+        self.disturbed = "the product measures itself with coverage.py, and on Python < 3.12 only one can"
+        self.pause()
 
     def on(self, roots: tuple[str, ...]) -> str:
         """Begin; or say why not."""
@@ -195,16 +213,6 @@ class Tracing:
     def afterwards(self, act: Callable[[], None]) -> None:
         act()
 
-    @property
-    def disturbed(self) -> str:
-        """Why nothing comes any more: a second Coverage, of the product's, makes the first pause."""
-        if self.coverage is None:
-            return ""
-        collectors = self.coverage._collector._collectors
-        if collectors and collectors[-1] is self.coverage._collector:
-            return ""
-        return "the product measures itself with coverage.py, and on Python < 3.12 only one can"
-
     def take(self) -> list[tuple[str, int]]:
         """Path and line of what ran since the last call."""
         if self.coverage is None:
@@ -220,12 +228,21 @@ class Tracing:
 
 
 class Wire:
-    """A socket whose number somebody else may have closed, and given to another file: it is looked at before use."""
+    """A socket whose number somebody else may have closed, and given to another file: it is looked at before use.
+
+    It has a high number: some programs close the first three, and count on getting them back.
+    """
 
     def __init__(self, opened: socket) -> None:
-        self.socket = opened
-        opened.setblocking(False)
-        self.number = opened.fileno()
+        try:
+            number = fcntl(opened.fileno(), F_DUPFD_CLOEXEC, HIGH)
+        except OSError:  # there are not as many
+            number = opened.detach()
+        else:
+            opened.close()
+        self.socket = socket(AF_UNIX, SOCK_STREAM, 0, number)
+        self.socket.setblocking(False)
+        self.number = number
         self.identity = self.look()
 
     def look(self) -> tuple[int, int] | None:
@@ -330,7 +347,6 @@ class Reporter:
                 self.tracer.off()
             return
         self.wire = Wire(opened)
-        self.untold.clear()
         self.asked = b""
         self.why = "" if self.tracer.counts else self.tracer.on(roots)
         self.out = self.hello()
@@ -349,6 +365,15 @@ class Reporter:
         self.tracer.off()
         self.untold.clear()
         self.out = b""
+
+    def connect_again(self) -> None:
+        """The product has closed the connection, as daemons close all files: what it ran meanwhile is still told."""
+        if self.wire is not None:
+            self.wire.close()
+            self.wire = None
+        self.connect()
+        if self.wire is None:
+            self.lose()
 
     def gather(self) -> None:
         """Take what the tracer has."""
@@ -381,7 +406,7 @@ class Reporter:
                     return
                 self.write()
             if not self.wire.is_ours():
-                return self.lose()
+                return self.connect_again()
             try:
                 self.out = self.out[self.wire.socket.send(self.out, MSG_NOSIGNAL) :]
             except BlockingIOError:
@@ -395,7 +420,7 @@ class Reporter:
         if self.wire is None:
             return
         if not self.wire.is_ours():
-            return self.lose()
+            return self.connect_again()
         try:
             data = self.wire.socket.recv(4096)
         except BlockingIOError:
@@ -501,6 +526,8 @@ class Reporter:
     def rests(self) -> bool:
         """Wait a period, or until the agent asks. False: the thread is to end."""
         if self.wake is None or not self.wake[0].is_ours():
+            for wire in self.wake or ():
+                wire.close()
             self.wake = wake_up_call()  # a daemon closes all files it began with
         wanted = [(wire, POLLIN) for wire in (self.wake[0], self.wire) if wire is not None]
         if not self.is_ending:
@@ -559,10 +586,9 @@ class Reporter:
             if wire is not None:
                 wire.close()
         self.wire = self.wake = None
+        self.untold.clear()
         self.tracer.take()
-        self.connect()
-        if self.wire is None:
-            self.lose()
+        self.connect_again()
         self.begin()
 
     @harmless

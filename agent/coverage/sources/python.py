@@ -62,7 +62,6 @@ class _Process:
         self.socket = connected
         self.lines = Lines(MOST_LINE)
         self.pid = 0
-        self.why = ""
         self.flushed = 0
         self.is_garbled = False
 
@@ -258,9 +257,10 @@ class Python:
                     self._told.append(Lost(1, f"process {process.pid} told what cannot be read: {error}"))
                 continue
             if line.pid:
-                process.pid, process.why = line.pid, line.why
-                if line.why:
+                process.pid = line.pid
+                if line.why and line.why not in self._reasons:
                     self._reasons[line.why] = None
+                    self._told.append(Warned(f"a Python process ({line.pid}) is not covered: {line.why}"))
             process.flushed = max(process.flushed, line.flushed)
             if lines:
                 self._count(line.file, line.test, lines)
