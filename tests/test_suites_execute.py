@@ -205,19 +205,28 @@ async def test_covered_runners_get_their_environment_and_the_report_is_an_artifa
         ]
 
 
-async def test_coverage_that_fails_at_the_end_takes_nothing_from_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fails", "text"),
+    [
+        (True, "no report: cannot write the coverage"),
+        (False, "no report: the coverage of the agent was started anew during the run"),
+    ],
+)
+async def test_coverage_that_is_lost_takes_nothing_from_the_run(tmp_path: Path, fails: bool, text: str) -> None:
     async def cover(payload: dict[str, Any]) -> dict[str, Any]:
         return {"env": {}}
 
     async def close(payload: dict[str, Any]) -> dict[str, Any]:
-        raise ActionError("internal", "cannot write the coverage")
+        if fails:
+            raise ActionError("internal", "cannot write the coverage")
+        return {}
 
     async with house(tmp_path) as here:
         with here.bus.answer("coverage_open", cover), here.bus.answer("coverage_close", close):
             await here.order(command=tap("echo 1..1; echo ok"), coverage=True)
             finished = await here.finished()
         assert finished.verdict == "passed"
-        assert finished.warnings == (Warned("coverage.lost", "no report: cannot write the coverage"),)
+        assert finished.warnings == (Warned("coverage.lost", text),)
 
 
 async def test_a_report_for_no_project_is_a_warning_in_the_result(tmp_path: Path) -> None:

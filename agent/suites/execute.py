@@ -176,6 +176,9 @@ class Execution:
                 try:
                     said = await self._bus.ask("coverage_close", {"run": run, "artifacts": str(self._folder)})
                     self._warnings += [Warned("coverage", text) for text in said.get("warnings", ())]
+                    if wants_report and not said:  # it knows nothing of the run any more
+                        text = "no report: the coverage of the agent was started anew during the run"
+                        self._warnings.append(Warned("coverage.lost", text))
                 except ActionError as err:
                     self._warnings.append(Warned("coverage.lost", f"no report: {err.what}"))
             if limit.cancelled_caught:
