@@ -11,7 +11,7 @@ source".
 import math
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from agent.logs.chains import BY_SOURCE, MAX_STEPS, Key, Seen, words
@@ -28,7 +28,6 @@ _PLACES = 16_384  # counted for one slot of one kind
 _APART_S = 15.0  # between the times that are remembered of one place
 _DENSE = 0.2  # share of lines
 _GRAIN_S = 5.0
-_ANY = -2  # the slot of kinds that are too rare for one of their own
 _SHARE, _EXCESS, _SIGMAS = 0.3, 0.2, 2.5
 
 
@@ -113,6 +112,7 @@ class _Index:
     """Where words stand that failures have, but for those that are always the same in their template; and the logs."""
 
     def __init__(self, failures: Iterable[Seen]) -> None:
+        self.begin = math.inf  # of the log
         self._number, self._lines = 0, _Tally()
         self._words: dict[Key, _Word] = {}
         self._fixed: dict[int, dict[int, bytes]] = defaultdict(dict)  # per template: words that were always the same
@@ -123,6 +123,7 @@ class _Index:
                     self._words.setdefault(key, _Word())
 
     def add(self, seen: Seen) -> None:
+        self.begin = min(self.begin, seen.at)
         self._number += 1
         self._lines.add(seen.at)
         template, its = seen.template, words(seen.line)
@@ -153,43 +154,115 @@ class _Index:
                 found.append((place, pair))
         return found
 
-    def shares(self, key: Key, at: float) -> list[float]:
-        """Per window the share of its lines that have the word, and of those in the window before."""
+    def shares(self, key: Key, at: float, window: float) -> tuple[float, float]:
+        """The share of a window's lines that have the word, and that of the window before."""
         word, shares = self._words.get(key), []
-        for window in WINDOWS_S:
-            for end in (at, at - window):
-                lines = self._lines.between(end - window, end)
-                shares.append(word.lines.between(end - window, end) / lines if word is not None and lines else 0.0)
-        return shares
+        for end in (at, at - window):
+            lines = self._lines.between(end - window, end)
+            shares.append(word.lines.between(end - window, end) / lines if word is not None and lines else 0.0)
+        return shares[0], shares[1]
+
+
+class _Slot:
+    """What stood before the failures of a kind with the word that they have in one slot."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        # Per window: failures of which all of it and of the one before is in the log; how much of both has their word.
+        self.failures = [0] * len(WINDOWS_S)
+        self.shares = [(0.0, 0.0)] * len(WINDOWS_S)
+        self.places: dict[_Place, list[int]] = {}  # per window, the same of places: near, farther away
+
+    def add(self, at: float, index: _Index, near: Iterable[tuple[_Place, _Pair]], key: Key | None = None) -> None:
+        """A failure, and where its words stood before."""
+        self.total += 1
+        known = [n for n, window in enumerate(WINDOWS_S) if at - 2 * window >= index.begin]
+        for n in known:
+            self.failures[n] += 1
+            if key is not None:
+                (a, b), (c, d) = self.shares[n], index.shares(key, at, WINDOWS_S[n])
+                self.shares[n] = (a + c, b + d)
+        for place, pair in near:
+            counts = self.places.get(place)
+            if counts is None:
+                if len(self.places) >= _PLACES:
+                    continue
+                counts = self.places[place] = [0] * 2 * len(WINDOWS_S)
+            for n in known:
+                window = WINDOWS_S[n]
+                counts[2 * n] += pair.last >= at - window
+                counts[2 * n + 1] += pair.stood(at - 2 * window, at - window)
+
+    def join(self, other: "_Slot") -> None:
+        """Failures of another kind."""
+        self.total += other.total
+        self.failures = [a + b for a, b in zip(self.failures, other.failures, strict=True)]
+        for place, counts in other.places.items():
+            mine = self.places.get(place, [0] * len(counts))
+            self.places[place] = [a + b for a, b in zip(counts, mine, strict=True)]
+
+    def is_time(self) -> bool:
+        """A word that much of a log has for a while, and had not before, is of the time: a minute, a session."""
+        return any(
+            near > _DENSE * failures and before < near / 2
+            for failures, (near, before) in zip(self.failures, self.shares, strict=True)
+        )
+
+    def steps(self) -> tuple[float, tuple[_Place, ...], float]:
+        """How much more often its steps stood near than farther away; the steps; the window."""
+        best = _NOTHING
+        for n, window in enumerate(WINDOWS_S):
+            failures, steps = self.failures[n], dict[int, tuple[float, int]]()
+            for (template, slot), counts in self.places.items() if failures >= LEAST else ():
+                near, far = counts[2 * n : 2 * n + 2]
+                excess = (near - far) / failures
+                if near < _SHARE * failures or excess < _EXCESS or near - far < _SIGMAS * math.sqrt(near + far):
+                    continue
+                if excess > steps.get(template, (0.0, 0))[0]:
+                    steps[template] = (excess, slot)
+            chosen = sorted(steps.items(), key=lambda step: step[1][0], reverse=True)[:MAX_STEPS]
+            total = sum(excess for _, (excess, _) in chosen)
+            if total > best[0]:
+                best = (total, tuple((template, slot) for template, (_, slot) in chosen), window)
+        return best
+
+
+_NOTHING: tuple[float, tuple[_Place, ...], float] = (0.0, (), 0.0)
 
 
 class _Kind:
-    """Failures of one class and template: per slot how many, and how often each place had its word before them."""
+    """Failures of one class and template."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.failures: dict[int, int] = defaultdict(int)
-        self.places: dict[int, dict[_Place, list[int]]] = defaultdict(dict)
-        self.shares: dict[int, list[float]] = {}  # per slot: sums over the failures of _Index.shares()
+        self.slots: dict[int, _Slot] = defaultdict(_Slot)
+        self.anywhere = _Slot()  # as far as it is too rare for slots
         self._failed: dict[tuple[int, Key], float] = {}  # when
 
     def add(self, seen: Seen, index: _Index) -> None:
         self.count += 1
         anywhere: dict[_Place, _Pair] = {}
-        for slot, key in seen.places():
-            before, self._failed[slot, key] = self._failed.get((slot, key), -math.inf), seen.at
+        for number, key in seen.places():
+            before, self._failed[number, key] = self._failed.get((number, key), -math.inf), seen.at
+            slot = self.slots[number]
             # Of a burst only the first line tells something.
-            if seen.at - before > WINDOWS_S[0] and self.failures[slot] < _MOST:
+            if seen.at - before > WINDOWS_S[0] and slot.total < _MOST:
                 near = index.near(key, seen.at)
-                self.failures[slot] += 1
-                _count(self.places[slot], near, seen.at)
-                sums = self.shares.get(slot, [0.0] * 2 * len(WINDOWS_S))
-                self.shares[slot] = [a + b for a, b in zip(sums, index.shares(key, seen.at), strict=True)]
-                if slot != BY_SOURCE:
+                slot.add(seen.at, index, near, key)
+                if number != BY_SOURCE:
                     anywhere.update(near)
-        if self.failures[_ANY] < LEAST:
-            self.failures[_ANY] += 1
-            _count(self.places[_ANY], anywhere.items(), seen.at)
+        if self.anywhere.total < LEAST:
+            self.anywhere.add(seen.at, index, anywhere.items())
+
+    def best(self) -> tuple[float, int, tuple[_Place, ...], float]:
+        """The word that explains most, else the log: how much, its slot, the steps, the window."""
+        options = [
+            (slot.steps(), number) for number, slot in self.slots.items() if number != BY_SOURCE and not slot.is_time()
+        ]
+        (excess, steps, window), number = max(options, default=(_NOTHING, BY_SOURCE))
+        if not steps:
+            (excess, steps, window), number = self.slots[BY_SOURCE].steps(), BY_SOURCE
+        return excess, number, steps, window
 
 
 def find(lines: Callable[[], Iterable[Seen]]) -> list[Precursors]:
@@ -207,69 +280,18 @@ def find(lines: Callable[[], Iterable[Seen]]) -> list[Precursors]:
     return _choose(kinds)
 
 
-def _count(places: dict[_Place, list[int]], near: Iterable[tuple[_Place, _Pair]], at: float) -> None:
-    for place, pair in near:
-        counts = places.get(place)
-        if counts is None:
-            if len(places) >= _PLACES:
-                continue
-            counts = places[place] = [0] * (2 * len(WINDOWS_S))
-        for n, window in enumerate(WINDOWS_S):
-            counts[2 * n] += pair.last >= at - window
-            counts[2 * n + 1] += pair.stood(at - 2 * window, at - window)
-
-
 def _choose(kinds: dict[tuple[str, int], _Kind]) -> list[Precursors]:
     found: list[tuple[float, Precursors]] = []
-    rare: dict[str, _Kind] = defaultdict(_Kind)
+    rare: dict[str, _Slot] = defaultdict(_Slot)
     for (failure, template), kind in kinds.items():
         if kind.count < LEAST:
-            pool = rare[failure]
-            pool.failures[_ANY] += kind.failures[_ANY]
-            for place, counts in kind.places[_ANY].items():
-                pool.places[_ANY][place] = [
-                    a + b for a, b in zip(counts, pool.places[_ANY].get(place, [0] * len(counts)), strict=True)
-                ]
+            rare[failure].join(kind.anywhere)
             continue
-        options = [_steps(kind, slot) for slot in kind.failures if slot not in (_ANY, BY_SOURCE)]
-        excess, slot, steps, window = max(options, default=_NOTHING)
-        if not steps:
-            excess, slot, steps, window = _steps(kind, BY_SOURCE)
+        excess, number, steps, window = kind.best()
         if steps:
-            found.append((excess * kind.count, Precursors(failure, {template: slot}, dict(steps), window)))
+            found.append((excess * kind.count, Precursors(failure, {template: number}, dict(steps), window)))
     for failure, pool in rare.items():
-        excess, _, steps, window = _steps(pool, _ANY)
+        excess, steps, window = pool.steps()
         if steps:
-            found.append((excess * pool.failures[_ANY], Precursors(failure, {}, dict(steps), window)))
+            found.append((excess * pool.total, Precursors(failure, {}, dict(steps), window)))
     return [precursors for _, precursors in sorted(found, key=lambda f: f[0], reverse=True)]
-
-
-_Option = tuple[float, int, tuple[tuple[int, int], ...], float]
-_NOTHING: _Option = (0.0, BY_SOURCE, (), 0.0)
-
-
-def _steps(kind: _Kind, slot: int) -> _Option:
-    """How much more often its steps stood near than farther away, for the slot; the slot; the steps; the window."""
-    best, failures = _NOTHING, kind.failures[slot]
-    if failures < LEAST or (slot >= 0 and _is_time(kind.shares[slot], failures)):
-        return best
-    for n, window in enumerate(WINDOWS_S):
-        steps: dict[int, tuple[float, int]] = {}
-        for (template, place), counts in kind.places[slot].items():
-            near, far = counts[2 * n], counts[2 * n + 1]
-            excess = (near - far) / failures
-            if near < _SHARE * failures or excess < _EXCESS or near - far < _SIGMAS * math.sqrt(near + far):
-                continue
-            if excess > steps.get(template, (0.0, 0))[0]:
-                steps[template] = (excess, place)
-        chosen = sorted(steps.items(), key=lambda s: s[1][0], reverse=True)[:MAX_STEPS]
-        total = sum(excess for _, (excess, _) in chosen)
-        if total > best[0]:
-            best = (total, slot, tuple((template, place) for template, (_, place) in chosen), window)
-    return best
-
-
-def _is_time(shares: Sequence[float], failures: int) -> bool:
-    """A word that much of a log has for a while, and had not before, is of the time: a minute, a counter, a session."""
-    pairs = zip(shares[::2], shares[1::2], strict=True)
-    return any(near > _DENSE * failures and before < near / 2 for near, before in pairs)
