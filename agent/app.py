@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 import agent
+from agent import edited
 from agent.control.board import HEARD, Board
 from agent.control.messages import SelftestAsked
 from agent.core import cgroup, clock, config, heartbeat, notify, release
@@ -91,6 +92,7 @@ async def serve(effective: Effective[Settings], given: Given) -> int:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_become_ready, service)
+            nursery.start_soon(edited.follow, partial(config.default_files, given.config), partial(_edited, service))
             nursery.start_soon(heartbeat.beat, service.supervisor, service.store)
             await nursery.start(service.run)
             settle()
@@ -154,6 +156,17 @@ async def _reload(service: "Service") -> None:
     notify.ready(service.summary())
 
 
+async def _edited(service: "Service") -> None:
+    """A settings file is another. Monitors follow by themselves; all else waits for SIGHUP, or the action `reload`."""
+    try:
+        new = service.load()
+    except config.ConfigErrors as errors:
+        log.error("settings cannot be used, nothing changed error=%s", errors)  # noqa: TRY400 - as below
+        return
+    if new.settings.monitors != service.effective.settings.monitors:
+        await _reload(service)
+
+
 class Service:
     """The agent as it runs: its bus, its store, its roles. `load` reads the settings again, at a reload.
 
@@ -161,7 +174,7 @@ class Service:
     """
 
     def __init__(self, effective: Effective[Settings], load: Callable[[], Effective[Settings]], given: Given) -> None:
-        self.effective, self._load, self._given = effective, load, given
+        self.effective, self.load, self._given = effective, load, given
         _warn(effective)
         self.metrics = Metrics()
         settings = self.effective.settings
@@ -291,7 +304,7 @@ class Service:
     async def _reload(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Read the settings again; roles whose table changed are restarted. Raises ActionError: nothing has changed."""
         try:
-            new = self._load()
+            new = self.load()
             await trio.to_thread.run_sync(_check_rules, new)
         except config.ConfigErrors as errors:
             raise ActionError("bad_payload", str(errors)) from errors

@@ -74,6 +74,18 @@ def test_sighup_reloads_and_a_broken_file_changes_nothing(
     assert service.returncode == 0
 
 
+def test_monitors_follow_their_file_without_a_signal(
+    service: "subprocess.Popen[str]", notified: socket.socket, tmp_path: Path
+) -> None:
+    config = tmp_path / "agent.toml"
+    monitor = '[[monitors.monitor]]\nid = "m"\ncommand = ["true"]\nsteps = ["A"]\ninterval = 86400\n'
+    config.write_text(f"{config.read_text()}{monitor}")
+    assert [heard(notified), heard(notified)] == ["RELOADING=1", "READY=1"]
+    service.send_signal(signal.SIGTERM)
+    _, err = service.communicate(timeout=30)
+    assert "reloaded changed=monitors.monitor" in err
+
+
 def test_every_role_has_the_tables_that_restart_it() -> None:
     tables = {field for names in ROLE_TABLES.values() for field in names}
     assert tables <= set(Settings.__struct_fields__)
