@@ -2,7 +2,8 @@
 
 A lab and an agent in one process on loopback; the lab's Seneschal hands out one real suite, the agent runs it, tells
 Mimir of each test as it ends, and submits the xUnit report to Polarize. Meanwhile it watches a device's log, which the
-demo writes, and tells a match with what led to it. Progress goes to standard error, the result (a table, or with
+demo writes: it tells a match with what led to it and with its class, and forecasts it by what it learned from the log's
+past, which the demo wrote too. Progress goes to standard error, the result (a table, or with
 `--json` the result document) to standard output.
 
 Source: ARCHITECTURE.md, "The commands"; protocols/suites.md, "Records, events, result".
@@ -12,6 +13,7 @@ import fcntl
 import itertools
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from typing import Any, TextIO
 import msgspec
 import trio
 
+from agent import loglearn
 from agent.app import Service
 from agent.core import config
 from agent.core.bundle import callers_environ
@@ -36,6 +39,7 @@ from agent.core.events import (
     TestFinished,
     TestStarted,
 )
+from agent.core.learned import LogForecast
 from agent.lab.server import Lab, serve_lab
 from agent.settings import Given, Settings
 from agent.suites.prepare import tree_of
@@ -46,14 +50,18 @@ DELIVERY_S = 30.0  # s for Mimir, Polarize and the log after the suite's end; al
 INSTALL_S = 180.0  # s for npm
 OLDEST_NODE = (18, 18)  # AVA 6.4's
 
-# A device's log: only the first line and the last have to do with each other.
+# A device's log: of these lines only those of vol-3 have to do with the failure; and the failure.
 LOG = """\
 INFO  opened vol-3 on sdb
 INFO  opened vol-7 on sdc
 INFO  vol-7: 64 MiB written
+WARN  vol-3: 94 % full
 INFO  node-2 answers in 3 ms
-ERROR write to vol-3 failed: no space left
+WARN  vol-3: 97 % full, cleaning up
 """
+FAILURE = "ERROR write to vol-3 failed: no space left\n"
+STORIES = 200  # in the past that is learned from
+FAILURES = r"write to (?<volume>\S+) failed"
 MARKS = {"passed": "ok", "failed": "FAILED", "blocked": "BLOCKED", "skipped": "skip", "todo": "todo"}
 
 
@@ -72,12 +80,21 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
         lab: Lab = await nursery.start(serve_lab, "127.0.0.1:0", folder / "lab")
         log = folder / "device.log"
         log.touch()
+        await trio.to_thread.run_sync(_learn, folder, say)
         settings = _settings(lab, folder, project, log)
         service = Service(settings, lambda: settings, Given())
         say.line(f"lab     {lab.url}")
         watch = Watch(say)
         with service.bus.subscribe(
-            RunReceived, RunRefused, RunStarted, TestStarted, TestFinished, SuiteFinished, ImportFinished, LogMatched
+            RunReceived,
+            RunRefused,
+            RunStarted,
+            TestStarted,
+            TestFinished,
+            SuiteFinished,
+            ImportFinished,
+            LogMatched,
+            LogForecast,
         ) as events:
             await nursery.start(service.run)
             say.line(
@@ -87,10 +104,10 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
             async for event in events:
                 if isinstance(event, RunStarted):
                     log.write_text(LOG)
-                if watch.feed(event):
+                if _heard(event, watch, log):
                     break
             if watch.finished is not None:
-                await _deliver(service, events, watch)
+                await _deliver(service, events, watch, log)
         outcomes = await lab.mimir.outcomes(ordered) if watch.finished else {}
         await service.end_orderly()
         nursery.cancel_scope.cancel()
@@ -140,6 +157,7 @@ class Watch:
         self.finished: SuiteFinished | None = None
         self.imported: ImportFinished | None = None
         self.matched: LogMatched | None = None
+        self.forecast: LogForecast | None = None
         self.refused: str | None = None
         self.records: dict[str, TestFinished] = {}
 
@@ -166,19 +184,62 @@ class Watch:
                 self.finished = event
             case ImportFinished():
                 self.imported = event
+            case LogForecast():
+                self.forecast = event
+                told = {
+                    "open": f"{event.key} will probably fail ({event.probability:.0%} within {event.horizon_s:.0f} s)",
+                    "hit": f"{event.key} failed, as was foretold",
+                    "expired": f"{event.key} did not fail within {event.horizon_s:.0f} s",
+                }
+                self._say.line(f"log     forecast: {printable(told[event.state])}")
             case LogMatched():
                 self.matched = event
-                self._say.line(f"log     {printable(event.text)}  (rule {event.rule}, {Path(event.path).name})")
+                what = f"class {event.class_} by {event.class_by}, " if event.class_ else ""
+                self._say.line(f"log     {printable(event.text)}  ({what}rule {event.rule}, {Path(event.path).name})")
                 for anchor in event.context.anchors if event.context else ():
                     self._say.line(f"   after  {printable(anchor.text)}")
         return self.refused is not None or self.finished is not None
 
+    @property
+    def is_foretold(self) -> bool:
+        """A failure came that was forecast."""
+        return self.forecast is not None and self.forecast.state == "hit"
 
-async def _deliver(service: Service, events: Any, watch: Watch) -> None:
+
+def _heard(event: Any, watch: Watch, log: Path) -> bool:
+    """Take an event; true when the run is over. The volume of the device fails when that was foretold."""
+    if isinstance(event, LogForecast) and event.state == "open":
+        with log.open("a") as file:
+            file.write(FAILURE)
+    return watch.feed(event)
+
+
+def _learn(folder: Path, say: Progress) -> None:
+    """Learn from the device's past what the agent is to know: volumes that fill up and fail, or are cleaned up."""
+    past, labels, model = folder / "past.log", folder / "labels.jsonl", folder / "agent" / "logs.model"
+    model.parent.mkdir(parents=True, exist_ok=True)
+    chance, lines = random.Random(1), list[str]()
+    for _ in range(STORIES):
+        volume, noise = f"vol-{chance.randrange(20)}", iter(range(chance.randrange(3, 9)))
+        told = LOG.replace("vol-3", volume).replace("vol-7", f"vol-{20 + chance.randrange(20)}").splitlines()
+        end = FAILURE.strip().replace("vol-3", volume) if chance.random() < 0.8 else f"INFO  {volume}: cleaned up"
+        lines += [*told, *(f"INFO  node-{chance.randrange(9)} answers in {n + 1} ms" for n in noise), end]
+    past.write_text("".join(f"{line}\n" for line in lines))
+    labels.write_bytes(
+        b"".join(
+            msgspec.json.encode({"line": n, "class": "volume.full" if line.startswith("ERROR") else None}) + b"\n"
+            for n, line in enumerate(lines, 1)
+        )
+    )
+    learned = loglearn.learn(model, [str(past)], str(labels), [FAILURES])
+    say.line(f"log     learned from {learned['failures']} failures in {learned['lines']} lines of the device's past")
+
+
+async def _deliver(service: Service, events: Any, watch: Watch, log: Path) -> None:
     """Wait until Polarize has answered, the log was read, and Mimir knows all."""
     with trio.move_on_after(DELIVERY_S):
-        while watch.imported is None or watch.matched is None:
-            watch.feed(await anext(events))
+        while watch.imported is None or watch.matched is None or not watch.is_foretold:
+            _heard(await anext(events), watch, log)
         await service.store.commit()
         await service.deliver()
 

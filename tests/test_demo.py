@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,9 +44,14 @@ def test_a_log_is_watched_meanwhile_and_a_match_is_told_with_what_led_to_it(proj
     done = demo(project.parent, "--suite", str(project))
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    at = lines.index("log     ERROR write to vol-3 failed: no space left  (rule volume-full, device.log)")
+    failed = "ERROR write to vol-3 failed: no space left"
+    at = lines.index(f"log     {failed}  (class volume.full by template, rule volume-full, device.log)")
     assert lines[at + 1] == "   after  INFO  opened vol-3 on sdb"
     assert "vol-3" not in done.stdout
+    (told,) = (
+        n for n, line in enumerate(lines) if re.match(r"log     forecast: vol-3 will probably fail \(\d+% ", line)
+    )
+    assert told < lines.index("log     forecast: vol-3 failed, as was foretold")
 
 
 def test_json_is_exactly_the_result_document_and_a_failing_suite_ends_with_1(project: Path) -> None:
