@@ -1,5 +1,7 @@
 """Real programs that behave, lie, hang, flood and die: each has its lines, and nothing of it is left."""
 
+import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -241,3 +243,38 @@ async def test_a_death_before_started_is_known_at_once(tmp_path: Path) -> None:
         [step] = await here.run_once()
         assert (step.cause, step.rc) == ("handshake_failed", 1)
         assert time.monotonic() - began < 10  # not after the 30 s of the handshake
+
+
+async def test_another_user_has_his_folder_elsewhere_and_nothing_is_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root runs a monitor as another user")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    for folder in (tmp_path, tmp_path / "tmp"):  # pytest's own are for us alone
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+    left = tmp_path / "tmp" / f"{MARK}{RUN}-0123"
+    left.mkdir()
+    (left / "file").touch()
+    base = tmp_path / "state/monitors"
+    base.mkdir(parents=True)
+    (base / left.name).symlink_to(left)
+    (base / f"{MARK}{RUN}-4567").symlink_to(tmp_path / "tmp/never-made")
+    script = "say() { printf '%05d %s' ${#1} \"$1\"; }; id -un >&2; stat -c %U:%a . >&2; touch x; say 'Started 1.1'"
+    async with house(tmp_path, monitor(("/bin/sh", "-c", script), user="nobody")) as here:
+        assert list(base.iterdir()) == list((tmp_path / "tmp").iterdir()) == []
+        await here.run_once()
+        assert [line.text for line in here.logs() if line.source == "stderr"] == ["nobody", "nobody:700"]
+        assert list(base.iterdir()) == list((tmp_path / "tmp").iterdir()) == []
+
+
+async def test_a_user_that_is_not_there_refuses_the_run(tmp_path: Path) -> None:
+    async with house(tmp_path, monitor(("/bin/true",), user="no-such-user")) as here:
+        [step] = await here.run_once()
+        assert (step.state, step.cause, "no user 'no-such-user'" in (step.text or "")) == (
+            "not_run",
+            "start_failed",
+            True,
+        )
+        assert nothing_left(here)

@@ -6,6 +6,7 @@ Source: protocols/monitors.md, "State machine of a run" (the ladder), "Limits an
 import logging
 import math
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -57,13 +58,13 @@ async def execute(
     longest: int = MAX_LINE,
     leaves: Leaves | None = None,
 ) -> Ended:
-    """Start the monitor in a private folder below `base`, lead it to its end; `stopping` ends it early, by the ladder.
+    """Start the monitor in a folder of its own (`private_folder`), lead it to its end; `stopping` ends it early.
 
     Every planned step is told once, also when cancelled: then the whole tree is killed. `longest` bytes of a line are
     read. Raises ChildFailedToStart, and has told nothing then.
     """
     monitor = session.monitor
-    folder = Path(tempfile.mkdtemp(prefix=f"{mark}-", dir=base))
+    note, folder = private_folder(mark, base, monitor.user)
     private = {name: str(folder) for name in ("TMPDIR", "TMP", "TEMP")}
     inherited = {name: os.environ[name] for name in PASSED if name in os.environ}
     limits = Limits(nofile=monitor.limits.nofile, address_space=monitor.limits.as_, cpu=monitor.limits.cpu, core=0)
@@ -79,8 +80,6 @@ async def execute(
     run = None
     survived: tuple[int, ...] = ()
     try:
-        if monitor.user is not None and os.geteuid() == 0:
-            shutil.chown(folder, monitor.user)
         async with open_child(spec, leaves=leaves) as child:
             run = _Run(session, child, tell, longest)
             await run.lead(stopping)
@@ -92,10 +91,10 @@ async def execute(
         if run is not None:
             run.over()
         try:
-            os.rmdir(folder)  # most leave nothing in it, and need no thread
+            os.rmdir(note)  # most leave nothing in it, and need no thread
         except OSError:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(_remove, folder)
+                await trio.to_thread.run_sync(remove, note)
     assert run is not None
     return Ended(by=run.ended_by, exit=run.exit, survivors=survived, again=session.again)
 
@@ -239,9 +238,32 @@ class _Run:
                 await trio.sleep(POLL_S)
 
 
-def _remove(folder: Path) -> None:
+def private_folder(mark: str, base: Path, user: str | None) -> tuple[Path, Path]:
+    """A folder for a run, and what stands for it below `base`, where what a killed agent left is found.
+
+    Another user cannot get below `base`: his is in the system's temporary folder, and a link to it there.
+    """
+    if user is None or os.geteuid() != 0:
+        folder = Path(tempfile.mkdtemp(prefix=f"{mark}-", dir=base))
+        return folder, folder
+    note = base / f"{mark}-{secrets.token_hex(8)}"
+    folder = Path(tempfile.gettempdir(), note.name)
+    note.symlink_to(folder)  # first: whatever ends us now, the folder will be found
+    folder.mkdir(mode=0o700)
+    with suppress(LookupError):  # open_child says that there is no such user
+        shutil.chown(folder, user)
+    return note, folder
+
+
+def remove(note: Path) -> None:
+    """Remove a run's folder, and what stands for it. rmtree follows no link that somebody has put in its place."""
+    is_link = note.is_symlink()
+    folder = note.readlink() if is_link else note
     for _ in range(3):  # a tree that outlived us may still write
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
-            return
-    log.error("cannot remove a monitor's folder path=%s", folder)
+            break
+    else:
+        log.error("cannot remove a monitor's folder path=%s", folder)
+    if is_link:
+        note.unlink()

@@ -7,8 +7,6 @@ Source: protocols/monitors.md; protocols/emissary.md, "Control server" (`monitor
 
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +25,7 @@ from agent.core.processtree import TreeSurvived, sweep
 from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.monitors import secrets
-from agent.monitors.execute import Ended, execute
+from agent.monitors.execute import Ended, execute, remove
 from agent.monitors.framing import MAX_BODY, MAX_LINE
 from agent.monitors.history import QUANTILES, History
 from agent.monitors.messages import Dialect
@@ -100,7 +98,7 @@ class _Monitors:
                 await sweep(mark)
             except TreeSurvived as err:
                 self._bus.publish(MonitorOrphan(monitor="", run=mark, pids=err.pids))
-            await trio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
+            await trio.to_thread.run_sync(remove, folder)
 
     async def arrange(self) -> None:
         """Take the settings that hold now, and the histories that the store has of new monitors."""
@@ -231,7 +229,7 @@ class _Monitors:
                     session,
                     env,
                     f"{MARK}{run}",
-                    self._base if monitor.user is None else Path(tempfile.gettempdir()),
+                    self._base,
                     partial(self._tell, monitor, run),
                     stopping,
                     longest=MAX_LINE + redactor.longest,
