@@ -24,10 +24,9 @@ import msgspec
 import trio
 
 import agent
-from agent import edited
 from agent.control.board import HEARD, Board
 from agent.control.messages import SelftestAsked
-from agent.core import cgroup, clock, config, heartbeat, notify, release
+from agent.core import cgroup, clock, config, edited, heartbeat, notify, release
 from agent.core.bus import Bus
 from agent.core.config import Effective
 from agent.core.errors import ActionError

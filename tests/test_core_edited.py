@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from agent import edited
+from agent.core import edited
 from agent.core.config import default_files
 
 
