@@ -28,19 +28,10 @@ try {
     }
   };
   const {now} = Date; // as it is before a test fakes it
-  let timer;
-  let missed = 0;
   const take = () => {
     try {
-      if (!fs.existsSync(ours)) {
-        // Hidden by a test that fakes the disk, or nobody reads it any more; Node would make it anew.
-        if (++missed >= 10) {
-          clearInterval(timer);
-          v8.stopCoverage();
-        }
-        return;
-      }
-      missed = 0;
+      // A test fakes the disk, or nobody reads any more: Node would make the folder anew.
+      if (!fs.existsSync(ours)) return;
       v8.takeCoverage();
       // The file's name has the millisecond: the next of this thread, at its exit maybe, must not overwrite it.
       for (const taken = now(); now() === taken; );
@@ -51,13 +42,17 @@ try {
   };
 
   // AVA's own process starts workers and reads what they tell. It runs none of the product, and to count costs it most.
-  const isAva = threadId === 0 && /[\\/](\.bin[\\/]ava|ava[\\/]entrypoints[\\/]cli\.mjs)$/.test(process.argv[1]);
+  const isAva = threadId === 0 && /[\\/](\.bin[\\/]ava|ava[\\/]entrypoints[\\/]cli\.m?js)$/.test(process.argv[1]);
 
   if (isAva && ours && theirs === ours) {
-    v8.stopCoverage();
+    // v8.stopCoverage() would have Node complain on stderr at its end.
+    const session = new (require('inspector').Session)();
+    session.connect();
+    session.post('Profiler.enable');
+    session.post('Profiler.stopPreciseCoverage');
+    session.disconnect();
   } else if (ours && theirs && v8.takeCoverage) {
-    timer = setInterval(take, Number(process.env.EMISSARY_V8_MS) || 1000);
-    timer.unref();
+    setInterval(take, Number(process.env.EMISSARY_V8_MS) || 1000).unref();
     if (theirs !== ours) process.on('exit', take);
     // Whose child this is, by the name of an empty file: the child of a test belongs to the test.
     const parent = process.env.EMISSARY_V8_FROM || '0-0';
