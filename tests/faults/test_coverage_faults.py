@@ -251,6 +251,7 @@ async def test_a_runner_killed_loses_no_more_than_one_period(project: Path, tmp_
             assert event.verdict != "passed"
         await user.ask("STOP", sessionId="s1")
         shown = await user.finished("s1")
+        assert shown["sessions"][0]["flushes"] == 0  # it is not realtime
         assert {row["testName"] for row in shown["reached"] if row["className"] == "./calc.js"} == {"t1.test.js"}
 
 

@@ -3,6 +3,7 @@
 Source: seeds/drill-coverage-event-flow.md, "Flow", "Exception (Step 8)"; protocols/drill.md, "Acceptance".
 """
 
+import json
 import re
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import trio
 from agent.app import Service
 from agent.core.covered import CoverageWarning
 from agent.lab.drill import FILES
+from agent.lab.drillwire import read_action
 from tests.drill_house import IDENT, PLUGIN, User, admin, agent_of, methods_reached, record, run_suite
 from tests.faults.station import until
 from tests.interop.conftest import PeerAbsent
@@ -188,21 +190,27 @@ async def test_the_flow_with_ava(
 ) -> None:
     heard = record(monkeypatch)
     async with admin(tmp_path / "lab") as user, agent_of(user.lab, tmp_path / "agent", ava, hook_s=0.2) as service:
-        shown = await flow(user, service, heard, suite_of(ava), ava)
+        shown = await flow(user, service, heard, suite_of(ava, coverage=True), ava)
         expected = {"t1.test.js": {"add"}, "t2.test.js": {"sub"}, "t3.test.js": {"div"}}
         assert without_top_level(methods_reached(user.lab, shown)["./calc.js"]) == expected
         lcov, xml = [(await user.client.get(f"{PLUGIN}/data/coverage/{name}")).content for name in FILES]
-    rates = await page_of(lcov, tmp_path, peer_command("genhtml"))
+        (own,) = (service.store.folder / "runs").glob("*/lcov.info")
+    genhtml = peer_command("genhtml")
+    # The admin was told no lines, and its file names none that is there.
+    rates = await page_of(lcov, tmp_path, genhtml, "--ignore-errors", "source")
     assert f"({shown['covered']} of {shown['probes']} lines)" in rates
+    # The suite asked for a report of its own: with lines, whoever else is told.
+    assert re.search(r"lines\.+: \d", await page_of(await trio.Path(own).read_bytes(), tmp_path, genhtml))
+    assert f"\nSF:{ava}/calc.js\n" in own.read_text()
     root = ET.fromstring(xml)
     assert (root.get("lines-covered"), root.get("lines-valid")) == (str(shown["covered"]), str(shown["probes"]))
 
 
-async def page_of(lcov: bytes, folder: Path, genhtml: Path) -> str:
-    """What genhtml says of the lab's file, which names no file that is there."""
+async def page_of(lcov: bytes, folder: Path, genhtml: Path, *options: str) -> str:
+    """What genhtml says of a file."""
     info = folder / "lcov.info"
     info.write_bytes(lcov)
-    argv = [str(genhtml), "--ignore-errors", "source", str(info), "-o", str(folder / "page")]
+    argv = [str(genhtml), *options, str(info), "-o", str(folder / "page")]
     with trio.fail_after(60):
         return (await trio.run_process(argv, capture_stdout=True, capture_stderr=True, cwd=folder)).stdout.decode()
 
@@ -291,6 +299,28 @@ async def test_the_exception_flow_with_ava(ava: Path, tmp_path: Path, monkeypatc
         assert not [line for line in heard if line.startswith("COVERAGE_DATA_PART")]
         await user.ask("STOP_ALL")
         assert heard[-3] == "SESSIONS_FINISHED"
+
+
+async def test_what_no_admin_should_say_is_acknowledged_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    async with admin(tmp_path / "lab") as user, agent_of(user.lab, tmp_path / "agent", tmp_path / "project"):
+        await user.online()
+        link = user.lab.drill.agents[IDENT].link
+        assert link is not None
+        start = '{"type":"START_AGENT_SESSION","payload":{"sessionId":"s1","isRealtime":"true","isGlobal":"false"}}'
+        actions = (start, '{"type":"PAUSE"}', '{"type":"STOP"}', "{", "\0")
+        texts = [json.dumps({"id": "test2code", "message": action}) for action in actions]
+        with trio.fail_after(30):
+            for topic in ("/agent/unheard-of", "/agent/load", "/plugin/togglePlugin", "/plugin/action"):
+                await link.say(topic, "{{")
+            for text in texts:
+                await link.say("/plugin/action", text)
+            await link.say("/plugin/state", "")
+        assert user.lab.drill.agents[IDENT].plugin.agents_sessions == ("s1",)  # quoted booleans are taken
+        # An id that the agent does not know is answered too.
+        user.lab.drill.agents[IDENT].plugin.carry_out(read_action(b'{"type":"START","payload":{"sessionId":"s9"}}'))
+        await user.ask("STOP", sessionId="s9")
+        assert (await user.finished("s9"))["covered"] == 0
 
 
 @pytest.fixture
