@@ -107,7 +107,7 @@ async def test_an_agent_that_has_gone_is_told_and_asked_again() -> None:
         assert "it has ended; what it ran last is not known" in warned.text
         assert await source.collect() == [Delta("./Main", 0b11)]
         assert source.told() == []
-        assert jvm.connections == 2
+        assert jvm.connections == 3
 
 
 async def test_what_came_before_it_broke_counts() -> None:

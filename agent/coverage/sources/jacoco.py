@@ -1,5 +1,6 @@
 """Products on a JVM with JaCoCo's agent, which listens (`output=tcpserver`): each look is a dump with a reset.
 
+Each has a connection of its own: an agent serves one at a time, and other tools of its users want to ask it too.
 A class is known once it ran, as a unit with the one method `<class>`; its lines are not known. What ran since the last
 look is gone when a JVM ends, as its agent then only hangs up.
 
@@ -29,7 +30,7 @@ MOST_CLASSES = 100_000
 
 
 class _Agent:
-    """One JVM's agent. `executed` is what it has told and nobody has taken; `why` is why it cannot be asked."""
+    """One JVM's agent. `executed` is what it has told and nobody has taken; `why` is why the last look failed."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -38,12 +39,9 @@ class _Agent:
         self._reader = Reader()
         self._is_asked = False  # the end of a dump has not come yet
         self.executed: list[Executed] = []
+        self.is_alive = False
         self.why = ""
         self.is_new = False  # has `why` not been told?
-
-    @property
-    def is_connected(self) -> bool:
-        return self._stream is not None
 
     async def look(self) -> None:
         """Have it tell what ran, and forget it. An agent that is slow is left to talk on until the next look."""
@@ -75,8 +73,7 @@ class _Agent:
             while self._is_asked:
                 data = await stream.receive_some(READ_SIZE)
                 if not data:
-                    await self._lose("it has ended; what it ran last is not known")
-                    return
+                    raise trio.BrokenResourceError("it has ended; what it ran last is not known")
                 for event in self._reader.feed(data):
                     if isinstance(event, Dumped):
                         self._is_asked = False
@@ -84,8 +81,9 @@ class _Agent:
                         self.executed.append(event)
         if limit.cancelled_caught:
             self._explain(f"no answer within {ANSWER_S:g} s")
-        else:
-            self.why = ""
+            return
+        await self.close()
+        self.is_alive, self.why = True, ""
 
     async def close(self) -> None:
         if self._stream is not None:
@@ -93,6 +91,7 @@ class _Agent:
             self._stream = None
 
     async def _lose(self, why: str) -> None:
+        self.is_alive = False
         await self.close()
         self._explain(why)
 
@@ -141,9 +140,10 @@ class Jacoco:
         self._is_started = False
         for agent in self._agents:
             await agent.close()
+            agent.is_alive = False
 
     def alive(self) -> bool:
-        return any(agent.is_connected for agent in self._agents)
+        return any(agent.is_alive for agent in self._agents)
 
     def told(self) -> list[Warned | Lost]:
         told, self._told = self._told, []

@@ -1,0 +1,197 @@
+"""The source `jacoco` against Debian's libjacoco-java, in a real JVM: its own dump has the same probes."""
+
+import os
+import subprocess
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from agent.core.lines import Lines
+from agent.core.process import Child, Spec, drain, environ, open_child
+from agent.coverage.catalog import Catalog
+from agent.coverage.jacoco import Executed, Reader
+from agent.coverage.settings import CoverageSettings
+from agent.coverage.sources.jacoco import Jacoco
+from tests.interop.conftest import PeerAbsent
+
+pytestmark = pytest.mark.interop
+
+JARS = Path("/usr/share/java")
+
+# Reads a word a line, does what it says, and answers.
+PRODUCT = """
+package com.acme;
+
+import java.util.Scanner;
+
+public class Valve {
+    static int turns;
+
+    static void open(int by) {
+        if (by > 10) {
+            throw new IllegalArgumentException();
+        }
+        turns += by > 5 ? 5 : by;
+    }
+
+    static class Leak {
+        int drops = 1;
+        int drip() { return drops > 0 && turns > 0 ? drops++ : 0; }
+    }
+
+    public static void main(String[] args) {
+        Scanner words = new Scanner(System.in);
+        while (words.hasNextLine()) {
+            switch (words.nextLine()) {
+                case "open": open(3); break;
+                case "wide": open(7); break;
+                case "leak": new Leak().drip(); break;
+                case "lambda": java.util.stream.IntStream.range(0, 3).map(i -> i * turns).sum(); break;
+            }
+            System.out.println("done");
+        }
+    }
+}
+"""
+# JaCoCo's own client and its own reader of exec files.
+DUMP = """
+import org.jacoco.core.tools.ExecDumpClient;
+import org.jacoco.core.tools.ExecFileLoader;
+import java.io.File;
+
+public class Dump {
+    public static void main(String[] args) throws Exception {
+        ExecDumpClient client = new ExecDumpClient();
+        client.setDump(true);
+        client.setReset(false);
+        client.dump("127.0.0.1", Integer.parseInt(args[0])).save(new File(args[1]), false);
+        ExecFileLoader loader = new ExecFileLoader();
+        loader.load(new File(args[1]));
+        loader.getExecutionDataStore().getContents().forEach(data -> {
+            StringBuilder flags = new StringBuilder();
+            for (boolean probe : data.getProbes()) flags.append(probe ? '1' : '0');
+            System.out.println(Long.toHexString(data.getId()) + " " + data.getName() + " " + flags);
+        });
+    }
+}
+"""
+
+
+def find_jar(name: str) -> Path:
+    if not (JARS / name).exists():
+        raise PeerAbsent(f"no {JARS / name}; packaging/deps peers installs it")
+    return JARS / name
+
+
+class Jvm:
+    """The product in a JVM with JaCoCo's agent."""
+
+    def __init__(self, child: Child, folder: Path, core: Path) -> None:
+        self._child, self._folder, self._core = child, folder, core
+        self._lines = Lines(100)
+        self._did, self._done = trio.open_memory_channel[bytes](10)
+        self.port = 0
+
+    async def hear(self) -> None:
+        def feed(data: bytes) -> None:
+            for line in self._lines.feed(data):
+                self._did.send_nowait(line)
+
+        await drain(self._child.streams["stdout"], feed)
+
+    async def do(self, word: str) -> None:
+        """Have it do something, and wait until it is done."""
+        assert self._child.stdin is not None
+        await self._child.stdin.send_all(f"{word}\n".encode())
+        with trio.fail_after(60):
+            assert await self._done.receive() == b"done"
+
+    def find_port(self) -> None:
+        """Where its agent listens, of all that it has open."""
+        open_files = {os.readlink(path) for path in Path(f"/proc/{self._child.pid}/fd").iterdir()}
+        tables = [Path(f"/proc/{self._child.pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
+        rows = [row.split() for table in tables for row in table.splitlines()[1:]]
+        (address,) = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in open_files]
+        self.port = int(address.rpartition(":")[2], 16)
+
+    async def dumped(self, name: str) -> list[Executed]:
+        """What JaCoCo's own client gets; the exec file it writes is read by ours too."""
+        exec_file = self._folder / name
+        argv: list[str | Path] = ["java", "-cp", f"{self._core}:{self._folder}", "Dump", str(self.port), exec_file]
+        done = await trio.run_process(argv, capture_stdout=True)
+        rows = [line.split() for line in done.stdout.decode().splitlines()]
+        found = [Executed(int(row[0], 16), row[1], len(row[2]), int(row[2][::-1], 2)) for row in rows]
+        ours = [event for event in Reader().feed(exec_file.read_bytes()) if isinstance(event, Executed)]
+        assert sorted(ours, key=lambda each: each.id) == sorted(found, key=lambda each: each.id)
+        return [each for each in found if each.probes]
+
+
+@asynccontextmanager
+async def jvm_of(folder: Path, peer: Callable[..., Path], peer_command: Callable[[str], Path]) -> AsyncIterator[Jvm]:
+    core = peer(find_jar, "org.jacoco.core.jar")
+    with zipfile.ZipFile(peer(find_jar, "org.jacoco.agent.jar")) as jar:
+        agent = jar.extract("jacocoagent.jar", folder)
+    (folder / "Valve.java").write_text(PRODUCT)
+    (folder / "Dump.java").write_text(DUMP)
+    # This JaCoCo knows classes up to Java 15.
+    argv: list[str | Path] = [
+        peer_command("javac"),
+        "--release",
+        "11",
+        "-cp",
+        core,
+        "-d",
+        folder,
+        folder / "Valve.java",
+        folder / "Dump.java",
+    ]
+    await trio.to_thread.run_sync(lambda: subprocess.run(argv, check=True, timeout=120))
+    spec = Spec(
+        argv=(
+            *("java", f"-javaagent:{agent}=output=tcpserver,address=127.0.0.1,port=0,includes=com.acme.*"),
+            *("-cp", str(folder), "com.acme.Valve"),
+        ),
+        cwd=folder,
+        env=environ(os.environ),
+        mark=f"jacoco-{os.getpid()}",
+        stdin=True,
+    )
+    async with open_child(spec) as child, trio.open_nursery() as nursery:
+        jvm = Jvm(child, folder, core)
+        nursery.start_soon(jvm.hear)
+        nursery.start_soon(drain, child.streams["stderr"], bytearray().extend)
+        await jvm.do("nothing")
+        jvm.find_port()
+        yield jvm
+        await child.kill()
+
+
+async def test_covered_probes_are_those_of_jacocos_own_dump(
+    peer: Callable[..., Path], peer_command: Callable[[str], Path], tmp_path: Path
+) -> None:
+    peer_command("java")
+    async with jvm_of(tmp_path, peer, peer_command) as jvm:
+        catalog = Catalog()
+        source = Jacoco(CoverageSettings(jacoco=(f"127.0.0.1:{jvm.port}",)), catalog, tmp_path)
+        await source.start()
+        assert [*catalog.units] == ["com/acme/Valve"]
+        assert await source.collect() == []
+        for number, word in enumerate(("open", "leak", "lambda")):
+            await jvm.do(word)
+            theirs = {each.name: each for each in await jvm.dumped(f"{number}.exec")}
+            found = {delta.class_id: delta.probes for delta in await source.collect()}
+            assert found == {name: each.probes for name, each in theirs.items()}
+            for name, each in theirs.items():
+                assert catalog.units[name].probe_count == each.count
+                assert catalog.units[name].methods[0].checksum == f"{each.id:016x}"
+        assert sorted(catalog.units) == ["com/acme/Valve", "com/acme/Valve$Leak"]
+        assert (source.told(), source.why_empty()) == ([], "")
+        assert source.alive()
+    assert await source.collect(final=True) == []
+    assert not source.alive()
+    assert source.told() != []
+    await source.stop()
