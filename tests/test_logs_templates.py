@@ -1,45 +1,12 @@
 """Templates: grouping, ids that stay, values, bounds."""
 
-import csv
-import os
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.logs.model import ModelDamaged
-from agent.logs.templates import NONE, Miner
-
-DATA = Path(os.environ.get("EMISSARY_DATA", Path(__file__).parent.parent / "../shared/data"))
-SETS = ("Android", "BGL", "HDFS", "Hadoop", "HealthApp", "Linux", "OpenStack", "Spark")
-
-
-def texts(lines: Sequence[bytes]) -> list[str]:
-    miner = Miner()
-    ids = [miner.mine_line(line) for line in lines]
-    return [miner.text(id) for id in ids]
-
-
-def accuracy(groups: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
-    """The share of lines whose group is that of their true event."""
-    ours, theirs = defaultdict(list), defaultdict(list)
-    for n, (group, event) in enumerate(zip(groups, truth, strict=True)):
-        ours[group].append(n)
-        theirs[event].append(n)
-    right = set(map(tuple, theirs.values()))
-    return sum(len(group) for group in ours.values() if tuple(group) in right) / len(truth)
-
-
-def structured(name: str) -> tuple[list[bytes], list[str]]:
-    path = DATA / f"loghub/{name}/{name}_2k.log_structured.csv"
-    if not path.exists():
-        pytest.skip(f"the data are not at {DATA}")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row["Content"].encode() for row in rows], [row["EventId"] for row in rows]
+from agent.logs.templates import LIMIT, NONE, Miner
+from tests.logs_templates_house import accuracies, memory_mib, texts
 
 
 def test_lines_that_differ_in_values_are_one_template() -> None:
@@ -199,5 +166,10 @@ def test_a_damaged_dump_is_told_or_gives_a_miner(data: st.DataObject) -> None:
 
 
 def test_grouping_accuracy() -> None:
-    found = {name: accuracy(texts(lines), truth) for name in SETS for lines, truth in [structured(name)]}
+    found = accuracies()
     assert sum(found.values()) / len(found) >= 0.86, found
+
+
+def test_memory_is_bounded() -> None:
+    grown, known = memory_mib(LIMIT + 1000)
+    assert (grown < 32, known) == (True, LIMIT)
