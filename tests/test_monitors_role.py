@@ -12,6 +12,8 @@ import trio
 from agent.control.exposition import exposition
 from agent.core.errors import ActionError
 from agent.core.events import MonitorSkipped
+from agent.monitors import role
+from agent.monitors.execute import execute
 from agent.monitors.role import MARK
 from agent.monitors.settings import Step
 from tests.monitors_house import ID, house, monitor, program
@@ -135,3 +137,31 @@ async def test_a_webhook_that_is_called_goes_on(tmp_path: Path) -> None:
             assert [line.text for line in here.logs()] == ['Webhook Wait Response {"a":1}']
             assert asked == [f"GET /{ID}/u%201 HTTP/1.1".encode()] * 2
         nursery.cancel_scope.cancel()
+
+
+async def test_one_that_is_removed_before_its_second_start_has_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first start ended with the proof that it speaks the other spelling; then it was removed, and then begun."""
+    body = """
+shake()
+order = hear()
+say(f'Log Error Unexpected message "{order}", assuming we have to exit')
+"""
+    given = monitor(program(tmp_path, body), dialect="auto", steps=("A", "B"))
+    starts = []
+    async with house(tmp_path, given) as here:
+
+        async def and_removed(*args: Any, **more: Any) -> Any:
+            starts.append(await execute(*args, **more))
+            await here.reload()
+            return starts[-1]
+
+        monkeypatch.setattr(role, "execute", and_removed)
+        steps = await here.run_once()
+        assert [(step.step, step.state, step.cause) for step in steps] == [
+            ("A", "not_run", "stopped"), ("B", "not_run", "stopped"),
+        ]  # fmt: skip
+        assert [start.again for start in starts] == ["seed"]
+        assert len(here.runs()) == 1
+        assert await here.bus.ask("monitors", {}) == {"monitors": []}
