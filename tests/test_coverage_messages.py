@@ -26,13 +26,14 @@ from agent.coverage.messages import (
     delivered,
     parts,
     read_action,
+    read_asked,
     read_frame,
     read_load,
     read_plugin_action,
     read_toggle,
     said,
 )
-from tests.drill_transcripts import content, unit
+from tests.drill_transcripts import action, content, message, unit
 
 ROWS = st.lists(
     st.builds(
@@ -108,7 +109,20 @@ def test_what_is_no_action_is_an_error(text: str) -> None:
         read_action(text)
 
 
-@pytest.mark.parametrize("read", [read_frame, read_load, read_toggle, read_plugin_action, read_action])
+def test_a_frame_is_read_as_far_as_it_can_be() -> None:
+    stop = read_asked(action("STOP", {"sessionId": "s1"}, "k1"))
+    assert stop.acks == ("/plugin/action/k1", "/plugin/action")
+    assert stop.action == StopAgentSession(OfSession("s1"))
+    dance = read_asked(action("DANCE", None, "k1"))
+    assert (dance.acks, dance.action) == (stop.acks, None)
+    assert "DANCE" in dance.why
+    assert read_asked(message("/agent/load", "x")).acks == ("/agent/load",)
+    nonsense = read_asked('{"type":7}')
+    assert (nonsense.frame.type, nonsense.acks) == ("", ())
+    assert nonsense.why
+
+
+@pytest.mark.parametrize("read", [read_frame, read_asked, read_load, read_toggle, read_plugin_action, read_action])
 @given(
     text=st.text()
     | st.recursive(

@@ -275,6 +275,8 @@ async def test_data_that_others_collected(tmp_path: Path) -> None:
         assert (await post(user, "ADD_SESSION_DATA", **payload("no profile")))[0] == 200
         (warning,) = here.of(CoverageWarning)
         assert warning.text.startswith("ADD_SESSION_DATA: ")
+        assert (await post(user, "ADD_SESSION_DATA", **payload(300_000 * "x")))[0] == 200
+        assert len(here.of(CoverageWarning)) == 2
 
 
 async def test_a_file_that_the_runner_names_is_credited_whatever_its_name(

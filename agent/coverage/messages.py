@@ -172,6 +172,35 @@ def read_action(text: str) -> Action:
     return _decoded(_action, text)
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """A frame as far as it can be read: of a `/plugin/action` the action, or `why` there is none; and its acks."""
+
+    frame: Frame
+    acks: tuple[str, ...]
+    action: Action | None = None
+    why: str = ""
+
+
+def read_asked(text: str | bytes) -> Asked:
+    """A frame, with its action. What cannot be read is told in `why`; a frame that is none has no type."""
+    try:
+        frame = read_frame(text)
+    except msgspec.DecodeError as err:
+        return Asked(Frame(""), (), why=str(err))
+    acks: tuple[str, ...] = (frame.destination,)
+    if frame.type != "MESSAGE" or frame.destination != "/plugin/action":
+        return Asked(frame, acks)
+    try:
+        asked = read_plugin_action(frame.text)
+        if asked.confirmation_key:
+            acks = (f"{frame.destination}/{asked.confirmation_key}", frame.destination)
+        if asked.id != PLUGIN:
+            return Asked(frame, acks, why=f"no plugin {asked.id[:100]!r} here")
+        return Asked(frame, acks, read_action(asked.message))
+    except msgspec.DecodeError as err:
+        return Asked(frame, acks, why=str(err))
+
+
 def _decoded(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
     try:
         return decoder.decode(text)

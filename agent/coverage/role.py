@@ -43,7 +43,7 @@ from agent.coverage import report
 from agent.coverage.attach import Attachment, Sent
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.kept import Kept
-from agent.coverage.messages import MAX_TEXT, AgentConfig, attach_header
+from agent.coverage.messages import MAX_TEXT, AgentConfig, attach_header, read_asked
 from agent.coverage.session import Status
 from agent.coverage.sessions import Act, Announce, Empty, Machine, Map, Part, Ping, Say
 from agent.coverage.settings import CoverageSettings, SourceName
@@ -58,6 +58,7 @@ ANNOUNCE_S = 10.0  # s at least between two announcements of classes that are fo
 OWED_S = 60.0  # s for which the end of a session cannot be told, then an Alert
 COLLECT_S = 90.0  # s for a hang of one collection: three sources may take 30 s for their last look
 PREPARE_S = 300.0  # s for a hang of reading the product's files
+LARGE = 256 * 1024  # characters of a frame that is read in a thread: whole profiles come in ADD_SESSION_DATA
 MAX_REASONS = 16  # runs that are over of which is remembered why they saw nothing
 
 
@@ -308,7 +309,9 @@ class _Coverage:
             tell("ready" if machine.link == "enabled" else "registering")
 
         async def receive(message: str | bytes) -> None:
-            acts = machine.receive(message, trio.current_time())
+            small = len(message) < LARGE
+            asked = read_asked(message) if small else await trio.to_thread.run_sync(read_asked, message)
+            acts = machine.do(asked, trio.current_time())
             self._perform(acts)
             tell_link()
             for act in acts:

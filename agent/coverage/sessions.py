@@ -168,17 +168,20 @@ class Machine:
 
     def receive(self, text: str | bytes, now: float) -> list[Act]:
         """Take a frame. Each message is acknowledged when it is done, whatever it is."""
-        try:
-            frame = messages.read_frame(text)
-        except msgspec.DecodeError as err:
-            log.warning("drill: a frame cannot be read, nothing is done error=%s frame=%.200r", err, text)
+        return self.do(messages.read_asked(text), now)
+
+    def do(self, asked: messages.Asked, now: float) -> list[Act]:
+        """Take a frame that was read elsewhere: a large one, in a thread."""
+        frame = asked.frame
+        if not frame.type:
+            log.warning("drill: a frame cannot be read, nothing is done error=%s", asked.why)
             return []
         if frame.type != "MESSAGE":
             log.debug("drill: not for an agent type=%.100s destination=%.100s", frame.type, frame.destination)
             return []
         match frame.destination:
             case "/plugin/action":
-                return self._plugin_action(frame, now)
+                return self._plugin_action(asked, now)
             case "/plugin/togglePlugin":
                 return self._toggle(frame)
             case "/agent/load":
@@ -235,19 +238,12 @@ class Machine:
             return [*acts, self._say(messages.SessionsCancelled(ids, self._ts())), *acks]
         return [*self._announce(), *acks, *self._catch_up()]
 
-    def _plugin_action(self, frame: messages.Frame, now: float) -> list[Act]:
-        acks: tuple[str, ...] = (frame.destination,)
-        try:
-            asked = messages.read_plugin_action(frame.text)
-            if asked.confirmation_key:
-                acks = (f"{frame.destination}/{asked.confirmation_key}", frame.destination)
-            if asked.id != PLUGIN:
-                raise msgspec.ValidationError(f"no plugin {asked.id[:100]!r} here")
-            action = messages.read_action(asked.message)
-        except msgspec.DecodeError as err:
-            log.warning("drill: an action cannot be read, acknowledged and not done error=%s", err)
-            return _acks(acks)
-        match action:
+    def _plugin_action(self, asked: messages.Asked, now: float) -> list[Act]:
+        acks = asked.acks
+        match asked.action:
+            case None:
+                log.warning("drill: an action cannot be read, acknowledged and not done error=%s", asked.why)
+                return _acks(acks)
             case messages.StartAgentSession(asked_for):
                 return self._start(asked_for, acks, now)
             case messages.StopAgentSession(which):
