@@ -46,8 +46,9 @@ _OPERATOR = frozenset(
 )
 _MODIFIER = frozenset(["async", "get", "set", "static", "accessor"])
 _OPENS, _CLOSES = frozenset(("(", "[", "{", "${")), {")": "(", "]": "[", "}": "{"}
+_TEMPLATE_END = "`}"  # the token of a closing backtick: the opening one is code
 # A line that has nothing else is no code line: nothing is done there that the lines around it do not tell.
-_NO_CODE = frozenset([*"{}()[];,:`", "${", "else", "try", "finally", "do"])
+_NO_CODE = frozenset([*"{}()[];,:", "${", _TEMPLATE_END, "else", "try", "finally", "do"])
 
 
 class NotFollowed(Exception):
@@ -400,7 +401,7 @@ class _Reader:
             raise NotFollowed(f"offset {position}")
         if found["end"] == "`":
             self._set(operand=True)
-            self.tokens.append(("`", found.start("end"), found.end()))
+            self.tokens.append((_TEMPLATE_END, found.start("end"), found.end()))
         else:
             self._push("template")
             self._set()
