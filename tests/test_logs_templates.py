@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from agent.logs.model import ModelDamaged
 from agent.logs.templates import LIMIT, NONE, Miner
-from tests.logs_templates_house import accuracies, memory_mib, texts
+from tests.logs_templates_house import accuracies, memory_mib, structured, texts
+from tests.logs_templates_model import Model
 
 
 def test_lines_that_differ_in_values_are_one_template() -> None:
@@ -173,3 +174,80 @@ def test_grouping_accuracy() -> None:
 def test_memory_is_bounded() -> None:
     grown, known = memory_mib(LIMIT + 1000)
     assert (grown < 32, known) == (True, LIMIT)
+
+
+WORDS = st.sampled_from(
+    [
+        *(
+            "user",
+            "ada",
+            "bob",
+            "eve",
+            "kim",
+            "lea",
+            "mia",
+            "is",
+            "was",
+            "at",
+            "disk",
+            "a.b.c",
+            "d/e/f",
+            "x=y",
+            "v=",
+            ",",
+        ),
+        *(
+            "Jun",
+            "Sun",
+            "9",
+            "10:31",
+            "MB",
+            "ff",
+            "FF:",
+            "ab:cd:1",
+            ":",
+            ",",
+            "-",
+            "(",
+            ")",
+            "()",
+            '"',
+            "'",
+            "...",
+            "k...9",
+        ),
+        *("/a/b", "./c", "~/d", "http://x/y?a=b", "C:\\e f", '"/g h"', "h.example.org", "i.jk.de", "l@m", "deadbeef"),
+        *("<*>", "<5", "> 6", "****", "é", "[1]", "n/a", "1%", "o" * 64, "p" * 65),
+    ]
+)
+FRAMES = st.lists(WORDS, min_size=1, max_size=9)
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> list[bytes]:
+    """Lines of a few frames, in which some words are others; and some of any bytes."""
+    lines = []
+    for frame in draw(st.lists(FRAMES, min_size=1, max_size=3)):
+        varying = draw(st.sets(st.integers(0, len(frame) - 1), max_size=3))
+        for _ in range(draw(st.integers(1, 30))):
+            words = [draw(WORDS) if n in varying else word for n, word in enumerate(frame)]
+            lines.append(draw(st.sampled_from([" ", " ", " ", ""])).join(words).encode())
+    return [*lines, *draw(st.lists(st.binary(max_size=30), max_size=3))]
+
+
+@given(alike())
+def test_the_model_in_python_finds_the_same(lines: list[bytes]) -> None:
+    miner, model = Miner(limit=1024), Model()
+    lines = [line.replace(b"\n", b" ") for line in lines]
+    assert [miner.mine_line(line) for line in lines] == [model.mine(line) for line in lines]
+    assert dict(miner.counts()) == model.counts
+    for id in model.counts:
+        assert miner.text(id) == model.text(id).decode(errors="backslashreplace")
+
+
+def test_the_model_in_python_finds_the_same_in_logs() -> None:
+    for name in ("Android", "Linux"):
+        lines, _ = structured(name)
+        miner, model = Miner(), Model()
+        assert [miner.mine_line(line) for line in lines] == [model.mine(line) for line in lines]
+        assert dict(miner.counts()) == model.counts
