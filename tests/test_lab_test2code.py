@@ -3,6 +3,7 @@
 import json
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,6 +159,35 @@ def test_all_sessions_at_once() -> None:
         S> s2 finished 0 0 0 0
         """,
     )
+
+
+def test_a_session_that_the_agent_drops_is_over() -> None:
+    play(
+        announced(a=2),
+        """
+        U> {"type":"START","payload":{"sessionId":"s1"}}
+        A< START_AGENT_SESSION "s1" "MANUAL" null false false
+        P> s1 ./a 10 t1
+        A> {"type":"SESSION_CANCELLED","sessionId":"s1","ts":2}
+        S> s1 cancelled 1 1 0 0
+        U> {"type":"STOP","payload":{"sessionId":"s1"}}
+        U< 404
+        U> {"type":"START","payload":{"sessionId":"s1"}}
+        A< START_AGENT_SESSION "s1" "MANUAL" null false false
+        A> {"type":"SESSIONS_CANCELLED","ids":["s1","s2"],"ts":2}
+        S> s1 cancelled 0 0 0 0
+        """,
+    )
+
+
+def test_a_session_has_room_for_so_many_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.lab.test2code.MAX_ENTRIES", 2)
+    plugin = announced(a=1)
+    plugin.carry_out(read_action(b'{"type":"START","payload":{"sessionId":"s1"}}'))
+    for test in "tuvt":
+        plugin.hear(CoverageDataPart("s1", [ExecClassData("./a", [True], test)]), 0.0)
+    session = plugin.sessions["s1"]
+    assert (sorted(test for _, test in session.reached), session.strange) == (["t", "u"], 1)
 
 
 def test_data_and_tests_of_others_go_through() -> None:

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 0.5  # s after SESSION_FINISHED in which data still counts (test2code-plugin 0.7 waits as long)
 MAX_CLASSES = 1_000_000
+MAX_ENTRIES = 1_000_000  # of a class and a test, in one session
 MAX_ENDED = 200  # sessions kept after their end, of one build; the oldest go first
 
 
@@ -61,7 +62,7 @@ class Session(msgspec.Struct, kw_only=True):
 
     `reached` has a byte for each probe (0 or 1), as an int, by class and test. `totals` and `tests` are as of the last
     recalculation. `parts`, `objects` and `flushes` (SESSION_CHANGED) count what was heard; `strange` are objects of
-    classes that were not announced, or not with that many probes; `late` are parts behind the end.
+    classes that were not announced, not with that many probes, or too many; `late` are parts behind the end.
     """
 
     start: AgentSession
@@ -189,8 +190,12 @@ class Plugin:
                 self._finishing(idents, now)
             case SyncMessage(active_sessions=idents):
                 self.agents_sessions = idents
-            case ScopeInitialized() | SessionCancelled() | SessionsCancelled():
-                pass  # the admin did on its side what these confirm
+            case SessionCancelled(session_id=ident):
+                self._cancelled((ident,))
+            case SessionsCancelled(ids=idents):
+                self._cancelled(idents)
+            case ScopeInitialized():
+                pass  # one scope is all there is here
 
     def reached(self, sessions: Iterable[Session]) -> dict[str, int]:
         """What they reached of the classes that are announced, by class; as in Session.reached."""
@@ -219,6 +224,12 @@ class Plugin:
             if (session := self.sessions.get(ident)) and session.state == "active":
                 session.state, session.settles = "finishing", now + GRACE_S
 
+    def _cancelled(self, idents: tuple[str, ...]) -> None:
+        """The agent dropped them: it was asked to, is switched off, or has too many."""
+        for ident in idents:
+            if (session := self.sessions.get(ident)) and session.state == "active":
+                self._cancel(session)
+
     def _merge(self, part: CoverageDataPart) -> None:
         session = self.sessions.get(part.session_id)
         if session is None or session.state == "cancelled":
@@ -231,10 +242,11 @@ class Plugin:
         session.parts += 1
         session.objects += len(part.data)
         for one in part.data:
-            if self.probes.get(one.class_name) != len(one.probes):
+            key = (one.class_name, one.test_name)
+            is_full = len(session.reached) >= MAX_ENTRIES and key not in session.reached
+            if is_full or self.probes.get(one.class_name) != len(one.probes):
                 session.strange += 1
                 continue
-            key = (one.class_name, one.test_name)
             flags = int.from_bytes(bytes(one.probes), "little")
             session.reached[key] = session.reached.get(key, 0) | flags
 
