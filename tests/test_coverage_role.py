@@ -235,6 +235,35 @@ async def test_a_run_that_asks_for_coverage_gets_its_files_without_any_admin(tmp
         msgspec.json.encode(shown)
 
 
+@pytest.mark.parametrize("change", [False, True])
+async def test_a_resumed_run_reports_what_it_had_reached_before(tmp_path: Path, change: bool) -> None:
+    product, kept = Product("./a.js"), str(tmp_path / "coverage.json")
+    async with house(tmp_path, product) as here:
+        await here.open("r-1", tmp_path, report=True, kept=kept)
+        product.reach("./a.js", "1")
+        ended = {"run": "r-1", "artifacts": str(tmp_path), "resumes": True}
+        assert await here.bus.ask("coverage_close", ended) == {}
+        assert here.of(CoverageReport) == []
+    if change:
+        product.units = [unit("./a.js", checksum="other")]
+    async with house(tmp_path, product) as here:
+        await here.open("r-1", tmp_path, report=True, kept=kept)
+        product.reach("./a.js", "01")
+        told = await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        assert told["covered"] == (1 if change else 2)
+
+
+async def test_a_checkpoint_of_a_run_that_cannot_be_read_or_written_is_no_crash(tmp_path: Path) -> None:
+    product, kept = Product("./a.js"), tmp_path / "coverage.json"
+    kept.write_text("{")
+    async with house(tmp_path, product) as here:
+        for run, file in {"r-1": kept, "r-2": tmp_path / "not/there"}.items():
+            await here.open(run, tmp_path, report=True, kept=str(file))
+            product.reach("./a.js", "1")
+            ended = {"run": run, "artifacts": str(tmp_path), "resumes": True}
+            assert await here.bus.ask("coverage_close", ended) == {}
+
+
 async def test_a_run_that_reached_nothing_says_why(tmp_path: Path) -> None:
     async with house(tmp_path, Product("./a.js")) as here:
         await here.open("r-1", tmp_path, report=True)

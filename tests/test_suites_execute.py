@@ -199,9 +199,10 @@ async def test_covered_runners_get_their_environment_and_the_report_is_an_artifa
         assert list(await here.states()) == ["--own --ours /ours:/own /own p"]
         assert artifact(finished, "lcov.info") == b"TN:\n"
         assert finished.warnings == (Warned("coverage", "careful"),)
+        folder = tmp_path / "state/runs" / R[1]
         assert asked == [
-            {"run": R[1], "dir": str(here.project), "report": True},
-            {"run": R[1], "artifacts": str(tmp_path / "state/runs" / R[1])},
+            {"run": R[1], "dir": str(here.project), "report": True, "kept": str(folder / "scratch/coverage.json")},
+            {"run": R[1], "artifacts": str(folder), "resumes": False},
         ]
 
 

@@ -80,18 +80,26 @@ def source_of(name: SourceName, settings: CoverageSettings, catalog: Catalog, fo
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """`coverage_open`: a runner will be started for this run in this folder. `report`: its suite asks for coverage."""
+    """`coverage_open`: a runner will be started for this run in this folder. `report`: its suite asks for coverage.
+
+    What it reaches is kept in the file `kept`, should the run be resumed.
+    """
 
     run: str
     dir: str
     report: bool = False
+    kept: str | None = None
 
 
 class Closed(msgspec.Struct, frozen=True, kw_only=True):
-    """`coverage_close`: the runners of this run have ended. Its report goes into the folder `artifacts`."""
+    """`coverage_close`: the runners of this run have ended. Its report goes into the folder `artifacts`.
+
+    There is none when the run `resumes` at the agent's next start.
+    """
 
     run: str
     artifacts: str
+    resumes: bool = False
 
 
 async def run(
@@ -205,6 +213,7 @@ class _Coverage:
     async def leave(self) -> None:
         """Sources hold sockets and folders, which end with us."""
         for watched in self._all():
+            await watched.keep()
             await watched.remove()
 
     # ---- actions ---------------------------------------------------------------------------------------------------
@@ -218,7 +227,8 @@ class _Coverage:
         own = [name for name in self._settings.sources if name != "jacoco"]  # which listens to what runs by itself
         try:
             project, folder = Path(asked.dir), self._folder / "runs" / asked.run
-            watched = Watched(self._settings, own, folder, self._make, project=project, report=asked.report)
+            kept = Path(asked.kept) if asked.kept else None
+            watched = Watched(self._settings, own, folder, self._make, project=project, kept=kept, report=asked.report)
             with self._health.busy(limit=PREPARE_S):
                 await watched.prepare([project / root for root in self._settings.roots])
         except OSError as err:
@@ -247,7 +257,9 @@ class _Coverage:
             del self._runs[asked.run]
             await watched.remove()
             await self._let_count()
-        if watched.seen is None:
+        if asked.resumes:
+            await watched.keep()
+        if watched.seen is None or asked.resumes:
             return {}
         if not len(watched.seen):
             text = watched.why_empty() or "Nothing of the product was reached."
@@ -503,6 +515,8 @@ class _Coverage:
         while True:
             await trio.sleep(KEEP_S)
             self.keep()
+            for watched in list(self._runs.values()):
+                await watched.keep()
             self._watch_owed()
 
     def _watch_owed(self) -> None:

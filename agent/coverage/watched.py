@@ -3,11 +3,13 @@
 Source: protocols/drill.md, "Probe sources"; protocols/suites.md, "The suite document" (`coverage`).
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import trio
 
 from agent.coverage.catalog import Catalog, Delta, Unit
@@ -15,14 +17,29 @@ from agent.coverage.merged import Budget, Merged
 from agent.coverage.settings import CoverageSettings, SourceName
 from agent.coverage.sources import Lost, Source, Warned
 
+log = logging.getLogger(__name__)
+
 Make = Callable[[SourceName, CoverageSettings, Catalog, Path], Source]
 
 STOP_S = 30.0  # s for the last look of all sources
 MAX_WARNINGS = 20  # in the result of a run
 
 
+class SavedRun(msgspec.Struct, frozen=True):
+    """What a run had reached when the agent ended. `entries` are class id, test, probes in hex, of classes that had
+    this digest.
+    """
+
+    digest: str
+    folded: bool
+    entries: list[tuple[str, str, str]]
+
+
 class Watched:
-    """The sources of one run. `seen` is what the run's own report will hold; None where none was asked for."""
+    """The sources of one run. `seen` is what the run's own report will hold; None where none was asked for.
+
+    It is kept in the file `kept`, so that the report of a run that is resumed holds all of it.
+    """
 
     def __init__(
         self,
@@ -32,9 +49,10 @@ class Watched:
         make: Make,
         *,
         project: Path | None = None,
+        kept: Path | None = None,
         report: bool = False,
     ) -> None:
-        self._folder, self._project = folder, project
+        self._folder, self._project, self._kept = folder, project, kept
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         self._catalogs = {name: Catalog() for name in names}
@@ -42,6 +60,8 @@ class Watched:
         self._is_started = False
         self._budget = Budget(settings.max_pending_mib * 2**20, self._make_room)
         self.seen = Merged(self._budget) if report else None
+        self._is_kept = True  # nothing was seen since it was kept
+        self._digest = ""  # of the classes
         self.warnings: list[str] = []
         self._refused: set[str] = set()
 
@@ -53,6 +73,8 @@ class Watched:
         """Read the product's files."""
         for source in self._sources:
             await source.prepare(roots)
+        if self.seen is not None and self._kept is not None:
+            await trio.to_thread.run_sync(self._resume, self.seen, self._kept)
 
     def units(self) -> dict[str, Unit]:
         """The classes of all sources, by class id."""
@@ -83,6 +105,7 @@ class Watched:
     def see(self, deltas: Iterable[Delta]) -> None:
         """Take what was seen for the run's own report."""
         if self.seen is not None:
+            self._is_kept = False
             self._refused |= self.seen.add((delta.class_id, delta.test, delta.probes) for delta in deltas)
 
     def covered(self, units: Mapping[str, Unit]) -> dict[str, dict[str, int]]:
@@ -129,6 +152,33 @@ class Watched:
 
         return [delta for source in self._sources if isinstance(source, V8) for delta in source.of_session_data(data)]
 
+    async def keep(self) -> None:
+        """Write down what was seen since it was written last."""
+        if self._is_kept or self.seen is None or self._kept is None:
+            return
+        self._is_kept = True
+        entries = [(class_id, test, f"{probes:x}") for class_id, test, probes in self.seen.entries()]
+        saved = SavedRun(self._digest, self.seen.folded, entries)
+        await trio.to_thread.run_sync(_write, self._kept, saved)
+
+    def _resume(self, seen: Merged, kept: Path) -> None:
+        """What was kept before, where the product is still the same. Runs in a thread."""
+        whole = Catalog()
+        whole.units = self.units()
+        self._digest = whole.digest()
+        try:
+            saved = msgspec.json.decode(kept.read_bytes(), type=SavedRun)
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError) as err:
+            log.error("coverage of an earlier start is lost file=%s error=%s", kept, err)  # noqa: TRY400
+            return
+        if saved.digest != self._digest:
+            log.warning("coverage of an earlier start is dropped, the product has changed file=%s", kept)
+            return
+        seen.folded = saved.folded
+        seen.add((class_id, test, int(probes, 16)) for class_id, test, probes in saved.entries)
+
     async def remove(self) -> None:
         """Let nothing count, and delete the folder."""
         await self.let_count(False)
@@ -138,3 +188,12 @@ class Watched:
         if self.seen is not None and not self.seen.folded:
             self.seen.fold()
         return self._budget.used + need <= self._budget.limit
+
+
+def _write(path: Path, saved: SavedRun) -> None:
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_bytes(msgspec.json.encode(saved))
+        new.replace(path)
+    except OSError as err:
+        log.error("coverage cannot be kept file=%s error=%s", path, err)  # noqa: TRY400 - the run goes on

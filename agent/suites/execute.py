@@ -162,7 +162,8 @@ class Execution:
         """
         run, wants_report = self.run.run, self.run.suite.coverage
         try:
-            asked = {"run": run, "dir": str(project), "report": wants_report}
+            kept = self._folder / "scratch/coverage.json"
+            asked = {"run": run, "dir": str(project), "report": wants_report, "kept": str(kept)}
             self._cover = (await self._bus.ask("coverage_open", asked))["env"]
         except ActionError as err:  # the role is in backoff, or cannot read the product
             if wants_report:
@@ -174,7 +175,8 @@ class Execution:
         finally:
             with trio.move_on_after(COVERAGE_S, shield=True) as limit:
                 try:
-                    said = await self._bus.ask("coverage_close", {"run": run, "artifacts": str(self._folder)})
+                    ended = {"run": run, "artifacts": str(self._folder), "resumes": self.scope.cancel_called}
+                    said = await self._bus.ask("coverage_close", ended)
                     self._warnings += [Warned("coverage", text) for text in said.get("warnings", ())]
                     if wants_report and not said:  # it knows nothing of the run any more
                         text = "no report: the coverage of the agent was started anew during the run"
