@@ -39,8 +39,8 @@ def score(
         for event in changed:
             if event.state == "open":
                 opened[event.id] = at
-            elif (lead := at - opened.pop(event.id)) and event.state == "hit":
-                leads.append(lead)
+            elif event.state == "hit":
+                leads.append(max(0.0, at - opened[event.id]))  # stamps may go back
     forecaster.due(at)
     predictions, total = truth.told(at), forecaster.total
     leads.sort()

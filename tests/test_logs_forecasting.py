@@ -1,0 +1,58 @@
+"""Forecasts of the service: a model learned from a log's past, lines that are written now, and what is told of them."""
+
+import random
+from pathlib import Path
+
+from agent import loglearn
+from agent.core.learned import LogForecast
+from tests.test_logs_role import first, house
+
+RULES = """
+version = 1
+[[rule]]
+id = "failed"
+regex = 'write to \\S+ failed'
+severity = "error"
+"""
+
+
+def story(unit: str) -> list[str]:
+    return [f"disk {unit}: latency is up", f"disk {unit}: retries a write", f"disk {unit}: remaps a sector"]
+
+
+def learned(folder: Path) -> None:
+    """What the past of the log teaches: nine of ten stories end in a failure."""
+    chance, lines = random.Random(1), list[str]()
+    for _ in range(150):
+        unit = f"sd{chance.choice('abcdefghijklmnopq')}"
+        lines += [*story(unit), *(f"node {chance.randrange(9)} answers" for _ in range(chance.randrange(4, 9)))]
+        lines.append(f"write to {unit} failed" if chance.random() < 0.9 else f"disk {unit}: is well again")
+    past = folder / "past.log"
+    past.write_text("".join(f"{line}\n" for line in lines))
+    loglearn.learn(folder / "logs.model", [str(past)], None, ["write to (?<unit>\\S+) failed"])
+
+
+async def test_a_failure_is_forecast_and_comes_true(tmp_path: Path) -> None:
+    learned(tmp_path)
+    async with house(tmp_path, RULES) as here:
+        here.log.touch()
+        await here.start()
+        with here.bus.subscribe(LogForecast) as events:
+            with here.log.open("a") as file:
+                file.writelines(f"{line}\n" for line in story("sdz"))
+            opened = await first(events)
+            assert (opened.state, opened.key, opened.path) == ("open", "sdz", str(here.log))
+            assert opened.probability >= 0.7
+            assert story("sdz")[: len(opened.evidence)] == [line.text for line in opened.evidence]
+            with here.log.open("a") as file:
+                file.write("write to sdy failed\nwrite to sdz failed\n")
+            hit = await first(events)
+            assert (hit.state, hit.id) == ("hit", opened.id)
+            assert hit.evidence[-1].text == "write to sdz failed"
+        told = (await here.bus.ask("list_logs", {}))["learned"]
+        assert (told["hits"], told["expired"], told["misses"], told["open"]) == (1, 0, 1, 0)
+        numbers = {(name, *dict(labels).values()): value for name, labels, value in here.metrics}
+        assert numbers["logs_forecasts_total", "hit"] == 1
+        assert numbers["logs_forecasts_total", "expired"] == numbers["logs_forecasts_open",] == 0
+        assert (numbers["logs_forecast_precision",], numbers["logs_forecast_recall",]) == (1.0, 0.5)
+        assert [event.state for event in await here.journal(LogForecast)] == ["open", "hit"]
