@@ -15,6 +15,7 @@ from agent.logs import modelfile
 from agent.logs.analysis import Analysis
 from agent.logs.classify import Classifier
 from agent.logs.learning import KEEP_S, KEY, RESERVE, WRITE_S, Kept, Learning
+from agent.logs.messages import Rule
 from agent.logs.model import Model
 from agent.logs.templates import Miner
 
@@ -107,10 +108,13 @@ async def test_the_model_is_written_at_the_end(tmp_path: Path, autojump_clock: M
     async with house(tmp_path) as here:
         first = await here.load()
         learn(first.analysis, "disk")
+        first.analysis.use([Rule(id="a", regex="x", class_="disk")])
         await run(first, 0.1)
         model = modelfile.read(here.path)
         assert model is not None
-        assert model.classes == ("disk",)
+        assert (model.classes, model.rules) == (("disk",), first.analysis.rules)
+        first.analysis.use([Rule(id="a", regex="x")])
+        assert first.analysis.rules == ""
 
 
 async def test_a_model_from_elsewhere_brings_its_templates(tmp_path: Path, autojump_clock: MockClock) -> None:

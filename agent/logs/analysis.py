@@ -7,11 +7,12 @@ nothing of rates and of failures to come.
 Source: protocols/logs.md 2.3 and 4.
 """
 
+import hashlib
 import logging
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from msgspec.structs import replace
 
@@ -22,7 +23,7 @@ from agent.logs.chains import Chains, Seen
 from agent.logs.classify import Classifier, Drift, TooManyClasses
 from agent.logs.context import Captures
 from agent.logs.matched import shown
-from agent.logs.messages import Learned
+from agent.logs.messages import Learned, Rule
 from agent.logs.predict import Forecaster
 from agent.logs.templates import NONE, Mined, Miner
 
@@ -143,9 +144,15 @@ class Analysis:
         self.forecaster = Forecaster(chains or Chains())
         self.streams: dict[str, Stream] = {}
         self.labels = 0  # learned
+        self.rules = ""  # a digest of those whose classes are learned
         self._warmths = dict(warmths or {})
         self._rates = Rates(now)
         self._refused: set[str] = set()  # classes that found no room, which is told once
+
+    def use(self, rules: Iterable[Rule]) -> None:
+        """These rules hold."""
+        named = sorted((rule.id, rule.class_) for rule in rules if rule.class_ is not None)
+        self.rules = hashlib.blake2b(repr(named).encode(), digest_size=16).hexdigest() if named else ""
 
     def stream(self, path: str, active: Callable[[], tuple[str | None, str | None]], now: float) -> Stream:
         """The log at a path is followed from now on."""

@@ -156,6 +156,7 @@ class Learning:
         model = replace(
             self._model,
             classes=tuple(classifier.classes),
+            rules=analysis.rules or self._model.rules,
             weights=classifier.dump(),
             chains=chains,
             calibration=calibration,

@@ -193,6 +193,7 @@ class _Logs:
     def _tell_rules(self) -> Reloaded:
         """Say how many rules hold, and which of them are slow."""
         rules = {rule.spec.id: rule for rules in self._rules.values() for rule in rules.rules}
+        self._analysis.use(rule.spec for rule in rules.values())
         slow = [rule.spec.id for rule in lint.slow(rules.values())]
         if slow:
             log.warning("rules without a literal run on every line rules=%s", ",".join(slow))
