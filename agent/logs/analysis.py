@@ -239,7 +239,7 @@ class Analysis:
         return Lines(self, stream, block, int, None, is_live=False)
 
     def tick(self, now: float) -> None:
-        """Once a second: tell what is over."""
+        """Every few seconds: tell what is over."""
         self.forecaster.sampled = any(stream.every > 1 for stream in self.streams.values())
         for forecast in self.forecaster.due(self.clock()):
             self.publish(forecast)

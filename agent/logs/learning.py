@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 KEY = "logs.learned"
 ALERT = "logs.model"
-TICK_S = 1.0
+TICK_S = 5.0  # forecasts last 10 s at least, and windows a minute
 KEEP_S = 10.0  # s between two checkpoints at least, which take KEEP_SHARE of the time at most
 KEEP_SHARE = 0.01
 WRITE_S = 60.0  # s between two writes of the model file at least

@@ -84,8 +84,8 @@ class Miner:
             starts.extend(here if not at else array("I", [at + start for start in here]))
             at += self._number[0]
         starts.append(size)
-        joined = self._joined(lib.miner_joins(self._miner) - joins)
-        return Mined(ids, starts, range(first, lib.miner_next(self._miner)), joined)
+        joins = lib.miner_joins(self._miner) - joins
+        return Mined(ids, starts, range(first, lib.miner_next(self._miner)), self._joined(joins) if joins else [])
 
     def mine_line(self, line: bytes) -> int:
         """The template of one line; it may have its end."""
