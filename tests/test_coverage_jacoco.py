@@ -90,7 +90,7 @@ CLASSES = st.integers(0, 300).flatmap(
 EVENTS: st.SearchStrategy[Event] = CLASSES | st.just(Dumped())
 
 
-@given(st.lists(EVENTS, max_size=10), st.data())
+@given(st.lists(EVENTS, max_size=4), st.data())
 def test_chunking_never_changes_the_events(events: list[Event], data: st.DataObject) -> None:
     wire = HEADER + b"".join(SESSION + executed(each) if isinstance(each, Executed) else b"\x20" for each in events)
     reader = Reader()

@@ -1,11 +1,13 @@
 """What is covered together: one folder, one catalog, and a report that is bounded like the sessions are."""
 
+import socket
 from pathlib import Path
 
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.merged import UNSPECIFIED
 from agent.coverage.settings import CoverageSettings, SourceName
 from agent.coverage.sources import Lost, Source
+from agent.coverage.sources.python import Python
 from agent.coverage.watched import Watched
 from tests.coverage_house import Product
 
@@ -74,3 +76,25 @@ async def test_a_report_without_room_gives_up_tests_and_then_classes(tmp_path: P
     assert isinstance(lost, Lost)
     assert 0 < lost.classes == 10_000 - len(run.seen)
     assert run.told() == []
+
+
+async def test_a_session_beside_others_has_lines_told_anew(tmp_path: Path) -> None:
+    (tmp_path / "product").mkdir()
+    (tmp_path / "product/a.py").write_text("x = 1\n")
+    folders: list[Path] = []
+
+    def make(name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path) -> Source:
+        folders.append(folder)
+        return Python(settings, catalog, folder)
+
+    run = Watched(CoverageSettings(), ["python"], tmp_path / "runs", make)
+    await run.prepare([tmp_path / "product"])
+    await run.count_anew()
+    await run.let_count(True)
+    with socket.socket(socket.AF_UNIX) as process:
+        process.settimeout(10)
+        process.connect(str(folders[0] / "python.sock"))
+        await run.collect()
+        await run.count_anew()
+        assert process.recv(100) == b'{"restart":1}\n'
+    await run.remove()

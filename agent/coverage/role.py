@@ -459,6 +459,9 @@ class _Coverage:
                     watched.see(shared)
                 await self._announce_found(final)
                 await self._let_count()
+                if self._machine.begins(began):
+                    for watched in self._all():
+                        await watched.count_anew()
                 self._tell()
                 self._perform(self._machine.collected(deltas, began, trio.current_time()))
                 await self._let_count()

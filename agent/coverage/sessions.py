@@ -381,6 +381,10 @@ class Machine:
         """Is a collection that begins now the last one for some session?"""
         return any(session.state == "stopping" and session.final_at <= began for session in self.sessions.values())
 
+    def begins(self, began: float) -> bool:
+        """Is a collection that begins now the border before which nothing counts, for some session?"""
+        return any(session.state == "starting" and session.began <= began for session in self.sessions.values())
+
     def collected(self, deltas: Sequence[Delta], began: float, now: float) -> list[Act]:
         """What the sources saw until a collection that began at `began`: merged, and sent where that is due."""
         acts: list[Act] = []

@@ -93,6 +93,14 @@ class Watched:
             for source in self._sources:
                 await (source.start() if counts else source.stop())
 
+    async def count_anew(self) -> None:
+        """A session begins beside others: lines that a process tells once only it is to tell again."""
+        from agent.coverage.sources.python import Python
+
+        for source in self._sources:
+            if self._is_started and isinstance(source, Python):
+                await source.start()
+
     async def collect(self, *, final: bool = False) -> list[Delta]:
         """What is new; it has been taken for the run's own report."""
         deltas: list[Delta] = []

@@ -68,7 +68,7 @@ class Monitoring:
         self.path_of, self.when_full = path_of, when_full
         self.tool: int | None = None
         self.fresh: list[tuple[CodeType, int]] = []
-        self.counts = False
+        self.counts = self.is_late = False
 
     def has_tool(self) -> bool:
         for tool in (3, 4):
@@ -89,7 +89,7 @@ class Monitoring:
         monitoring.register_callback(self.tool, events.LINE, self.see_line)
         self.counts = True
         monitoring.set_events(self.tool, events.PY_START)
-        for frame in frames():
+        for frame in frames() if self.is_late else [sys._getframe()]:
             for each in with_callers(frame):
                 self.see_code(each.f_code, 0)
         self.restart()
@@ -167,8 +167,7 @@ class Tracing:
     def __init__(self, path_of: Callable[[str], str | None]) -> None:
         self.path_of = path_of
         self.coverage: Any = None
-        self.counts = False
-        self.is_late = False
+        self.counts = self.is_late = False
         self.why = self.disturbed = ""
 
     def begin(self, roots: tuple[str, ...]) -> None:
@@ -558,8 +557,7 @@ class Reporter:
     def start(self) -> None:
         with self.lock:
             self.connect()
-        if isinstance(self.tracer, Tracing):
-            self.tracer.is_late = True
+        self.tracer.is_late = True
         atexit.register(self.finish)
         if self.has_thread:
             os.register_at_fork(before=self.before_fork, after_in_child=self.forked, after_in_parent=self.go_on)
