@@ -22,3 +22,9 @@ def test_a_gauge_is_read_when_it_is_asked_for_and_the_last_reader_counts() -> No
     metrics.gauge("waiting", lambda: len(waiting), sink="mimir")
     waiting.append(3)
     assert list(metrics) == [("waiting", (("sink", "mimir"),), 3)]
+
+
+def test_a_gauge_that_has_no_number_yet_is_left_out() -> None:
+    metrics = Metrics()
+    metrics.gauge("precision", lambda: None)
+    assert list(metrics) == []

@@ -13,19 +13,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, Labels], float] = {}
-        self._live: dict[tuple[str, Labels], Callable[[], float]] = {}
+        self._live: dict[tuple[str, Labels], Callable[[], float | None]] = {}
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
         """Add to a counter; it begins at 0."""
         key = (name, tuple(sorted(labels.items())))
         self._values[key] = self._values.get(key, 0) + by
 
-    def gauge(self, name: str, read: Callable[[], float], **labels: str) -> None:
-        """A number that is read when it is asked for. The same name and labels again replace the reader."""
+    def gauge(self, name: str, read: Callable[[], float | None], **labels: str) -> None:
+        """A number that is read when it is asked for; None: there is none yet. Same name and labels: a new reader."""
         self._live[name, tuple(sorted(labels.items()))] = read
 
     def __iter__(self) -> Iterator[tuple[str, Labels, float]]:
         """Name, labels and value of each, sorted."""
-        values = self._values | {key: read() for key, read in self._live.items()}
+        live = {key: value for key, read in self._live.items() if (value := read()) is not None}
+        values = self._values | live
         for (name, labels), value in sorted(values.items()):
             yield name, labels, value

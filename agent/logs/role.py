@@ -9,7 +9,6 @@ Source: protocols/logs.md 2.2, 2.3, 5 and 7; protocols/suites.md, "The suite doc
 
 import glob
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -147,8 +146,8 @@ class _Logs:
         metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.hits, state="hit")
         metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.expired, state="expired")
         metrics.gauge("logs_forecasts_missed_total", lambda: analysis.forecaster.total.misses)
-        metrics.gauge("logs_forecast_precision", lambda: _number(analysis.forecaster.total.precision))
-        metrics.gauge("logs_forecast_recall", lambda: _number(analysis.forecaster.total.recall))
+        metrics.gauge("logs_forecast_precision", lambda: analysis.forecaster.total.precision)
+        metrics.gauge("logs_forecast_recall", lambda: analysis.forecaster.total.recall)
         metrics.gauge("logs_sources", lambda: len(self._sources) + len(self._records))
         metrics.gauge("logs_lag_bytes", lambda: sum(log.followed.tail.lag for log in self._sources.values()))
 
@@ -594,7 +593,3 @@ class _Logs:
                     await source.followed.settle()  # what the last test wrote belongs to the run
         for id in ids:
             self._end(id)
-
-
-def _number(share: float | None) -> float:
-    return math.nan if share is None else share
