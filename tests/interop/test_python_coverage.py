@@ -5,7 +5,9 @@ import os
 import subprocess
 import textwrap
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -158,13 +160,15 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 class Product:
     """A product in a folder, covered by the source."""
 
-    def __init__(self, folder: Path, files: Mapping[str, str], python: Path) -> None:
+    def __init__(
+        self, folder: Path, files: Mapping[str, str], python: Path, *, arm: Literal["session", "always"] = "session"
+    ) -> None:
         self.root, self.python = folder / "product", python
         for name, text in files.items():
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).write_text(textwrap.dedent(text))
         self.catalog = Catalog()
-        self.source = Python(CoverageSettings(), self.catalog, folder / "run")
+        self.source = Python(CoverageSettings(arm=arm), self.catalog, folder / "run")
         self.covered: dict[str, dict[str, set[int]]] = {}  # class id to test to lines
 
     async def start(self) -> None:
@@ -416,4 +420,55 @@ async def test_an_old_python_is_not_disturbed(version: str, tmp_path: Path) -> N
     assert why.startswith(
         "no Python process was seen" if version in ("2.7", "3.6", "3.7") else f"Python {version} needs"
     )
+    await product.source.stop()
+
+
+LIVES = {
+    "lives.py": """\
+        import os, sys, time
+
+        def once():
+            return 1
+
+        def step():
+            time.sleep(0.01)
+
+        once()
+        print(flush=True)
+        while not os.path.exists(sys.argv[1]):
+            step()
+        once()
+        """,
+}
+
+
+@pytest.mark.parametrize(("version", "arm"), [("3.11", "always"), ("3.12", "session")])
+async def test_a_product_that_lives_already_is_covered_while_a_session_is_open(
+    version: str, arm: Literal["session", "always"], python_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    product = Product(tmp_path, LIVES, python_of(version, COVERAGE, PYTEST), arm=arm)
+    await product.source.prepare([product.root])
+    go = product.root / "go"
+    async with trio.open_nursery() as nursery:
+        lives = partial(trio.run_process, [product.python, "lives.py", go], cwd=product.root, stdout=subprocess.PIPE)
+        process = await nursery.start(partial(lives, env={**os.environ, **product.source.env()}))
+        assert await process.stdout.receive_some() == b"\n"  # it is in its loop, and nobody listens
+        await product.source.start()
+        with trio.fail_after(60):
+            while not {7, 12} <= {*product.lines("./lives.py")}:
+                await trio.sleep(0.1)
+                await product.collect(final=False)
+        await product.collect()
+        assert product.source.told() == []
+        assert {*product.lines("./lives.py")} <= {7, 11, 12}
+        await product.source.stop()
+        product.covered.clear()
+        await product.source.start()
+        with trio.fail_after(60):
+            while 7 not in product.lines("./lives.py"):
+                await trio.sleep(0.1)
+                await product.collect(final=False)
+        go.touch()
+    await product.collect()
+    assert {4, 13} <= {*product.lines("./lives.py")}
     await product.source.stop()

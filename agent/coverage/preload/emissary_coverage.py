@@ -313,7 +313,7 @@ class Reporter:
         found = None
         if not filename.startswith("<"):
             path = os.path.realpath(filename)
-            if path.startswith(self.roots) and not any(folder in path for folder in INSTALLED):
+            if path.startswith(self.roots) and not any(folder in path for folder in INSTALLED) and is_utf8(path):
                 found = path
         self.paths[filename] = found
         return found
@@ -598,6 +598,14 @@ class Reporter:
             self.lose()
         for wire in self.wake or ():
             wire.close()
+
+
+def is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def wake_up_call() -> tuple[Wire, Wire]:
