@@ -17,6 +17,7 @@ from trio_websocket import WebSocketConnection, open_websocket_url
 
 from agent.control.settings import ControlSettings
 from agent.core.events import Alert, LinkChanged, LogAnchor, LogAround, LogContext, LogMatched, TestFinished
+from agent.core.learned import LogEvidence, LogForecast
 from agent.core.supervise import Health, Role
 from agent.coverage.session import Shown, Status
 from tests.control_house import House, house
@@ -304,6 +305,33 @@ async def test_a_log_match_is_shown_in_its_context_and_with_its_test(browser: st
         assert await page.text("#logs pre.record") == "trace\n  at x"
         for shown in ("error", "oops", "in r-9:logs in"):
             assert shown in await page.text("#logs li")
+
+
+async def test_forecasts_and_what_became_of_them_are_shown(browser: str, tmp_path: Path) -> None:
+    opened = LogForecast(
+        path="a.log", id="lf-1", state="open", class_=HOSTILE, probability=0.914, horizon_s=60.0, expected_s=(1.0, 9.0),
+        key="vol-3", evidence=(LogEvidence("a.log", 0, HOSTILE, 7),),
+    )  # fmt: skip
+    failed = LogEvidence("a.log", 9, "vol-3 failed", 8)
+    async with house(tmp_path) as server, tab(browser, server) as page:
+        await page.until("document.querySelector('#connection').innerText === 'live'")
+        assert await page.run("document.querySelector('#forecasts').hidden")
+        server.publish(opened)
+        await page.until("!document.querySelector('#forecasts').hidden")
+        assert await page.text("#forecasts li span.word") == "open"
+        assert await page.text("#forecasts li pre") == f"{HOSTILE}\n"
+        assert "vol-3 91 % within 60 s" in await page.text("#forecasts li")
+        server.publish(msgspec.structs.replace(opened, state="hit", evidence=(*opened.evidence, failed)))
+        await page.until("document.querySelector('#forecasts li').innerText.includes('vol-3 failed')")
+        assert await page.run("document.querySelectorAll('#forecasts li').length") == 1
+        assert await page.text("#forecasts li span.word") == "hit"
+        for state, count in (("hit", 3), ("expired", 1)):
+            server.metrics.gauge("logs_forecasts_total", partial(float, count), state=state)
+        server.metrics.gauge("logs_forecasts_missed_total", lambda: 2)
+        await page.until("document.querySelector('#forecasts p').textContent.startsWith('0 open. 3 of 4')")
+        assert await page.text("#forecasts p") == (
+            "0 open. 3 of 4 came true (75 %), 3 of 5 failures were forecast (60 %)."
+        )
 
 
 async def test_the_health_of_every_role_and_what_the_machine_is(browser: str, tmp_path: Path) -> None:
