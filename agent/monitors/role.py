@@ -166,7 +166,7 @@ class _Monitors:
         try:
             is_new = self._schedule.run_now(name)
         except KeyError:
-            raise ActionError("no_such_monitor", f"there is no monitor {name!r}") from None
+            raise ActionError("not_found", f"there is no monitor {name!r}") from None
         if is_new:
             self._changed.set()
         return {"run": self._number(name)}
