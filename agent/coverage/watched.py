@@ -82,8 +82,8 @@ class Watched:
 
     def reported(self) -> dict[str, Unit]:
         """What a report lists: the classes of the sources that saw anything. Where none did, of all."""
-        pairs = list(zip(self._sources, self._catalogs.values(), strict=True))
-        useful = [catalog.units for source, catalog in pairs if not source.why_empty()]
+        seen = set() if self.seen is None else {class_id for class_id, _, _ in self.seen.entries()}
+        useful = [catalog.units for catalog in self._catalogs.values() if not seen.isdisjoint(catalog.units)]
         return {name: unit for units in useful for name, unit in units.items()} or self.units()
 
     async def let_count(self, counts: bool) -> None:
