@@ -387,7 +387,7 @@ def environ(base: Mapping[str, str], *, keep: Iterable[str] = ()) -> dict[str, s
 
 
 def _set_subreaper(on: bool) -> None:
-    # ctypes: one call in the agent's life, and the native module holds pure functions only.
+    # ctypes: it is one call in the agent's life.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
