@@ -57,3 +57,11 @@ def test_a_link_to_a_folder_is_not_followed(root: Path) -> None:
 
 def test_a_file_is_told_by_its_absolute_path_too(root: Path) -> None:
     assert list(files_below(root, Chosen(("src/a.js",), ()), (".js",))) == [("src/a.js", str(root / "src/a.js"))]
+
+
+def test_a_virtual_environment_is_not_the_product(root: Path) -> None:
+    for name in ("src/env/pyvenv.cfg", "src/env/lib/x.js"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    assert found(root, ("src/**",), ()) == ["src/a.js", "src/deep/b.mjs"]
+    assert [path for path, _ in files_below(root / "src/env", Chosen((), ()), (".js",))] == ["lib/x.js"]

@@ -48,6 +48,11 @@ def files_below(root: Path, chosen: Chosen, suffixes: Collection[str]) -> Iterat
     no link is in it.
     """
     for folder, folders, files in os.walk(root):
+        if "pyvenv.cfg" in files and folder != str(
+            root
+        ):  # a virtual environment: what the product uses, not what it is
+            folders.clear()
+            continue
         below = os.path.relpath(folder, root).removeprefix(".").removeprefix("/")
         inside = f"{below}/" if below else ""
         folders[:] = sorted(name for name in folders if name != ".git" and chosen.enters(inside + name))
