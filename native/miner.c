@@ -429,7 +429,7 @@ static struct group *note(struct miner *miner, uint64_t key, uint32_t word, uint
 
 /* A line or a template as words without runs of values. */
 struct pattern {
-    struct word words[WORDS_MAX + 2];
+    struct word words[WORDS_MAX + 3];
     size_t count;
     uint64_t hash;
     const uint8_t *text;
@@ -481,15 +481,11 @@ static int is_qualified(const struct pattern *pattern, const struct word *word)
 static uint32_t enough_at(const struct miner *miner, const struct pattern *pattern, size_t at, size_t literals)
 {
     const struct word *before = at ? pattern->words + at - 1 : NULL;
-    uint8_t lower[LONG_WORD];
     if (is_qualified(pattern, pattern->words + at))
         return ENOUGH_NAMED;
-    if (before && before->kind == WORD_LITERAL && before->size <= 11) {
-        for (size_t i = 0; i < before->size; i++)
-            lower[i] = pattern->text[before->at + i] | 0x20;
-        if (lexicon_means(&miner->lexicon, lower, before->size) & MEANS_NAMED)
-            return ENOUGH_NAMED;
-    }
+    if (before && before->kind == WORD_LITERAL &&
+        lexicon_names(&miner->lexicon, pattern->text + before->at, before->size))
+        return ENOUGH_NAMED;
     return literals > 2 ? ENOUGH : MEMBERS;
 }
 
@@ -644,7 +640,7 @@ static int find_alike(const struct miner *miner, const struct pattern *pattern, 
     for (size_t i = 0; i < pattern->count; i++)
         literals += pattern->words[i].kind == WORD_LITERAL;
     for (size_t n = 0; n < LAST; n++) {
-        struct word words[WORDS_MAX + 2];
+        struct word words[WORDS_MAX + 3];
         uint64_t differs[WILD_SIZE] = {0};
         uint32_t other = slot_of(miner, kind->last[n]);
         if (other == NONE || other == slot)
@@ -678,7 +674,7 @@ static uint32_t sweep(struct miner *miner, size_t count, const uint64_t *wild, u
 {
     uint32_t at = miner->newest, next, oldest = NONE;
     for (size_t n = 0; n < SWEPT && at != NONE; n++, at = next) {
-        struct word words[WORDS_MAX + 2];
+        struct word words[WORDS_MAX + 3];
         uint64_t its;
         next = miner->templates[at].older;
         if (at == into || words_of_template(miner->templates[at].text, miner->templates[at].size, words) != count)
@@ -868,7 +864,7 @@ size_t miner_text(const struct miner *miner, uint32_t id, uint8_t *text)
 size_t miner_values(const struct miner *miner, uint32_t id, const uint8_t *line, size_t size, uint32_t *spans,
                     size_t capacity)
 {
-    struct word words[WORDS_MAX + 2], folded[WORDS_MAX + 2];
+    struct word words[WORDS_MAX + 3], folded[WORDS_MAX + 3];
     size_t count = words_of_line(&miner->lexicon, line, size, words), known = 0, at = 0, found = 0;
     uint32_t slot = slot_of(miner, id);
     if (slot != NONE)

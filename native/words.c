@@ -140,6 +140,16 @@ int lexicon_means(const struct lexicon *lexicon, const uint8_t *word, size_t siz
     return lexicon->keys[n] ? lexicon->means[n] : 0;
 }
 
+int lexicon_names(const struct lexicon *lexicon, const uint8_t *word, size_t size)
+{
+    uint8_t lower[11];
+    if (size > sizeof lower)
+        return 0;
+    for (size_t i = 0; i < size; i++)
+        lower[i] = word[i] | 0x20;
+    return lexicon_means(lexicon, lower, size) & MEANS_NAMED;
+}
+
 /* ---- words ------------------------------------------------------------------------------------------------------- */
 
 /* host.example.org, or three labels and a country. Its dots stand alone. */
@@ -224,6 +234,17 @@ static inline int is_hex_pair(const uint8_t *line, const struct word *word)
     return 1;
 }
 
+/* node-[40-63] is one value. words[0..count + 3) may be read. */
+static void join_ranges(const uint8_t *line, struct word *words, size_t count)
+{
+    for (struct word *word = words; word < words + count; word++)
+        if (word->kind == WORD_LITERAL && word[1].kind == WORD_SIGN && line[word[1].at] == '[' && !word[1].blank &&
+            word[2].kind == WORD_VALUE && word[3].kind == WORD_SIGN && line[word[3].at] == ']' &&
+            (line[word[1].at - 1] == '-' || line[word[1].at - 1] == '_'))
+            for (size_t n = 0; n < 4; n++)
+                word[n].kind = WORD_VALUE, word[n].hash = VALUE_HASH;
+}
+
 /* Which words belong to the values beside them? words[0..count + 2) may be read. */
 static void join_values(const struct lexicon *lexicon, const uint8_t *line, struct word *words, size_t count)
 {
@@ -270,7 +291,7 @@ static inline void put_sign(struct word *word, const uint8_t *line, size_t at, i
 size_t words_of_line(const struct lexicon *lexicon, const uint8_t *line, size_t size, struct word *words)
 {
     size_t count = 0, i = 0, bytes = 0;
-    int blank = 1;
+    int blank = 1, has_range = 0;
     for (;;) {
         while (i < size && is_blank(line[i]))
             i++, blank = 1;
@@ -291,6 +312,7 @@ size_t words_of_line(const struct lexicon *lexicon, const uint8_t *line, size_t 
         } else if (classes[first] & STOP) {
             put_sign(words + count++, line, i, blank);
             bytes += 2;
+            has_range |= first == '[' && !blank && (line[i - 1] == '-' || line[i - 1] == '_');
             if (first == '(' && blank && i + 1 < size && line[i + 1] == ')')
                 put(words + count++, i + 1, i + 1, WORD_VALUE, 0, VALUE_HASH); /* there might be one */
             i++, blank = 0;
@@ -339,7 +361,9 @@ size_t words_of_line(const struct lexicon *lexicon, const uint8_t *line, size_t 
         bytes += (is_value ? 3 : length) + 1;
         blank = 0;
     }
-    words[count] = words[count + 1] = (struct word){.kind = WORD_JOINER};
+    words[count] = words[count + 1] = words[count + 2] = (struct word){.kind = WORD_JOINER};
+    if (has_range)
+        join_ranges(line, words, count);
     join_values(lexicon, line, words, count);
     return count;
 }

@@ -34,7 +34,10 @@ void lexicon_fill(struct lexicon *lexicon);
 /* What a word means, MEANS_*; 0 for most. */
 int lexicon_means(const struct lexicon *lexicon, const uint8_t *word, size_t size);
 
-/* The words of line[0..size), which has no LF, to words[0..WORDS_MAX]. Returns how many there are. */
+/* Is what follows the word often the name of one, as behind "user"? */
+int lexicon_names(const struct lexicon *lexicon, const uint8_t *word, size_t size);
+
+/* The words of line[0..size), which has no LF, to words[0..WORDS_MAX + 3). Returns how many there are, WORDS_MAX at most. */
 size_t words_of_line(const struct lexicon *lexicon, const uint8_t *line, size_t size, struct word *words);
 
 /* The same of a template's text: there only <*> is a value. */

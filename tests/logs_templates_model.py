@@ -167,9 +167,14 @@ def is_pair(word: Word) -> bool:
 def joined(words: list[Word]) -> list[Word]:
     """What stands beside values may belong to them."""
     end = Word("joiner", b"", False)
-    words = [*words, end, end]
-    for n, word in enumerate(words[:-2]):
-        after, next = words[n + 1 : n + 3]
+    words = [*words, end, end, end]
+    for n in range(len(words) - 3):
+        word, *range_of = words[n : n + 4]
+        is_range = key_of(tuple(range_of)) == (b"[", b"<*>", b"]") and not range_of[0].has_blank
+        if word.kind == "literal" and word.text[-1:] in (b"-", b"_") and is_range:
+            words[n : n + 4] = [each._replace(kind="value") for each in words[n : n + 4]]
+    for n in range(len(words) - 3):
+        word, after, next = words[n : n + 3]
         if word.kind not in ("literal", "sign") or len(word.text) > 9:
             continue
         behind, before = n > 0 and words[n - 1].kind == "value", after.kind == "value"
@@ -197,7 +202,7 @@ def joined(words: list[Word]) -> list[Word]:
                 found = is_behind or is_before
         if found:
             words[n] = word._replace(kind="value")
-    return words[:-2]
+    return words[:-3]
 
 
 def folded(words: list[Word] | Pattern, wild: frozenset[int] = frozenset()) -> Pattern:

@@ -30,6 +30,8 @@ def test_what_is_a_value() -> None:
         b"peer a.example.org or x.y.de": "peer <*> or <*>",
         b"x.y is a word of com.example.Thing": "x.y is a word of com.example.Thing",
         b"fan ( 12 13 **** 14 )": "fan ( <*> )",
+        b"nodes:node-[40-63] left": "nodes:<*> left",
+        b"run[17] of cpu [1-4]": "run[<*>] of cpu [<*>]",
         b"input/output error": "input/output error",
         b"sent by a@b": "sent by <*>",
         b"1, 2, 3 and 4:5": "<*> and <*>",
@@ -217,7 +219,7 @@ WORDS = st.sampled_from(
             "k...9",
         ),
         *("/a/b", "./c", "~/d", "http://x/y?a=b", "C:\\e f", '"/g h"', "h.example.org", "i.jk.de", "l@m", "deadbeef"),
-        *("<*>", "<5", "> 6", "****", "é", "[1]", "n/a", "1%", "o" * 64, "p" * 65),
+        *("<*>", "n-[1-3]", "m_[4", " ", "<5", "> 6", "****", "é", "[1]", "n/a", "1%", "o" * 64, "p" * 65),
     ]
 )
 FRAMES = st.lists(WORDS, min_size=1, max_size=9)
