@@ -191,23 +191,59 @@ def peer(get: Callable[..., Path], *names: str) -> Path:
 
 async def test_what_a_suite_of_ava_takes_longer(figure: Figure, tmp_path: Path) -> None:
     peer(find_command, "node")
-    project = copied("ava", tmp_path)
+    project = Path(shutil.copytree(SAMPLES / "ava", tmp_path / "project"))
     (project / "node_modules").symlink_to(peer(install_npm, "ava@6.4.1") / "node_modules")
     suite = {"id": "ava", "runner": "ava", "files": ["test/*.js"]}
     bare = suite | {"env": {"NODE_V8_COVERAGE": str(tmp_path / "bare")}}
     await overhead(figure, tmp_path, project, suite, bare, "AVA's sample suite", "NODE_V8_COVERAGE alone")
 
 
+PRODUCT = """\
+def words(text):
+    found, word = [], ""
+    for char in text + " ":
+        if char.isalpha():
+            word += char
+        elif word:
+            found.append(word)
+            word = ""
+    return found
+
+
+def counted(words):
+    counts = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return counts
+
+
+def ranked(counts):
+    return sorted(counts, key=lambda word: (-counts[word], word))
+"""
+TEST = """\
+import pytest
+
+from product import counted, ranked, words
+
+
+@pytest.mark.parametrize("number", range(50))
+def test_ranks(number):
+    text = "the lab runs the suite and the suite tells the lab " * (10 + number)
+    assert ranked(counted(words(text)))[0] == "the"
+"""
+
+
 async def test_what_a_suite_of_pytest_takes_longer(figure: Figure, tmp_path: Path) -> None:
+    """Twenty files with fifty tests each, a millisecond of the product's own work in a test."""
     python = str(peer(install_monitored_python, "pytest==9.0.3", "coverage==7.11.0"))
-    project = copied("pytest", tmp_path)
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "product.py").write_text(PRODUCT)
+    for number in range(20):
+        (project / f"test_{number}.py").write_text(TEST)
     suite = {"id": "pytest", "runner": "pytest", "command": [python, "-m", "pytest"]}
     bare = suite | {"command": [python, "-m", "coverage", "run", "-m", "pytest"]}
-    await overhead(figure, tmp_path, project, suite, bare, "pytest's sample suite", "coverage.py alone")
-
-
-def copied(sample: str, folder: Path) -> Path:
-    return Path(shutil.copytree(SAMPLES / sample, folder / "project", ignore=shutil.ignore_patterns("__pycache__")))
+    await overhead(figure, tmp_path, project, suite, bare, "1000 tests of pytest", "coverage.py alone")
 
 
 async def overhead(
