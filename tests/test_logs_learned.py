@@ -16,7 +16,7 @@ from agent.logs.chains import Seen
 from agent.logs.learnchains import learn
 from agent.logs.model import Model
 from agent.logs.templates import Miner
-from tests.test_logs_role import first, house
+from tests.test_logs_role import FIRST_S, first, house
 
 RULES = r"""
 version = 1
@@ -51,6 +51,9 @@ async def test_labels_teach_classes_that_outlive_a_restart(tmp_path: Path) -> No
             assert event.confidence is not None
             assert event.confidence > 0.5
             scope.cancel()
+            with trio.fail_after(FIRST_S):
+                while not (tmp_path / "logs.model").exists():  # it is written at the end
+                    await trio.lowlevel.checkpoint()
             await here.start()
             with here.log.open("a") as file:
                 file.write("disk 3 is broken\nfan 7 stopped\n")
