@@ -76,7 +76,8 @@ struct joined {
 struct miner {
     struct lexicon lexicon;
     size_t limit, count, text_size;
-    uint32_t next, newest, oldest, unused;
+    uint32_t next, newest, oldest;
+    uint32_t unused, fresh; /* a list of slots that are free again; from `fresh` on none was used, nor its memory */
     uint64_t tick;
     struct template *templates;
     uint32_t *by_hash, *by_id; /* open addressing: slot + 1, 0 is free */
@@ -120,7 +121,7 @@ struct miner *miner_new(size_t limit)
     size_t size = power_of_two(2 * limit);
     miner->limit = limit;
     miner->next = 1;
-    miner->newest = miner->oldest = NONE;
+    miner->newest = miner->oldest = miner->unused = NONE;
     miner->mask = size - 1;
     miner->known_mask = size / WAYS - 1;
     miner->columns_mask = power_of_two(limit * COLUMNS_EACH) / WAYS - 1;
@@ -140,8 +141,6 @@ struct miner *miner_new(size_t limit)
         miner_free(miner);
         return NULL;
     }
-    for (uint32_t slot = 0; slot < limit; slot++) /* the unused ones are a list */
-        miner->templates[slot].newer = slot + 1 < limit ? slot + 1 : NONE;
     return miner;
 }
 
@@ -150,7 +149,7 @@ void miner_free(struct miner *miner)
     if (!miner)
         return;
     if (miner->templates)
-        for (size_t slot = 0; slot < miner->limit; slot++)
+        for (size_t slot = 0; slot < miner->fresh; slot++)
             free(miner->templates[slot].text);
     free(miner->templates);
     free(miner->by_hash);
@@ -283,11 +282,15 @@ static void make_room(struct miner *miner, size_t size, uint32_t but)
 static uint32_t add_template(struct miner *miner, uint32_t id, uint64_t hash, const uint8_t *text, size_t size)
 {
     make_room(miner, size, NONE);
-    uint32_t slot = miner->unused;
+    int is_fresh = miner->unused == NONE;
+    uint32_t slot = is_fresh ? miner->fresh : miner->unused;
     uint32_t next = miner->templates[slot].newer;
     if (!set_text(miner, slot, text, size))
         return NONE;
-    miner->unused = next;
+    if (is_fresh)
+        miner->fresh++;
+    else
+        miner->unused = next;
     miner->templates[slot].hash = hash;
     miner->templates[slot].id = id;
     miner->count++;
