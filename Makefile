@@ -17,7 +17,7 @@ run: $(READY)
 
 test: lint
 	@[ "$$CI" != true ] || packaging/deps peers
-	$(PYTEST) -n 2 --dist loadfile -m "not bench"
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "not bench"
 
 lint: $(READY)
 	.venv/bin/ruff check

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,14 @@ def virtual_time_waits_for_threads(request: pytest.FixtureRequest, monkeypatch: 
         return function(*args)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", in_place)
+
+
+@pytest.fixture
+def alone() -> None:
+    """What earlier tests left to this process, which adopts orphans, is gone."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,9 @@ from agent.core.processtree import (
 MARK = f"run-of-test-core-processtree-{os.getpid()}"  # several test runs may share a machine
 
 
+pytestmark = pytest.mark.usefixtures("alone")
+
+
 @pytest.fixture
 def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
     """A marked process in our session."""

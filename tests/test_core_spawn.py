@@ -26,6 +26,9 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
 
 
+pytestmark = pytest.mark.usefixtures("alone")
+
+
 def said(*argv: str, **more: Any) -> str:
     """What it writes, of at most a pipe's size; with code 0 at the end."""
     with pipe() as (reading, writing):
