@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import pytest
@@ -59,9 +60,10 @@ class Run:
         }
         self.told: dict[str, list[DriverEvent]] = {name: [] for name in self.drivers}
         self._news = threading.Condition()
-        started = launch(suite, project.folder, project.scratch, "r1", only=only)
+        scratch = Path(mkdtemp(dir=project.scratch))  # of its own: AVA reads its configuration from there
+        started = launch(suite, project.folder, scratch, "r1", only=only)
         for name, content in started.files.items():
-            (project.scratch / name).write_bytes(content)
+            (scratch / name).write_bytes(content)
         ends = {name: os.pipe() for name in started.pipes}
         self.process = subprocess.Popen(
             [project.node, *started.argv[1:]],
