@@ -10,7 +10,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from agent.core.errors import PeerUnreachable
 from agent.coverage.attach import Attachment
-from agent.coverage.messages import Row, announcement, parts
+from agent.coverage.messages import announcement, parts
 from agent.coverage.sessions import Announce, Part, Ping, Say
 from tests.drill_transcripts import unit
 from tests.test_core_channel import websockets
@@ -50,7 +50,7 @@ async def test_acts_go_out_in_their_order_and_a_pong_comes_back() -> None:
         expected = [
             "first",
             *announcement(list(UNITS.values())),
-            *parts("s1", [Row("./a.js", 1, 8, "t1"), Row("./b.js", 3, 8, "t2")]),
+            *parts("s1", [("./a.js", 1, 8, "t1"), ("./b.js", 3, 8, "t2")]),
             "last",
         ]
         with trio.fail_after(60):

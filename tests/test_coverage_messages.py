@@ -37,7 +37,7 @@ from tests.drill_transcripts import action, content, message, unit
 
 ROWS = st.lists(
     st.builds(
-        lambda class_id, flags, test: Row(class_id, sum(f << n for n, f in enumerate(flags)), len(flags), test),
+        lambda class_id, flags, test: (class_id, sum(f << n for n, f in enumerate(flags)), len(flags), test),
         st.text(max_size=6),
         st.lists(st.booleans(), max_size=70),
         st.text(max_size=6),
@@ -47,7 +47,7 @@ ROWS = st.lists(
 
 
 def slow(session: str, rows: list[Row]) -> str:
-    data = [ExecClassData(r.class_id, [bool(r.probes >> n & 1) for n in range(r.count)], r.test) for r in rows]
+    data = [ExecClassData(name, [bool(bits >> n & 1) for n in range(count)], test) for name, bits, count, test in rows]
     return said(CoverDataPart(session, data))
 
 
@@ -170,7 +170,7 @@ def test_an_announcement_has_at_most_its_bytes(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_part_has_at_most_65535_objects() -> None:
-    rows = [Row(f"src/c{n}.js", n % 256, 8, "t.test.js") for n in range(65_536)]
+    rows = [(f"src/c{n}.js", n % 256, 8, "t.test.js") for n in range(65_536)]
     assert len(list(parts("s1", rows[:65_535]))) == 1
     first, second = parts("s1", rows)
     assert len(content(first)["data"]) == 65_535
@@ -178,7 +178,7 @@ def test_a_part_has_at_most_65535_objects() -> None:
 
 
 def test_a_part_has_at_most_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Row(f"src/ü{n}.js", 5, 8, "t.test.js") for n in range(10)]
+    rows = [(f"src/ü{n}.js", 5, 8, "t.test.js") for n in range(10)]
     limit = len(slow("s1", rows[:4]).encode()) + 1  # the comma that the last one has not
     monkeypatch.setattr(messages, "MAX_TEXT", limit)
     frames = list(parts("s1", rows))

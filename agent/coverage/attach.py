@@ -93,8 +93,9 @@ class Attachment:
             self._went = trio.Event()
 
     def _rows(self, part: Part) -> Iterator[Row]:
+        units = self._units
         for class_id, test, probes in part.entries:
-            yield Row(class_id, probes, self._units[class_id].probe_count, test)
+            yield class_id, probes, len(units[class_id].lines), test
 
     async def _send_all(self, frames: Iterator[str]) -> None:
         while (frame := await trio.to_thread.run_sync(partial(next, frames, None))) is not None:

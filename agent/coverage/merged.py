@@ -49,6 +49,7 @@ class Merged:
         """OR probes into their entries; the classes for which there was no room."""
         refused: set[str] = set()
         budget = self._budget
+        used, grown, limit = budget.used, 0, budget.limit  # `grown` is in `used`, and is put into the budget at the end
         test, least = None, 0
         known_of: dict[str, int] = {}
         dirty: dict[str, None] = {}
@@ -66,9 +67,12 @@ class Merged:
                 need = merged.bit_length() // 8 - known.bit_length() // 8
             else:
                 need = least + merged.bit_length() // 8
-                if budget.used + need > budget.limit:
+                if used + need > limit:
                     was_folded = self.folded
-                    if not budget.make_room(need):
+                    self._grow(grown)
+                    grown, has_room = 0, budget.make_room(need)
+                    used = budget.used
+                    if not has_room:
                         refused.add(class_id)
                         continue
                     if self.folded is not was_folded:  # to make the room
@@ -81,8 +85,9 @@ class Merged:
                         need = cost((class_id, test), merged) - (cost((class_id, test), known) if known else 0)
             known_of[class_id] = merged
             dirty[class_id] = None
-            self.size += need
-            budget.used += need
+            grown += need
+            used += need
+        self._grow(grown)
         return refused
 
     def fold(self) -> None:

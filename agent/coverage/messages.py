@@ -330,13 +330,9 @@ CoverMessage: TypeAlias = (
 )
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
-    """An object of a part before it is text: `probes` has bit n for probe n, of `count`."""
-
-    class_id: str
-    probes: int
-    count: int
-    test: str
+# An object of a part before it is text: class id, probes (bit n is probe n), how many the class has, test. A flush may
+# have 65,535: so it is a plain tuple.
+Row: TypeAlias = tuple[str, int, int, str]
 
 
 def attach_header(config: AgentConfig) -> str:
@@ -425,12 +421,12 @@ def _texts(rows: Iterable[Row]) -> Iterator[list[str]]:
     """The objects, some at a time."""
     rows = iter(rows)
     while some := list(islice(rows, _SLICE)):
-        names = [row.class_id for row in some]
+        names = [row[0] for row in some]
         if not _PLAIN.fullmatch("".join(names)):  # one look at them all is a third of the time
             names = [_escaped(name) for name in names]
         yield [
-            f"{_CLASS}{name}{_PROBES}{_flags(row.probes, row.count)}{_TEST}{_escaped(row.test)}{_END}"
-            for name, row in zip(names, some, strict=True)
+            f"{_CLASS}{name}{_behind_name(probes, count, test)}"
+            for name, (_, probes, count, test) in zip(names, some, strict=True)
         ]
 
 
@@ -438,6 +434,11 @@ def _texts(rows: Iterable[Row]) -> Iterator[list[str]]:
 def _escaped(text: str) -> str:
     """What stands between the quotes of a string of the innermost JSON, as it stands in the outermost."""
     return text if _PLAIN.fullmatch(text) else _json(_json(_json(text)[1:-1])[1:-1])[1:-1]
+
+
+@lru_cache(maxsize=4096)
+def _behind_name(probes: int, count: int, test: str) -> str:
+    return f"{_PROBES}{_flags(probes, count)}{_TEST}{_escaped(test)}{_END}"
 
 
 @lru_cache(maxsize=4096)

@@ -14,7 +14,7 @@ import pytest
 
 from agent.coverage.attach import Attachment
 from agent.coverage.catalog import Catalog, Delta, Method, Unit
-from agent.coverage.messages import Row, parts
+from agent.coverage.messages import parts
 from agent.coverage.sessions import Act, Machine, Part
 from agent.coverage.settings import CoverageSettings
 from agent.coverage.sources.python import Python
@@ -63,7 +63,7 @@ def enabled() -> Machine:
 
 def encoded(machine: Machine, acts: list[Act]) -> list[str]:
     (part,) = (act for act in acts if isinstance(act, Part))
-    rows = (Row(name, probes, machine.units[name].probe_count, test) for name, test, probes in part.entries)
+    rows = ((name, probes, len(machine.units[name].lines), test) for name, test, probes in part.entries)
     return list(parts(part.session, rows))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agent.coverage.catalog import Delta
-from agent.coverage.messages import Row, parts
+from agent.coverage.messages import parts
 from agent.coverage.session import Saved
 from agent.coverage.sessions import Act, Announce, Machine, Part, Ping, Say
 from tests.drill_transcripts import EPOCH, action, content, message, unit
@@ -92,7 +92,7 @@ class Drill(RuleBasedStateMachine):
                     text = json.dumps({"pluginId": "test2code", "drillMessage": {"content": inner}})
                     self.line.append(json.dumps({"type": "PLUGIN_DATA", "text": text}))
                 case Part(session, entries):
-                    self.line.extend(parts(session, (Row(name, bits, 8, test) for name, test, bits in entries)))
+                    self.line.extend(parts(session, ((name, bits, 8, test) for name, test, bits in entries)))
                 case Ping(number):
                     self.line.append(number)
 
