@@ -11,7 +11,7 @@ import trio
 
 from agent.control.exposition import exposition
 from agent.core.errors import ActionError
-from agent.core.events import MonitorSkipped
+from agent.core.events import MonitorLog, MonitorSkipped
 from agent.monitors import role
 from agent.monitors.execute import execute
 from agent.monitors.role import MARK
@@ -58,13 +58,13 @@ async def test_what_the_role_answers(tmp_path: Path) -> None:
 
 
 async def test_a_reload_leaves_others_alone_and_leads_out_what_is_gone(tmp_path: Path) -> None:
-    waits = program(tmp_path, "shake(); hear(); say('Step OK'); said = hear(); say('Log Info ' + said)", "waits.py")
+    waits = program(tmp_path, "shake(); hear(); say('Step OK'); hear(); say('Log Info begun'); hear()", "waits.py")
     slow = program(tmp_path, "shake(); hear(); time.sleep(1); say('Step OK'); hear()", "slow.py")
     one, other = monitor(waits, id=f"{ID}-one", steps=("A", "B")), monitor(slow, id=f"{ID}-other")
     async with house(tmp_path, one, other) as here:
         for name in (one.id, other.id):
             await here.bus.ask("run_monitor", {"id": name})
-        await here.until(lambda: any(step.monitor == one.id for step in here.steps()))
+        await here.until(lambda: any(isinstance(event, MonitorLog) for event in here.events))
         await here.reload(monitor=(other, monitor(slow, id=f"{ID}-third")))
         await here.until(lambda: len(here.runs()) == 2)
         assert [(step.state, step.cause) for step in here.steps() if step.monitor == one.id] == [

@@ -1,7 +1,7 @@
 """A log written at 50 MB/s and rotated in every way, while the agent that follows it is killed again and again.
 
 At the end each mark was matched under one id, unless a gap was told where it stood and no file has it any more. What
-came and went while no agent ran, and left no file, is not asked for.
+came and went while no agent ran, or was cut before one could look, and left no file, is not asked for.
 
 Source: protocols/logs.md 5, and 9, acceptance 4.
 """
@@ -95,14 +95,14 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.marks: dict[int, Place] = {}
-        self.lives: dict[int, tuple[float, float]] = {}  # when an incarnation began and ended
+        self.lives: dict[int, tuple[str, float, float]] = {}  # how an incarnation ended, when it began and ended
         self.left: dict[int, int] = {}  # bytes of an incarnation that still stand in some file
         for what, *values in map(json.loads, path.read_text().splitlines()):
             match what, values:
                 case "mark", [number, incarnation, offset]:
                     self.marks[number] = (incarnation, offset)
-                case "end", [incarnation, _, began, ended]:
-                    self.lives[incarnation] = (began, ended)
+                case "end", [incarnation, how, began, ended]:
+                    self.lives[incarnation] = (how, began, ended)
                 case "left", [incarnation, size]:
                     self.left[incarnation] = size
 
@@ -128,12 +128,19 @@ def write(folder: Path, seconds: float) -> subprocess.Popen[bytes]:
 
 
 def unseen(told: Told, ledger: Ledger, down: list[float]) -> set[int]:
-    """The incarnations that came and went while no agent ran, and are in no file."""
+    """The incarnations that came and went while no agent ran, or were cut before a look, and are in no file.
+
+    A cut of what nobody had read yet shows in nothing, where a file that came and went has its events.
+    """
     away = [(since, min((at for at in told.up if at > since), default=float("inf"))) for since in down]
     return {
         incarnation
-        for incarnation, (began, ended) in ledger.lives.items()
-        if incarnation not in ledger.left and any(since <= began and ended <= until for since, until in away)
+        for incarnation, (how, began, ended) in ledger.lives.items()
+        if incarnation not in ledger.left
+        and (
+            ("truncate" in how and ended - began < NOTICE_S)
+            or any(since <= began and ended <= until for since, until in away)
+        )
     }
 
 
