@@ -65,6 +65,11 @@ def test_a_single_job_is_started_again_as_its_retries_say(tmp_path: Path) -> Non
             "spec.yaml:2: g/a: resources: it wants 9 slots; there are 2",
         ),
         ("!Job {ident: a, command: x}", ("--sched-arg", "concurrency=two"), "concurrency=two: no whole number"),
+        (
+            "!Job {ident: a, command: x}",
+            ("--scheduler", "slurm", "--sched-arg", "batch=two"),
+            "--sched-arg batch=two: no whole number. Write it as batch=4.",
+        ),
         ("!Job {ident: a, command: x}", ("--sched-arg", "colour=red"), "--sched-arg colour: not known"),
         ("!Job {ident: a, command: x}", ("--sched-arg", "colour"), "--sched-arg is KEY=VALUE"),
         ("!Job {ident: a, command: x}", ("--interval", "0"), "--interval is more than 0"),

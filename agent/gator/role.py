@@ -351,6 +351,7 @@ def _pool(options: Options, settings: GatorSettings) -> Pool:
     args = dict(options.sched_args)
     if unknown := args.keys() - KNOWN_ARGS:
         raise BadOption(f"--sched-arg {min(unknown)}: not known", remedy=f"Use {', '.join(sorted(KNOWN_ARGS))}.")
+    _number(args, "batch", 1)  # schedulers.choose takes it as it is
     if options.scheduler != "local":  # it knows what there is
         return Pool(_number(args, "concurrency", QUEUED), _number(args, "memory", 1 << 60), {})
     cpus = sorted(os.sched_getaffinity(0))
