@@ -421,6 +421,7 @@ async def test_what_talk_raises_leaves_alone() -> None:
         (ExceptionGroup("", [KeyError()]), KeyError),
         (ExceptionGroup("", [ExceptionGroup("", [KeyError()])]), KeyError),
         (ExceptionGroup("", [PeerUnreachable("a", remedy=""), PeerUnreachable("b", remedy="")]), PeerUnreachable),
+        (ExceptionGroup("", [ConnectionClosed(None), ConnectionClosed(None)]), ConnectionClosed),
         (ExceptionGroup("", [KeyError(), PeerUnreachable("b", remedy="")]), ExceptionGroup),
         (BaseExceptionGroup("", [KeyboardInterrupt()]), KeyboardInterrupt),
         (KeyError(), KeyError),

@@ -484,7 +484,7 @@ def ungrouped() -> Iterator[None]:
         if not errors:
             raise
         # Tasks that share a connection all fail when it does: one of them tells it.
-        if len(errors) == 1 or all(isinstance(err, PeerUnreachable) for err in errors):
+        if len(errors) == 1 or all(isinstance(err, (PeerUnreachable, ConnectionClosed)) for err in errors):
             raise errors[0] from errors[0].__cause__
         raise
 
