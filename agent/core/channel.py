@@ -46,6 +46,8 @@ LAST_REQUESTS_S = 10.0  # s for what was asked before the connection ended
 GOODBYE_S = 0.2  # s for the close frame of a cancelled connection: nobody reads the answer any more
 IDENTITY: Mapping[str, Any] = {"tool": "emissary", "version": agent.__version__}
 
+_LOST = (PeerUnreachable, ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError)
+
 Answerer = Callable[[Request], Awaitable[Mapping[str, Any] | msgspec.Raw]]
 Elder = Callable[[Mapping[str, Any]], Awaitable[str | None]]
 Tell = Callable[[str], None]
@@ -475,18 +477,17 @@ def closing(ws: WebSocketConnection) -> str:
 def ungrouped() -> Iterator[None]:
     """Errors leave a nursery as a group; a group of one cause leaves this as that cause.
 
-    Cancellation that comes with an error gives way to it. Several unlike errors stay a group.
+    Cancellation that comes with an error gives way to it, and so does a lost line: each task that shares it tells it,
+    beside the task that knows why. Several other errors stay a group.
     """
     try:
         yield
     except BaseExceptionGroup as group:
         errors = list(_leaves(group.split(trio.Cancelled)[1]))
-        if not errors:
+        causes = [err for err in errors if not isinstance(err, _LOST)] or errors[:1]
+        if len(causes) != 1:
             raise
-        # Tasks that share a connection all fail when it does: one of them tells it.
-        if len(errors) == 1 or all(isinstance(err, (PeerUnreachable, ConnectionClosed)) for err in errors):
-            raise errors[0] from errors[0].__cause__
-        raise
+        raise causes[0] from causes[0].__cause__
 
 
 def _leaves(err: BaseException | None) -> Iterator[BaseException]:
