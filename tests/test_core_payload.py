@@ -1,6 +1,6 @@
 """A payload that does not fit is answered with the key that does not."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -17,6 +17,8 @@ class Payload(msgspec.Struct, frozen=True):
     ident: str
     items: tuple[Item, ...] = ()
     by_name: dict[str, int] = {}
+    fruit: Literal["pear", "plum"] | None = None
+    baskets: dict[str, list[Literal["fig", 1]]] = {}
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -31,6 +33,14 @@ def test_unknown_fields_are_ignored() -> None:
         ({"ident": 7}, "bad_payload: key ident: Expected `str`, got `int`"),
         ({"ident": "a", "items": [{"since": "x"}]}, "bad_payload: key items[0].since: Expected `float`, got `str`"),
         ({"ident": "a", "by_name": {"x": "y"}}, "bad_payload: key by_name[...]: Expected `int`, got `str`"),
+        (
+            {"ident": "a", "fruit": "nut"},
+            "bad_payload: key fruit: Invalid enum value 'nut', expected one of pear, plum",
+        ),
+        (
+            {"ident": "a", "baskets": {"x": ["fig", "fog"]}},
+            "bad_payload: key baskets[...][1]: Invalid enum value 'fog', expected one of 1, fig",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(payload: dict[str, Any], reason: str) -> None:

@@ -8,29 +8,51 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from agent.core.errors import ActionError
 
 T = TypeVar("T")
 
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
+_STEP = re.compile(r"[^\W\d]\w*|\[")
 _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*)`)?$", re.DOTALL)
 
 
 def read(payload: Mapping[str, Any], kind: type[T]) -> T:
     """The payload as `kind`; unknown fields are ignored.
 
-    Raises ActionError `bad_payload`: "key ident is missing", or "key runs[0].since: Expected `float`, got `str`".
+    Raises ActionError `bad_payload`: "key ident is missing", "key runs[0].since: Expected `float`, got `str`", or "key
+    policy: Invalid enum value 'x', expected one of drop_oldest, disconnect".
     """
     try:
         return msgspec.convert(payload, kind)
     except msgspec.ValidationError as err:
-        raise ActionError("bad_payload", _say(str(err))) from err
+        raise ActionError("bad_payload", _say(str(err), kind)) from err
 
 
-def _say(text: str) -> str:
+def _say(text: str, kind: type) -> str:
     found = _WHERE.match(text)
     what, where = (found[1], found[2] or "") if found else (text, "")
     if missing := _MISSING.match(what):
         return f"key {where}{'.' if where else ''}{missing[1]} is missing"
+    if where and what.startswith("Invalid enum value"):
+        what += f", expected one of {', '.join(_words(inspect.type_info(kind), _STEP.findall(where)))}"
     return f"key {where}: {what}" if where else what
+
+
+def _words(kind: inspect.Type, way: list[str]) -> list[str]:
+    """The words that may stand there: `way` has names of fields, and "[" for what is in a list or an object."""
+    match kind:
+        case inspect.UnionType(types=kinds):
+            return [word for one in kinds for word in _words(one, way)]
+        case inspect.StructType(fields=fields) if way:
+            return [word for field in fields if field.encode_name == way[0] for word in _words(field.type, way[1:])]
+        case inspect.ListType() | inspect.VarTupleType() if way:
+            return _words(kind.item_type, way[1:])
+        case inspect.DictType() if way:
+            return _words(kind.value_type, way[1:])
+        case inspect.LiteralType(values=values) if not way:
+            return [str(value) for value in values]
+        case _:
+            return []
