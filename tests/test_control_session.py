@@ -89,7 +89,11 @@ def test_what_another_folder_checks_is_handed_on_as_it_came() -> None:
         ("log", {}, "bad_payload: key message is missing"),
         ("cancel", {"run": 7}, "bad_payload: key run: Expected `str`, got `int`"),
         ("subscribe", {"kinds": "Test*"}, "bad_payload: key kinds: Expected `array`, got `str`"),
-        ("subscribe", {"policy": "wait"}, "bad_payload: key policy: Invalid enum value 'wait'"),
+        (
+            "subscribe",
+            {"policy": "wait"},
+            "bad_payload: key policy: Invalid enum value 'wait', expected one of disconnect, drop_oldest",
+        ),
         ("subscribe", {"filter": {"run": 1}}, "bad_payload: key filter.run: Expected `str | null`, got `int`"),
         ("run_suite", {"suite": []}, "bad_payload: key suite: Expected `object | null`, got `array`"),
         ("unsubscribe", {"sub": 9}, "not_found: subscription 9 is not open"),

@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
-from tests.faults.station import Station, bench, peak_mib, until
+from tests.faults.station import LIMIT_S, Station, bench, peak_mib, until
 
 FLOOD = "import os\nfor _ in range(6400): os.write(2, b'x' * 65536)\nprint('1..1')\nprint('ok')"  # 400 MiB
 LONG = "print('1..2')\nprint('ok 1 - ' + 'x' * {size})\nprint('ok 2 - short')"
@@ -97,7 +97,7 @@ async def test_a_document_that_is_wrong_is_refused_with_what_is_wrong(machine: S
         }
         for key, document in wrong.items():
             ordered = lab.lab.seneschal.enqueue(document)
-            with trio.fail_after(30):
+            with trio.fail_after(LIMIT_S):
                 row = await lab.lab.seneschal.ended(ordered)
             told = row.reason or ""
             if row.state == "done":  # what only preparing shows

@@ -18,6 +18,7 @@ import trio
 
 from agent.core.process import Child, Exit, Limits, Spec, Step, adopt, drain, environ, open_child
 from agent.core.processtree import Proc, stat_of, sweep, tree
+from tests.faults.station import LIMIT_S
 
 MARK = f"run-of-test-process-tree-{os.getpid()}"  # several test runs may share a machine
 
@@ -126,7 +127,7 @@ async def test_a_daemon_that_ignores_everything_is_dead_when_the_run_is(repeat: 
         async with open_child(python(DAEMON, "keep", pipe)) as child:
             daemon = await pids_from(child, 1)
             assert len(living(daemon)) == 1
-            with trio.fail_after(5):
+            with trio.fail_after(LIMIT_S):
                 assert (await child.finish(drain_s=0.02)).code == 0
             assert living(daemon) == []
 
@@ -175,7 +176,7 @@ async def test_a_tree_of_57_that_ignores_sigterm(repeat: Repeat) -> None:
         async with open_child(python(FIFTY_SEVEN)) as child:
             procs = await pids_from(child, 57)
             assert len(living(procs)) == 57
-            with trio.fail_after(10):
+            with trio.fail_after(LIMIT_S):
                 exit_ = await child.stop([Step(signal.SIGINT, 0.01), Step(signal.SIGTERM, 0.01)], drain_s=0)
             assert exit_ == Exit(None, "SIGKILL", ended_by="SIGKILL", oom=None)
             assert living(procs) == []
