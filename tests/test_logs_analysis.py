@@ -169,7 +169,8 @@ def test_the_forecaster_sees_wanted_lines_and_failures_in_order(monkeypatch: pyt
     house = House()
     seen: list[tuple[Seen, int]] = []
 
-    def see(line: Seen, path: str, offset: int) -> list[AnyEvent]:
+    def see(line: Seen, path: str, offset: int, *, is_late: bool) -> list[AnyEvent]:
+        assert not is_late
         seen.append((line, offset))
         return []
 

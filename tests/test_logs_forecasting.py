@@ -56,3 +56,24 @@ async def test_a_failure_is_forecast_and_comes_true(tmp_path: Path) -> None:
         assert numbers["logs_forecasts_total", "expired"] == numbers["logs_forecasts_open",] == 0
         assert (numbers["logs_forecast_precision",], numbers["logs_forecast_recall",]) == (1.0, 0.5)
         assert [event.state for event in await here.journal(LogForecast)] == ["open", "hit"]
+
+
+async def test_forecasts_and_their_numbers_outlive_a_restart(tmp_path: Path) -> None:
+    learned(tmp_path)
+    async with house(tmp_path, RULES) as here:
+        here.log.touch()
+        await here.start()
+        with here.bus.subscribe(LogForecast) as events:
+            with here.log.open("a") as file:
+                file.writelines(f"{line}\n" for line in [*story("sdz"), "write to sdz failed", *story("sdy")])
+            told = [await first(events) for _ in range(3)]
+        assert [(event.state, event.key) for event in told] == [("open", "sdz"), ("hit", "sdz"), ("open", "sdy")]
+    with here.log.open("a") as file:
+        file.write("write to sdy failed\n")
+    async with house(tmp_path, RULES) as here:
+        with here.bus.subscribe(LogForecast) as events:
+            await here.start()
+            hit = await first(events)
+        assert (hit.state, hit.id) == ("hit", told[-1].id)
+        counted = (await here.bus.ask("list_logs", {}))["learned"]
+        assert (counted["hits"], counted["expired"], counted["misses"], counted["open"]) == (2, 0, 0, 0)

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agent.core.learned import LogEvidence, LogForecast
 from agent.logs.chains import Chain, Chains, FailureClass, Seen
-from agent.logs.predict import Forecaster, Tally
+from agent.logs.predict import Forecaster, Open, Tally
 
 HORIZON_S, GAP_S = 60.0, 50.0
 STEP, OTHER, END = 11, 12, 20
@@ -258,6 +258,79 @@ def test_a_template_that_joined_another_is_still_a_step() -> None:
     assert forecaster.wanted == {STEP, OTHER, 500, 501}
     (event,) = forecaster.see(Seen(0.0, "a.log", 501, b"line a text"), "a.log", 0)
     assert event.key == "a"
+
+
+def restarted(before: Forecaster, known: Chains, now: float) -> Forecaster:
+    """Another process, that has what the one before had put on the disk."""
+    kept = msgspec.json.encode(list(before.waiting))
+    forecaster = Forecaster(known)
+    forecaster.resume(msgspec.json.decode(kept, type=list[Open]), before.total, now)
+    return forecaster
+
+
+def test_open_forecasts_live_on_in_the_next_process() -> None:
+    first = Forecaster(chains())
+    play(first, "0 step a\n=> open a\n5 step b\n=> open b\n7 step c\n=> open c\n8 fails c\n=> hit c\n9 burns x")
+    second = restarted(first, chains(), 30.0)
+    assert second.open == 2
+    play(second, "31 step a\n50 fails a\n=> hit a\n65 due\n66 due\n=> expired b")
+    assert vars_of(second.total) == (2, 1, 1)
+    assert second.chains.encode() != chains().encode()  # both taught it something
+
+
+def test_forecasts_outlive_the_model_that_knew_their_class() -> None:
+    first = Forecaster(chains())
+    play(first, "0 step a\n=> open a\n5 step b\n=> open b")
+    other = chains()
+    other.classes[0].name = "fan"
+    for known in (Chains(), other):
+        second = restarted(first, known, 30.0)
+        play(second, "40 unknown a\n=> hit a\n66 due\n=> expired b")
+        assert vars_of(second.total) == (1, 1, 0)
+        assert second.chains.weights == known.weights
+
+
+def stamped(at: float, second: int | None, *, template: int = STEP, log: str = "a.log") -> Seen:
+    """A line for the key a that was read at a time, and written in a second of this minute."""
+    head = "" if second is None else f"2026-01-05T08:00:{second:02} "
+    return Seen(at, log, template, f"{head}line a text".encode(), "disk" if template == END else None)
+
+
+@pytest.mark.parametrize(
+    ("step", "failure", "is_late", "told", "tally"),
+    [
+        # Its time went by while nobody read: then what the lines say themselves decides.
+        (stamped(0.0, 10), stamped(203.0, 50, template=END), False, ["hit"], (1, 0, 0)),
+        (stamped(0.0, 10), stamped(203.0, 9, template=END), False, ["expired"], (0, 1, 1)),
+        (stamped(0.0, 10), stamped(203.0, None, template=END), False, ["expired"], (0, 1, 1)),
+        (stamped(0.0, None), stamped(203.0, 50, template=END), False, ["expired"], (0, 1, 1)),
+        (stamped(0.0, 10), stamped(203.0, 50, template=END, log="b.log"), False, ["hit"], (1, 0, 0)),
+        # The time that there is for that is over.
+        (stamped(0.0, 10), stamped(206.0, 50, template=END), False, ["expired"], (0, 1, 1)),
+        # It goes on, and the line was written a while ago.
+        (stamped(170.0, 10), stamped(203.0, 50, template=END), True, ["hit"], (1, 0, 0)),
+        (stamped(170.0, 10), stamped(203.0, 9, template=END), True, [], (0, 0, 0)),
+        (stamped(170.0, None), stamped(203.0, None, template=END), True, ["hit"], (1, 0, 0)),
+        (stamped(170.0, None), stamped(203.0, None, template=END, log="b.log"), True, [], (0, 0, 0)),
+    ],
+)
+def test_a_failure_that_is_read_after_the_time_or_long_after_it_was_written(
+    step: Seen, failure: Seen, is_late: bool, told: list[str], tally: tuple[int, int, int]
+) -> None:
+    first = Forecaster(chains())
+    assert [event.state for event in first.see(step, "a.log", 0)] == ["open"]
+    second = restarted(first, chains(), 200.0)
+    assert [event.state for event in second.see(failure, failure.source, 7, is_late=is_late)] == told
+    assert vars_of(second.total) == tally
+
+
+def test_a_failure_of_long_ago_is_no_miss_and_leaves_the_tracks() -> None:
+    forecaster = Forecaster(chains())
+    play(forecaster, "0 half a")
+    assert forecaster.see(stamped(1.0, None, template=END), "a.log", 0, is_late=True) == []
+    assert vars_of(forecaster.total) == (0, 0, 0)
+    (event,) = said(forecaster, 2.0, "step", "a")
+    assert [line.template for line in event.evidence] == [OTHER, STEP]
 
 
 def test_rates_are_none_as_long_as_there_is_nothing_to_count() -> None:

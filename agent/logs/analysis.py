@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from msgspec.structs import replace
 
 from agent.core.events import AnyEvent, LogMatched
-from agent.core.learned import LogDrift, LogNovelty, LogRate
+from agent.core.learned import LogDrift, LogForecast, LogNovelty, LogRate
 from agent.logs.anomalies import WINDOW_S, Jump, Rates, Tokens, Warmth
 from agent.logs.chains import Chains, Seen
 from agent.logs.classify import Classifier, Drift, TooManyClasses
@@ -72,6 +72,8 @@ class Lines:
         self._analysis, self._stream, self._block, self._place = analysis, stream, block, place
         self._ids, self._starts = (mined.ids, mined.starts) if mined else (array("I"), array("I"))
         self._is_live = is_live
+        self._is_new = mined is not None
+        self.has_forecast = False  # something was told of forecasts
         forecaster = analysis.forecaster
         self._wanted = mined.having(forecaster.wanted) if mined and is_live and forecaster.wanted else []
         self._next = 0  # of the wanted lines
@@ -83,7 +85,8 @@ class Lines:
         """
         template = self._template(at, text) if is_whole else NONE
         event = self._analysis.classified(replace(event, template=None if template == NONE else template), text)
-        if self._is_live and event.severity in FAILURES:
+        is_awaited = self._is_new and self._analysis.forecaster.open
+        if event.severity in FAILURES and (self._is_live or is_awaited):
             self._look_until(at)
             named = tuple(value for value in captures.values() if value is not None)
             self._see(template, text, event.offset, event.class_ or FAILURE, named)
@@ -119,13 +122,17 @@ class Lines:
         analysis, path = self._analysis, self._stream.path
         now = self._analysis.miner.resolve(template)
         seen = Seen(analysis.clock(), path, template if now is None else now, line, failure, captures)
-        run, test = self._stream.active()
-        for forecast in analysis.forecaster.see(seen, path, offset):
-            analysis.publish(replace(forecast, run=run, test=test))
+        forecasts = analysis.forecaster.see(seen, path, offset, is_late=not self._is_live)
+        if forecasts or failure:
+            analysis.tell(forecasts, *self._stream.active())
+            self.has_forecast |= bool(forecasts)
 
 
 class Analysis:
-    """Of all logs of the machine. For one thread. `publish` takes its events; `clock` gives epoch seconds."""
+    """Of all logs of the machine. For one thread. `publish` takes its events; `clock` gives epoch seconds.
+
+    `keep` is called in one stretch with it when forecasts, or their numbers, have changed.
+    """
 
     def __init__(
         self,
@@ -137,8 +144,9 @@ class Analysis:
         classifier: Classifier | None = None,
         chains: Chains | None = None,
         warmths: Mapping[str, Warmth] | None = None,
+        keep: Callable[[Forecaster], None] = lambda forecaster: None,
     ) -> None:
-        self.publish, self.clock = publish, clock
+        self.publish, self.clock, self._keep = publish, clock, keep
         self.miner = Miner() if miner is None else miner
         self.classifier = classifier or Classifier()
         self.forecaster = Forecaster(chains or Chains())
@@ -241,9 +249,14 @@ class Analysis:
     def tick(self, now: float) -> None:
         """Every few seconds: tell what is over."""
         self.forecaster.sampled = any(stream.every > 1 for stream in self.streams.values())
-        for forecast in self.forecaster.due(self.clock()):
-            self.publish(forecast)
+        self.tell(self.forecaster.due(self.clock()))
         self._tell_jumps(self._rates.tick(now), now)
+
+    def tell(self, forecasts: Iterable[LogForecast], run: str | None = None, test: str | None = None) -> None:
+        """Tell what changed, and keep it."""
+        for forecast in forecasts:
+            self.publish(replace(forecast, run=run, test=test))
+        self._keep(self.forecaster)
 
     def classified(self, event: LogMatched, line: bytes) -> LogMatched:
         """The event with the class of its line. That of a rule is learned."""

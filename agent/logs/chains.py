@@ -362,14 +362,23 @@ class Tracks:
                 changed.append((number, key, track, track.step(seen.at, seen.template, steps, self._gaps[number])))
         return changed
 
-    def failed(self, number: int, seen: Seen) -> Key | None:
-        """The key of a failure of class `number`, whose track ends here. None: it is of no key that was heard of."""
+    def key(self, number: int, seen: Seen) -> Key | None:
+        """The key of a failure of class `number`. None: it is of no key that was heard of."""
         slot = self._ends[number].get(seen.template)
         key = None if slot is None else seen.key(slot)
         if key is None:
             key = next((key for _, key in seen.places() if (number, key) in self._tracks), None)
+        return key
+
+    def end(self, number: int, key: Key) -> None:
+        """The key had a failure of class `number`."""
+        self._tracks.pop((number, key), None)
+
+    def failed(self, number: int, seen: Seen) -> Key | None:
+        """Both: the key of a failure, whose track ends here."""
+        key = self.key(number, seen)
         if key is not None:
-            self._tracks.pop((number, key), None)
+            self.end(number, key)
         return key
 
 

@@ -1,4 +1,5 @@
-"""What was learned of logs, on the disk: the model file, and beside it in the store the templates of this machine.
+"""What was learned of logs, on the disk: the model file, and beside it in the store the templates of this machine, and
+the forecasts that wait (forecasts.py).
 
 A model file from elsewhere (`agent logs learn`) brings its own templates, for its weights and chains know them by their
 ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to.
@@ -30,6 +31,7 @@ from agent.logs.analysis import Analysis
 from agent.logs.anomalies import Warmth
 from agent.logs.chains import Chains
 from agent.logs.classify import Classifier
+from agent.logs.forecasts import Forecasts
 from agent.logs.model import Model, ModelDamaged, encode, room
 from agent.logs.templates import Miner
 
@@ -63,6 +65,7 @@ class Learning:
 
     def __init__(self, path: Path, bus: Bus, store: Store, clock: Callable[[], float]) -> None:
         self._path, self._bus, self._store, self._clock = path, bus, store, clock
+        self._forecasts = Forecasts(store)
         self._model = Model()
         self._digest = ""
         self._kept_next = self._written = 0
@@ -72,6 +75,7 @@ class Learning:
         """What was learned before; what cannot be used is told, and learned anew."""
         await self._store.commit()
         kept = await self._store.get(KEY, Kept)
+        waiting, ended = await self._forecasts.read()
         model = await self._read()
         now = trio.current_time()
         try:
@@ -82,7 +86,8 @@ class Learning:
                 await trio.to_thread.run_sync(modelfile.set_aside, self._path)
             self._blame(err)
             self._model, self._digest = Model(), ""
-            self.analysis = Analysis(self._bus.publish, self._clock, now)
+            self.analysis = Analysis(self._bus.publish, self._clock, now, keep=self._forecasts.keep)
+        self.analysis.forecaster.resume(waiting, ended, self._clock())
         if kept:
             self.analysis.miner.skip_ids(kept.next)
         self._written = self.analysis.learned
@@ -145,6 +150,7 @@ class Learning:
             classifier=Classifier.load(model.weights, model.classes) if model and model.weights else None,
             chains=Chains.decode(model.chains, model.calibration) if model and model.chains else None,
             warmths=kept.warmths if kept else None,
+            keep=self._forecasts.keep,
         )
 
     async def _write(self) -> None:

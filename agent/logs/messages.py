@@ -134,8 +134,8 @@ class RuleCounts(msgspec.Struct, frozen=True, kw_only=True):
 class Learned(msgspec.Struct, frozen=True, kw_only=True):
     """What is learned of logs, in the answer to `list_logs`: templates, classes, and what became of forecasts.
 
-    `open` forecasts wait for their failure, `misses` are failures that had none. Precision and recall are shares,
-    null where nothing was forecast, or nothing failed, since the start.
+    `open` forecasts wait for their failure, `misses` are failures that had none, since the state directory is there.
+    Precision and recall are shares, null where nothing was forecast, or nothing failed.
     """
 
     templates: int

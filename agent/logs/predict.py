@@ -8,6 +8,11 @@ There is one for a class and key at a time. Another opens only when meanwhile th
 threshold, or nothing came of the key for longer than its chains pause. A failure that no forecast was open for is a
 miss.
 
+Forecasts live on over restarts, also when their class is none of the model's any more. Time is that of reading: one
+whose horizon went by while nobody read waits CATCH_UP_S more for its failure among the lines that were written
+meanwhile. A line that is read too late for its forecast, or long after it was written, is its failure where both bear
+stamps that are at most the horizon apart; without stamps the first is not, and the second is in the forecast's own log.
+
 Source: protocols/logs.md 2.3 and 4, "Forecast".
 """
 
@@ -15,16 +20,18 @@ import hashlib
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
 from agent.core.learned import LogEvidence, LogForecast
+from agent.logs import stamps
 from agent.logs.chains import Chains, Judgement, Key, Reading, Seen, Track, Tracks
 
 THRESHOLD = 0.7
 HYSTERESIS = 0.2  # how far below the threshold a probability is for a new chance after a forecast that expired
 BURST_S = 10.0  # failures of one class and key closer than this are one
+CATCH_UP_S = 5.0
 
 _MOST_OPEN = 1024
 _MOST_FAILED = 4096
@@ -50,11 +57,31 @@ class Tally:
         return self.hits / (self.hits + self.misses) if self.hits + self.misses else None
 
 
-class _Open:
-    __slots__ = ("event", "judgement", "reading", "until")
+class Open(msgspec.Struct, frozen=True):
+    """A forecast that waits for its failure `until` an epoch time. `word` is its key; None: its log is, `event.path`.
 
-    def __init__(self, event: LogForecast, until: float, reading: Reading, judgement: Judgement) -> None:
-        self.event, self.until, self.reading, self.judgement = event, until, reading, judgement
+    The rest is what it was based on.
+    """
+
+    event: LogForecast
+    until: float
+    word: bytes | None
+    reading: Reading
+    judgement: Judgement
+
+    @property
+    def place(self) -> tuple[str, Key]:
+        """Its class and key, of which it is the only one."""
+        return self.event.class_, self.event.path if self.word is None else self.word
+
+    def is_failure(self, seen: Seen, *, is_late: bool) -> bool:
+        """Is a failure of its class and key the one that it waits for? `is_late`: it was written long ago."""
+        if seen.at <= self.until and not is_late:
+            return True
+        step, failure = stamps.at(self.event.evidence[-1].text.encode()), stamps.at(seen.line)
+        if step is None or failure is None:
+            return seen.at <= self.until and seen.source == self.event.path
+        return 0 <= failure - step <= self.event.horizon_s
 
 
 class Forecaster:
@@ -77,12 +104,19 @@ class Forecaster:
         self._numbers = {class_.name: number for number, class_ in enumerate(chains.classes)}
         self._ends_of = {template: number for number, class_ in enumerate(chains.classes) for template in class_.ends}
         self._tracks = Tracks(chains)
-        self._open: dict[tuple[int, Key], _Open] = {}
-        self._ends: list[tuple[float, int, tuple[int, Key], _Open]] = []  # a heap; some ended before
+        self._open: dict[tuple[str, Key], Open] = {}
+        self._ends: list[tuple[float, int, Open]] = []  # a heap; some ended before
         self._count = 0
         self._known = self.wanted | {template for class_ in chains.classes for template in class_.ends}
         self._was: dict[int, int] = {}  # templates that chains know by another number
         self._failed: OrderedDict[tuple[str, Key], float] = OrderedDict()
+        self._before = Tally()
+
+    def resume(self, open: Iterable[Open], before: Tally, now: float) -> None:
+        """Go on with the forecasts that waited when the last process ended, and with what it had counted."""
+        self._before = before
+        for forecast in open:
+            self._wait(forecast, forecast.until if forecast.until > now else now + CATCH_UP_S)
 
     @property
     def open(self) -> int:
@@ -90,18 +124,26 @@ class Forecaster:
         return len(self._open)
 
     @property
+    def waiting(self) -> Collection[Open]:
+        """These."""
+        return self._open.values()
+
+    @property
     def total(self) -> Tally:
-        """Over all classes."""
-        tallies = self.tallies.values()
+        """Over all classes and processes."""
+        tallies = [self._before, *self.tallies.values()]
         return Tally(sum(t.hits for t in tallies), sum(t.expired for t in tallies), sum(t.misses for t in tallies))
 
-    def see(self, seen: Seen, path: str, offset: int) -> list[LogForecast]:
-        """A line of a wanted template, or a failure; `path` and `offset` say where it stands. What changed."""
+    def see(self, seen: Seen, path: str, offset: int, *, is_late: bool = False) -> list[LogForecast]:
+        """A line of a wanted template, or a failure; `path` and `offset` say where it stands. What changed.
+
+        `is_late`: a failure that was written long ago. It may end a forecast, and is no miss.
+        """
         changed = self.due(seen.at) if self._ends and self._ends[0][0] < seen.at else []
         if self._was and seen.template in self._was:
             seen = seen._replace(template=self._was[seen.template])
         if seen.failure is not None:
-            return changed + self._fail(seen, path, offset)
+            return changed + self._fail(seen, path, offset, is_late)
         for number, key, track, reading in self._tracks.see(seen):
             class_ = self.chains.classes[number]
             track.lines.append((path, offset, seen.line, seen.template))
@@ -112,7 +154,7 @@ class Forecaster:
             error = math.sqrt(probability * (1 - probability) / max(1, judgement.rows))
             if probability - error < self._threshold:
                 track.armed = track.armed or probability < self._threshold - HYSTERESIS
-            elif track.armed and (number, key) not in self._open and len(self._open) < _MOST_OPEN:
+            elif track.armed and (class_.name, key) not in self._open and len(self._open) < _MOST_OPEN:
                 track.armed = False
                 changed.append(self._opened(seen.at, number, key, track, reading, judgement))
         return changed
@@ -137,10 +179,15 @@ class Forecaster:
         """The forecasts whose time went by before `now`."""
         changed = []
         while self._ends and self._ends[0][0] < now:
-            _, _, place, forecast = heapq.heappop(self._ends)
-            if self._open.get(place) is forecast:
-                changed.append(self._closed(place, None))
+            _, _, forecast = heapq.heappop(self._ends)
+            if self._open.get(forecast.place) is forecast:
+                changed.append(self._closed(forecast, None))
         return changed
+
+    def _wait(self, forecast: Open, end: float) -> None:
+        self._open[forecast.place] = forecast
+        self._count += 1
+        heapq.heappush(self._ends, (end, self._count, forecast))
 
     def _opened(
         self, at: float, number: int, key: Key, track: Track, reading: Reading, judgement: Judgement
@@ -150,7 +197,9 @@ class Forecaster:
             LogEvidence(path, offset, _text(line), template) for path, offset, line, template in track.lines
         )
         last = evidence[-1]
-        digest = hashlib.blake2b(f"{class_.name}\0{_text(key)}\0{last.path}\0{last.offset}".encode(), digest_size=8)
+        # Of the line too: a log that was rotated has another one there.
+        named = "\0".join((class_.name, _text(key), last.path, str(last.offset), last.text))
+        digest = hashlib.blake2b(named.encode(), digest_size=8)
         early, late = class_.expected(reading)
         event = LogForecast(
             path=last.path,
@@ -164,44 +213,55 @@ class Forecaster:
             evidence=evidence,
             sampled=self.sampled,
         )
-        forecast = self._open[number, key] = _Open(event, at + class_.horizon_s, reading, judgement)
-        self._count += 1
-        heapq.heappush(self._ends, (forecast.until, self._count, (number, key), forecast))
+        word = key if isinstance(key, bytes) else None
+        self._wait(Open(event, at + class_.horizon_s, word, reading, judgement), at + class_.horizon_s)
         return event
 
-    def _fail(self, seen: Seen, path: str, offset: int) -> list[LogForecast]:
+    def _fail(self, seen: Seen, path: str, offset: int, is_late: bool) -> list[LogForecast]:
         # A line that is known to end a chain is that failure, whatever class others see in it.
         number = self._numbers.get(seen.failure or "", self._ends_of.get(seen.template))
         name = (seen.failure or "") if number is None else self.chains.classes[number].name
-        key = None if number is None else self._tracks.failed(number, seen)
-        if self._heard is not None and number is not None:
-            self._heard(number, key, None)
+        key = None if number is None else self._tracks.key(number, seen)
+        if key is None:  # forecasts outlive their tracks, and the model that they are of
+            key = next((key for _, key in seen.places() if (name, key) in self._open), None)
+        forecast = None if key is None else self._open.get((name, key))
+        line = LogEvidence(path, offset, _text(seen.line), seen.template)
+        if is_late:
+            is_its = forecast is not None and forecast.is_failure(seen, is_late=True)
+            return [self._closed(forecast, seen, line)] if forecast and is_its else []
+        if number is not None:
+            if key is not None:
+                self._tracks.end(number, key)
+            if self._heard is not None:
+                self._heard(number, key, None)
         place = (name, seen.source if key is None else key)
         before, self._failed[place] = self._failed.get(place, -math.inf), seen.at
         self._failed.move_to_end(place)
         if len(self._failed) > _MOST_FAILED:
             self._failed.popitem(last=False)
-        if number is not None and key is not None and (number, key) in self._open:
-            return [self._closed((number, key), seen, LogEvidence(path, offset, _text(seen.line), seen.template))]
+        if forecast is not None and forecast.is_failure(seen, is_late=False):
+            return [self._closed(forecast, seen, line)]
         if seen.at - before >= BURST_S:
             self.tallies.setdefault(name, Tally()).misses += 1
-        return []
+        return [self._closed(forecast, None)] if forecast else []
 
-    def _closed(self, place: tuple[int, Key], failure: Seen | None, line: LogEvidence | None = None) -> LogForecast:
+    def _closed(self, forecast: Open, failure: Seen | None, line: LogEvidence | None = None) -> LogForecast:
         """It came true by `failure`, or its time went by."""
-        forecast = self._open.pop(place)
-        class_ = self.chains.classes[place[0]]
-        tally = self.tallies[class_.name]
+        event = forecast.event
+        del self._open[forecast.place]
+        tally = self.tallies.setdefault(event.class_, Tally())
         if failure is None:
             tally.expired += 1
         else:
             tally.hits += 1
-        if self._learning:
+        number = self._numbers.get(event.class_)
+        class_ = None if number is None else self.chains.classes[number]
+        if self._learning and class_ and all(n < len(class_.chains) for n, _, _ in forecast.reading.states):
             class_.count(forecast.reading, failure is not None, failure and class_.led_by(failure.template))
             self.chains.correct(forecast.judgement, failure is not None)
         if line is None:
-            return msgspec.structs.replace(forecast.event, state="expired")
-        return msgspec.structs.replace(forecast.event, state="hit", evidence=(*forecast.event.evidence, line))
+            return msgspec.structs.replace(event, state="expired")
+        return msgspec.structs.replace(event, state="hit", evidence=(*event.evidence, line))
 
 
 def _text(raw: bytes | str) -> str:

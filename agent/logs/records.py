@@ -269,6 +269,8 @@ class Records:
             if events:
                 self._keep()
         lines.end()
+        if lines.has_forecast:
+            self._keep()  # else the lines that it is based on might be read again
         self.tick(trio.current_time())
         self.state = "IDLE"
         self._came.set()

@@ -281,6 +281,7 @@ class Source:
             if found.count or self._waiting:
                 await self._look_at(act, at, part, found, lines)
             lines.end()
+            self._has_told |= lines.has_forecast  # else the lines that it is based on might be read again
             if self._worker.scanner.is_due:
                 await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
             at, before = at + found.consumed, found.before
