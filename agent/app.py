@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import trio
@@ -56,6 +56,9 @@ from agent.settings import (
 )
 from agent.suites.requirements import labels_of
 from agent.suites.settings import SuitesSettings
+
+if TYPE_CHECKING:
+    from agent.coverage.role import Coverage
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +192,7 @@ class Service:
         self.serving = trio.Event()  # the control port listens; the other roles are on their way
         self.up = trio.Event()  # every role had its start
         self.control_url = ""
+        self._covering: Coverage | None = None  # runners that are covered go on while its role is started anew
         self._leaves = cgroup.claim()  # before the first child: the agent itself moves into a leaf
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -224,6 +228,8 @@ class Service:
                         task_status.started()
                         await trio.sleep_forever()
         finally:
+            if self._covering is not None:
+                await self._covering.leave()
             self.store.close()
 
     def summary(self) -> str:
@@ -535,17 +541,9 @@ class Service:
             files = (self.find(each) if each else None for each in (tls.ca_file, tls.cert_file, tls.key_file))
             url = f"{coverage.admin.rstrip('/')}/agent/attach"
             dial = Dial(url=url, tls=TlsSettings(*files), headers=tuple(coverage.headers.items()))
-        await role.run(
-            self.bus,
-            self.store,
-            coverage,
-            settings.name,
-            health,
-            dial=dial,
-            make=role.source_of,
-            metrics=self.metrics,
-            task_status=task_status,
-        )
+        if self._covering is None:
+            self._covering = role.Coverage(self.bus, self.store, make=role.source_of, metrics=self.metrics)
+        await role.run(self._covering, coverage, settings.name, health, dial=dial, task_status=task_status)
 
     def _platform(self) -> dict[str, Any]:
         """The props of this machine's TestPlatform vertex (protocols/emissary.md, "Mimir")."""

@@ -5,10 +5,10 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import trio
 
 from agent.core.bus import Bus
@@ -16,7 +16,7 @@ from agent.core.events import AnyEvent
 from agent.core.link import Dial
 from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
-from agent.core.supervise import Health
+from agent.core.supervise import Health, Role, Supervisor
 from agent.coverage import role
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.settings import CoverageSettings, SourceName
@@ -34,6 +34,7 @@ class Product:
         self.is_alive = False
         self.told: list[Warned | Lost] = []
         self.broken: Exception | None = None
+        self.fails: list[str] = []  # "look at r-1", "last look at r-1": these fail, once each
         self._reached: list[Delta] = []
         self._listeners: list[list[Delta]] = []
 
@@ -69,6 +70,10 @@ class Probe:
             self._product._listeners.append(self._seen)
 
     async def collect(self, *, final: bool = False) -> list[Delta]:
+        look = f"{'last ' if final else ''}look at {self._folder.name}"
+        if look in self._product.fails:
+            self._product.fails.remove(look)
+            raise RuntimeError(f"no {look}")
         seen = list(self._seen)
         self._seen.clear()
         self._has_seen = self._has_seen or bool(seen)
@@ -90,12 +95,15 @@ class Probe:
 
 
 class House:
-    """The role, and every event that it published."""
+    """The role under its supervisor, and every event that they published."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    role: Role
+
+    def __init__(self, store: Store, settings: CoverageSettings) -> None:
+        self.store, self.settings = store, settings
         self.events: list[AnyEvent] = []
         self.bus = Bus(self)
+        self.supervisor = Supervisor(self.bus.publish)
         self._came = trio.Event()
 
     def append(self, event: AnyEvent, at: float) -> None:
@@ -111,6 +119,12 @@ class House:
             while not is_so():
                 await self._came.wait()
 
+    async def reload(self, **changed: Any) -> None:
+        """The settings change, and the role is started anew with them."""
+        self.settings = msgspec.structs.replace(self.settings, **changed)
+        await self.supervisor.stop("coverage")
+        await self.supervisor.start(self.role)
+
     async def open(self, run: str, folder: Path, **asked: Any) -> dict[str, str]:
         """A runner is about to be started; what it gets."""
         env: dict[str, str] = (await self.bus.ask("coverage_open", {"run": run, "dir": str(folder)} | asked))["env"]
@@ -121,26 +135,22 @@ class House:
 async def house(folder: Path, product: Product, url: str | None = None, **settings: Any) -> AsyncIterator[House]:
     """The role with its store in `folder`; leaving it is an orderly end of the agent."""
     store = open_store(folder / "state", reserve=4096)
-    here = House(store)
+    here = House(store, CoverageSettings(enabled=url is not None, sources=("v8",), **settings))
     dial = None if url is None else Dial(f"{url}/agent/attach")
-    run = partial(
-        role.run,
-        here.bus,
-        store,
-        CoverageSettings(enabled=url is not None, sources=("v8",), **settings),
-        "lab-07",
-        Health("coverage"),
-        dial=dial,
-        make=product.make,
-        metrics=Metrics(),
-    )
+    coverage = role.Coverage(here.bus, store, make=product.make, metrics=Metrics())
+
+    async def run(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        await role.run(coverage, here.settings, "lab-07", health, dial=dial, task_status=task_status)
+
+    here.role = Role("coverage", run)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
             async with trio.open_nursery() as roles:
-                await roles.start(run)
+                await roles.start(here.supervisor.run, [here.role])
                 yield here
                 roles.cancel_scope.cancel()
+            await coverage.leave()
             nursery.cancel_scope.cancel()
     finally:
         store.close()

@@ -122,7 +122,7 @@ class Played:
             case ["C>", *_]:
                 found = [each.split() for each in line[3:].split(",") if each.strip()]
                 deltas = [Delta(name, bits(probes), *test) for name, probes, *test in found]
-                return machine.collected(deltas, self.now, self.now)
+                return [*machine.saw(deltas), *machine.collected(self.now, self.now)]
             case ["+", seconds]:
                 self.now += float(seconds)
                 return []

@@ -6,8 +6,9 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import msgspec
@@ -24,7 +25,7 @@ from agent.core.covered import (
     CoverageWarning,
 )
 from agent.core.errors import ActionError
-from agent.core.events import Alert, LinkChanged, TestStarted
+from agent.core.events import Alert, LinkChanged, RoleChanged, TestStarted
 from agent.core.store import open_store
 from agent.coverage.kept import Kept
 from agent.coverage.sources import Lost, Warned
@@ -48,13 +49,17 @@ def session_of(lab: Lab, name: str = "s1") -> Session:
     return lab.drill.agents["lab-07"].plugin.sessions[name]
 
 
-async def ready(here: House, lab: Lab) -> None:
-    """Enabled, and the admin knows it."""
-    await here.until(lambda: any(link.state == "ready" for link in here.of(LinkChanged)))
+async def ready(here: House, lab: Lab, times: int = 1) -> None:
+    """Enabled, for so many times by now, and the admin knows it."""
+    await here.until(lambda: [link.state for link in here.of(LinkChanged)].count("ready") >= times)
     link = lab.drill.agents["lab-07"].link
     assert link is not None
     with trio.fail_after(60):
         await link.ready.wait()
+
+
+def is_told(here: House, event: CoverageSession) -> bool:
+    return event in here.events
 
 
 async def done(here: House, name: str = "s1") -> None:
@@ -136,8 +141,7 @@ async def test_classes_of_a_run_are_announced_and_the_build_changes_when_no_sess
         await post(user, "STOP", sessionId="s1")
         await done(here)
         assert session_of(lab).strange == 0
-        await here.until(lambda: [link.state for link in here.of(LinkChanged)].count("ready") == 2)
-        await ready(here, lab)
+        await ready(here, lab, 2)
         (again,) = lab.drill.agents.values()
         assert again.config.build_version != first
         assert again.config.build_version.startswith("cat-")
@@ -166,6 +170,85 @@ async def test_a_restart_of_the_agent_takes_its_session_up(tmp_path: Path) -> No
         assert bin(flags).count("1") == 2
         async with house(tmp_path, product, lab.ws_url, build_version="1") as here:
             assert (await here.bus.ask("coverage", {}))["sessions"] == ()
+
+
+async def restarted(here: House, times: int) -> None:
+    await here.until(lambda: any(each.state == "running" and each.restarts == times for each in here.of(RoleChanged)))
+
+
+async def test_a_role_that_fails_and_is_started_again_loses_nothing(tmp_path: Path) -> None:
+    product = Product("./a.js", "./b.js")
+    fixed = {"build_version": "1", "flush_s": 0.1}
+    async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url, **fixed) as here:
+        await ready(here, lab)
+        assert (await post(user, "START", sessionId="s1"))[0] == 200
+        await here.open("r-1", tmp_path, report=True)
+        await here.open("r-2", tmp_path)
+        product.fails.append("look at r-2")
+        product.reach("./a.js", "1")  # r-1 is looked at before, and gives it away only once
+        await here.until(lambda: any(each.state == "backoff" for each in here.of(RoleChanged)))
+        product.reach("./a.js", "01")  # nobody looks
+        assert await here.open("r-3", tmp_path)  # and yet what starts now is covered, and what ends is reported
+        product.reach("./b.js", "1")
+        told = await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        assert (told["covered"], told["warnings"]) == (3, [])
+        await restarted(here, 1)
+        await ready(here, lab, 2)
+        product.reach("./a.js", "001")
+        assert (await here.bus.ask("coverage", {}))["runs"] == ("r-2", "r-3")
+        for run in ("r-2", "r-3"):
+            await here.bus.ask("coverage_close", {"run": run, "artifacts": str(tmp_path)})
+        assert (await post(user, "STOP", sessionId="s1"))[0] == 200
+        await done(here)
+        reached = session_of(lab).reached
+        assert {name: bin(flags).count("1") for (name, _), flags in reached.items()} == {"./a.js": 3, "./b.js": 1}
+
+
+async def test_a_last_look_that_fails_leaves_the_report_of_what_was_seen_before(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    async with house(tmp_path, product) as here:
+        for run in ("r-1", "r-2"):
+            await here.open(run, tmp_path, report=True)
+        product.reach("./a.js", "1")
+        await here.bus.ask("coverage_close", {"run": "r-2", "artifacts": str(tmp_path)})  # all runs are looked at
+        product.fails.append("last look at r-1")
+        told = await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        failure = "What ran last may be missing: RuntimeError: no last look at r-1"
+        assert (told["covered"], told["warnings"]) == (1, [failure])
+        assert (await here.bus.ask("coverage", {}))["runs"] == ()
+
+
+async def test_other_settings_are_taken_up_with_sessions_and_runs_as_they_are(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url, build_version="1") as here:
+        await ready(here, lab)
+        await post(user, "START", sessionId="s1")
+        env = await here.open("r-1", tmp_path, report=True)
+        product.reach("./a.js", "1")
+        await here.reload(flush_s=0.1, stop_reply="both")
+        await ready(here, lab, 2)
+        product.reach("./a.js", "01")
+        assert await trio.Path(env["PROBE"]).is_dir()
+        told = await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        assert told["covered"] == 2
+        assert (await post(user, "STOP", sessionId="s1"))[0] == 200
+        await done(here)
+        (flags,) = session_of(lab).reached.values()
+        assert bin(flags).count("1") == 2
+
+
+async def test_a_session_is_in_the_store_before_the_admin_hears_that_it_has_begun_or_is_over(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url) as here:
+        await ready(here, lab)
+        endings: dict[str, Literal["done", "cancelled"]] = {"STOP": "done", "CANCEL": "cancelled"}
+        for end, then in endings.items():
+            assert (await post(user, "START", sessionId=end))[0] == 200
+            _, saved = await Kept(here.store).read()
+            assert [each.id for each in saved] == [end]
+            assert (await post(user, end, sessionId=end))[0] == 200
+            await here.until(partial(is_told, here, CoverageSession(session=end, state=then)))
+            assert (await Kept(here.store).read())[1] == []
 
 
 async def test_an_end_that_cannot_be_told_is_an_alert_after_a_minute(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -19,13 +19,19 @@ async def watched(folder: Path, product: Product, *, report: bool = True, mib: i
     return made
 
 
+async def collected(run: Watched) -> list[Delta]:
+    taken: list[Delta] = []
+    await run.collect(taken.extend)
+    return taken
+
+
 async def test_what_counts_is_taken_for_the_report_by_test(tmp_path: Path) -> None:
     product = Product("./a.js")
     run = await watched(tmp_path, product)
     product.reach("./a.js", "1", "t1")
     product.reach("./a.js", "01", "t1")
     product.reach("./gone.js", "1", "t1")
-    assert await run.collect() == [Delta("./a.js", 1, "t1"), Delta("./a.js", 2, "t1"), Delta("./gone.js", 1, "t1")]
+    assert await collected(run) == [Delta("./a.js", 1, "t1"), Delta("./a.js", 2, "t1"), Delta("./gone.js", 1, "t1")]
     assert run.covered(run.units()) == {"./a.js": {"t1": 3}}
     assert run.why_empty() == ""
 
@@ -41,7 +47,7 @@ async def test_a_report_lists_what_has_a_source_that_saw_anything(tmp_path: Path
     await run.let_count(True)
     assert run.units().keys() == run.reported().keys() == {"./a.js", "./a.py"}
     module.reach("./a.py", "1")
-    await run.collect()
+    await collected(run)
     assert run.reported().keys() == {"./a.py"}
 
 
@@ -50,10 +56,10 @@ async def test_nothing_counts_once_it_is_stopped_and_its_folder_goes(tmp_path: P
     run = await watched(tmp_path, product, report=False)
     await run.let_count(True)  # said twice, started once
     product.reach("./a.js", "1")
-    assert len(await run.collect()) == 1
+    assert len(await collected(run)) == 1
     await run.remove()
     product.reach("./a.js", "1")
-    assert await run.collect() == []
+    assert await collected(run) == []
     assert run.covered(run.units()) == {}
     assert not (tmp_path / "runs" / "r-1").exists()
 
@@ -94,7 +100,7 @@ async def test_a_session_beside_others_has_lines_told_anew(tmp_path: Path) -> No
     with socket.socket(socket.AF_UNIX) as process:
         process.settimeout(10)
         process.connect(str(folders[0] / "python.sock"))
-        await run.collect()
+        await collected(run)
         await run.count_anew()
         assert process.recv(100) == b'{"restart":1}\n'
     await run.remove()

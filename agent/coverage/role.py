@@ -11,7 +11,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from trio_websocket import WebSocketConnection
 
 import agent
 from agent.core import link
-from agent.core.bus import Bus
+from agent.core.bus import Bus, Handler
 from agent.core.channel import Tell
 from agent.core.covered import (
     CoverageArmed,
@@ -43,6 +43,7 @@ from agent.coverage import report
 from agent.coverage.attach import Attachment, Sent
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.kept import Kept
+from agent.coverage.merged import Merged
 from agent.coverage.messages import MAX_TEXT, AgentConfig, attach_header, read_asked
 from agent.coverage.session import Status
 from agent.coverage.sessions import Act, Announce, Empty, Machine, Map, Part, Ping, Say
@@ -103,81 +104,67 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run(
-    bus: Bus,
-    store: Store,
+    coverage: "Coverage",
     settings: CoverageSettings,
     ident: str,
     health: Health,
     *,
     dial: link.Dial | None,
-    make: Make,
-    metrics: Metrics,
-    clock: Callable[[], float] = time.time,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Cover what is to be covered, for ever. Without `dial` no admin is told of it.
 
-    `make` gives a source by its name, for a catalog and a folder.
+    A start after a failure goes on with all that `coverage` has.
     """
-    coverage = _Coverage(bus, store, settings, ident, health, make, metrics, clock, has_admin=dial is not None)
+    await coverage.begin(settings, ident, health, has_admin=dial is not None)
     try:
-        await coverage.resume()
         async with trio.open_nursery() as nursery:
-            with ExitStack() as answering:
-                actions = {"coverage_open": coverage.open, "coverage_close": coverage.close, "coverage": coverage.show}
-                for action, handler in actions.items():
-                    answering.enter_context(bus.answer(action, handler))
-                await nursery.start(coverage.follow_tests)
-                nursery.start_soon(coverage.collect_all)
-                nursery.start_soon(coverage.keep_all)
-                task_status.started()
-                if dial is None:
-                    await trio.sleep_forever()
-                await link.redial(
-                    NAME,
-                    dial,
-                    coverage.attached,
-                    publish=bus.publish,
-                    random=random.Random(),
-                    max_message=MAX_TEXT,
-                    headers=coverage.headers,
-                )
+            await nursery.start(coverage.follow_tests)
+            nursery.start_soon(coverage.collect_all)
+            nursery.start_soon(coverage.keep_all)
+            task_status.started()
+            if dial is None:
+                await trio.sleep_forever()
+            await link.redial(
+                NAME,
+                dial,
+                coverage.attached,
+                publish=coverage.publish,
+                random=random.Random(),
+                max_message=MAX_TEXT,
+                headers=coverage.headers,
+            )
     finally:
         coverage.keep()
-        with trio.CancelScope(shield=True):
-            await coverage.leave()
     raise AssertionError("nothing here ends")
 
 
-class _Coverage:
-    """What outlives a connection."""
+class Coverage:
+    """What outlives a connection, and a failure of the role: runners go on meanwhile, and tell what they reach.
+
+    `make` gives a source by its name, for a catalog and a folder. `leave` ends it.
+    """
 
     def __init__(
         self,
         bus: Bus,
         store: Store,
-        settings: CoverageSettings,
-        ident: str,
-        health: Health,
+        *,
         make: Make,
         metrics: Metrics,
-        clock: Callable[[], float],
-        *,
-        has_admin: bool,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._bus, self._settings, self._health, self._make = bus, settings, health, make
-        self._metrics, self._clock, self._has_admin = metrics, clock, has_admin
-        self._ident = ident
+        self.publish = bus.publish
+        self._bus, self._make, self._metrics, self._clock = bus, make, metrics, clock
         self._folder = store.folder / "coverage"
         self._kept = Kept(store)
-        self._machine = Machine(
-            alive=lambda: any(each.alive() for each in self._all()),
-            clock=clock,
-            stop_reply=settings.stop_reply,
-            flush_s=settings.flush_s,
-            hook_s=settings.hook_s,
-            max_pending=settings.max_pending_mib * 2**20,
-        )
+        self._settings = CoverageSettings()
+        self._has_admin = False
+        self._ident, self._health = "", Health(NAME)
+        self._begun_with: tuple[CoverageSettings, str, bool] | None = None  # all of the start is done
+        self._has_begun = False
+        self._answering = ExitStack()
+        self._machine = self._new_machine()
         self._runs: dict[str, Watched] = {}
         self._product: Watched | None = None  # what runs by itself
         self._uncovered: set[str] = set()  # runs whose runners were started without
@@ -193,30 +180,76 @@ class _Coverage:
         self._renew = trio.CancelScope()
         self._owed_since, self._is_alerting = math.inf, False
 
-    async def resume(self) -> None:
-        """Take up the sessions of an earlier process, and read what of the product is known."""
+    async def begin(self, settings: CoverageSettings, ident: str, health: Health, *, has_admin: bool) -> None:
+        """The role starts. With other settings than before, sessions are taken up as a new process does."""
+        self._health = health
+        asked = settings, ident, has_admin
+        async with self._one:
+            if not self._has_begun:  # what a former process left
+                await trio.to_thread.run_sync(partial(shutil.rmtree, self._folder / "runs", ignore_errors=True))
+            if asked != self._begun_with:
+                self.keep()
+                self._begun_with = None
+                self._settings, self._ident, self._has_admin = asked
+                await self._resume()
+                self._begun_with = asked
+        if not self._has_begun:
+            self._has_begun = True
+            actions = {"coverage_open": self.open, "coverage_close": self.close, "coverage": self.show}
+            for action, handler in actions.items():
+                self._answering.enter_context(self._bus.answer(action, partial(self._answer, handler)))
+
+    def _new_machine(self) -> Machine:
         settings = self._settings
-        await trio.to_thread.run_sync(partial(shutil.rmtree, self._folder / "runs", ignore_errors=True))
+        return Machine(
+            alive=lambda: any(each.alive() for each in self._all()),
+            clock=self._clock,
+            stop_reply=settings.stop_reply,
+            flush_s=settings.flush_s,
+            hook_s=settings.hook_s,
+            max_pending=settings.max_pending_mib * 2**20,
+        )
+
+    async def _resume(self) -> None:
+        """Take up the sessions of the store, and read what of the product is known."""
+        settings = self._settings
         units, sessions = await self._kept.read() if self._has_admin else ([], [])
-        self._perform(self._machine.announce(units))
+        machine = self._new_machine()
         for saved in sessions:
-            self._machine.restore(saved, trio.current_time())
+            machine.restore(saved, trio.current_time())
+        self._machine, self._attached_build = machine, ""
+        self._perform(machine.announce(units))
+        if self._product is not None:
+            await self._product.remove()
+            self._product = None
         if self._has_admin or "jacoco" in settings.sources:
             names: tuple[SourceName, ...] = settings.sources if self._has_admin else ("jacoco",)
-            self._product = Watched(settings, names, self._folder / "product", self._make)
+            product = Watched(settings, names, self._folder / "product", self._make)
             with self._health.busy(limit=PREPARE_S):
-                await self._product.prepare([Path(root) for root in settings.roots if Path(root).is_absolute()])
-            await self._announce(self._product.units().values())
+                await product.prepare([Path(root) for root in settings.roots if Path(root).is_absolute()])
+            self._product, self._announced = product, 0
+            await self._announce(product.units().values())
         await self._count_build()
         self._arm()
 
     async def leave(self) -> None:
-        """Sources hold sockets and folders, which end with us."""
-        for watched in self._all():
-            await watched.keep()
-            await watched.remove()
+        """The agent ends: sources hold sockets and folders, which end with it."""
+        self._answering.close()
+        with trio.CancelScope(shield=True):
+            for watched in self._all():
+                await watched.keep()
+                await watched.remove()
 
     # ---- actions ---------------------------------------------------------------------------------------------------
+
+    async def _answer(self, handler: Handler, payload: dict[str, Any]) -> Mapping[str, Any]:
+        try:
+            return await handler(payload)
+        except ActionError:
+            raise
+        except Exception as err:  # it is carried out in the task of who asks, whose work is not to fail for it
+            log.exception("an action of the coverage failed")
+            raise ActionError("internal", f"{type(err).__name__} in the coverage: {err}; the log has more") from err
 
     async def open(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{run, dir, report?}` -> {"env": what its runners get}; nothing when they need not be covered."""
@@ -249,26 +282,37 @@ class _Coverage:
         watched = self._runs.get(asked.run)
         if watched is None:
             return {}
-        await self._collect(last_of=asked.run)
-        self._reasons[asked.run] = watched.why_empty()
-        while len(self._reasons) > MAX_REASONS:
-            del self._reasons[next(iter(self._reasons))]
-        async with self._one:
-            del self._runs[asked.run]
-            await watched.remove()
-            await self._let_count()
-        if asked.resumes:
-            await watched.keep()
+        try:
+            try:
+                await self._collect(last_of=asked.run)
+            except Exception as err:  # the report has what was seen before
+                log.exception("the last look at a run failed run=%s", asked.run)
+                watched.warn(f"What ran last may be missing: {type(err).__name__}: {err}")
+            self._reasons[asked.run] = watched.why_empty()
+            while len(self._reasons) > MAX_REASONS:
+                del self._reasons[next(iter(self._reasons))]
+        finally:  # whoever asked may wait no longer
+            with trio.CancelScope(shield=True):
+                async with self._one:
+                    del self._runs[asked.run]
+                    await watched.remove()
+                    await self._let_count()
+                if asked.resumes:
+                    await watched.keep()
         if watched.seen is None or asked.resumes:
             return {}
-        if not len(watched.seen):
+        return await self._report(asked, watched, watched.seen)
+
+    async def _report(self, asked: Closed, watched: Watched, seen: Merged) -> dict[str, Any]:
+        """Write the report of a run that is over."""
+        if not len(seen):
             text = watched.why_empty() or "Nothing of the product was reached."
             watched.warn(text)
-            self._bus.publish(CoverageWarning(session=asked.run, text=text))
+            self.publish(CoverageWarning(session=asked.run, text=text))
         units = watched.reported()
         if self._product is not None:
-            of_product, seen = self._product.units(), {class_id for class_id, _, _ in watched.seen.entries()}
-            if not seen.isdisjoint(of_product.keys() - units.keys()):
+            of_product, reached = self._product.units(), {class_id for class_id, _, _ in seen.entries()}
+            if not reached.isdisjoint(of_product.keys() - units.keys()):
                 units |= of_product
         try:
             with self._health.busy(limit=PREPARE_S):
@@ -277,7 +321,7 @@ class _Coverage:
                 )
         except OSError as err:
             raise ActionError("internal", f"cannot write the coverage of {asked.run}: {err}") from err
-        self._bus.publish(CoverageReport(run=asked.run, **msgspec.structs.asdict(totals)))
+        self.publish(CoverageReport(run=asked.run, **msgspec.structs.asdict(totals)))
         return {**msgspec.structs.asdict(totals), "warnings": watched.warnings}
 
     async def show(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -361,23 +405,29 @@ class _Coverage:
     def _perform(self, acts: Iterable[Act]) -> None:
         """Do what the machine wants; a Map is done by who read the message."""
         sent: list[Sent] = []
+        is_kept = True
         for act in acts:
             match act:
                 case Say() | Announce() | Part() | Ping():
                     sent.append(act)
                 case Empty(session):
-                    self._bus.publish(CoverageWarning(session=session, text=self._why_empty()))
+                    self.publish(CoverageWarning(session=session, text=self._why_empty()))
                 case CoverageSession():
-                    self._bus.publish(act)
+                    is_kept = is_kept and act.state == "stopping"
+                    self.publish(act)
                     self._metrics.count("coverage_sessions_total", state=act.state)
                     if act.state == "running" and self._uncovered:
                         runs = ", ".join(sorted(self._uncovered))
                         text = f"{runs}: started before the session, and not covered. Start it after, or arm always."
-                        self._bus.publish(CoverageWarning(session=act.session, text=text))
+                        self.publish(CoverageWarning(session=act.session, text=text))
                 case CoverageWarning() | CoverageLost():
-                    self._bus.publish(act)
+                    self.publish(act)
                 case Map():
                     pass
+        if (
+            not is_kept
+        ):  # before the admin hears of it: a process that is killed then still knows the session, or its end
+            self.keep()
         if sent and self._attachment is not None:
             self._attachment.put(sent)
         self._arm()
@@ -419,7 +469,7 @@ class _Coverage:
         )
         if is_armed != self._is_armed:
             self._is_armed = is_armed
-            self._bus.publish(CoverageArmed(sources=self._settings.sources) if is_armed else CoverageDisarmed())
+            self.publish(CoverageArmed(sources=self._settings.sources) if is_armed else CoverageDisarmed())
 
     async def follow_tests(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Runners tell which files hold tests: what runs in a process of such a file is credited to it."""
@@ -452,22 +502,30 @@ class _Coverage:
             with self._health.busy(limit=COLLECT_S):
                 began = trio.current_time()
                 final = self._machine.final(began)
-                shared = [] if self._product is None else await self._product.collect(final=final)
-                deltas = list(shared)
+                if self._product is not None:
+                    await self._product.collect(self._take_shared, final=final)
                 for name, watched in list(self._runs.items()):
-                    deltas += await watched.collect(final=final or name == last_of)
-                    watched.see(shared)
+                    await watched.collect(self._take, final=final or name == last_of)
                 await self._announce_found(final)
                 await self._let_count()
                 if self._machine.begins(began):
                     for watched in self._all():
                         await watched.count_anew()
                 self._tell()
-                self._perform(self._machine.collected(deltas, began, trio.current_time()))
+                self._perform(self._machine.collected(began, trio.current_time()))
                 await self._let_count()
             self._looked = trio.current_time()
         if self._machine.link == "offline":
             self.keep()
+
+    def _take(self, deltas: Sequence[Delta]) -> None:
+        """At once, for a source tells it only once: a failure of another one must not lose it."""
+        self._perform(self._machine.saw(deltas))
+
+    def _take_shared(self, deltas: Sequence[Delta]) -> None:
+        self._take(deltas)
+        for watched in self._runs.values():
+            watched.see(deltas)
 
     def _tell(self) -> None:
         for name, watched in [*self._runs.items(), *([] if self._product is None else [("", self._product)])]:
@@ -475,10 +533,10 @@ class _Coverage:
                 match what:
                     case Warned(text):
                         watched.warn(text)
-                        self._bus.publish(CoverageWarning(session=name, text=text))
+                        self.publish(CoverageWarning(session=name, text=text))
                     case Lost(classes, why):
                         watched.warn(f"Of {classes} classes coverage is lost: {why}.")
-                        self._bus.publish(CoverageLost(session=name, classes=classes, why=why))
+                        self.publish(CoverageLost(session=name, classes=classes, why=why))
 
     # ---- classes ---------------------------------------------------------------------------------------------------
 
@@ -533,12 +591,12 @@ class _Coverage:
             text = f"coverage of {len(owed)} sessions is not delivered to the Drill admin: {', '.join(owed)[:500]}"
             remedy = "See that the admin runs and knows this agent; nothing is lost meanwhile."
             since = self._clock() - (now - self._owed_since)
-            self._bus.publish(Alert(code=UNDELIVERED, text=text, remedy=remedy, since=since))
+            self.publish(Alert(code=UNDELIVERED, text=text, remedy=remedy, since=since))
         if not owed:
             self._owed_since = math.inf
             if self._is_alerting:
                 self._is_alerting = False
-                self._bus.publish(AlertCleared(code=UNDELIVERED))
+                self.publish(AlertCleared(code=UNDELIVERED))
 
 
 def _write(folder: Path, units: Mapping[str, Unit], covered: report.Covered, at: float) -> report.Totals:

@@ -3,8 +3,8 @@
     link      offline -> attached -> loaded -> enabled        the last two survive a lost link
     session   starting -> running -> stopping -> owed         and away, when the pong proves that its end was read
 
-Sessions wait for collections: whoever drives the sources looks at `due`, collects, and hands over what is new by
-`collected`. What was seen by a collection that began before a session did is not the session's.
+Sessions wait for collections: whoever drives the sources looks at `due`, collects, hands over what is new by `saw`, and
+says that it has by `collected`. What was seen by a collection that began before a session did is not the session's.
 
 What comes back are acts, to be done in their order: text to send, rows to encode and send, a ping, a profile to map,
 and events to publish. Times are seconds of a clock that never steps; `clock` is for the `ts` of messages.
@@ -385,13 +385,18 @@ class Machine:
         """Is a collection that begins now the border before which nothing counts, for some session?"""
         return any(session.state == "starting" and session.began <= began for session in self.sessions.values())
 
-    def collected(self, deltas: Sequence[Delta], began: float, now: float) -> list[Act]:
-        """What the sources saw until a collection that began at `began`: merged, and sent where that is due."""
+    def saw(self, deltas: Sequence[Delta]) -> list[Act]:
+        """Merge what a source has seen by now. A collection is that of each source, and then `collected`."""
         acts: list[Act] = []
-        sessions = list(self.sessions.values())
-        for session in sessions:
+        for session in self.sessions.values():
             if session.state in ("running", "stopping"):
                 acts += self._merge(session, deltas)
+        return acts
+
+    def collected(self, began: float, now: float) -> list[Act]:
+        """A collection that began at `began` is over: what is due of sessions is sent, begun and ended."""
+        acts: list[Act] = []
+        sessions = list(self.sessions.values())
         for session in [each for each in sessions if each.state == "starting" and each.began <= began]:
             if not any(other.state == "running" for other in sessions):
                 self.flush_at = now + self._flush_s

@@ -101,14 +101,13 @@ class Watched:
             if self._is_started and isinstance(source, Python):
                 await source.start()
 
-    async def collect(self, *, final: bool = False) -> list[Delta]:
-        """What is new; it has been taken for the run's own report."""
-        deltas: list[Delta] = []
+    async def collect(self, take: Callable[[Sequence[Delta]], None], *, final: bool = False) -> None:
+        """What is new goes to `take`, and into the run's own report, as soon as a source has given it away."""
         with trio.move_on_after(STOP_S):
             for source in self._sources:
-                deltas += await source.collect(final=final)
-        self.see(deltas)
-        return deltas
+                deltas = await source.collect(final=final)
+                self.see(deltas)
+                take(deltas)
 
     def see(self, deltas: Iterable[Delta]) -> None:
         """Take what was seen for the run's own report."""

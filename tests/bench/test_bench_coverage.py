@@ -41,7 +41,7 @@ def session(machine: Machine) -> None:
         machine.receive(_frame(topic, text), 0.0)
     start = '{"type":"START_AGENT_SESSION","payload":{"sessionId":"s1","testType":"AUTO"}}'
     machine.receive(_frame("/plugin/action", f'{{"id":"test2code","message":{_quoted(start)}}}'), 0.0)
-    machine.collected([], 0.0, 0.0)
+    machine.collected(0.0, 0.0)
 
 
 def _frame(topic: str, text: str) -> str:
@@ -73,7 +73,8 @@ def test_a_flush_of_all_classes(figure: Figure) -> None:
         machine = enabled()
         deltas = [Delta(name, 0b1010_0101, "t1.test.js") for name in machine.units]
         began, began_cpu = time.perf_counter(), time.process_time()
-        frames = encoded(machine, machine.collected(deltas, 2.0, 2.0))
+        machine.saw(deltas)
+        frames = encoded(machine, machine.collected(2.0, 2.0))
         walls.append(time.perf_counter() - began)
         cpus.append(time.process_time() - began_cpu)
         (size,) = map(len, frames)
@@ -86,7 +87,8 @@ def test_the_memory_of_that_flush(figure: Figure) -> None:
     machine = enabled()
     deltas = [Delta(name, 0b1010_0101, "t1.test.js") for name in machine.units]
     tracemalloc.start()
-    encoded(machine, machine.collected(deltas, 2.0, 2.0))
+    machine.saw(deltas)
+    encoded(machine, machine.collected(2.0, 2.0))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     figure("coverage: peak of memory for that flush", f"{peak / 2**20:.0f} MiB", "< 100 MiB")
@@ -97,7 +99,7 @@ def test_a_flush_that_finds_nothing(figure: Figure) -> None:
     seconds = []
     for number in range(1, 1001):
         began = time.perf_counter()
-        acts = machine.collected([], 2.0 * number, 2.0 * number)
+        acts = machine.collected(2.0 * number, 2.0 * number)
         seconds.append(time.perf_counter() - began)
         assert not acts
     figure("coverage: a flush that finds nothing", f"{statistics.median(seconds) * 1000:.3f} ms", "< 1 ms")

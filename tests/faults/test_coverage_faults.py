@@ -22,7 +22,9 @@ import trio
 from agent.app import Service
 from agent.core.bus import Subscription
 from agent.core.covered import CoverageWarning
-from agent.core.events import RunRefused, SuiteFinished
+from agent.core.events import RoleChanged, RunRefused, SuiteFinished
+from agent.coverage.catalog import Delta
+from agent.coverage.sources.python import Python
 from tests.drill_house import IDENT, User, admin, agent_of, run_suite
 from tests.faults.station import Station, until
 
@@ -224,6 +226,46 @@ async def test_an_agent_that_ends_and_is_started_again_in_a_session(project: Pat
             assert (await user.finished("s1"))["reached"] == expected
         finally:
             machine.kill()
+
+
+async def test_a_role_that_fails_in_a_session_is_started_again_and_the_admin_has_it_all(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Node has told is taken from its folder before Python's source fails; its runner goes on meanwhile."""
+    async with (
+        admin(tmp_path / "lab") as user,
+        agent_of(user.lab, tmp_path / "agent", project, hook_s=0.2, flush_s=0.2) as service,
+    ):
+        await user.online()
+        expected = await undisturbed(user, service, project)
+        await user.ask("START", sessionId="s1")
+        collect = Python.collect
+
+        async def fail_once(source: Python, *, final: bool = False) -> list[Delta]:
+            if reached or source.folder.parent.name == "product":
+                return await collect(source, final=final)
+            raise RuntimeError("injected")
+
+        async def fail_in_the_middle() -> None:
+            await seen(user, "s1")
+            with service.bus.subscribe(RoleChanged) as changes:
+                monkeypatch.setattr(Python, "collect", fail_once)
+                async for change in changes:
+                    assert change.name == "coverage"
+                    reached.append(change.state)
+                    if change.state == "backoff":
+                        (project / "go").touch()  # the second test file runs while nobody collects
+                    if change.state == "running":
+                        return
+
+        reached: list[str] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_in_the_middle)
+            await run_suite(service, suite_of(project) | {"coverage": True})
+        assert reached == ["backoff", "running"]
+        await user.online()
+        await user.ask("STOP", sessionId="s1")
+        assert (await user.finished("s1"))["reached"] == expected
 
 
 async def all_seen(user: User, session: str, expected: list[dict[str, Any]]) -> None:

@@ -140,7 +140,8 @@ class Drill(RuleBasedStateMachine):
         for session in self.machine.sessions.values():
             if session.state in ("running", "stopping"):
                 self.seen[session.id][class_id] |= probes
-        self.perform(self.machine.collected([Delta(class_id, probes, test)], self.now, self.now))
+        self.perform(self.machine.saw([Delta(class_id, probes, test)]))
+        self.perform(self.machine.collected(self.now, self.now))
 
     @rule(seconds=st.floats(0, 3))
     def wait(self, seconds: float) -> None:
@@ -204,7 +205,7 @@ class Drill(RuleBasedStateMachine):
         self.order("STOP_ALL")
         for _ in range(3):
             self.now += 3
-            self.perform(self.machine.collected([], self.now, self.now))
+            self.perform(self.machine.collected(self.now, self.now))
             self.read(len(self.line))
         assert not self.machine.sessions
         assert self.admin.acks[-2:] == [f"/plugin/action/k{self.keys}", "/plugin/action"]
