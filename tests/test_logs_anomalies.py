@@ -3,11 +3,23 @@
 import random
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.logs.anomalies import LEAST, TRACKED, WARM_LINES, WARM_WINDOWS, WINDOW_S, Jump, Rates, Tokens, Warmth
+from agent.logs.anomalies import (
+    LEAST,
+    TRACKED,
+    WARM_LINES,
+    WARM_WINDOWS,
+    WINDOW_S,
+    Jump,
+    KeptRates,
+    Rates,
+    Tokens,
+    Warmth,
+)
 
 Counts = Callable[[random.Random, int], int]
 
@@ -79,6 +91,25 @@ def test_sampled_lines_stand_for_those_left_out() -> None:
         rates.tick((window + 1) * WINDOW_S)
     assert rates.see("log", [1] * 20, 5) == []
     assert rates.see("log", [1] * 180, 5) == [Jump("log", 1, "rose", 1000, 100.0)]
+
+
+def test_rates_go_on_after_a_restart_but_for_what_was_written_meanwhile() -> None:
+    first = Rates(0.0)
+    for window in range(WARM_WINDOWS):
+        first.see("log", [1] * 50 + [2], 1)
+        first.see("other", [3] * 50, 1)
+        first.tick((window + 1) * WINDOW_S)
+    kept = msgspec.json.decode(msgspec.json.encode(first.kept()), type=KeptRates)
+    assert [(kept.logs[one.log], one.template, one.mean) for one in kept.rates] == [
+        *(("log", 1, 50.0), ("log", 2, 1.0), ("other", 3, 50.0)),
+    ]
+    second = Rates(0.0)
+    second.resume(kept, lambda template: template != 3)
+    assert second.see("log", [1] * 3000, 1) == []  # of an hour
+    assert second.tick(WINDOW_S) == []
+    assert second.see("log", [1] * 300 + [3] * 3000, 1) == [Jump("log", 1, "rose", 300, 50.0)]
+    assert second.tick(2 * WINDOW_S) == []
+    assert second.kept().rates[-1] == (0, 3, 3000.0, 0.0, 1, False)
 
 
 def test_only_so_many_rates_are_remembered() -> None:

@@ -13,6 +13,7 @@ from agent.core.events import Alert, AlertCleared
 from agent.core.store import Store, open_store
 from agent.logs import modelfile
 from agent.logs.analysis import Analysis
+from agent.logs.anomalies import WINDOW_S
 from agent.logs.classify import Classifier
 from agent.logs.learning import KEEP_S, KEY, RESERVE, WRITE_S, Kept, Learning
 from agent.logs.messages import Rule
@@ -70,6 +71,31 @@ async def test_ids_are_the_same_after_a_restart(tmp_path: Path, autojump_clock: 
         assert again.text(ids[0]) == "user <*> logged in"
         assert again.mine_line(b"something else") == max(ids) + 1
         assert not here.path.exists()  # nothing was learned that it would hold
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_rates_come_back_unless_their_templates_are_others(
+    tmp_path: Path, autojump_clock: MockClock, is_replaced: bool
+) -> None:
+    async with house(tmp_path) as here:
+        first = await here.load()
+        stream = first.analysis.stream("/log", lambda: (None, None), trio.current_time())
+
+        async def beat() -> None:
+            while True:
+                block = memoryview(b"beat 1\n" * 30)
+                first.analysis.read(stream, block, 1, int, trio.current_time(), is_live=True).end()
+                await trio.sleep(WINDOW_S)
+
+        with trio.move_on_after(5 * WINDOW_S + 1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(beat)
+                nursery.start_soon(first.run)
+        if is_replaced:
+            modelfile.write(here.path, Model(templates=Miner().dump()[0]))
+        (known,) = first.analysis.rates.kept().rates
+        rates = (await here.load()).analysis.rates.kept().rates
+        assert rates == ([] if is_replaced else [known])
 
 
 async def test_no_id_is_given_twice_after_a_kill(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -22,7 +22,7 @@ from agent.logs.anomalies import WINDOW_S, Jump, Rates, Tokens, Warmth
 from agent.logs.chains import Chains, Seen
 from agent.logs.classify import Classifier, Drift, TooManyClasses
 from agent.logs.context import Captures
-from agent.logs.matched import shown
+from agent.logs.matched import classed, shown
 from agent.logs.messages import Learned, Rule
 from agent.logs.predict import Forecaster
 from agent.logs.templates import NONE, Mined, Miner
@@ -154,7 +154,7 @@ class Analysis:
         self.labels = 0  # learned
         self.rules = ""  # a digest of those whose classes are learned
         self._warmths = dict(warmths or {})
-        self._rates = Rates(now)
+        self.rates = Rates(now)
         self._refused: set[str] = set()  # classes that found no room, which is told once
 
     def use(self, rules: Iterable[Rule]) -> None:
@@ -224,9 +224,9 @@ class Analysis:
         new = [id for id in mined.new if self.miner.resolve(id) == id]
         stream.warmth.see(len(mined.ids), len(new))
         if is_live:
-            self._tell_jumps(self._rates.see(stream.path, mined.ids, stream.every), now)
+            self._tell_jumps(self.rates.see(stream.path, mined.ids, stream.every), now)
         else:
-            self._rates.late(stream.path)
+            self.rates.late(stream.path)
         if was_warm:
             for id in new:
                 self._tell_novelty(stream, data, mined, id, generation, place, now)
@@ -236,7 +236,7 @@ class Analysis:
         """Mine lines. All that knows templates is told which have become others."""
         mined = self.miner.mine(block, every=every)
         if mined.joined:
-            self._rates.restart({into for _, into in mined.joined})
+            self.rates.restart({into for _, into in mined.joined})
             self.classifier.join(mined.joined)
             for id, into in mined.joined:
                 self.forecaster.joined(id, into)
@@ -250,7 +250,7 @@ class Analysis:
         """Every few seconds: tell what is over."""
         self.forecaster.sampled = any(stream.every > 1 for stream in self.streams.values())
         self.tell(self.forecaster.due(self.clock()))
-        self._tell_jumps(self._rates.tick(now), now)
+        self._tell_jumps(self.rates.tick(now), now)
 
     def tell(self, forecasts: Iterable[LogForecast], run: str | None = None, test: str | None = None) -> None:
         """Tell what changed, and keep it."""
@@ -266,9 +266,7 @@ class Analysis:
             return event
         guess, drift = self.classifier.ask(template, line)
         self.drifted(drift)
-        if guess is None:
-            return event
-        return replace(event, class_=guess.class_, class_by=guess.by, confidence=round(guess.confidence, 4))
+        return classed(event, guess)
 
     def drifted(self, drift: Drift | None) -> None:
         """Tell that guesses do not fit any more, if they do not."""

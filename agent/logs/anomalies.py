@@ -10,8 +10,8 @@ are kept that fade by FADE with each window. A count is a jump when there were W
 least LEAST and FACTOR times the mean, and SIGMAS_UP standard deviations above it; the deviation is never taken for less
 than that of independent lines. That a template no longer comes as often is the same with count and mean exchanged, and
 SIGMAS_DOWN; it is known at the end of a window. A rise is told as soon as it is one. After a jump the template is told
-of again when it has settled: its old rate or the new one has become the usual. A window in which lines were read late,
-as after a restart, counts for nothing.
+of again when it has settled: its old rate or the new one has become the usual. A window in which lines were read late
+counts for nothing; neither does the first one after a restart, which has what was written meanwhile too.
 
 Everything is bounded: TRACKED rates, of which the one that came longest ago goes first, and tokens for what is told.
 
@@ -20,7 +20,7 @@ Source: protocols/logs.md 2.3, 4.
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple
 
@@ -85,12 +85,31 @@ class Jump(NamedTuple):
     mean: float
 
 
+class KeptRate(NamedTuple):
+    """What is known of a template of the log of that number: `windows` were counted."""
+
+    log: int
+    template: int
+    mean: float
+    variance: float
+    windows: int
+    is_told: bool
+
+
+class KeptRates(msgspec.Struct, frozen=True):
+    """Rates as they are kept over restarts, the one that came longest ago first."""
+
+    logs: list[str]
+    rates: list[KeptRate]
+
+
 class _Rate:
-    def __init__(self) -> None:
-        self.mean = self.variance = 0.0
-        self.windows = 0  # counted
-        self.is_told = False
+    def __init__(self, mean: float = 0.0, variance: float = 0.0, windows: int = 0, is_told: bool = False) -> None:
+        self.mean, self.variance = mean, variance
+        self.windows = windows  # counted
+        self.is_told = is_told
         self.limit = math.inf  # the count that is a jump
+        self._set_limit()
 
     def end(self, count: int) -> bool:
         """A window with that count is over. Was it far too low?"""
@@ -127,6 +146,25 @@ class Rates:
         self._counts: Counter[tuple[str, int]] = Counter()
         self._late: set[str] = set()
         self._ends = now + WINDOW_S
+        self._is_resumed = False
+        self.windows = 0  # that are over
+
+    def resume(self, kept: KeptRates, is_known: Callable[[int], bool]) -> None:
+        """Go on with these, as far as their templates are still known."""
+        self._is_resumed = True
+        for one in kept.rates:
+            if is_known(one.template):
+                rate = _Rate(one.mean, one.variance, one.windows, one.is_told)
+                self._rates[kept.logs[one.log], one.template] = rate
+
+    def kept(self) -> KeptRates:
+        """All, for resume()."""
+        logs = {log: number for number, log in enumerate(dict.fromkeys(log for log, _ in self._rates))}
+        rates = [
+            KeptRate(logs[log], template, rate.mean, rate.variance, rate.windows, rate.is_told)
+            for (log, template), rate in self._rates.items()
+        ]
+        return KeptRates([*logs], rates)
 
     def see(self, log: str, templates: Iterable[int], weight: int) -> list[Jump]:
         """Lines of these templates came, each for `weight` of them."""
@@ -142,7 +180,7 @@ class Rates:
                     del self._counts[gone]
             else:
                 self._rates.move_to_end(key)
-                if self._counts[key] >= rate.limit and not rate.is_told:
+                if self._counts[key] >= rate.limit and not rate.is_told and not self._is_resumed:
                     rate.is_told = True
                     jumps.append(Jump(log, template, "rose", self._counts[key], rate.mean))
         return jumps
@@ -161,8 +199,9 @@ class Rates:
         if now < self._ends:
             return []
         counts, late, self._counts, self._late = self._counts, self._late, Counter(), set()
-        missed = now >= self._ends + WINDOW_S  # nobody counted in between
-        self._ends = now + WINDOW_S
+        missed = self._is_resumed or now >= self._ends + WINDOW_S  # nobody counted in between
+        self._ends, self._is_resumed = now + WINDOW_S, False
+        self.windows += 1
         if missed:
             return []
         jumps: list[Jump] = []

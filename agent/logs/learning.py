@@ -1,5 +1,5 @@
 """What was learned of logs, on the disk: the model file, and beside it in the store the templates of this machine, and
-the forecasts that wait (forecasts.py).
+the forecasts that wait (forecasts.py), and how often templates come, each minute.
 
 A model file from elsewhere (`agent logs learn`) brings its own templates, for its weights and chains know them by their
 ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to.
@@ -28,7 +28,7 @@ from agent.core.events import Alert, AlertCleared
 from agent.core.store import Store
 from agent.logs import modelfile
 from agent.logs.analysis import Analysis
-from agent.logs.anomalies import Warmth
+from agent.logs.anomalies import KeptRates, Warmth
 from agent.logs.chains import Chains
 from agent.logs.classify import Classifier
 from agent.logs.forecasts import Forecasts
@@ -37,7 +37,7 @@ from agent.logs.templates import Miner
 
 log = logging.getLogger(__name__)
 
-KEY = "logs.learned"
+KEY, RATES = "logs.learned", "logs.rates"
 ALERT = "logs.model"
 TICK_S = 5.0  # forecasts last 10 s at least, and windows a minute
 KEEP_S = 10.0  # s between two checkpoints at least, which take KEEP_SHARE of the time at most
@@ -68,18 +68,18 @@ class Learning:
         self._forecasts = Forecasts(store)
         self._model = Model()
         self._digest = ""
-        self._kept_next = self._written = 0
+        self._kept_next = self._written = self._kept_windows = 0
         self._keep_at = self._write_at = 0.0
 
     async def load(self) -> Analysis:
         """What was learned before; what cannot be used is told, and learned anew."""
         await self._store.commit()
-        kept = await self._store.get(KEY, Kept)
+        kept, rates = await self._store.get(KEY, Kept), await self._store.get(RATES, KeptRates)
         waiting, ended = await self._forecasts.read()
         model = await self._read()
         now = trio.current_time()
         try:
-            self.analysis = await trio.to_thread.run_sync(self._taken_up, model, kept, now)
+            self.analysis = await trio.to_thread.run_sync(self._taken_up, model, kept, rates, now)
             self._bus.publish(AlertCleared(code=ALERT))
         except ModelDamaged as err:
             with suppress(OSError):  # then it is told again at the next start
@@ -106,6 +106,7 @@ class Learning:
                 if self.analysis.learned != self._written:
                     await self._write()
                 await self._keep(0)
+                self._store.put(RATES, self.analysis.rates.kept())
 
     async def keep_due(self) -> None:
         """Keep what has been learned, if that was long enough ago."""
@@ -114,6 +115,9 @@ class Learning:
             await self._write()
         if next >= self._kept_next - RESERVE // 2 or (next != self._kept_next - RESERVE and now >= self._keep_at):
             await self._keep(RESERVE)
+        if (windows := self.analysis.rates.windows) != self._kept_windows:
+            self._kept_windows = windows
+            self._store.put(RATES, self.analysis.rates.kept())
 
     async def _read(self) -> Model | None:
         try:
@@ -130,7 +134,7 @@ class Learning:
         text = f"the model of logs cannot be used: {damage.what}"
         self._bus.publish(Alert(code=ALERT, text=text, remedy=damage.remedy, since=self._clock()))
 
-    def _taken_up(self, model: Model | None, kept: Kept | None, now: float) -> Analysis:
+    def _taken_up(self, model: Model | None, kept: Kept | None, rates: KeptRates | None, now: float) -> Analysis:
         """Raises ModelDamaged."""
         miner = None
         if model:
@@ -140,9 +144,11 @@ class Learning:
                 miner = Miner.load(zlib.decompress(kept.templates))
             except (zlib.error, ModelDamaged) as err:
                 log.warning("templates of the checkpoint cannot be used error=%s", err)
+        if miner is None:
+            rates = None  # of other templates
         if model and model.templates and miner is None:
             miner = Miner.load(model.templates)
-        return Analysis(
+        analysis = Analysis(
             self._bus.publish,
             self._clock,
             now,
@@ -152,6 +158,9 @@ class Learning:
             warmths=kept.warmths if kept else None,
             keep=self._forecasts.keep,
         )
+        if rates:
+            analysis.rates.resume(rates, lambda id: analysis.miner.resolve(id) == id)
+        return analysis
 
     async def _write(self) -> None:
         """Write the model file. What does not work is told, and tried again."""

@@ -107,14 +107,14 @@ def told(
     )
 
 
-def classed(event: LogMatched, template: int, guess: Guess | None) -> LogMatched:
-    """The event with the template of its line, and with the guess, where its rule says no class.
+def classed(event: LogMatched, guess: Guess | None) -> LogMatched:
+    """The event with the guess, to four digits, where its rule says no class.
 
     A line that is guessed to be normal has no class, and `class_by` and `confidence` say who thinks so.
     """
     if event.class_ is not None or guess is None:
-        return replace(event, template=template)
-    return replace(event, template=template, class_=guess.class_, class_by=guess.by, confidence=guess.confidence)
+        return event
+    return replace(event, class_=guess.class_, class_by=guess.by, confidence=round(guess.confidence, 4))
 
 
 def wants_context(rule: CompiledRule) -> bool:

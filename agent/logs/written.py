@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from agent.logs.behind import Behind
 from agent.logs.classify import Classifier
@@ -231,7 +232,7 @@ class Log:
         if self._to.known:
             miner, classifier = self._to.known
             template = miner.mine_line(text)
-            event = classed(event, template, classifier.guess(template, text))
+            event = classed(replace(event, template=template), classifier.guess(template, text))
         members = msgspec.to_builtins(event)
         del members["run"], members["test"]  # of the service
         if around is None:
