@@ -86,6 +86,20 @@ async def test_while_another_sends_no_frame_goes_between() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_what_the_other_machine_has_not_taken_is_told() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    theirs = await trio.open_tcp_stream(*listener.socket.getsockname())
+    ours = await listener.accept()
+    line = Upgraded(ours, b"", "lab")
+    async with listener, theirs:
+        async with ours:
+            assert line.unacknowledged == 0
+            while line.send_now(FRAME) and not line.has_rest:
+                pass
+            assert line.unacknowledged > 0  # nobody reads there, and its kernel has no more room
+        assert line.unacknowledged == 0
+
+
 async def test_a_broken_line_is_told_by_the_next_send() -> None:
     ours, theirs = pair()
     line = Upgraded(ours, b"", "lab")

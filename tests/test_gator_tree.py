@@ -7,7 +7,7 @@ from agent.gator import spec as specs
 from agent.gator.messages import Result
 from agent.gator.spec import Group
 from agent.gator.summary import Sums, job_summary
-from agent.gator.tree import Again, Ended, Lost, Silent, Times, Tree
+from agent.gator.tree import Again, Cut, Ended, Lost, Silent, Times, Tree
 
 
 def tree_of(*jobs: str, retry_on: tuple[str, ...] = ("lost",), head: str = "!JobGroup {ident: g, jobs: [") -> Tree:
@@ -143,6 +143,39 @@ def test_silence_is_told_and_then_the_end() -> None:
     tree.heard("a", 20)
     assert tree.overdue(36, 36) == [Silent("a", 16)]
     assert tree.overdue(50, 50)[0] == Lost("a", "it told nothing for 30 s")
+
+
+def test_a_dead_line_is_no_dead_child() -> None:
+    tree = tree_of("ident: a")
+    begin(tree, "a")
+    assert tree.overdue(15, 15, lambda ident: True) == [Silent("a", 15)]
+    assert tree.overdue(30, 30, lambda ident: True) == [Cut("a")]
+    assert tree.overdue(600, 600, lambda ident: True) == []
+    tree.heard("a", 620)  # the line came back
+    assert tree.overdue(630, 630) == []
+    assert tree.overdue(650, 650, lambda ident: True) == [Cut("a")]
+    assert tree.overdue(660, 660)[0] == Lost("a", "it told nothing for 40 s")  # what was sent to it has been taken
+
+
+def test_a_dead_line_that_stays_dead_is_waited_for_no_longer_than_a_closed_one() -> None:
+    tree = tree_of("ident: a")
+    begin(tree, "a")
+    assert tree.overdue(30, 30, lambda ident: True) == [Cut("a")]
+    assert tree.overdue(629, 629, lambda ident: True) == []
+    assert tree.overdue(630, 630, lambda ident: True)[0] == Lost("a", "it was not connected for 600 s")
+
+
+def test_who_did_not_listen_finds_nobody_silent() -> None:
+    tree = tree_of("ident: a", "ident: b", "ident: c")
+    for ident in "abc":
+        begin(tree, ident)
+    tree.gone("b", 0)
+    tree.process_ended("c", 0)
+    tree.stood_still(3000)
+    assert tree.overdue(3001, 3001) == []
+    assert [act.ident for act in tree.overdue(3002, 3002) if isinstance(act, Lost)] == ["c"]
+    assert [act.ident for act in tree.overdue(3030, 3030) if isinstance(act, Lost)] == ["a"]
+    assert [act.ident for act in tree.overdue(3600, 3600) if isinstance(act, Lost)] == ["b"]
 
 
 def test_without_its_socket_a_child_has_the_time_to_resume() -> None:

@@ -14,7 +14,9 @@ from agent.gator import role
 from agent.gator.layer import Options
 from agent.gator.role import Command
 from agent.gator.settings import GatorSettings
-from tests.gator_tree import WITHIN_S, Parent, until
+from agent.gator.summary import job_summary
+from agent.gator.uplink import Uplink
+from tests.gator_tree import WITHIN_S, Parent, shared_of, until
 
 D2_PARENT = {"path": ["root_group"], "root": 0, "uidx": 2}
 OURS = {**D2_PARENT, "emissary": {"version": "1.0", "resume": True}}
@@ -83,6 +85,19 @@ async def test_each_parent_is_told_in_its_dialect(tmp_path: Path, answer: Any, n
     last = [payload for name, payload in parent.requests if name == "update"][-1]
     assert (last["result"] == 2) if forms == "d2" else last["sub_active"] == 0
     assert (await parent.heard("log"))["message"] == "one"
+
+
+async def test_who_waits_for_its_disk_is_not_silent(tmp_path: Path) -> None:
+    parent = Parent({"spec": spec_of("true"), "register": OURS})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parent.run)
+        uplink = Uplink("j", parent.address, shared_of(options=Options(interval_s=0.05)))
+        nursery.start_soon(uplink.run)
+        await uplink.fetch_spec()
+        await uplink.register("127.0.0.1:1")
+        uplink.update(job_summary("j", {"n": 1}, passed=None), "UNKNOWN")
+        assert await parent.heard("update", 3) == await parent.heard("update")
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_forced_dialect_is_spoken_to_any_parent(tmp_path: Path) -> None:

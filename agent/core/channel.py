@@ -192,6 +192,11 @@ class Channel:
             await self._ended.wait()
         self._scope.cancel()
 
+    @property
+    def unacknowledged(self) -> int:
+        """On a server's end: how many bytes of ours the peer's machine has not taken. 0 when the connection ended."""
+        return self._line.unacknowledged if self._line is not None else 0
+
     def _is_free(self) -> bool:
         """May a message leave at once: does nothing else wait to be written, and is no close under way?"""
         return self._line is not None and not self._to_carry_out and self._ws._wsproto.state is ConnectionState.OPEN

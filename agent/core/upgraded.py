@@ -9,7 +9,10 @@ frame on that is anything else, so that only one judges what a client does wrong
 Source: RFC 6455, 5.2 (frames); protocols/emissary.md, "Run states on the agent" (chunks of 64 KiB).
 """
 
+import fcntl
 import os
+import sys
+import termios
 from collections.abc import Callable
 
 import trio
@@ -45,6 +48,19 @@ class Upgraded:
     def has_rest(self) -> bool:
         """Was a frame taken in part? Its rest goes out before anything else, by the next `send_all`."""
         return bool(self._rest)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes of ours that the client's kernel has not taken. It takes them for a client that stands still, too, as
+        long as there is room; when the line is dead it does not. 0 where the kernel does not tell.
+        """
+        socket = self._stream.socket if isinstance(self._stream, trio.SocketStream) else None
+        if socket is None or self._is_closed or socket.fileno() < 0:
+            return 0
+        try:
+            return int.from_bytes(fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0
 
     def send_now(self, frame: bytes) -> bool:
         """Hand a whole frame to the kernel; False when that cannot be done now, and nothing of it was sent.

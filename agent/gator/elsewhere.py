@@ -140,6 +140,20 @@ class Elsewhere:
         if (scope := self._scopes.pop(ident, None)) is not None:
             scope.cancel()
 
+    def knock(self, nursery: trio.Nursery, ident: str) -> None:
+        """Send a silent child something: if its line is dead, its kernel will not take that either."""
+        if (link := self.link(ident)) is not None and link.channel is not None:
+            nursery.start_soon(self._knock, link.channel)
+
+    async def _knock(self, channel: Channel) -> None:
+        with suppress(PeerError):
+            await channel.ask("", {}, timeout_s=ASK_S)
+
+    def is_cut(self, ident: str) -> bool:
+        """Is there an open connection with that child whose other end does not take what is sent?"""
+        link = self.link(ident)
+        return link is not None and link.channel is not None and link.channel.unacknowledged > 0
+
     async def stop(self, nursery: trio.Nursery) -> None:
         """Tell all to stop; those that do not are ended by `nursery`, 15 s later."""
         async with trio.open_nursery() as telling:

@@ -32,7 +32,7 @@ from agent.gator.pool import Demand, Held, demand
 from agent.gator.schedulers import Scheduler
 from agent.gator.spec import Group, Job, Node
 from agent.gator.summary import Summary
-from agent.gator.tree import Act, Again, Ended, Kid, Lost, Silent, Times, Tree
+from agent.gator.tree import Act, Again, Cut, Ended, Kid, Lost, Silent, Times, Tree
 from agent.gator.view import View
 from agent.gator.wrapper import Wrapper
 
@@ -143,8 +143,11 @@ class Tier:
         """Start what may start, notice who is lost, until all children have ended."""
         due = trio.current_time() + CHECK_S
         while True:
-            if trio.current_time() >= due:
-                self.do(self.tree.overdue(trio.current_time(), self.shared.clock()))
+            if (late := trio.current_time() - due) >= 0:
+                if late >= CHECK_S:
+                    self.tree.stood_still(late)
+                is_cut = self._elsewhere.is_cut if self._elsewhere is not None else lambda ident: False
+                self.do(self.tree.overdue(trio.current_time(), self.shared.clock(), is_cut))
                 due = trio.current_time() + CHECK_S
             self._start_ready()
             if self.tree.is_done and not self._below and not (self._elsewhere and len(self._elsewhere)):
@@ -234,6 +237,13 @@ class Tier:
             match act:
                 case Silent():
                     self._journal.say("WARNING", f"Child '{act.ident}' has told nothing for {act.for_s:.0f} s")
+                    if self._elsewhere is not None and self._nursery is not None:
+                        self._elsewhere.knock(self._nursery, act.ident)
+                case Cut():
+                    wait_s = self.shared.settings.resume_wait_s
+                    self._journal.say(
+                        "WARNING", f"Child '{act.ident}': its line is dead; it has {wait_s:g} s to connect again"
+                    )
                 case Lost():
                     self._journal.say("CRITICAL", f"Child '{act.ident}' is lost: {act.why}")
                     self._end_elsewhere(act.ident)

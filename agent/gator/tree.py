@@ -11,7 +11,7 @@ Source: protocols/gator.md, "State machine", "Decisions".
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -59,6 +59,12 @@ class Silent(msgspec.Struct, frozen=True):
     for_s: float
 
 
+class Cut(msgspec.Struct, frozen=True):
+    """A child's line is dead, though its socket is open. That says nothing of the child: it may come back."""
+
+    ident: str
+
+
 class Lost(msgspec.Struct, frozen=True):
     """A child is given up: its processes are to be ended. Again or Ended follows."""
 
@@ -66,15 +72,15 @@ class Lost(msgspec.Struct, frozen=True):
     why: str
 
 
-Act: TypeAlias = Ended | Again | Silent | Lost
+Act: TypeAlias = Ended | Again | Silent | Cut | Lost
 
 
 class Kid:
     """What a tier knows of one child."""
 
     __slots__ = (
-        "at_end", "at_start", "at_update", "attempt", "child", "code", "ended_since", "gone_since", "heard", "is_local",
-        "last", "pruned", "result", "retries", "server", "state", "warned",
+        "at_end", "at_start", "at_update", "attempt", "child", "code", "cut_since", "ended_since", "gone_since",
+        "heard", "is_local", "last", "pruned", "result", "retries", "server", "state", "warned",
     )  # fmt: skip
 
     def __init__(self, child: Child, retries: int) -> None:
@@ -89,6 +95,7 @@ class Kid:
         self.at_end: float | None = None
         self.heard = 0.0  # when it was launched, or told something
         self.gone_since: float | None = None  # its socket
+        self.cut_since: float | None = None  # its socket is open, and leads nowhere
         self.ended_since: float | None = None  # its process
         self.attempt, self.retries = 1, retries
         self.last: tuple[Result, int, Summary] | None = None  # its `complete`
@@ -187,7 +194,7 @@ class Tree:
         """The scheduler has it. A local one lives in this process, and cannot fall silent."""
         kid = self.kids[ident]
         kid.state, kid.heard, kid.is_local = "LAUNCHED", now, is_local
-        kid.gone_since = kid.ended_since = None
+        kid.gone_since = kid.cut_since = kid.ended_since = None
         kid.warned = False
         self._live[ident] = kid
 
@@ -214,7 +221,8 @@ class Tree:
     def heard(self, ident: str, now: float) -> None:
         """It told something, on an open socket."""
         kid = self.kids[ident]
-        kid.heard, kid.gone_since, kid.warned = now, None, False
+        kid.heard, kid.warned = now, False
+        kid.gone_since = kid.cut_since = None
 
     def update(self, ident: str, summary: Summary, now: float, at: float) -> None:
         """Raises ActionError: unknown, not registered, after its completion."""
@@ -270,19 +278,37 @@ class Tree:
         if kid.state == "LAUNCHED":
             kid.heard = now
 
-    def overdue(self, now: float, at: float) -> list[Act]:
-        """Who is silent, and who is lost by now."""
+    def stood_still(self, for_s: float) -> None:
+        """The tier itself did not run for that long: what children said meanwhile is not read yet."""
+        for kid in self._live.values():
+            kid.heard += for_s
+            if kid.gone_since is not None:
+                kid.gone_since += for_s
+            if kid.cut_since is not None:
+                kid.cut_since += for_s
+            if kid.ended_since is not None:
+                kid.ended_since += for_s
+
+    def overdue(self, now: float, at: float, is_cut: Callable[[str], bool] = lambda ident: False) -> list[Act]:
+        """Who is silent, and who is lost by now. `is_cut` tells of a child whether its line is dead."""
         acts: list[Act] = []
         for ident, kid in list(self._live.items()):
             if kid.is_local:
                 continue
-            why = self._why_lost(kid, now)
             silent = now - kid.heard
+            if self._is_mute(kid, silent):
+                if not is_cut(ident):
+                    kid.cut_since = None
+                elif kid.cut_since is None:
+                    kid.cut_since = now
+                    acts.append(Cut(ident))
+            why = self._why_lost(kid, now)
             if why is not None:
                 acts += self.lose(ident, why, at)
             elif (
                 kid.state == "STARTED"
                 and kid.gone_since is None
+                and kid.cut_since is None
                 and not kid.warned
                 and silent >= WARN_INTERVALS * self._times.interval_s
             ):
@@ -296,13 +322,18 @@ class Tree:
             return "its process ended, and it did not say how"
         if kid.state == "LAUNCHED":
             return f"it did not register within {REGISTER_S:g} s" if now - kid.heard >= REGISTER_S else None
-        if kid.gone_since is not None:
-            if now - kid.gone_since >= times.resume_wait_s:
+        since = kid.cut_since if kid.gone_since is None else kid.gone_since
+        if since is not None:
+            if now - since >= times.resume_wait_s:
                 return f"it was not connected for {times.resume_wait_s:g} s"
             return None
-        if now - kid.heard >= LOST_INTERVALS * times.interval_s:
+        if self._is_mute(kid, now - kid.heard):
             return f"it told nothing for {now - kid.heard:.0f} s"
         return None
+
+    def _is_mute(self, kid: Kid, silent: float) -> bool:
+        """Did it tell nothing for too long, on an open socket?"""
+        return kid.state == "STARTED" and kid.gone_since is None and silent >= LOST_INTERVALS * self._times.interval_s
 
     def lose(self, ident: str, why: str, at: float) -> list[Act]:
         """Give a child up: end it, then again or never."""

@@ -4,7 +4,7 @@
 
 Who loses the parent goes on working and connects again. To ours it registers with `resume`; to a foreign one it must
 not register twice, and says only what is due. Of updates the newest is told; what happened to single jobs (ours) goes
-with them, numbered, until it was taken.
+with them, numbered, until it was taken. The newest is told again when an interval passes without another.
 
 Source: protocols/gator.md, "State machine" (Reconnect), "Dialects", "Direction".
 """
@@ -215,6 +215,7 @@ class Uplink:
         self._logs.extendleft(reversed(self._sent))
         self._sent = []
         told: tuple[Summary, Result] | None = None
+        interval_s = self._shared.options.interval_s
         while not (self._done or self.superseded):
             changed = self._changed
             if self._latest is not None and (self._latest is not told or self._events):
@@ -225,7 +226,10 @@ class Uplink:
             elif self._final is not None:
                 await self._tell_complete(channel, *self._final)
             else:
-                await changed.wait()
+                with trio.move_on_after(interval_s) as silence:
+                    await changed.wait()
+                if silence.cancelled_caught:  # the layer waits, perhaps for a slow disk: who is silent would be lost
+                    told = None
 
     def _names(self) -> dict[str, Any]:
         return {"ident": self.ident, "id": self.ident}

@@ -17,38 +17,82 @@ import trio
 AGENT = (sys.executable, "-P", "-m", "agent", "gator")
 WITHIN_S = 120
 
-# Started in place of `agent gator`: a proxy before the parent, which cuts every line that it has had for a while.
+# Started in place of `agent gator`: a proxy before the parent. `CUTS` tells by child at which messages its lines are
+# cut, one after the other: "register>" when the request is about to pass, "register<" when its answer is.
 CUTTING = """\
-import os, socket, subprocess, sys, threading, time
+import json, os, re, socket, subprocess, sys, threading
 
 argv = sys.argv[1:]
-at = argv.index("--parent") + 1
+at, ident = argv.index("--parent") + 1, argv[argv.index("--id") + 1]
 host, port = argv[at].rsplit(":", 1)
 server = socket.create_server(("127.0.0.1", 0))
 argv[at] = "127.0.0.1:%d" % server.getsockname()[1]
+cuts = json.loads(os.environ["CUTS"])[ident]
+lock = threading.Lock()
 
-def pump(source, target):
+def actions(data):  # of the messages that are whole, and what is behind them
+    found = []
+    while len(data) > 1:
+        size, begin = data[1] & 127, 2
+        if size > 125:
+            begin = 4 if size == 126 else 10
+            size = int.from_bytes(data[2:begin], "big")
+        mask = bytes(4)
+        if data[1] & 128:
+            mask, begin = data[begin : begin + 4], begin + 4
+        if len(data) < begin + size:
+            break
+        text = bytes(byte ^ mask[n % 4] for n, byte in enumerate(data[begin : begin + size]))
+        found += re.findall(rb'"action": ?"([a-z]+)"', text)
+        data = data[begin + size :]
+    return found, data
+
+def is_cut(found, mark):
+    with lock:
+        if cuts and cuts[0] in [name.decode() + mark for name in found]:
+            with open(os.environ["CUT"] + ident, "a") as told:
+                print(cuts.pop(0), file=told)
+            return True
+        return False
+
+def pump(source, target, mark, line):
+    came, is_open, found = b"", b"", []
     try:
-        while data := source.recv(65536):
+        while data := source.recv(1 << 20):
+            came += data
+            if not is_open:
+                head, is_open, came = came.partition(b"\\r\\n\\r\\n")
+                came = came if is_open else head
+            if is_open:
+                found, came = actions(came)
+            if is_cut(found, mark):
+                break
             target.sendall(data)
     except OSError:
         pass
+    for end in line:  # without a word: the other thread's read ends first, or the line would stay open until then
+        try:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0\\0\\0\\0\\0")
+            end.shutdown(socket.SHUT_RD)
+        except OSError:
+            pass
+        end.close()
 
 def serve():
-    for cut in range(1000):
+    while True:
         ours, _ = server.accept()
-        theirs = socket.create_connection((host, int(port)))
-        for pair in ((ours, theirs), (theirs, ours)):
-            threading.Thread(target=pump, args=pair, daemon=True).start()
-        if cut < int(os.environ["CUTS"]):
-            threading.Event().wait(0.4)
-            for line in (ours, theirs):
-                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0\\0\\0\\0\\0")
-                line.close()
+        try:
+            theirs = socket.create_connection((host, int(port)))
+        except OSError:
+            ours.close()
+            continue
+        for source, target, mark in ((ours, theirs, ">"), (theirs, ours, "<")):
+            threading.Thread(target=pump, args=(source, target, mark, (ours, theirs)), daemon=True).start()
 
 threading.Thread(target=serve, daemon=True).start()
 sys.exit(subprocess.run([sys.executable, "-P", "-m", "agent", "gator", *argv]).returncode)
 """
+MOMENTS = [f"{action}{mark}" for action in ("spec", "register", "update", "complete") for mark in "><"]
 
 
 @contextmanager
@@ -120,7 +164,7 @@ jobs:
 
 def test_a_tier_killed_in_the_middle_of_the_tree_loses_no_result_and_leaves_no_process(tmp_path: Path) -> None:
     spec = KILLED.format(folder=tmp_path)
-    with running(spec, tmp_path, "--isolate", "--quiet", "--interval", "0.5") as (root, pipe):
+    with running(spec, tmp_path, "--isolate", "--quiet") as (root, pipe):
         slow = tmp_path / "slow"
         wait_for(lambda: slow.exists() and slow.read_text().strip())
         task = int(slow.read_text())
@@ -142,7 +186,7 @@ def test_a_tier_killed_in_the_middle_of_the_tree_loses_no_result_and_leaves_no_p
 def test_a_wrapper_killed_by_its_parents_side_is_started_again(tmp_path: Path) -> None:
     script = f"echo x >> {tmp_path}/runs; [ $(wc -l < {tmp_path}/runs) = 2 ] || exec sleep 600"
     spec = f'!JobGroup {{ident: g, jobs: [!Job {{ident: a, retries: 1, command: sh, args: [-c, "{script}"]}}]}}'
-    with running(spec, tmp_path, "--isolate", "--quiet", "--interval", "0.5") as (root, pipe):
+    with running(spec, tmp_path, "--isolate", "--quiet") as (root, pipe):
         wait_for((tmp_path / "runs").exists)
         os.kill(pid_of(tmp_path / "t/a"), signal.SIGKILL)
         assert ends(pipe) == [("a", "SUCCESS", 0)]
@@ -156,13 +200,17 @@ def test_lines_that_are_cut_again_and_again_cost_nothing(tmp_path: Path) -> None
 !JobGroup
 ident: g
 jobs:
-  - !JobArray { ident: t, repeats: 12, jobs: [!Job { ident: x, command: sh, args: [-c, "sleep 0.2; exit $((GATOR_ARRAY_INDEX == 7))"] }] }
-  - !Job { ident: a, command: sleep, args: [1] }
+  - !JobArray { ident: t, repeats: 8, jobs: [!Job { ident: x, command: sh, args: [-c, "exit $((GATOR_ARRAY_INDEX == 7))"] }] }
+  - !Job { ident: a, command: "true" }
 """  # noqa: E501 - one line of YAML
-    flags = ("--quiet", "--interval", "0.3", "--sched-arg", f"command={sys.executable} {tmp_path / 'cutting.py'}")
-    with running(spec, tmp_path, *flags, CUTS="2") as (root, pipe):
+    flags = ("--quiet", "--sched-arg", f"command={sys.executable} {tmp_path / 'cutting.py'}")
+    # What comes with every connection can be the second cut: who has its spec does not ask for it again.
+    cuts = {f"x_{n}": [MOMENTS[n], MOMENTS[2 + n % 6]] for n in range(8)}
+    cuts |= {"t": ["register<", "update<"], "a": ["update>", "complete<"]}
+    with running(spec, tmp_path, *flags, CUTS=json.dumps(cuts), CUT=str(tmp_path / "cut-")) as (root, pipe):
         found = ends(pipe)
         assert root.wait(WITHIN_S) == 1
     assert found == sorted(
-        [("a", "SUCCESS", 0), *((f"x_{n}", "FAILURE" if n == 7 else "SUCCESS", int(n == 7)) for n in range(12))]
+        [("a", "SUCCESS", 0), *((f"x_{n}", "FAILURE" if n == 7 else "SUCCESS", int(n == 7)) for n in range(8))]
     )
+    assert {ident: (tmp_path / f"cut-{ident}").read_text().split() for ident in cuts} == cuts
