@@ -80,10 +80,12 @@ async def kill_in_mid_run(lab: Bench, machine: Station, suite: dict[str, Any], r
         machine.start()
     row = await lab.told(ordered)
     if row.run != ordered:  # the kill had swallowed the order, and when it came again its offer was void
-        assert lab.heard.count(ordered) == {"Refused": 1}
-    assert lab.heard.count(row.run) == {"Accepted": 1, "Complete": 1}
+        assert lab.heard.count(ordered).keys() == {"Refused"}
+    told = lab.heard.count(row.run)  # once, and at most once more for each time that it was ordered again
+    assert told.keys() == {"Accepted", "Complete"}
+    assert max(told.values()) <= row.sends
     assert row.complete is not None
-    result = await lab.agree(machine, row.run)
+    result = await lab.agree(machine, row.run, completes=range(1, row.sends + 1))
     assert (row.complete.verdict, row.complete.reason) == (result["verdict"], result["reason"])
     after = await lab.outcomes(row.run)
     assert {case: known for case, known in before.items() if known != "PENDING"}.items() <= after.items()
@@ -106,8 +108,9 @@ async def kill_in_mid_run(lab: Bench, machine: Station, suite: dict[str, Any], r
 async def test_killed_at_up_to_fifty_random_moments(
     tmp_path: Path, soak_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An order that the kill has swallowed comes again after 30 s; here sooner.
+    # An order that the kill has swallowed comes again after 30 s, three times; here sooner, for as long as a start takes.
     monkeypatch.setattr(queue, "RESEND_S", 5.0)
+    monkeypatch.setattr(queue, "RESENDS", 1000)
 
     async def be_killed(n: int, make: Callable[[Station], dict[str, Any]]) -> None:
         random = Random(n)
