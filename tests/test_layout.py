@@ -54,6 +54,7 @@ DOES_IO = (
         "agent/logs/streams.py",
         "agent/logs/growing.py",
         "agent/logs/learning.py",
+        "agent/logs/forecasts.py",
         "agent/logs/modelfile.py",
         "agent/logs/corpus.py",
         "agent/logs/labelling.py",
