@@ -163,8 +163,10 @@ async def test_a_checkpoint_can_be_forgotten(store: Store) -> None:
     store.put("k", {"a": 1})
     await store.commit()
     assert await store.get("k", dict[str, int]) == {"a": 1}
+    store.put("other", {})
     store.forget("k")
     await store.commit()
+    assert (await store.keys("k"), await store.keys("oth")) == ([], ["other"])
     assert await store.get("k", dict[str, int]) is None
 
 

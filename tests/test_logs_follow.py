@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from agent.core.supervise import Health
+from agent.logs import follow as following
 from agent.logs.acts import Gap, Report, Scan
 from agent.logs.context import BLOCK, Ask, Search, Size
 from agent.logs.follow import Followed
@@ -21,6 +22,7 @@ class Taking:
         self.text = b""
         self.told: list[Report | Gap] = []
         self.kept: Sequence[Checkpoint] = ()
+        self.hidden = set[int]()  # generations that were given up in a checkpoint before that was told
 
     async def scan(self, act: Scan) -> tuple[int, int]:
         consumed = bytes(act.data).rfind(b"\n") + 1
@@ -32,6 +34,8 @@ class Taking:
 
     def keep(self, tail: Tail) -> None:
         self.kept = tail.checkpoints()
+        told = {act.generation for act in self.told if isinstance(act, Gap)}
+        self.hidden |= {done.generation for done in tail.past} - told
 
     def due(self) -> float:
         return float("inf")
@@ -91,3 +95,36 @@ async def test_what_cannot_be_followed_is_told(tmp_path: Path, nursery: trio.Nur
     await source.settle()
     assert linked.text == (b"a\n" if links else b"")
     assert [report.what for report in linked.told if isinstance(report, Report)] == ["found" if links else "unreadable"]
+
+
+async def test_a_loss_is_told_before_a_checkpoint_forgets_of_it(tmp_path: Path, nursery: trio.Nursery) -> None:
+    path, taking = tmp_path / "log", Taking()
+    path.write_bytes(b"a\n")
+    source = follow(path, taking)
+    nursery.start_soon(source.run)
+    await source.settle()
+    path.write_bytes(b"other\n")
+    await source.settle()
+    assert taking.told[-1] == Gap(1, 2, None, "cut off, and no copy is found")
+    assert taking.hidden == set()
+
+
+async def test_names_that_change_while_they_are_listed_hide_no_copy(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, taking, list_names = tmp_path / "log", Taking(), following._names_beside
+    path.write_bytes(b"a\n")
+    source = follow(path, taking)
+    nursery.start_soon(source.run)
+    await source.settle()
+    (tmp_path / "log.1").write_bytes(b"a\nb\n")
+
+    def rename_meanwhile(path: str, known: Sequence[Checkpoint]) -> dict[tuple[str, str, int], float]:
+        (tmp_path / "log.1").rename(tmp_path / "log.2")
+        monkeypatch.setattr(following, "_names_beside", list_names)
+        return {}
+
+    monkeypatch.setattr(following, "_names_beside", rename_meanwhile)
+    path.write_bytes(b"c\n")
+    await source.settle()
+    assert taking.text == b"a\nb\nc\n"

@@ -75,10 +75,11 @@ class Machine:
         start: Literal["start", "end"] | int = "start",
         generation: int = 0,
         past: Sequence[Checkpoint] = (),
+        begun: float | None = None,
     ) -> "Machine":
         self.open.clear()
         self.came = 0
-        self.tail = Tail(PATH, checkpoints, start, generation=generation, past=past)
+        self.tail = Tail(PATH, checkpoints, start, generation=generation, past=past, begun=begun)
         return self.look()
 
     def restart(self) -> "Machine":
@@ -97,7 +98,9 @@ class Machine:
         came, self.came = self.came, 0
         self.do(self.tail.look(node.stat if node else None, self.now, came))
         for number in self.tail.draining():
-            self.do(self.tail.look_at(number, self.open[number].stat, self.now))
+            node = self.open[number]
+            found = node.stat._replace(is_deleted=node not in self.names.values())
+            self.do(self.tail.look_at(number, found, self.now))
         return self
 
     def do(self, acts: list[Act]) -> None:
@@ -195,7 +198,7 @@ def test_a_reused_inode_is_a_new_generation(machine: Machine) -> None:
     machine.names[PATH].data[:] = b"other content, longer than before\n"
     machine.start(checkpoints)
     assert machine.lines[2:] == [b"other content, longer than before"]
-    assert machine.words() == ["found", "gap", "found"]
+    assert machine.words() == ["found", "replaced", "gap", "found"]
     assert [generation for _, generation, _ in machine.ids] == [1, 1, 2]
 
 
@@ -292,6 +295,49 @@ def test_rotated_while_down_the_old_one_is_finished_first(machine: Machine) -> N
     machine.start(checkpoints)
     assert machine.lines == [b"1", b"2", b"3"]
     assert machine.words() == ["found", "found"]
+
+
+def test_a_first_file_that_came_and_was_rotated_while_down_is_read(machine: Machine) -> None:
+    machine.look()
+    begun = float(next(machine.writes))
+    machine.create(b"1\n")
+    machine.rename("/var/log/x.1")
+    machine.create(b"2\n")
+    machine.start(begun=begun)
+    assert machine.lines == [b"1", b"2"]
+
+
+def test_gone_while_down_is_told_at_once_and_a_gap(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    node = machine.names.pop(PATH)
+    machine.restart()
+    gone = [Report("removed", 1), Gap(1, 2, None, "gone while no agent ran")]
+    assert machine.told[1:] == gone
+    machine.restart()
+    assert machine.told[3:] == []  # once
+    machine.names[PATH] = node
+    machine.write(b"2\n")
+    machine.look()
+    assert machine.told[3:] == [Report("recovered", 1)]
+    assert machine.lines == [b"1", b"2"]
+    machine.names.pop(PATH)
+    machine.restart()
+    assert machine.told[4:] == [Report("removed", 1), Gap(1, 4, None, "gone while no agent ran")]
+    machine.create(b"other\n")
+    machine.restart()
+    assert machine.told[6:] == [Report("found", 2)]  # its gap is told
+
+
+@pytest.mark.parametrize(("now", "what"), [(b"2\n", "truncated"), (b"another\n", "replaced")])
+def test_cut_while_down_is_told(machine: Machine, now: bytes, what: Literal["truncated", "replaced"]) -> None:
+    node = machine.create(b"first\n")
+    machine.start()
+    node.data[:] = now
+    machine.restart()
+    assert machine.told[1:] == [
+        Report(what, 1), Gap(1, 6, None, "its file was not found again"), Report("found", 2)
+    ]  # fmt: skip
 
 
 def test_rotated_away_while_down_is_a_gap(machine: Machine) -> None:
@@ -602,7 +648,7 @@ def test_under_backpressure_nothing_is_read_and_rotation_is_noticed(machine: Mac
     machine.look(100)
     assert machine.lines == [b"1"]
     assert machine.tail.state == "PAUSED"
-    assert (machine.tail.lag, machine.tail.held) == (4, 2)
+    assert (machine.tail.lag, machine.tail.held) == (4, 0)
     machine.do(machine.tail.resume(machine.now))
     assert machine.lines == [b"1", b"2", b"3"]
 
@@ -616,8 +662,21 @@ def test_too_much_that_is_held_is_given_up_and_told(machine: Machine) -> None:
     machine.look()
     assert machine.tail.held == 2
     machine.do(machine.tail.give_up(machine.now))
-    assert machine.told[-1] == Gap(1, 2, 4, "given up: too much is waiting")
+    assert machine.told[-1] == Gap(1, 2, None, "deleted, and too much is waiting: 2 bytes were there")
     assert machine.open == {}
+
+
+def test_a_renamed_file_is_never_given_up(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.tail.pause()
+    machine.write(b"2\n")
+    machine.rename("/var/log/x.1")
+    machine.look()
+    assert machine.tail.held == 0
+    machine.do(machine.tail.give_up(machine.now))
+    machine.do(machine.tail.resume(machine.now))
+    assert machine.lines == [b"1", b"2"]
 
 
 def test_lag_is_told_once_and_so_is_its_end(machine: Machine) -> None:

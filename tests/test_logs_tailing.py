@@ -54,6 +54,13 @@ async def until(here: House, path: Path, state: str) -> dict[str, Any]:
         return source
 
 
+async def until_dropped(here: House, path: Path) -> None:
+    """Wait until it is followed no more."""
+    with trio.fail_after(WAIT_S):
+        while str(path) in [source["path"] for source in (await here.bus.ask("list_logs", {}))["sources"]]:
+            await trio.lowlevel.checkpoint()
+
+
 async def test_a_slow_disk_stops_reading_and_rotation_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +97,8 @@ async def test_deleted_files_that_hold_too_much_are_given_up(tmp_path: Path, mon
                 size = here.log.stat().st_size
                 here.log.unlink()
                 gap = await first(gaps)
-            assert (gap.generation, gap.from_, gap.to, gap.why) == (1, offset, size, "given up: too much is waiting")
+            assert (gap.generation, gap.from_, gap.to) == (1, offset, None)
+            assert gap.why == f"deleted, and too much is waiting: {size - offset} bytes were there"
         assert (await until(here, here.log, "ABSENT"))["lag"] == 0
 
 
@@ -243,9 +251,7 @@ async def test_a_glob_takes_no_rotated_file_for_a_new_one_and_lets_go_of_those_t
             here.write(4, name="b.log")
             assert await numbers(events, 1) == ["4"]
             (tmp_path / "logs/b.log").unlink()
-            with trio.fail_after(WAIT_S):
-                while len((await here.bus.ask("list_logs", {}))["sources"]) > 1:
-                    await trio.lowlevel.checkpoint()
+            await until_dropped(here, tmp_path / "logs/b.log")
         scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
     async with house(tmp_path) as here:
@@ -255,6 +261,40 @@ async def test_a_glob_takes_no_rotated_file_for_a_new_one_and_lets_go_of_those_t
             assert await numbers(events, 1) == ["5"]
         assert {event.path for event in await here.journal(LogMatched)} == {str(here.log), f"{tmp_path}/logs/b.log"}
         assert len(await here.journal(LogMatched)) == 5
+
+
+async def test_files_of_a_glob_that_were_gone_at_the_start_are_read_or_told(tmp_path: Path) -> None:
+    watch = LogWatch(name="all", glob=f"{tmp_path}/logs/*.log")
+    renamed, deleted = tmp_path / "logs/a.log", tmp_path / "logs/b.log"
+    async with house(tmp_path) as here:
+        await here.start(watch)
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(1)
+            here.write(1, name="b.log")
+            assert await numbers(events, 2) == ["1", "1"]
+    renamed.rename(tmp_path / "logs/a.log.1")
+    here.write(2, name="a.log.1")
+    deleted.unlink()
+    async with house(tmp_path) as here:
+        with here.bus.subscribe(LogMatched) as events, here.bus.subscribe(LogGap) as gaps:
+            await here.start(watch)
+            assert await numbers(events, 1) == ["2"]
+            gap = await first(gaps)
+        assert (gap.path, gap.from_, gap.to, gap.why) == (str(deleted), 7, None, "gone while no agent ran")
+        await until_dropped(here, deleted)
+        assert len(await here.journal(LogGap)) == 1
+
+
+async def test_the_first_file_of_a_path_may_come_and_be_rotated_while_no_agent_runs(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        await here.start()
+    here.write(1)
+    here.log.rename(f"{here.log}.1")
+    here.write(2)
+    async with house(tmp_path) as here:
+        with here.bus.subscribe(LogMatched) as events:
+            await here.start()
+            assert await numbers(events, 2) == ["1", "2"]
 
 
 async def test_logs_that_begin_alike_are_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -337,6 +337,11 @@ class Store:
         rows = await self._query("SELECT value FROM checkpoint WHERE key = ?", key)
         return msgspec.json.decode(rows[0][0], type=kind) if rows else None
 
+    async def keys(self, prefix: str) -> list[str]:
+        """The keys of all committed checkpoints that begin so."""
+        rows = await self._query("SELECT key FROM checkpoint WHERE substr(key, 1, ?) = ?", len(prefix), prefix)
+        return [key for (key,) in rows]
+
     async def depths(self) -> dict[str, Depth]:
         """What each sink is owed, by name; sinks that are owed nothing too."""
         if self._depths_of != self._done:  # only a commit changes them, and status is asked for often

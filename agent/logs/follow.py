@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 DIRECT = 1 << 16  # bytes that are read and matched without a thread
 GATHER_S = 0.02  # between two looks at what grows by more than that: few large blocks cost less than many
-MAX_HELD = 256 << 20  # bytes of files that left their paths, all together
+MAX_HELD = 256 << 20  # bytes of deleted files, all together
 MAX_SIBLINGS = 100
+LISTINGS = 5  # of a folder in which names change meanwhile
 BLOCK_S = 30.0  # s for a hang of one block
 
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
@@ -95,7 +96,7 @@ class Followed:
                     await self._wait()
                     continue
                 if self._acts:
-                    self._acts.extendleft(reversed(await self._carry_out(self._acts.popleft())))
+                    self._take(await self._carry_out(self._acts.popleft()), first=True)
                     self._matching.keep(self.tail)
                     self._matching.tick(trio.current_time())
                 if not any(isinstance(act, Open | FindSiblings) for act in self._acts):
@@ -113,7 +114,7 @@ class Followed:
     def join(self, start: Literal["end", "start"] | int) -> Place | None:
         """Where one begins who watches it from now on: from then all is read again. None: what is read next."""
         since, acts = self.tail.join(start, trio.current_time())
-        self._acts.extend(acts)
+        self._take(acts)
         self._wake.set()
         return Place(*since) if since else None
 
@@ -134,9 +135,27 @@ class Followed:
             self._wake.set()
 
     def give_up(self) -> None:
-        """Let go of the oldest file that left the path."""
-        self._acts.extend(self.tail.give_up(trio.current_time()))
+        """Let go of the oldest file that was deleted."""
+        self._take(self.tail.give_up(trio.current_time()))
         self._wake.set()
+
+    def _take(self, acts: Sequence[Act], *, first: bool = False) -> None:
+        """What to do next, or after what is to be done.
+
+        What is to be told is told at once: a checkpoint that was kept before it would hide it after a crash.
+        """
+        todo: list[Act] = []
+        for act in acts:
+            if isinstance(act, Report | Gap):
+                self._matching.tell(act)
+            else:
+                todo.append(act)
+        if len(todo) < len(acts):
+            self._matching.keep(self.tail)
+        if first:
+            self._acts.extendleft(reversed(todo))
+        else:
+            self._acts.extend(todo)
 
     async def search(self, search: Search[T]) -> T:
         """Run a search back from a match, while scan() is awaited: here while it is short, then in a thread."""
@@ -189,7 +208,7 @@ class Followed:
         self._matching.tick(now)
         if due <= now:
             self._ticked = due
-            self._acts.extend(self.tail.tick(now))
+            self._take(self.tail.tick(now))
 
     async def _run(self, function: Callable[[], R], *, long: bool = False) -> R:
         """Here if that is short; in a thread if it is long, or the disk may hang."""
@@ -209,10 +228,10 @@ class Followed:
         now = trio.current_time()
         if self._is_paused and await self.room():
             self._is_paused = False
-            self._acts.extend(self.tail.resume(now))
-        self._acts.extend(self.tail.look(self._seen, now, came))
+            self._take(self.tail.resume(now))
+        self._take(self.tail.look(self._seen, now, came))
         for number, found in drained:
-            self._acts.extend(self.tail.look_at(number, found, now))
+            self._take(self.tail.look_at(number, found, now))
 
     async def _carry_out(self, act: Act) -> Sequence[Act]:
         match act:
@@ -228,8 +247,6 @@ class Followed:
             case FindSiblings(known):
                 found = await self._run(partial(_siblings, self.tail.path, known), long=True)
                 return self.tail.siblings(found, trio.current_time())
-            case Report() | Gap():
-                self._matching.tell(act)
         return []
 
     async def _open(self, act: Open) -> Sequence[Act]:
@@ -408,7 +425,7 @@ def _go_on(search: Search[T], wish: Ask | Size, answer: Callable[[Ask | Size], b
 
 def _stat_of(found: os.stat_result) -> Stat:
     kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
-    return Stat(found.st_dev, found.st_ino, found.st_size, kind, found.st_mtime)
+    return Stat(found.st_dev, found.st_ino, found.st_size, kind, found.st_mtime, found.st_nlink == 0)
 
 
 def _stat(path: str) -> Stat | int | None:
@@ -422,7 +439,19 @@ def _stat(path: str) -> Stat | int | None:
 
 def _siblings(path: str, known: Sequence[Checkpoint]) -> list[Sibling]:
     """The path's own file, and the newest of those beside it that may once have been there by name or inode."""
-    found: list[tuple[float, str, str]] = []
+    found: list[Sibling | None] = []
+    for _ in range(LISTINGS):
+        names = _names_beside(path, known)
+        newest = sorted(names, key=names.__getitem__, reverse=True)[:MAX_SIBLINGS]
+        found = [look_into(path, known), *(_beside(other, name, path, known) for other, name, _ in newest)]
+        if names.keys() == _names_beside(path, known).keys():  # else files may have been missed: they were renamed
+            break
+    return [sibling for sibling in found if sibling]
+
+
+def _names_beside(path: str, known: Sequence[Checkpoint]) -> dict[tuple[str, str, int], float]:
+    """When they were written: by path, the name that they may have had, and inode."""
+    found: dict[tuple[str, str, int], float] = {}
     inodes = {done.ino for done in known}
     for own in dict.fromkeys((path, os.path.realpath(path))):
         folder, name = os.path.split(own)
@@ -434,10 +463,8 @@ def _siblings(path: str, known: Sequence[Checkpoint]) -> list[Sibling]:
                         if (entry.name.startswith(stem) or entry.inode() in inodes) and entry.is_file(
                             follow_symlinks=False
                         ):
-                            found.append((entry.stat(follow_symlinks=False).st_mtime, entry.path, name))
-    found.sort(reverse=True)
-    siblings = [_beside(other, name, path, known) for _, other, name in found[:MAX_SIBLINGS]]
-    return [sibling for sibling in [look_into(path, known), *siblings] if sibling]
+                            found[entry.path, name, entry.inode()] = entry.stat(follow_symlinks=False).st_mtime
+    return found
 
 
 def is_new(path: str, logs: Sequence[tuple[str, Checkpoint]], passed: dict[str, tuple[int, int, int]]) -> bool:
@@ -488,19 +515,22 @@ def look_into(path: str, known: Sequence[Checkpoint]) -> Sibling | None:
 
 def _beside(path: str, name: str, own: str, known: Sequence[Checkpoint]) -> Sibling | None:
     """A file beside the path `own`, which perhaps was called `name` once."""
+    sibling = None
     try:
-        with _opened(path, _FLAGS) as (status, read):
-            its, is_rotated = _fitting(known, status, read), is_rotation(os.path.basename(path), name)
-            sibling = Sibling(path, status, is_rotated, its)
-            if not is_rotated or its:
-                return sibling
-            with suppress(OSError), _opened(own, _FLAGS & ~os.O_NOFOLLOW) as (its_status, read_own):
-                if is_copy(status.size, read, its_status.size, read_own):
-                    return sibling._replace(is_copy=True)
-            return sibling
+        for _ in range(2):  # a copy may have been completed, and the path's file cut, while these were compared
+            with _opened(path, _FLAGS) as (status, read):
+                its, is_rotated = _fitting(known, status, read), is_rotation(os.path.basename(path), name)
+                sibling = Sibling(path, status, is_rotated, its)
+                if not is_rotated or its:
+                    break
+                with suppress(OSError), _opened(own, _FLAGS & ~os.O_NOFOLLOW) as (its_status, read_own):
+                    if is_copy(status.size, read, its_status.size, read_own):
+                        return sibling._replace(is_copy=True)
+                if not read(status.size, 1):
+                    break
     except OSError as err:
         log.debug("cannot read a file beside path=%s error=%s", path, err)
-        return None
+    return sibling
 
 
 @contextmanager

@@ -23,7 +23,7 @@ Reading = Callable[[int, int], bytes]  # from an offset, at most so many bytes
 class Stat(NamedTuple):
     """What stat says of a file. `kind` is "file", or a word for what cannot be followed: "directory", "FIFO".
 
-    `written` is the time of its last write.
+    `written` is the time of its last write, `is_deleted` that it has no name any more (known of open ones only).
     """
 
     dev: int
@@ -31,6 +31,7 @@ class Stat(NamedTuple):
     size: int
     kind: str = "file"
     written: float = 0.0
+    is_deleted: bool = False
 
 
 class Sibling(NamedTuple):
@@ -50,6 +51,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """How far a file was matched: to `offset`, the start of a line. Hashes are of its head, and of what is before.
 
     `written` is when that content was written last, `is_copied` that it is read from a copy, and the gap told.
+    `is_gone`: after a restart nothing was found of it, which is told.
     """
 
     dev: int
@@ -61,6 +63,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     last_hash: str
     written: float
     is_copied: bool = False
+    is_gone: bool = False
 
 
 def digest(data: bytes | memoryview) -> str:

@@ -7,12 +7,12 @@ Checkpoints are committed with the events before them: after a crash lines are r
 Source: protocols/logs.md 2.2, 2.3, 5 and 7; protocols/suites.md, "The suite document" (`watch`).
 """
 
-import glob
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -62,15 +62,16 @@ from agent.logs.search import rule_of, search
 from agent.logs.settings import LogsSettings
 from agent.logs.source import Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
-from agent.logs.watches import KeptWatches, Watch, of_client
+from agent.logs.watches import KeptWatches, Watch, of_client, of_run
 
 log = logging.getLogger(__name__)
 
 MAX_SOURCES = 1024
 MAX_WATCHES = 256  # of clients
-MAX_OF_RUN = 64
 SETTLE_S = 5.0  # s that a run's last lines may take
+COARSE_S = 0.02  # s by which the clocks of file systems are late
 KEPT = "logs.watches"
+SOURCE = "logs.source:"  # and its path
 ALERT = "logs.rules"
 
 
@@ -232,12 +233,24 @@ class _Logs:
             await self._begin_blaming(of_client(id, asked))
         if self._watches:
             self._tell_rules()
+        await self._begin_gone([watch for watch in self._watches.values() if watch.is_glob])
         pending, self._pending = self._pending or {}, None
         for path, done in pending.items():
             self._start(self._sources[path], done)
         with trio.move_on_after(SETTLE_S):  # not for ever: a disk may hang
             for source in list(self._sources.values()):
                 await source.followed.begun.wait()
+
+    async def _begin_gone(self, globs: Sequence[Watch]) -> None:
+        """Follow what globs do not find any more, and found before: it may have been renamed, or else that is told."""
+        for key in await self._store.keys(f"{SOURCE}/") if globs else ():
+            path = key.removeprefix(SOURCE)
+            if path in self._sources or await trio.to_thread.run_sync(os.path.lexists, path):
+                continue
+            done: Done = await self._store.get(key, Done) or Done()
+            for watch in globs:
+                if watch.id in done.since and fnmatch(path, watch.pattern):
+                    await self._follow(watch, path, "start")
 
     async def _begin_blaming(self, watch: Watch) -> None:
         """Follow it in any case."""
@@ -285,7 +298,8 @@ class _Logs:
         names = {watch.id for watch in globs}
         for source in list(self._sources.values()):
             tail = source.followed.tail
-            if source.wants.keys() <= names and tail.state == "ABSENT" and tail.generation and not tail.checkpoints():
+            is_over = tail.state == "ABSENT" and tail.generation and all(done.is_gone for done in tail.checkpoints())
+            if is_over and source.wants.keys() <= names:
                 self._drop(source)
         there = {path for named in found.values() for path in named}
         self._passed = {path: known for path, known in self._passed.items() if path in there}
@@ -318,7 +332,7 @@ class _Logs:
                 detail = f"{MAX_SOURCES} logs are followed already"
                 self._bus.publish(LogSource(path=path, what="limit", generation=0, detail=detail))
             return
-        key = f"logs.source:{path}"
+        key = SOURCE + path
         source = Source(
             path,
             key,
@@ -333,7 +347,8 @@ class _Logs:
         alive = {watch.id, *self._watches, *self._kept.watches, *(f"s-{one.name}" for one in self._settings.watch)}
         if alive.isdisjoint(done.since):  # of watches that are over
             done = Done()
-        tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past)
+        tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past, begun=done.begun)
+        done = done if done.begun else replace(done, begun=self._clock() - COARSE_S)
         source.followed = Followed(tail, source, self._health, links=not watch.is_remote, room=self._has_room)
         source.wants[watch.id] = Want(rules, watch.run, watch.is_remote, *done.since.get(watch.id, (None, None)))
         self._use(source)
@@ -358,7 +373,7 @@ class _Logs:
         records = Records(
             watch.pattern,
             self._rules[watch.id],
-            f"logs.source:{watch.id}:{watch.pattern}",
+            f"{SOURCE}{watch.id}:{watch.pattern}",
             lambda: self._active.now(watch.run),
             self._analysis,
             bus=self._bus,
@@ -551,33 +566,14 @@ class _Logs:
         run, wanted = received.run, received.suite.get("watch")
         if run in self._of_run or not isinstance(wanted, dict) or not isinstance(wanted.get("logs"), list | tuple):
             return
-        self._of_run[run] = []
-        base, named, rules = received.base or "", list(wanted["logs"]), None
-        # At once, without waiting for anything: its processes begin soon.
-        starts = {
-            number: paths.sizes(paths.joined(base, path))
-            for number, path in enumerate(named[:MAX_OF_RUN])
-            if paths.is_path(path)
-        }
-        if len(named) > MAX_OF_RUN:
-            await self._warn(run, f"{len(named) - MAX_OF_RUN} logs are not watched: a run has {MAX_OF_RUN} at most")
-        for path in [path for number, path in enumerate(named[:MAX_OF_RUN]) if number not in starts]:
-            await self._warn(run, f"{path!r:.200} is not watched: it is no path of 1 to {paths.MAX_PATH} characters")
-        for number in starts:
-            pattern = paths.joined(base, named[number])
-            watch = Watch(
-                id=f"{run}/{number}",
-                pattern=pattern,
-                is_glob=glob.has_magic(pattern),
-                sets=wanted.get("rules", ()),
-                start="start",
-                sizes=starts[number],
-                base=base,
-                run=run,
-            )
-            self._of_run[run].append(watch.id)
-            rules = rules or await self._rules_or_none(watch)  # the same for all of them
-            await self._begin(watch, rules)
+        watches, refused = of_run(run, received.base or "", wanted)  # without waiting: its processes begin soon
+        self._of_run[run] = [watch.id for watch in watches]
+        for why in refused:
+            await self._warn(run, why)
+        if watches:
+            rules = await self._rules_or_none(watches[0])  # the same for all of them
+            for watch in watches:
+                await self._begin(watch, rules)
 
     async def _warn(self, run: str, text: str) -> None:
         """Have it told in the run's result."""

@@ -148,13 +148,17 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a source was matched. `past` are the last files that are done, `since` is what each watch wants of it."""
+    """How far a source was matched. `past` are the last files that are done, `since` is what each watch wants of it.
+
+    `begun` is when it was followed first, epoch seconds.
+    """
 
     generation: int = 0
     checkpoints: list[Checkpoint] = []
     past: list[Checkpoint] = []
     since: dict[str, tuple[Place | None, Place | None]] = {}
     waiting: list[_Kept] = []
+    begun: float | None = None
 
 
 class _Waiting:
@@ -200,6 +204,7 @@ class Source:
         self._matcher = Matcher()
         self._waiting: list[_Waiting] = []
         self._kept: Done | None = None
+        self._begun: float | None = None
         self._keep_at = -math.inf
         self._has_told = False
         self._keeps_at: float | None = None
@@ -223,7 +228,8 @@ class Source:
         self.wants[id] = replace(want, since=since)
 
     def resume(self, done: Done) -> None:
-        """Go on with what waited when the agent ended. After use()."""
+        """Go on with what waited when the agent ended; keep when the source was begun. After use()."""
+        self._begun = done.begun
         rules = {rule.spec.id: rule for rule in self.together.rules}
         for kept in done.waiting:
             if kept.rule in rules:
@@ -236,6 +242,7 @@ class Source:
                 self._waiting.append(waiting)
             else:
                 self._tell_context(kept.id, kept.tags, kept.after, [*kept.record, *kept.more], kept.count)
+        self.keep(self.followed.tail)
 
     def _take(self, together: Together, wants: Sequence[Want]) -> None:
         self._tell_suppressed(math.inf)
@@ -324,6 +331,7 @@ class Source:
             past=tail.past,
             since={id: (want.since, want.seen) for id, want in self.wants.items()},
             waiting=[waiting.kept() for waiting in self._waiting],
+            begun=self._begun,
         )
         if done == self._kept:
             return

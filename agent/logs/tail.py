@@ -48,7 +48,8 @@ class Tail:
 
     `checkpoints`, `generation` and `past` are those that were committed last; the generation outlives all files.
     Without them a file that is there at the first look is followed from `start`: "end", "start", or an offset where a
-    line begins. What comes later is read from its beginning.
+    line begins. What comes later is read from its beginning. `begun` is when the path was followed first,
+    if none of its files is known since.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Tail:
         *,
         generation: int = 0,
         past: Sequence[Checkpoint] = (),
+        begun: float | None = None,
     ) -> None:
         self.path, self.start = path, start
         self.generation = max([generation, *(checkpoint.generation for checkpoint in checkpoints)])
@@ -66,7 +68,7 @@ class Tail:
         self.past = list(past)  # how the last files were left that are done
         self._lost = sorted(checkpoints, key=lambda checkpoint: checkpoint.generation)  # their files are not found yet
         # Rotations written later, and not known, came and went unseen. None: there can be none.
-        self._unseen_since = max((done.written for done in [*past, *checkpoints]), default=None)
+        self._unseen_since = max((done.written for done in [*past, *checkpoints]), default=begun)
         self._current: File | None = None
         self._draining: list[File] = []
         self._opening: dict[int, _Opening] = {}
@@ -75,7 +77,7 @@ class Tail:
         self._data = memoryview(b"")
         self._scanning = End.OPEN
         self._asked: tuple[Checkpoint, ...] | None = None  # of the FindSiblings under way
-        self._wants_search = bool(checkpoints or past)
+        self._wants_search = self._unseen_since is not None
         self._is_paused = self._is_lagging = False
         self._has_looked = self._is_there = False
         self._retry_s, self._retry_at = 0.0, 0.0
@@ -102,8 +104,8 @@ class Tail:
 
     @property
     def held(self) -> int:
-        """Of these, the bytes in files that left the path: they take space on disk until they are drained."""
-        return sum(file.unread for file in self._draining)
+        """Of these, the bytes in files that were deleted: they take space on disk until they are drained."""
+        return sum(file.unread for file in self._draining if file.stat.is_deleted)
 
     def open_files(self) -> dict[int, int]:
         """The number of each file that is open, by generation."""
@@ -167,7 +169,7 @@ class Tail:
                 self._leave(now)
             if is_first:
                 self.start = "start"  # what comes later is read from its beginning
-            if self._lost:
+            if self._lost or is_first:
                 acts += self._search()
             return acts + self._tell_missed() + self._next(now)
         if isinstance(found, int) or found.kind != "file":
@@ -225,7 +227,13 @@ class Tail:
                 acts.append(self._open(there.path, _Opening((there.stat.dev, there.stat.ino), done)))
             elif self._current:
                 self._lost.remove(done)
-                acts.append(self._give_up(done, "cut off, and no copy is found"))
+                acts += self._give_up(done, "cut off, and no copy is found")
+            elif not self._is_there and not done.is_gone:  # it is kept, should it come again
+                self._lost[self._lost.index(done)] = msgspec.structs.replace(done, is_gone=True)
+                acts += [
+                    Report("removed", done.generation),
+                    self._gap(done.generation, done.offset, "gone while no agent ran"),
+                ]
         if (since := self._unseen_since) is not None:
             held = {(file.stat.dev, file.stat.ino) for file in self._files()}  # these tell by themselves what they are
             held |= {opening.origin for opening in self._opening.values() if opening.origin}
@@ -281,7 +289,7 @@ class Tail:
                 if is_gone:
                     return self._search_again(done, now)
                 if done:
-                    acts.append(self._give_up(done, f"its rest cannot be read: {why}"))
+                    acts += self._give_up(done, f"its rest cannot be read: {why}")
                 else:
                     acts.append(self._gap(self.generation, 0, f"a file that was rotated cannot be read: {why}"))
                 acts += self._find_path(now)
@@ -294,7 +302,7 @@ class Tail:
             else:
                 is_path = False
                 self._draining.remove(file)
-                acts.append(self._give_up(file.checkpoint(), f"its rest cannot be read: {why}"))
+                acts += self._give_up(file.checkpoint(), f"its rest cannot be read: {why}")
         return acts + (self._fail(f"cannot be read: {why}", now) if is_path and not is_gone else self._next(now))
 
     def read(self, number: int, data: bytes | bytearray | memoryview, head: bytes, now: float) -> list[Act]:
@@ -350,14 +358,13 @@ class Tail:
         return self._next(now)
 
     def give_up(self, now: float) -> list[Act]:
-        """Files that left the path hold more of the disk than is allowed: let go of the oldest."""
-        file = next((file for file in self._draining if file is not self._busy), None)
+        """Deleted files hold more of the disk than is allowed: let go of the oldest, in which its writer may go on."""
+        file = next((file for file in self._draining if file.stat.is_deleted and file is not self._busy), None)
         if not file:
             return []
-        self._end(file)
-        self.gaps += 1
-        lost = Gap(file.generation, file.offset, file.stat.size, "given up: too much is waiting")
-        return [lost, Close(file.number), *self._next(now)]
+        self._draining.remove(file)
+        why = f"deleted, and too much is waiting: {file.unread} bytes were there"
+        return [*self._give_up(file.checkpoint(), why), Close(file.number), *self._next(now)]
 
     def join(self, start: Literal["end", "start"] | int, now: float) -> tuple[tuple[int, int] | None, list[Act]]:
         """Generation and offset where one begins who comes later; None: with what is read next, nothing is open."""
@@ -460,10 +467,12 @@ class Tail:
             if is_it and not is_known and begins(head, done) and done.offset <= file.stat.size:
                 is_known, file.generation = True, done.generation
                 file.resume(done)
+                if done.is_gone:
+                    acts.append(Report("recovered", done.generation))
                 continue
-            if is_it and not is_known and done.offset > file.stat.size:
-                acts.append(Report("truncated", done.generation))
-            acts.append(self._give_up(done, "its file was not found again"))
+            if is_it and not is_known:
+                acts.append(Report("truncated" if done.offset > file.stat.size else "replaced", done.generation))
+            acts += self._give_up(done, "its file was not found again")
         if is_known:
             return acts
         is_first = self.generation == 0
@@ -532,10 +541,10 @@ class Tail:
         self._retry_at = now + self._retry_s if wait else now
         return [*([Report("unreadable", self.generation, why)] if is_new else []), *self._next(now)]
 
-    def _give_up(self, done: Checkpoint, why: str) -> Gap:
+    def _give_up(self, done: Checkpoint, why: str) -> list[Gap]:
         """What came behind a checkpoint is not found, or cannot be read."""
         self._remember(done)
-        return self._gap(done.generation, done.offset, why)
+        return [] if done.is_gone else [self._gap(done.generation, done.offset, why)]
 
     def _gap(self, generation: int, start: int, why: str) -> Gap:
         """Possibly lost: nobody knows how much there was."""
