@@ -73,3 +73,24 @@ def test_a_directory_that_has_not_changed_is_not_read_again(tmp_path: Path, monk
     at += paths.RELIST_S
     assert ask(at - 18) == ["a.log", "b.log", "c.log"]
     assert globs.find([f"{tmp_path}/none/*.log"]) == {f"{tmp_path}/none/*.log": []}
+
+
+def test_a_suite_names_paths_and_globs_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("there\n")
+    wanted = {"logs": ["*.log", "b/../c.log", 7, "", "/var/log/" + 4096 * "x"], "rules": ["mine.toml"]}
+    watches, refused = paths.of_run("r", str(tmp_path), wanted)
+    assert [(watch.id, watch.pattern, watch.is_glob) for watch in watches] == [
+        ("r/0", f"{tmp_path}/*.log", True),
+        ("r/1", f"{tmp_path}/c.log", False),
+    ]
+    assert watches[0].sizes == {f"{tmp_path}/a.log": 6}
+    assert {(watch.run, watch.base, watch.start, *watch.sets) for watch in watches} == {
+        ("r", str(tmp_path), "start", "mine.toml")
+    }
+    assert len(refused) == 3
+    assert refused[0] == "7 is not watched: it is no path of 1 to 4096 characters"
+
+
+def test_a_suite_has_no_more_than_its_share() -> None:
+    watches, refused = paths.of_run("r", "/", {"logs": ["a"] * (paths.MAX_OF_RUN + 2)})
+    assert (len(watches), refused) == (paths.MAX_OF_RUN, ["2 logs are not watched: a run has 64 at most"])

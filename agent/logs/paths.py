@@ -9,9 +9,13 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+from agent.logs.watches import Watch
 
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".Z")
 MAX_PATH = 4096  # characters
+MAX_OF_RUN = 64  # paths
 RELIST_S = 10.0  # a link to nothing may have become one to a file, and clocks of servers err
 COARSE_S = 2.0
 
@@ -107,3 +111,31 @@ def unfit(path: str) -> str | None:
 def refused(path: str, roots: Sequence[str]) -> str | None:
     """Why a client's watch does not follow it, if it does not."""
     return outside(path, roots) or unfit(path)
+
+
+def of_run(run: str, base: str, wanted: dict[str, Any]) -> tuple[list[Watch], list[str]]:
+    """What a suite in the folder `base` asked for in its `watch`; and in sentences, what of that is not watched.
+
+    To be asked for before its processes begin: what stands in the files now is not read.
+    """
+    watches, refused = [], []
+    named = list(wanted["logs"])
+    if len(named) > MAX_OF_RUN:
+        refused.append(f"{len(named) - MAX_OF_RUN} logs are not watched: a run has {MAX_OF_RUN} at most")
+    for number, path in enumerate(named[:MAX_OF_RUN]):
+        if not is_path(path):
+            refused.append(f"{path!r:.200} is not watched: it is no path of 1 to {MAX_PATH} characters")
+            continue
+        pattern = joined(base, path)
+        watch = Watch(
+            id=f"{run}/{number}",
+            pattern=pattern,
+            is_glob=glob.has_magic(pattern),
+            sets=wanted.get("rules", ()),
+            start="start",
+            sizes=sizes(pattern),
+            base=base,
+            run=run,
+        )
+        watches.append(watch)
+    return watches, refused

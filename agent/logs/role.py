@@ -62,7 +62,7 @@ from agent.logs.search import rule_of, search
 from agent.logs.settings import LogsSettings
 from agent.logs.source import Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
-from agent.logs.watches import KeptWatches, Watch, of_client, of_run
+from agent.logs.watches import KeptWatches, Watch, of_client
 
 log = logging.getLogger(__name__)
 
@@ -566,7 +566,7 @@ class _Logs:
         run, wanted = received.run, received.suite.get("watch")
         if run in self._of_run or not isinstance(wanted, dict) or not isinstance(wanted.get("logs"), list | tuple):
             return
-        watches, refused = of_run(run, received.base or "", wanted)  # without waiting: its processes begin soon
+        watches, refused = paths.of_run(run, received.base or "", wanted)  # without waiting: its processes begin soon
         self._of_run[run] = [watch.id for watch in watches]
         for why in refused:
             await self._warn(run, why)

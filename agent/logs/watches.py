@@ -3,17 +3,13 @@
 Source: protocols/logs.md 2.2; protocols/suites.md, "The suite document" (`watch`).
 """
 
-import glob
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from agent.logs import paths
 from agent.logs.messages import WatchLog
-
-MAX_OF_RUN = 64
 
 
 class KeptWatches(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,31 +47,3 @@ def of_client(id: str, asked: WatchLog) -> Watch:
         start=asked.from_,
         is_remote=True,
     )
-
-
-def of_run(run: str, base: str, wanted: dict[str, Any]) -> tuple[list[Watch], list[str]]:
-    """What a suite in the folder `base` asked for in its `watch`; and in sentences, what of that is not watched.
-
-    To be asked for before its processes begin: what stands in the files now is not read.
-    """
-    watches, refused = [], []
-    named = list(wanted["logs"])
-    if len(named) > MAX_OF_RUN:
-        refused.append(f"{len(named) - MAX_OF_RUN} logs are not watched: a run has {MAX_OF_RUN} at most")
-    for number, path in enumerate(named[:MAX_OF_RUN]):
-        if not paths.is_path(path):
-            refused.append(f"{path!r:.200} is not watched: it is no path of 1 to {paths.MAX_PATH} characters")
-            continue
-        pattern = paths.joined(base, path)
-        watch = Watch(
-            id=f"{run}/{number}",
-            pattern=pattern,
-            is_glob=glob.has_magic(pattern),
-            sets=wanted.get("rules", ()),
-            start="start",
-            sizes=paths.sizes(pattern),
-            base=base,
-            run=run,
-        )
-        watches.append(watch)
-    return watches, refused
