@@ -36,6 +36,7 @@ dist: dist/SHA256SUMS
 FROZEN := $(shell find agent hw-profiles native packaging -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
 dist/SHA256SUMS: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y pyproject.toml)
 dist/SHA256SUMS: export PYTHONHASHSEED := 1
+dist/SHA256SUMS: export PYTHONNODEBUGRANGES := 1
 dist/SHA256SUMS: export PYINSTALLER_CONFIG_DIR := build/pyinstaller
 dist/SHA256SUMS: $(READY) $(FROZEN)
 	UV_PROJECT_ENVIRONMENT=.venv-dist .venv-uv/bin/uv sync --quiet --locked --no-dev --group dist

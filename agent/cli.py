@@ -218,12 +218,10 @@ def _run(given: argparse.Namespace) -> int:
         print("agent run: --user goes with --respawn", file=sys.stderr)
         return USAGE
     import faulthandler
-    import gc
 
-    from agent.core.start import load_later
+    from agent.core.start import prepare
 
-    gc.disable()  # until the roles are up (app.serve): a fifth of the start
-    load_later("ssl", "idna", "hashlib", "hmac", "secrets", "difflib")  # before trio is imported, which wants two
+    prepare()
     effective = _load(given)  # before trio and the roles are imported: broken settings are told at once
 
     import trio

@@ -40,3 +40,31 @@ def test_a_module_that_is_there_stays() -> None:
 def test_a_name_that_it_does_not_have_is_missed() -> None:
     use = "\ntry:\n    ssl.no_such_name\nexcept AttributeError as err:\n    assert 'no_such_name' in str(err)\n"
     assert run(use) == "True module False\n"
+
+
+def test_what_is_ready_does_not_load_it() -> None:
+    script = """
+import sys
+from agent.core.start import load_later
+load_later("wave", "colorsys", hue=7)
+import wave
+from colorsys import hue
+assert (wave.hue, hue) == (7, 7)
+assert "chunk" not in sys.modules
+assert wave.Error.__module__ == "wave"
+assert sys.modules["wave"].Error is wave.Error
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+def test_the_service_imports_no_openssl_and_digests_without() -> None:
+    script = """
+import sys
+from agent.core.start import prepare
+prepare()
+import hashlib, agent.app
+assert hashlib.blake2b(b"", digest_size=6).hexdigest() == "ddd9c40767f9"
+assert not {"_ssl", "_hashlib", "email.message", "zipfile", "yaml.loader", "_lzma"} & sys.modules.keys(), sys.modules
+assert hashlib.sha256(b"").hexdigest().startswith("e3b0c442")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

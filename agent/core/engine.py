@@ -21,6 +21,9 @@ def available_engines() -> dict[str, int]:
 # What to pass to a native function that takes an engine.
 ENGINE = available_engines().get(os.environ.get("AGENT_SIMD", ""), lib.engine_best())
 
+# `ffi.new` for what native functions fill before it is read: not cleared, so what is not used takes no memory.
+room = ffi.new_allocator(should_clear_after_alloc=False)
+
 
 def native_engine() -> str:
     """Name of the engine in use: avx512, avx2, ssse3, neon or scalar."""

@@ -11,18 +11,37 @@ import ctypes
 import gc
 import importlib
 import sys
+from _blake2 import blake2b
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
+M_ARENA_MAX = -8  # malloc.h
 
-def load_later(*names: str) -> None:
-    """Let these top-level modules wait for their first use. One that is loaded already stays."""
+
+def prepare() -> None:
+    """The service begins, trio is not imported yet: what it does not need does not get in."""
+    gc.disable()  # until the roles are up (`settle`): a fifth of the start
+    load_later("ssl", "idna", "hmac", "secrets", "difflib", "lzma", "yaml")
+    load_later("hashlib", blake2b=blake2b)  # all else it takes from OpenSSL
+    load_later("ast", NodeVisitor=object)  # the base of a class of inspect's, which looks into sources
+    load_later("importlib.metadata", version=_version)
+    if mallopt := _of_glibc("mallopt"):
+        mallopt(M_ARENA_MAX, 1)  # else each thread has its own, and what they free is not one's
+
+
+def load_later(*names: str, **ready: object) -> None:
+    """Let these modules wait for their first use. One that is loaded already stays.
+
+    The names `ready` are there without it.
+    """
     for name in names:
-        sys.modules.setdefault(name, _standing_in_for(name))
+        sys.modules.setdefault(name, _standing_in_for(name, ready))
 
 
-def _standing_in_for(name: str) -> ModuleType:
-    """Becomes the module at the first name that is asked of it (PEP 562)."""
+def _standing_in_for(name: str, ready: Mapping[str, object]) -> ModuleType:
+    """Becomes the module at the first name that is asked of it and not `ready` (PEP 562)."""
     module = ModuleType(name)
+    module.__dict__.update(ready)
 
     def load(attribute: str) -> object:
         if attribute.startswith("__"):  # the import system looks at what it finds
@@ -30,7 +49,7 @@ def _standing_in_for(name: str) -> ModuleType:
         if sys.modules.get(name) is module:
             del sys.modules[name]
         found = importlib.import_module(name)
-        del module.__dict__["__getattr__"]
+        module.__dict__.pop("__getattr__", None)  # another thread may have been here
         module.__dict__.update(found.__dict__)
         return getattr(module, attribute)
 
@@ -38,10 +57,21 @@ def _standing_in_for(name: str) -> ModuleType:
     return module
 
 
+def _version(distribution: str) -> str:
+    """What trio-websocket asks of importlib.metadata, which imports email and zipfile: of trio, and no more."""
+    version: str = importlib.import_module(distribution).__version__
+    return version
+
+
 def settle() -> None:
     """The start is over: what it made stays, and is not looked at for garbage again; what it read goes back."""
     gc.collect()
     gc.freeze()
     gc.enable()
-    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+    if malloc_trim := _of_glibc("malloc_trim"):
         malloc_trim(0)
+
+
+def _of_glibc(function: str) -> Callable[..., int] | None:
+    """A function that other C libraries do not have."""
+    return getattr(ctypes.CDLL(None), function, None)

@@ -13,6 +13,8 @@ every error has its line, its column and the idents above it. Errors are Documen
 Source: protocols/gator.md, "YAML", "Limits and security"; seeds/gator-websocket-api.md, "Spec".
 """
 
+from __future__ import annotations  # those of PyYAML's nodes: it is loaded when a spec is read
+
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
@@ -38,7 +40,6 @@ _PREFIX: Final = "tag:yaml.org,2002:"
 _PLAIN: Final = {_PREFIX + kind for kind in ("str", "int", "float", "bool", "timestamp")}  # taken as they are written
 _TAGS: Final = ("!Job", "!JobGroup", "!JobArray")
 _RESOURCES: Final = ("!Cores", "!Memory", "!License")
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # What YAML 1.1 does not print as it is, and what ends a double-quoted text.
 _ESCAPED = re.compile(r'["\\\x00-\x1f\x7f-\xa0\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]')
 _VARIABLE = re.compile(r"\\\$|\$(?:(\w+)|\{(\w+)(?::-([^}]*))?\})")
@@ -91,7 +92,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     """Several, in any order but for what `on_*` says. `repeats` makes it an array: that many of each, by number."""
 
     ident: str
-    jobs: tuple["Job | Group", ...] = ()
+    jobs: tuple[Job | Group, ...] = ()
     repeats: int | None = None
     env: dict[str, str] = {}
     cwd: str | None = None
@@ -212,15 +213,16 @@ def load(text: str | bytes, file: str = "spec", *, from_parent: bool = False) ->
 
 def _composed(data: bytes, file: str) -> yaml.Node:
     """The text as nodes. Depth is counted first, event by event: composing is recursive."""
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         depth = 0
-        for event in yaml.parse(data, Loader=_Loader):
+        for event in yaml.parse(data, Loader=loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 mark = event.start_mark
                 line = mark.line + 1 if mark else 0
                 raise DocumentError(file, line, "", f"nested deeper than {MAX_DEPTH}", remedy="Use flatter groups.")
-        node: yaml.Node | None = yaml.compose(data, Loader=_Loader)
+        node: yaml.Node | None = yaml.compose(data, Loader=loader)
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
         line = mark.line + 1 if mark else 0

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from agent._native import ffi, lib
-from agent.core.engine import ENGINE
+from agent._native import lib
+from agent.core.engine import ENGINE, room
 from agent.logs.literals import LITERAL_MAX, LITERAL_MIN, Clause, Literal, clauses
 from agent.logs.messages import Context, Multiline
 from agent.logs.regex import Matcher, Regex
@@ -324,7 +324,7 @@ class _LineCounter:
     """Counts newlines several times as fast as bytes.count does."""
 
     def __init__(self) -> None:
-        self._ends = ffi.new(f"size_t[{LINES}]")
+        self._ends = room("size_t[]", LINES)
 
     def count(self, data: bytes) -> int:
         count, start, found = 0, 0, LINES

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from agent._native import ffi, lib
+from agent.core.engine import room
 from agent.logs.matched import rule_hash
 from agent.logs.rules import CompiledRule
 from agent.logs.scanner import Found
@@ -32,7 +33,7 @@ class Formatter:
                 for text, names, rule in zip(self._texts, self._names, rules, strict=True)
             ],
         )
-        self._out = ffi.new(f"uint8_t[{CAPACITY}]")
+        self._out = room("uint8_t[]", CAPACITY)
         self._done = ffi.new("size_t *")
         self._stand(path, origin, generation)
 

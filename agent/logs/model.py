@@ -26,7 +26,7 @@ SECTIONS = ("templates", "weights", "chains", "calibration")
 
 _MAGIC = b"EMLM"
 _HEAD = struct.Struct("<4sHI")
-_SUM = hashlib.sha256().digest_size
+_SUM = 32  # bytes of SHA-256
 
 
 class ModelDamaged(AgentError):

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent._native import ffi, lib
-from agent.core.engine import ENGINE
+from agent.core.engine import ENGINE, room
 from agent.logs.literals import Clause, Frequencies, choose
 from agent.logs.regex import UNSET, Regex
 
@@ -184,8 +184,8 @@ class Worker:
         self._compiled, self._handle = self._renewed()
         self._capacity = max(RECORDS, len(scanner.regexes))
         self._pairs_capacity = max(PAIRS, sum(len(regex.groups) for regex in scanner.regexes))
-        self.matches = ffi.new("struct match[]", self._capacity)
-        self.captures = ffi.new("uint32_t[]", 2 * self._pairs_capacity)
+        self.matches = room("struct match[]", self._capacity)
+        self.captures = room("uint32_t[]", 2 * self._pairs_capacity)
         self.records = memoryview(ffi.buffer(self.matches))
         self.pairs = memoryview(ffi.buffer(self.captures)).cast("I")
         self._before, self._consumed = ffi.new("size_t *"), ffi.new("size_t *")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import msgspec
 
 from agent._native import ffi, lib
+from agent.core.engine import room
 from agent.logs.model import ModelDamaged
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Miner:
             raise MemoryError
         self._limit = limit
         self._miner = ffi.gc(miner, lib.miner_free)
-        self._ids, self._starts = ffi.new("uint32_t[]", _LINES), ffi.new("uint32_t[]", _LINES)
+        self._ids, self._starts = room("uint32_t[]", _LINES), room("uint32_t[]", _LINES)
         self._number = ffi.new("size_t *")
 
     def mine(self, block: bytes | memoryview, *, every: int = 1) -> Mined:

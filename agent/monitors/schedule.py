@@ -174,5 +174,5 @@ class Schedule:
 
 def _share(machine: str, monitor: str) -> float:
     """A number of [0, 1), always the same for the two."""
-    digest = hashlib.sha256(f"{machine}\0{monitor}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+    digest = hashlib.blake2b(f"{machine}\0{monitor}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48

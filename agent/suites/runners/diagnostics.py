@@ -6,6 +6,8 @@ number of values are bounded, and every value that comes out can be written as J
 Source: protocols/suites.md, "AVA, driver tap" row 10.
 """
 
+from __future__ import annotations  # those of PyYAML's events: it is loaded when a block is read
+
 import re
 from typing import Any, Final
 

@@ -1,4 +1,4 @@
-"""Which runner and driver of a suite document is which module. Pure.
+"""Which runner and driver of a suite document is which module, imported when a suite first asks for it. Pure.
 
 Source: protocols/suites.md, "The suite document" (`runner`, `driver`), "A run" (restart and power loss).
 """
@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.suites.messages import Suite
-from agent.suites.runners import ava, command, gator, pytest, tap
-from agent.suites.runners.ava_events import AvaEvents
-from agent.suites.runners.ava_tap import AvaTap
 from agent.suites.runners.driver import Driver, Launch, Only
 
 
@@ -30,16 +27,26 @@ def prepare(
     """How to start an attempt of the suite, and the driver that reads it. Raises CannotLaunch, DocumentError."""
     match suite.runner:
         case "ava":
+            from agent.suites.runners import ava
+            from agent.suites.runners.ava_events import AvaEvents
+            from agent.suites.runners.ava_tap import AvaTap
+
             ava_driver = AvaEvents if suite.driver == "events" else AvaTap
             launch = ava.launch(suite, project, scratch, run, only=only)
             return launch, ava_driver(suite, run, attempt=attempt, only=only)
         case "pytest":
+            from agent.suites.runners import pytest
+
             launch = pytest.launch(suite, project, scratch, run, only=only)
             return launch, pytest.PytestDriver(suite, run, attempt=attempt)
         case "tap":
+            from agent.suites.runners import tap
+
             launch = tap.launch(suite, project, scratch, run)
             return launch, tap.TapDriver(run, suite.id, grace_s=suite.limits.grace)
         case "command":
+            from agent.suites.runners import command
+
             launch = command.launch(suite, project, scratch, run)
             driver = command.CommandDriver(
                 run,
@@ -51,5 +58,7 @@ def prepare(
             )
             return launch, driver
         case "gator":
+            from agent.suites.runners import gator
+
             launch = gator.launch(suite, project, scratch, run, only=only)
             return launch, gator.GatorDriver(suite, run, attempt=attempt)
