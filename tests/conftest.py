@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Callable
@@ -17,6 +18,10 @@ from hypothesis import settings
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
+
+# A shell's command in the background ignores it, and so would all that the tests start, and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the machines are shared. In CI the same examples each time, so that a failure there can be repeated.
 settings.register_profile("here", deadline=None)

@@ -6,7 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,28 +150,40 @@ async def test_watch_of_an_agent_that_is_not_there_ends_at_once(tmp_path: Path) 
 # ---- the commands --------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def started(argv: Sequence[str | Path], **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    """A process that has ended when the block has, also where the test fails."""
+    with subprocess.Popen(argv, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
     """`agent(...)` runs a command with the settings of an agent that is up."""
-    with socket.socket() as probe:  # the command finds the port in the settings, so it cannot be 0 there
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = tmp_path / "agent.toml"
-    config.write_text(SETTINGS.format(folder=tmp_path, port=port))
-    command = [sys.executable, "-m", "agent"]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+    config, command = tmp_path / "agent.toml", [sys.executable, "-m", "agent"]
+    with (
+        socket.socket() as ours,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening,
+    ):
+        # The command finds the port in the settings, so it cannot be 0 there. Nobody else gets it, but who asks for it.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.bind(("127.0.0.1", 0))
+        config.write_text(SETTINGS.format(folder=tmp_path, port=ours.getsockname()[1]))
         listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(30)
+        listening.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        with subprocess.Popen([*command, "run", "--config", config], stderr=subprocess.DEVNULL) as service:
+        with started([*command, "run", "--config", config], stderr=subprocess.DEVNULL) as service:
             assert listening.recv(4096).startswith(b"READY=1")
             yield lambda *more: subprocess.run(
                 [*command, "ctl", "--config", config, *more], capture_output=True, text=True, timeout=60
             )
             service.send_signal(signal.SIGTERM)
-            assert service.wait(30) == 0
+            assert service.wait(60) == 0
 
 
 def test_the_whole_way_from_the_command_line(agent: Command, tmp_path: Path) -> None:
@@ -188,11 +201,11 @@ def test_the_whole_way_from_the_command_line(agent: Command, tmp_path: Path) -> 
     run = json.loads(agent("run_suite", f"path={tmp_path}/suite").stdout)["run"]
     argv = [sys.executable, "-m", "agent", "ctl", "--config", str(tmp_path / "agent.toml"), "watch", "--since", "0"]
     argv += ["--kind", "Suite*", "--kind", "TestFinished"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watch:
+    with started(argv, stdout=subprocess.PIPE, text=True) as watch:
         assert watch.stdout is not None
         events = [json.loads(watch.stdout.readline()) for _ in range(2)]
         watch.send_signal(signal.SIGINT)
-        assert watch.wait(30) == 1
+        assert watch.wait(60) == 1
     assert [(event["kind"], event["run"]) for event in events] == [("TestFinished", run), ("SuiteFinished", run)]
 
     assert json.loads(agent("config").stdout)["ident"]["value"] == "lab-07"

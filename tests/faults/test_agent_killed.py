@@ -108,7 +108,7 @@ async def kill_in_mid_run(lab: Bench, machine: Station, suite: dict[str, Any], r
 async def test_killed_at_up_to_fifty_random_moments(
     tmp_path: Path, soak_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An order that the kill has swallowed comes again after 30 s, three times; here sooner, for as long as a start takes.
+    # An order that the kill has swallowed comes again after 30 s, three times; here sooner, and as often as needed.
     monkeypatch.setattr(queue, "RESEND_S", 5.0)
     monkeypatch.setattr(queue, "RESENDS", 1000)
 
