@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -147,6 +148,8 @@ async def test_a_model_from_elsewhere_brings_its_templates(tmp_path: Path, autoj
     async with house(tmp_path) as here:
         first = await here.load()
         first.analysis.miner.mine_line(b"of this machine")
+        told = first.analysis.find(b"of this machine")
+        assert told == 1
         await run(first, 0.1)
         miner, classifier = Miner(), Classifier()
         for _ in range(10):
@@ -154,12 +157,36 @@ async def test_a_model_from_elsewhere_brings_its_templates(tmp_path: Path, autoj
         modelfile.write(here.path, Model(classes=("disk",), weights=classifier.dump(), templates=miner.dump()[0]))
         again = (await here.load()).analysis
         assert again.miner.text(1) == "disk <*> is broken"
+        assert again.find(LINES[-1]) == again.base + 1 > told  # not the id that another template had here
         assert again.classifier.classes == ["disk"]
         # From then on the store has what became of it.
         later = await here.load()
         id = later.analysis.miner.mine_line(b"a new one")
         await run(later, 0.1)
-        assert (await here.load()).analysis.miner.text(id) == "a new one"
+        last = (await here.load()).analysis
+        assert last.miner.text(id) == "a new one"
+        assert (last.base, last.find(b"a new one")) == (again.base, again.base + id)
+
+
+async def test_ids_stay_when_it_ends_before_the_model_is_written(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path) as here:
+        first = await here.load()
+        learn(first.analysis, "disk")
+        await run(first, 0.1)
+        second = await here.load()
+        id = second.analysis.miner.mine_line(b"a new one")
+        learn(second.analysis, "disk")
+
+        def fail(path: Path, model: Model) -> NoReturn:
+            raise OSError("killed")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(modelfile, "write", fail)
+            await second.keep_due()
+        again = (await here.load()).analysis
+        assert (again.base, again.find(b"a new one")) == (0, id)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +218,10 @@ async def test_a_damaged_model_is_set_aside_and_told(
 
 async def test_a_damaged_checkpoint_is_left_alone(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with house(tmp_path) as here:
-        here.store.put(KEY, Kept(model="", next=70, templates=b"nonsense"))
-        assert (await here.load()).analysis.miner.mine_line(b"goes on") == 70
+        here.store.put(KEY, Kept(model="", next=70, base=1000, templates=b"nonsense"))
+        analysis = (await here.load()).analysis
+        assert analysis.miner.mine_line(b"goes on") == 1
+        assert analysis.find(b"goes on") == 1070
 
 
 async def test_a_folder_that_cannot_be_written_to_is_tried_again(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -84,7 +84,7 @@ class Lines:
         `is_whole`: `text` is all of the line, and it has ended.
         """
         template = self._template(at, text) if is_whole else NONE
-        event = self._analysis.classified(replace(event, template=None if template == NONE else template), text)
+        event = self._analysis.classified(event, template, text)
         is_awaited = self._is_new and self._analysis.forecaster.open
         if event.severity in FAILURES and (self._is_live or is_awaited):
             self._look_until(at)
@@ -131,7 +131,8 @@ class Lines:
 class Analysis:
     """Of all logs of the machine. For one thread. `publish` takes its events; `clock` gives epoch seconds.
 
-    `keep` is called in one stretch with it when forecasts, or their numbers, have changed.
+    `keep` is called in one stretch with it when forecasts, or their numbers, have changed. Templates are told by ids
+    `base` above the miner's own: those up to there were told of templates of another.
     """
 
     def __init__(
@@ -144,12 +145,13 @@ class Analysis:
         classifier: Classifier | None = None,
         chains: Chains | None = None,
         warmths: Mapping[str, Warmth] | None = None,
+        base: int = 0,
         keep: Callable[[Forecaster], None] = lambda forecaster: None,
     ) -> None:
-        self.publish, self.clock, self._keep = publish, clock, keep
+        self.publish, self.clock, self.base, self._keep = publish, clock, base, keep
         self.miner = Miner() if miner is None else miner
         self.classifier = classifier or Classifier()
-        self.forecaster = Forecaster(chains or Chains())
+        self.forecaster = Forecaster(chains or Chains(), base=base)
         self.streams: dict[str, Stream] = {}
         self.labels = 0  # learned
         self.rules = ""  # a digest of those whose classes are learned
@@ -258,9 +260,15 @@ class Analysis:
             self.publish(replace(forecast, run=run, test=test))
         self._keep(self.forecaster)
 
-    def classified(self, event: LogMatched, line: bytes) -> LogMatched:
-        """The event with the class of its line. That of a rule is learned."""
-        template = NONE if event.template is None else event.template
+    def find(self, line: bytes) -> int | None:
+        """The id that is told for the template of a line, which is not counted; None: it would be a new one."""
+        found = self.miner.find(line)
+        return None if found is None else self.base + found
+
+    def classified(self, event: LogMatched, template: int, line: bytes) -> LogMatched:
+        """The event with the template and the class of its line. That of a rule is learned."""
+        if template != NONE:
+            event = replace(event, template=self.base + template)
         if event.class_ is not None:
             self._learn(template, line, event.class_)
             return event
@@ -304,7 +312,7 @@ class Analysis:
                 path=stream.path,
                 generation=generation,
                 offset=place(start),
-                template=id,
+                template=self.base + id,
                 pattern=self.miner.text(id),
                 text=shown(data[start : start + MAX_TEXT].split(b"\n")[0].removesuffix(b"\r")),
                 suppressed=suppressed,
@@ -323,7 +331,7 @@ class Analysis:
                 self.publish(
                     LogRate(
                         path=jump.log,
-                        template=jump.template,
+                        template=self.base + jump.template,
                         pattern=self.miner.text(jump.template),
                         what=jump.what,
                         count=jump.lines,

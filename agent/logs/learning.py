@@ -4,8 +4,9 @@ the forecasts that wait (forecasts.py), and how often templates come, each minut
 A model file from elsewhere (`agent logs learn`) brings its own templates, for its weights and chains know them by their
 ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to.
 
-No id is given twice, for two templates, by one machine: the store has how far they were given, and RESERVE of them are
-skipped where nobody knows. A model that cannot be used is set aside, which is told.
+No id is told twice, for two templates, by one machine. The store has how far they were given, and RESERVE of them are
+skipped where nobody knows. The ids of a model from elsewhere begin at 1, as those here did: they are told with `base`
+added, the last one that was told before. A model that cannot be used is set aside, which is told.
 
 Source: protocols/logs.md 4, "Model file".
 """
@@ -43,17 +44,21 @@ TICK_S = 5.0  # forecasts last 10 s at least, and windows a minute
 KEEP_S = 10.0  # s between two checkpoints at least, which take KEEP_SHARE of the time at most
 KEEP_SHARE = 0.01
 WRITE_S = 60.0  # s between two writes of the model file at least
+COMMIT_S = 1.0  # a full disk may take for ever
 RESERVE = 4096  # ids that may be given between two checkpoints
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint. `model`: the digest of the model file it belongs to, empty: of none.
+    """A checkpoint. `model`: the digest of the model file it belongs to, empty: of none; `before`: that of the file
+    which is there until then.
 
-    No id from `next` on was given. `templates` is a miner's dump, compressed.
+    No id from `next` on was given. `templates` is a miner's dump, compressed. What is told are ids `base` above these.
     """
 
     model: str
+    before: str = ""
     next: int
+    base: int = 0
     templates: bytes
     warmths: dict[str, Warmth] = {}
 
@@ -86,10 +91,9 @@ class Learning:
                 await trio.to_thread.run_sync(modelfile.set_aside, self._path)
             self._blame(err)
             self._model, self._digest = Model(), ""
-            self.analysis = Analysis(self._bus.publish, self._clock, now, keep=self._forecasts.keep)
+            base, keep = _behind(kept), self._forecasts.keep
+            self.analysis = Analysis(self._bus.publish, self._clock, now, base=base, keep=keep)
         self.analysis.forecaster.resume(waiting, ended, self._clock())
-        if kept:
-            self.analysis.miner.skip_ids(kept.next)
         self._written = self.analysis.learned
         await self._keep(RESERVE)
         return self.analysis
@@ -139,15 +143,17 @@ class Learning:
         miner = None
         if model:
             self._model, self._digest = model, _digest(model)
-        if kept and (not model or kept.model == self._digest):
+        if kept and (not model or self._digest in (kept.model, kept.before)):
             try:
                 miner = Miner.load(zlib.decompress(kept.templates))
             except (zlib.error, ModelDamaged) as err:
                 log.warning("templates of the checkpoint cannot be used error=%s", err)
-        if miner is None:
-            rates = None  # of other templates
-        if model and model.templates and miner is None:
-            miner = Miner.load(model.templates)
+        if kept and miner is not None:
+            miner.skip_ids(kept.next)
+            base = kept.base
+        else:
+            base, rates = _behind(kept), None  # of other templates
+            miner = Miner.load(model.templates) if model and model.templates else Miner()
         analysis = Analysis(
             self._bus.publish,
             self._clock,
@@ -156,6 +162,7 @@ class Learning:
             classifier=Classifier.load(model.weights, model.classes) if model and model.weights else None,
             chains=Chains.decode(model.chains, model.calibration) if model and model.chains else None,
             warmths=kept.warmths if kept else None,
+            base=base,
             keep=self._forecasts.keep,
         )
         if rates:
@@ -180,23 +187,39 @@ class Learning:
         templates, left_out = analysis.miner.dump(room(model))
         model = replace(model, templates=templates, left_out=left_out)
         self._write_at = trio.current_time() + WRITE_S
+        digest = _digest(model)
+        await self._keep(RESERVE, digest)
+        with trio.move_on_after(COMMIT_S):  # before the file, or a kill in between would make it one from elsewhere
+            await self._store.commit()
         try:
             await trio.to_thread.run_sync(modelfile.write, self._path, model)
         except OSError as err:
             log.warning("model is not kept path=%s error=%s", self._path, err)
             return
-        self._model, self._digest, self._written = model, _digest(model), learned
-        await self._keep(RESERVE)
+        self._model, self._digest, self._written = model, digest, learned
 
-    async def _keep(self, reserved: int) -> None:
-        """Put a checkpoint; ids below `reserved` more may be given until the next."""
+    async def _keep(self, reserved: int, digest: str | None = None) -> None:
+        """Put a checkpoint; ids below `reserved` more may be given until the next. `digest`: of a model to come."""
         began, miner = trio.current_time(), self.analysis.miner
         next, warmths = miner.next + reserved, dict(self.analysis.warmths)
         data, _ = miner.dump()
         packed = await trio.to_thread.run_sync(partial(zlib.compress, data, level=1))
-        self._store.put(KEY, Kept(model=self._digest, next=next, templates=packed, warmths=warmths))
+        kept = Kept(
+            model=self._digest if digest is None else digest,
+            before=self._digest,
+            next=next,
+            base=self.analysis.base,
+            templates=packed,
+            warmths=warmths,
+        )
+        self._store.put(KEY, kept)
         now = trio.current_time()
         self._kept_next, self._keep_at = next, now + max(KEEP_S, (now - began) / KEEP_SHARE)
+
+
+def _behind(kept: Kept | None) -> int:
+    """The last id that may have been told."""
+    return kept.base + kept.next - 1 if kept else 0
 
 
 def _digest(model: Model) -> str:

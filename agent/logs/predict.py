@@ -86,7 +86,8 @@ class Open(msgspec.Struct, frozen=True):
 
 class Forecaster:
     """Forecasts from `chains`. `learning`: what becomes of forecasts corrects these; `heard` is told of each
-    probability (class's number, key, probability), and of each failure (its class's number, key, None).
+    probability (class's number, key, probability), and of each failure (its class's number, key, None). Evidence has
+    templates by ids `base` above those that chains and lines know them by.
     """
 
     def __init__(
@@ -95,12 +96,13 @@ class Forecaster:
         *,
         threshold: float = THRESHOLD,
         learning: bool = True,
+        base: int = 0,
         heard: Callable[[int, Key | None, float | None], None] | None = None,
     ) -> None:
         self.chains, self.wanted = chains, chains.wanted
         self.sampled = False
         self.tallies: dict[str, Tally] = {class_.name: Tally() for class_ in chains.classes}
-        self._threshold, self._learning, self._heard = threshold, learning, heard
+        self._threshold, self._learning, self._base, self._heard = threshold, learning, base, heard
         self._numbers = {class_.name: number for number, class_ in enumerate(chains.classes)}
         self._ends_of = {template: number for number, class_ in enumerate(chains.classes) for template in class_.ends}
         self._tracks = Tracks(chains)
@@ -146,7 +148,7 @@ class Forecaster:
             return changed + self._fail(seen, path, offset, is_late)
         for number, key, track, reading in self._tracks.see(seen):
             class_ = self.chains.classes[number]
-            track.lines.append((path, offset, seen.line, seen.template))
+            track.lines.append((path, offset, seen.line, self._base + seen.template))
             judgement = class_.judge(reading)
             probability = self.chains.probability(judgement)
             if self._heard is not None:
@@ -194,7 +196,8 @@ class Forecaster:
     ) -> LogForecast:
         class_ = self.chains.classes[number]
         evidence = tuple(
-            LogEvidence(path, offset, _text(line), template) for path, offset, line, template in track.lines
+            LogEvidence(path, offset, _text(line), self._base + template)
+            for path, offset, line, template in track.lines
         )
         last = evidence[-1]
         # Of the line too: a log that was rotated has another one there.
@@ -225,7 +228,7 @@ class Forecaster:
         if key is None:  # forecasts outlive their tracks, and the model that they are of
             key = next((key for _, key in seen.places() if (name, key) in self._open), None)
         forecast = None if key is None else self._open.get((name, key))
-        line = LogEvidence(path, offset, _text(seen.line), seen.template)
+        line = LogEvidence(path, offset, _text(seen.line), self._base + seen.template)
         if is_late:
             is_its = forecast is not None and forecast.is_failure(seen, is_late=True)
             return [self._closed(forecast, seen, line)] if forecast and is_its else []

@@ -514,7 +514,7 @@ class _Logs:
                 code = "not_found" if isinstance(err, FileNotFoundError) else "bad_payload"
                 raise ActionError(code, f"{asked.path}: {err.strerror}") from err
         for match in found.matches:
-            match["template"] = self._analysis.miner.find(match["text"].encode())
+            match["template"] = self._analysis.find(match["text"].encode())
         answer: dict[str, Any] = msgspec.to_builtins(found)
         return answer
 
