@@ -725,6 +725,25 @@ def test_a_cut_while_a_block_is_matched_is_seen_afterwards(machine: Machine) -> 
     assert machine.words() == ["found", "truncated", "gap"]
 
 
+def test_what_replaced_a_longer_file_is_read_once(machine: Machine) -> None:
+    node = machine.create(b"%063d\n" % 1 * (3 * BLOCK // 64))
+
+    def replace() -> None:
+        machine.before_scan = lambda: None
+        node.data[:] = b"%063d\n" % 2 * (2 * BLOCK // 64)
+        machine.when_told = look_once
+
+    def look_once() -> None:
+        machine.when_told = lambda: None
+        machine.look()
+
+    machine.before_scan = replace
+    machine.start()
+    machine.look(10)
+    assert machine.words() == ["found", "replaced", "gap"]
+    assert machine.lines.count(b"%063d" % 2) == 2 * BLOCK // 64
+
+
 def test_an_idle_file_costs_no_read(machine: Machine) -> None:
     machine.create(b"1\n")
     machine.start()

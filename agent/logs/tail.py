@@ -318,7 +318,7 @@ class Tail:
         if overlap == file.offset:  # the same beginning was read twice: was it cut in between?
             is_same = is_same and head[: len(view)] == view[: len(head)]
         if not is_same or not file.knows_head(head):
-            return self._restart(file, "replaced", file.stat, now) + self._next(now)
+            return self._restart(file, "replaced", file.stat._replace(size=0), now) + self._next(now)
         file.written = file.stat.written
         new = view[overlap:]
         file.is_at_end = len(view) < overlap + BLOCK
