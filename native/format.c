@@ -73,6 +73,27 @@ static size_t sequence(const uint8_t *at, size_t left)
     return 0;
 }
 
+/* Has none of a word's bytes the high bit, and is none below 32, a quote or a backslash? */
+static int is_plain_word(uint64_t word)
+{
+    const uint64_t ones = 0x0101010101010101u, highs = 0x8080808080808080u;
+    uint64_t quotes = word ^ ones * '"', backslashes = word ^ ones * '\\';
+    return !((word | (word - ones * 32) | (quotes - ones) | (backslashes - ones)) & highs);
+}
+
+/* Where the run of bytes that need no escape ends. */
+static size_t plain_end(const uint8_t *text, size_t i, size_t size)
+{
+    for (uint64_t word; i + sizeof word <= size; i += sizeof word) {
+        memcpy(&word, text + i, sizeof word);
+        if (!is_plain_word(word))
+            break;
+    }
+    while (i < size && text[i] >= 32 && text[i] < 128 && text[i] != '"' && text[i] != '\\')
+        i++;
+    return i;
+}
+
 /* A string with its quotes. A byte that is not UTF-8 shows as \xff, as Python's "backslashreplace" has it. */
 static void put_string(struct writer *out, const uint8_t *text, size_t size)
 {
@@ -80,9 +101,7 @@ static void put_string(struct writer *out, const uint8_t *text, size_t size)
     *out->at++ = '"';
     for (size_t i = 0; i < size;) {
         uint8_t byte = text[i];
-        size_t plain = i;
-        while (plain < size && text[plain] >= 32 && text[plain] < 128 && text[plain] != '"' && text[plain] != '\\')
-            plain++;
+        size_t plain = plain_end(text, i, size);
         if (plain > i) {
             put(out, text + i, plain - i);
             i = plain;

@@ -34,7 +34,7 @@ def formatted(block: bytes, numbers: list[int] | None = None) -> bytes:
     formatter = Formatter(RULES, PATH, ORIGIN, GENERATION)
     found = worker.scan(block, end=End.LINE)
     assert found.consumed == len(block)
-    return b"".join(formatter.lines(found, block, OFFSET, numbers))
+    return b"".join(map(bytes, formatter.lines(found, block, OFFSET, numbers)))
 
 
 def shown(text: bytes | None) -> str | None:
@@ -112,4 +112,4 @@ def test_what_gave_up_is_no_match() -> None:
     block = b"a" * 5000 + b"!\n"
     found = Worker(Scanner([rule.regex], [rule.clauses])).scan(block)
     assert found.count == 1
-    assert b"".join(Formatter([rule], PATH, ORIGIN, 1).lines(found, block, 0)) == b""
+    assert b"".join(map(bytes, Formatter([rule], PATH, ORIGIN, 1).lines(found, block, 0))) == b""

@@ -27,7 +27,9 @@ class Reader:
 
     def __init__(self, *, counts: bool = False, numbers: bool = True) -> None:
         self.out: list[bytes] = []
-        self.written = Written(rules.from_tables("x", TABLES), self.out.append, counts=counts, numbers=numbers)
+        self.written = Written(
+            rules.from_tables("x", TABLES), lambda line: self.out.append(bytes(line)), counts=counts, numbers=numbers
+        )
         self.log = Log(self.written, "/l", "/l")
         self.log.at((1, 2), 1)
         self._text, self._done, self._before = b"", 0, 0

@@ -4,7 +4,7 @@ Source: protocols/logs.md 2.3 (`LogMatched` and its id) and 2.4 (`agent logs sca
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -34,6 +34,7 @@ class Formatter:
             ],
         )
         self._out = room("uint8_t[]", CAPACITY)
+        self._written = memoryview(ffi.buffer(self._out))
         self._done = ffi.new("size_t *")
         self._stand(path, origin, generation)
 
@@ -52,9 +53,11 @@ class Formatter:
 
     def lines(
         self, found: Found, block: bytes | bytearray | memoryview, offset: int, numbers: Sequence[int] | None = None
-    ) -> list[bytes]:
-        """A scan's matches as JSON lines, in pieces. `offset`: where the block stands; `numbers`: of their lines."""
-        pieces: list[bytes] = []
+    ) -> Iterator[memoryview]:
+        """A scan's matches as JSON lines, in pieces, each good until the next is asked for.
+
+        `offset`: where the block stands; `numbers`: of their lines.
+        """
         given = ffi.NULL if numbers is None else ffi.new("uint64_t[]", list(numbers))
         data, done = ffi.from_buffer("uint8_t[]", block), 0
         while done < found.count:
@@ -70,9 +73,8 @@ class Formatter:
                 CAPACITY,
                 self._done,
             )
-            pieces.append(bytes(ffi.buffer(self._out)[:size]))
             done += self._done[0]
-        return pieces
+            yield self._written[:size]
 
 
 def _of_rule(rule: CompiledRule) -> bytes:

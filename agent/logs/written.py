@@ -49,14 +49,14 @@ class _Held:
 class Written:
     """Where the matches of all logs go. With `counts` only `lines` are counted, for each rule by its number.
 
-    `limits` counts the lines on which a rule gave up. `write` takes whole lines. By `known` each match is told with its
-    template, and with its class where the rule has none.
+    `limits` counts the lines on which a rule gave up. `write` takes whole lines, and keeps no view of them. By `known`
+    each match is told with its template, and with its class where the rule has none.
     """
 
     def __init__(
         self,
         rules: RuleSet,
-        write: Callable[[bytes], object],
+        write: Callable[[bytes | memoryview], object],
         *,
         counts: bool,
         numbers: bool,
@@ -86,11 +86,13 @@ class Written:
             return self._formatter
         return self._formatter.elsewhere(path, origin, generation)
 
-    def put(self, line: bytes | _Held) -> None:
-        """The next in order."""
-        if isinstance(line, bytes) and not self._queue:
+    def put(self, line: bytes | memoryview | _Held) -> None:
+        """The next in order. A view is done with when this returns."""
+        if not self._queue and not isinstance(line, _Held):
             self._write(line)
             return
+        if isinstance(line, memoryview):
+            line = bytes(line)
         self._queue.append(line)
         self._held += len(line) if isinstance(line, bytes) else len(line.match["text"])
         while self._held > MAX_HELD:
