@@ -10,7 +10,7 @@ from agent.core.supervise import Health
 from agent.logs import follow as following
 from agent.logs.acts import Gap, Report, Scan
 from agent.logs.context import BLOCK, Ask, Search, Size
-from agent.logs.follow import Followed
+from agent.logs.follow import Blocks, Followed
 from agent.logs.identity import Checkpoint
 from agent.logs.tail import Tail
 
@@ -49,7 +49,7 @@ async def has_room() -> bool:
 
 
 def follow(path: Path, taking: Taking, *, links: bool = True) -> Followed:
-    return Followed(Tail(str(path), start="start"), taking, Health("logs"), links=links, room=has_room)
+    return Followed(Tail(str(path), start="start"), taking, Health("logs"), links=links, room=has_room, blocks=Blocks())
 
 
 def look(generation: int) -> Search[bytes]:

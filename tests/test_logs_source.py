@@ -16,7 +16,7 @@ from agent.core.supervise import Health
 from agent.logs import rules
 from agent.logs.analysis import Analysis
 from agent.logs.context import Place
-from agent.logs.follow import Followed
+from agent.logs.follow import Blocks, Followed
 from agent.logs.limits import ERRORS
 from agent.logs.source import FEW, Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
@@ -34,7 +34,7 @@ class Bench:
             str(path), "key", lambda run: (run, None), analysis, bus=bus, store=store, metrics=Metrics()
         )
         tail = Tail(str(path), done.checkpoints, "start", generation=done.generation, past=done.past)
-        self.source.followed = Followed(tail, self.source, Health("logs"), links=True, room=has_room)
+        self.source.followed = Followed(tail, self.source, Health("logs"), links=True, room=has_room, blocks=Blocks())
 
     def use(self, **wants: Want) -> None:
         self.source.wants = wants

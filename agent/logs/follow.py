@@ -17,21 +17,23 @@ from functools import partial
 from typing import Literal, NoReturn, Protocol, TypeVar
 
 import trio
-from inotify_simple import INotify, flags
+from inotify_simple import INotify, flags, parse_events
 
 from agent.core.inotify import open_inotify, unwatch
 from agent.core.supervise import Health
 from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
 from agent.logs.context import Ask, Place, Search, Size, T
-from agent.logs.identity import HEAD, Checkpoint, Reading, Sibling, Stat, fits, is_copy, is_rotation
+from agent.logs.identity import HEAD, LAST, Checkpoint, Reading, Sibling, Stat, fits, is_copy, is_rotation
 from agent.logs.paths import COMPRESSED
-from agent.logs.tail import Tail
+from agent.logs.tail import BLOCK, Tail
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 DIRECT = 1 << 16  # bytes that are read and matched without a thread
-GATHER_S = 0.02  # between two looks at what grows by more than that: few large blocks cost less than many
+GATHER_S = 0.04  # between two looks at what grows by more than that: few large blocks cost less than many
+BLOCKS = 4  # large blocks in memory at a time, of all files
+HEARD = 1 << 16  # bytes of inotify's events that are read at once
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
 MAX_SIBLINGS = 100
 LISTINGS = 5  # of a folder in which names change meanwhile
@@ -63,15 +65,43 @@ class Matching(Protocol):
     def tick(self, now: float) -> None: ...
 
 
+class Blocks:
+    """Memory that large blocks are read into, again and again. Who finds all of it in use waits."""
+
+    def __init__(self) -> None:
+        self._left = trio.Semaphore(BLOCKS)
+        self._free: list[bytearray] = []
+
+    async def take(self) -> bytearray:
+        """Room for what one Read asks for; to be given back."""
+        try:
+            self._left.acquire_nowait()
+        except trio.WouldBlock:
+            await self._left.acquire()
+        return self._free.pop() if self._free else bytearray(BLOCK + LAST)
+
+    def give_back(self, block: bytearray) -> None:
+        self._free.append(block)
+        self._left.release()
+
+
 class Followed:
     """One path. `links`: its last step may be a symbolic link; `linked` are the numbers of files where it is one.
-    `room` tells whether matches can be taken.
+    `room` tells whether matches can be taken; `blocks` are those of all paths.
     """
 
     def __init__(
-        self, tail: Tail, matching: Matching, health: Health, *, links: bool, room: Callable[[], Awaitable[bool]]
+        self,
+        tail: Tail,
+        matching: Matching,
+        health: Health,
+        *,
+        links: bool,
+        room: Callable[[], Awaitable[bool]],
+        blocks: Blocks,
     ) -> None:
         self.tail, self._matching, self._health, self.room = tail, matching, health, room
+        self._blocks, self._block = blocks, bytearray()  # of it the one that is being matched
         self.links, self.linked = links, set[int]()
         self.begun = trio.Event()  # it was looked at: what is written now is new
         self._wake, self._idle = trio.Event(), trio.Event()
@@ -99,9 +129,10 @@ class Followed:
                     self._take(await self._carry_out(self._acts.popleft()), first=True)
                     self._matching.keep(self.tail)
                     self._matching.tick(trio.current_time())
-                if not any(isinstance(act, Open | FindSiblings) for act in self._acts):
+                if not self.begun.is_set() and not any(isinstance(act, Open | FindSiblings) for act in self._acts):
                     self.begun.set()
         finally:
+            self._leave_block()
             for fd in self._fds.values():
                 os.close(fd)
 
@@ -276,18 +307,47 @@ class Followed:
     async def _read(self, act: Read) -> Sequence[Act]:
         fd = self._fds[act.file]
 
-        def read() -> tuple[bytes | bytearray, bytes]:
-            return os.pread(fd, act.size, act.at), os.pread(fd, HEAD, 0) if act.head else b""
+        def read() -> tuple[bytes | memoryview, bytes]:
+            head = os.pread(fd, HEAD, 0) if act.head else b""
+            if not self._block:
+                return os.pread(fd, act.size, act.at), head
+            data = memoryview(self._block)[: act.size]
+            return data[: os.preadv(fd, [data], act.at)], head
 
         try:
-            found = _read_at_once(fd, act) if self._is_heard else None
-            if found is None:
-                found = await self._run(read, long=True)
-            data, head = found
+            found = await self._read_at_once(fd, act) if self._is_heard else None
+            data, head = await self._run(read, long=True) if found is None else found
         except OSError as err:
+            self._leave_block()
             return self.tail.failed(act.file, err.errno or errno.EIO, trio.current_time())
         self._grown += len(data)
-        return self.tail.read(act.file, data, head, trio.current_time())
+        acts = self.tail.read(act.file, data, head, trio.current_time())
+        if len(acts) == 1 and isinstance(acts[0], Scan):
+            return await self._scan(acts[0])
+        if not any(isinstance(act, Scan) for act in acts):
+            self._leave_block()
+        return acts
+
+    async def _read_at_once(self, fd: int, act: Read) -> tuple[bytes | memoryview, bytes] | None:
+        """All that is there, when it is in memory: what was just written is. None: the disk has to be waited for."""
+        size = min(act.size, max(0, os.fstat(fd).st_size - act.at))
+        if size > DIRECT:
+            self._block = await self._blocks.take()
+        data = memoryview(self._block or bytearray(size))[:size]
+        try:
+            if size and os.preadv(fd, [data], act.at, os.RWF_NOWAIT) < size:
+                return None
+        except OSError as err:
+            if err.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return None
+            raise
+        return data, os.pread(fd, HEAD, 0) if act.head else b""
+
+    def _leave_block(self) -> None:
+        """What was read is matched, or not wanted."""
+        if self._block:
+            block, self._block = self._block, bytearray()
+            self._blocks.give_back(block)
 
     async def _scan(self, act: Scan) -> Sequence[Act]:
         with self._health.busy(limit=BLOCK_S):
@@ -297,6 +357,7 @@ class Followed:
             self.tail.pause()
         acts = self.tail.scanned(act.file, consumed, before, trio.current_time())  # at once: what was told is done
         self._matching.keep(self.tail)  # in the transaction of what was told
+        self._leave_block()
         await trio.lowlevel.checkpoint()
         return acts
 
@@ -306,6 +367,7 @@ class Follower:
 
     def __init__(self, rescan: Callable[[], Awaitable[None]]) -> None:
         self.sources: list[Followed] = []
+        self.blocks = Blocks()
         self._rescan = rescan
         self._names: dict[tuple[str, str], list[Followed]] = {}
         self._wanted: Counter[str] = Counter()
@@ -368,7 +430,7 @@ class Follower:
         while True:
             await trio.lowlevel.wait_readable(notify.fileno())
             is_busy = False
-            for event in notify.read(timeout=0):  # type: ignore[no-untyped-call]
+            for event in parse_events(os.read(notify.fileno(), HEARD)):  # type: ignore[no-untyped-call]
                 if event.mask & flags.Q_OVERFLOW:
                     for source in self.sources:
                         source.wake()
@@ -398,20 +460,6 @@ class Follower:
                 source.check(seen)
             if sum(source.tail.held for source in self.sources) > MAX_HELD:
                 max(self.sources, key=lambda source: source.tail.held).give_up()
-
-
-def _read_at_once(fd: int, act: Read) -> tuple[bytes | bytearray, bytes] | None:
-    """All that is there, when it is in memory: what was just written is. None: the disk has to be waited for."""
-    size = min(act.size, max(0, os.fstat(fd).st_size - act.at))
-    data = bytearray(size)
-    try:
-        if size and os.preadv(fd, [data], act.at, os.RWF_NOWAIT) < size:
-            return None
-    except OSError as err:
-        if err.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
-            return None
-        raise
-    return data, os.pread(fd, HEAD, 0) if act.head else b""
 
 
 def _go_on(search: Search[T], wish: Ask | Size, answer: Callable[[Ask | Size], bytes | int | None]) -> T:

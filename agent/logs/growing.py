@@ -13,7 +13,7 @@ import trio
 
 from agent.core.supervise import Health
 from agent.logs.acts import Gap, Report, Scan
-from agent.logs.follow import Followed, Follower
+from agent.logs.follow import Blocks, Followed, Follower
 from agent.logs.scanner import Match
 from agent.logs.tail import Tail
 from agent.logs.written import Log, Searches, Written
@@ -30,10 +30,10 @@ async def follow(
     `written` raises, in groups.
     """
     turn = trio.Lock()
-    logs = [_Growing(written, path, turn, tell, scanned) for path in dict.fromkeys(paths)]
+    follower = Follower(_no_globs)
+    logs = [_Growing(written, path, turn, tell, scanned, follower.blocks) for path in dict.fromkeys(paths)]
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            follower = Follower(_no_globs)
             await nursery.start(follower.run)
             for log in logs:
                 follower.add(log.followed)
@@ -67,6 +67,7 @@ class _Growing:
         turn: trio.Lock,
         tell: Callable[[str, str], None],
         scanned: Callable[[int, float], None],
+        blocks: Blocks,
     ) -> None:
         self._rules = written.rules.rules
         self._path, self._worker, self._turn, self._tell, self._scanned = path, written.worker, turn, tell, scanned
@@ -74,7 +75,7 @@ class _Growing:
         self._log = Log(written, path, absolute)
         self.is_unreadable = False
         tail = Tail(absolute, start="start")
-        self.followed = Followed(tail, self, Health("scan"), links=True, room=_has_room)
+        self.followed = Followed(tail, self, Health("scan"), links=True, room=_has_room, blocks=blocks)
         if not os.path.exists(absolute):
             tell(path, "is not there yet")
 
@@ -84,9 +85,14 @@ class _Growing:
         def is_new(line: int, match: Match) -> bool:
             return self.followed.tail.is_new(act, line, self._rules[match.rule].spec.id, match.flags)
 
-        async with self._turn:  # one worker for all: its results are good until it scans again
+        try:  # one worker for all: its results are good until it scans again
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            await self._turn.acquire()
+        try:
             self._log.at(act.origin, act.generation)
-            while at < len(act.data):
+            is_full = True
+            while is_full:
                 part, started = act.data[at:], time.thread_time()
                 found = self._worker.scan(part, before=before, end=act.end, suspended=self._log.mask)
                 cpu_s = time.thread_time() - started
@@ -94,9 +100,9 @@ class _Growing:
                     await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
                 await self._drive(self._log.take(found, part, act.offset + at, is_new, trio.current_time()))
                 self._scanned(found.consumed, cpu_s)
-                at, before = at + found.consumed, found.before
-                if not found.consumed:
-                    break
+                at, before, is_full = at + found.consumed, found.before, found.is_full
+        finally:
+            self._turn.release()
         return at, before
 
     async def _drive(self, searches: Searches) -> None:
@@ -122,5 +128,6 @@ class _Growing:
         return self._log.due()
 
     def tick(self, now: float) -> None:
-        self._log.tick(now)
-        self._scanned(0, 0.0)
+        if self._log.due() <= now:
+            self._log.tick(now)
+            self._scanned(0, 0.0)

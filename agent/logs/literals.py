@@ -8,8 +8,10 @@ Source: protocols/logs.md 3, "Literals".
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
@@ -487,7 +489,8 @@ def _repeat(part: _Part, low: int, high: int | None) -> _Part:
 # the text; what it costs each time that it is found; what a rule's regex costs then.
 FILTER_NS, FOUND_NS, CONFIRM_NS = 0.0007, 30.0, 150.0
 SHORT = {2: 120.0, 3: 40.0, 4: 12.0, 5: 6.0}  # so much more does a literal of that size cost the prefilter
-GRAM = 4
+GRAM = 4  # bytes, as many as a number of memoryview's "I" has
+FEW = 64  # literals that are counted at once: for more, what the sample cannot hold is sorted out first
 PASSES = 3
 ONCE_IN = 1 << 16  # bytes: what no sample shows is taken for as rare as that
 SAMPLE_MAX = 1 << 18  # bytes looked at; counting literals in more takes longer than it saves
@@ -498,19 +501,26 @@ class Frequencies:
 
     def __init__(self, sample: bytes) -> None:
         self.sample = sample[:SAMPLE_MAX].lower()
-        self._grams = {self.sample[i : i + GRAM] for i in range(len(self.sample) - GRAM + 1)}
         self._known: dict[bytes, float] = {}
+
+    @cached_property
+    def _grams(self) -> set[int]:
+        """All that is GRAM bytes long in it, as numbers: that takes half the time and memory of bytes."""
+        shifted = [memoryview(self.sample)[start:] for start in range(GRAM)]
+        return {gram for text in shifted for gram in text[: len(text) // GRAM * GRAM].cast("I")}
 
     def rate(self, literal: Literal) -> float:
         """Occurrences in a byte of text. What the sample lacks is rarer the longer it is."""
         text = literal.text.lower()
         if text not in self._known:
-            found = self.sample.count(text) if self._may_hold(text) else 0
+            found = self.sample.count(text) if len(self._known) < FEW or self._may_hold(text) else 0
             self._known[text] = (found + 1 / (4 + len(text))) / (len(self.sample) + ONCE_IN)
         return self._known[text]
 
     def _may_hold(self, text: bytes) -> bool:
-        return all(text[i : i + GRAM] in self._grams for i in range(len(text) - GRAM + 1))
+        return all(
+            int.from_bytes(text[i : i + GRAM], sys.byteorder) in self._grams for i in range(len(text) - GRAM + 1)
+        )
 
 
 def choose(rules: Sequence[Sequence[Clause]], frequencies: Frequencies) -> list[Clause]:

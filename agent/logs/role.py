@@ -349,7 +349,9 @@ class _Logs:
             done = Done()
         tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past, begun=done.begun)
         done = done if done.begun else replace(done, begun=self._clock() - COARSE_S)
-        source.followed = Followed(tail, source, self._health, links=not watch.is_remote, room=self._has_room)
+        source.followed = Followed(
+            tail, source, self._health, links=not watch.is_remote, room=self._has_room, blocks=self.follower.blocks
+        )
         source.wants[watch.id] = Want(rules, watch.run, watch.is_remote, *done.since.get(watch.id, (None, None)))
         self._use(source)
         if self._pending is None:

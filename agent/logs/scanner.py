@@ -147,11 +147,12 @@ class Scanner:
 class Found:
     """What one scan found. Valid until its worker scans again.
 
-    `consumed` bytes of the block are done; when it is less than the block, go on there, with `before`.
+    `consumed` bytes of the block are done. `is_full`: there was room for no more, so go on there at once, with
+    `before`; else what is left is a line that has not ended.
     """
 
-    def __init__(self, worker: "Worker", count: int, consumed: int, before: int) -> None:
-        self._worker, self.count, self.consumed, self.before = worker, count, consumed, before
+    def __init__(self, worker: "Worker", count: int, consumed: int, before: int, is_full: bool) -> None:
+        self._worker, self.count, self.consumed, self.before, self.is_full = worker, count, consumed, before, is_full
         self.matches, self.captures = worker.matches, worker.captures  # the native arrays, for native functions
 
     def __iter__(self) -> Iterator[Match]:
@@ -234,4 +235,10 @@ class Worker:
             self._pairs_capacity,
             self._consumed,
         )
-        return Found(self, count, self._consumed[0], self._before[0])
+        consumed: int = self._consumed[0]
+        is_full = consumed < len(block) and (end is not End.OPEN or _has_whole_line(block, consumed))
+        return Found(self, count, consumed, self._before[0], is_full)
+
+
+def _has_whole_line(block: Bytes, at: int) -> bool:
+    return len(block) - at > LINE_MAX or b"\n" in bytes(block[at:])
