@@ -533,6 +533,7 @@ class Service:
 
     async def _coverage(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
         from agent.coverage import role
+        from agent.coverage.sources.named import Sources
 
         settings, tls = self.effective.settings, self.effective.settings.tls
         coverage = settings.coverage
@@ -542,7 +543,7 @@ class Service:
             url = f"{coverage.admin.rstrip('/')}/agent/attach"
             dial = Dial(url=url, tls=TlsSettings(*files), headers=tuple(coverage.headers.items()))
         if self._covering is None:
-            self._covering = role.Coverage(self.bus, self.store, make=role.source_of, metrics=self.metrics)
+            self._covering = role.Coverage(self.bus, self.store, make=Sources().make, metrics=self.metrics)
         await role.run(self._covering, coverage, settings.name, health, dial=dial, task_status=task_status)
 
     def _platform(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ def shown(text: str) -> list[str]:
 
 
 def read(text: str | bytes) -> Script:
-    return script("src", "a.js", text.encode() if isinstance(text, str) else text, "/p/src/a.js")
+    return script(text.encode() if isinstance(text, str) else text, "src/a.js", "/p/src/a.js")
 
 
 def lines_of(text: str) -> dict[str, list[int]]:

@@ -14,7 +14,8 @@ from trio.testing import MockClock
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.javascript import Script, script
 from agent.coverage.settings import CoverageSettings
-from agent.coverage.sources import Lost, Warned, v8
+from agent.coverage.sources import Lost, Warned, reading, v8
+from agent.coverage.sources.reading import Reading
 from agent.coverage.sources.v8 import HOOK, V8
 from agent.coverage.v8profile import NotAProfile
 
@@ -255,19 +256,20 @@ async def test_a_touched_file_is_the_same(house: House) -> None:
     assert len(await house.source.collect()) == 1
 
 
-async def test_only_files_that_changed_are_read_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_source_before_it_has_read_is_not_taken_apart_again(house: House, tmp_path: Path) -> None:
     read: list[str] = []
 
-    def recorded(path: str, name: str, data: bytes, file: str) -> Script:
-        read.append(name)
-        return script(path, name, data, file)
+    def recorded(text: bytes, path: str, file: str) -> Script:
+        read.append(path)
+        return script(text, path, file)
 
-    monkeypatch.setattr(v8, "script", recorded)
-    (house.product / "src").mkdir()
-    (house.product / "src/new.cjs").write_text("f()")
-    await house.source.prepare([house.product])
-    assert read == ["new.cjs"]
-    assert set(house.catalog.units) == {"./queue.mjs", "src/new.cjs"}
+    scripts, catalog = Reading(recorded), Catalog()
+    for run in ("r-1", "r-2"):
+        await V8(CoverageSettings(), catalog, tmp_path / run, scripts).prepare([house.product])
+        (house.product / "src").mkdir(exist_ok=True)
+        (house.product / "src/new.cjs").write_text("f()")
+    assert read == ["queue.mjs", "src/new.cjs"]
+    assert set(catalog.units) == {"./queue.mjs", "src/new.cjs"}
 
 
 async def test_the_first_of_two_roots_with_one_file_counts(tmp_path: Path) -> None:
@@ -282,7 +284,8 @@ async def test_the_first_of_two_roots_with_one_file_counts(tmp_path: Path) -> No
 async def test_large_and_unreadable_files_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(tmp_path)
     (house.product / "none.js").symlink_to("nowhere")
-    monkeypatch.setattr(v8, "MOST_BYTES", 100)
+    for module in (v8, reading):
+        monkeypatch.setattr(module, "MOST_BYTES", 100)
     await house.start()
     assert house.texts() == ["queue.mjs: left out, more than 100 bytes"]
     assert house.catalog.units == {}

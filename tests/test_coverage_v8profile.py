@@ -23,7 +23,7 @@ from agent.coverage.v8profile import (
 )
 
 DATA = Path(__file__).parent / "data/coverage/v8"
-QUEUE = script(".", "queue.mjs", (DATA / "queue.mjs").read_bytes(), "/product/queue.mjs")
+QUEUE = script((DATA / "queue.mjs").read_bytes(), "queue.mjs", "/product/queue.mjs")
 
 
 def of_queue(report: bytes) -> Loaded:
@@ -68,7 +68,7 @@ def test_a_report_tells_what_was_run_since_the_last() -> None:
     assert set(lines(first | second, QUEUE)) == {"GLOBAL", "push", "drain", "sleep", "<anonymous>", "shout"}
 
 
-SMALL = script(".", "a.js", b"function f() {\n  a();\n  b();\n}\n", "/a.js")  # probes: entry, lines 2 and 3
+SMALL = script(b"function f() {\n  a();\n  b();\n}\n", "a.js", "/a.js")  # probes: entry, lines 2 and 3
 
 
 @pytest.mark.parametrize(

@@ -459,8 +459,8 @@ def utf16(data: bytes) -> str:
     return _ASTRAL.sub(lambda found: "".join(map(chr, memoryview(found[0].encode("utf-16-le")).cast("H"))), text)
 
 
-def script(path: str, name: str, data: bytes, file: str) -> Script:
-    """One file's class: its top level and each function is a method.
+def script(data: bytes, path: str, file: str) -> Script:
+    """One file's class: its top level and each function is a method. `path` is its place below the root, with slashes.
 
     A method's probes are its entry, then each line of code that lies wholly in it and in none of its own functions.
     A line is taken from its first column to its last, as c8 does: what V8 counts for a part of it says nothing of it.
@@ -486,7 +486,8 @@ def script(path: str, name: str, data: bytes, file: str) -> Script:
     for line, owner in zip(of_code, inside, strict=True):
         if line != entries[owner]:
             places[owner].append((*lines[line], line))
-    return _script(path, name, file, text, found, places)
+    folder, _, name = path.rpartition("/")
+    return _script(folder or ".", name, file, text, found, places)
 
 
 def _script(

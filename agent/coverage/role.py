@@ -48,7 +48,7 @@ from agent.coverage.messages import MAX_TEXT, AgentConfig, attach_header, read_a
 from agent.coverage.session import Status
 from agent.coverage.sessions import Act, Announce, Empty, Machine, Map, Part, Ping, Say
 from agent.coverage.settings import CoverageSettings, SourceName
-from agent.coverage.sources import Lost, Source, Warned
+from agent.coverage.sources import Lost, Warned
 from agent.coverage.watched import Make, Watched
 
 log = logging.getLogger(__name__)
@@ -61,23 +61,6 @@ COLLECT_S = 90.0  # s for a hang of one collection: three sources may take 30 s 
 PREPARE_S = 300.0  # s for a hang of reading the product's files
 LARGE = 256 * 1024  # characters of a frame that is read in a thread: whole profiles come in ADD_SESSION_DATA
 MAX_REASONS = 16  # runs that are over of which is remembered why they saw nothing
-
-
-def source_of(name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path) -> Source:
-    """A source by its name in the settings, imported when it is first wanted."""
-    match name:
-        case "v8":
-            from agent.coverage.sources.v8 import V8
-
-            return V8(settings, catalog, folder)
-        case "python":
-            from agent.coverage.sources.python import Python
-
-            return Python(settings, catalog, folder)
-        case "jacoco":
-            from agent.coverage.sources.jacoco import Jacoco
-
-            return Jacoco(settings, catalog, folder)
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +211,7 @@ class Coverage:
             with self._health.busy(limit=PREPARE_S):
                 await product.prepare([Path(root) for root in settings.roots if Path(root).is_absolute()])
             self._product, self._announced = product, 0
-            await self._announce(product.units().values())
+            await self._announce(product.units())
         await self._count_build()
         self._arm()
 
@@ -270,8 +253,7 @@ class Coverage:
             self._runs[asked.run] = watched
             await watched.let_count(self._is_wanted())
             if self._has_admin:
-                await self._announce(watched.units().values())
-                await self._count_build()
+                await self._announce(watched.units())
         self._woken.set()
         return {"env": watched.env()}
 
@@ -547,14 +529,14 @@ class Coverage:
             return
         if final or now >= self._announced_at + ANNOUNCE_S:
             self._announced_at, self._announced = now, len(self._product.units())
-            await self._announce(self._product.units().values())
-            await self._count_build()
+            await self._announce(self._product.units())
 
-    async def _announce(self, units: Iterable[Unit]) -> None:
+    async def _announce(self, units: Mapping[str, Unit]) -> None:
         known = self._machine.units
-        if new := [unit for unit in units if known.get(unit.class_id) != unit]:
+        if new := [unit for name, unit in units.items() if known.get(name) is not unit and known.get(name) != unit]:
             self._perform(self._machine.announce(new))
             await self._kept.keep_catalog(known.values())
+            await self._count_build()
 
     async def _count_build(self) -> None:
         """What the build is called: as the settings say, else by its classes."""

@@ -9,8 +9,6 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-MOST_BYTES = 4 * 2**20  # of one file; larger ones were made by a tool, and nobody reads their coverage
-
 
 class Chosen:
     """The settings' `include` and `exclude`: `**` is any folders, `*` and `?` stay within a name."""

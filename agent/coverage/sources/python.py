@@ -21,10 +21,11 @@ import trio
 
 from agent.core.lines import CutLine, Lines
 from agent.coverage.catalog import Catalog, Delta
-from agent.coverage.python import read_module
+from agent.coverage.python import Module, read_module
 from agent.coverage.settings import CoverageSettings
 from agent.coverage.sources import Lost, Warned
-from agent.coverage.sources.product import MOST_BYTES, Chosen, files_below
+from agent.coverage.sources.product import Chosen, files_below
+from agent.coverage.sources.reading import MOST_BYTES, Reading, Stamp, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -93,15 +94,25 @@ class _Process:
 
 
 class Python:
-    """The source `python`: see `Source`. What products load is in `folder`."""
+    """The source `python`: see `Source`. What products load is in `folder`.
 
-    def __init__(self, settings: CoverageSettings, catalog: Catalog, run_dir: Path) -> None:
+    `modules` are what sources before it have read.
+    """
+
+    def __init__(
+        self,
+        settings: CoverageSettings,
+        catalog: Catalog,
+        run_dir: Path,
+        modules: Reading[Module] | None = None,
+    ) -> None:
+        self._modules = modules or Reading(read_module)
         self.folder = run_dir / "python"
         self._settings, self._catalog, self._run_dir = settings, catalog, run_dir
         self._chosen = Chosen(settings.include, settings.exclude)
         self._roots: list[Path] = []
         self._probe_of: dict[str, dict[int, int]] = {}  # by file
-        self._seen_as: dict[str, tuple[int, int]] = {}  # by file, when it was read
+        self._seen_as: dict[str, Stamp] = {}  # by file, when it was read
         self._changed: set[str] = set()
         self._listener: socket.socket | None = None
         self._processes: list[_Process] = []
@@ -117,7 +128,8 @@ class Python:
         return {"PYTHONPATH": str(self.folder)}
 
     async def prepare(self, roots: Sequence[Path]) -> None:
-        await trio.to_thread.run_sync(self._prepare, roots)
+        async with self._modules.one:
+            await trio.to_thread.run_sync(self._prepare, roots)
 
     async def start(self) -> None:
         if self._listener is None:
@@ -176,6 +188,7 @@ class Python:
     # ---- the product's files: in a thread; nothing else is called meanwhile ----
 
     def _prepare(self, roots: Sequence[Path]) -> None:
+        self._modules.begin()
         for root in (root.resolve() for root in roots):
             if root not in self._roots:
                 self._roots.append(root)
@@ -185,16 +198,14 @@ class Python:
 
     def _read(self, path: str, file: str) -> None:
         try:
-            with open(file, "rb") as opened:
-                facts = os.fstat(opened.fileno())
-                source = opened.read(MOST_BYTES + 1)
+            found = self._modules.read(path, file)
         except OSError as error:
             self._told.append(Warned(f"{file} cannot be read, and is not covered: {error.strerror}"))
             return
-        if len(source) > MOST_BYTES:
+        if found is None:
             self._told.append(Warned(f"{file} is larger than {MOST_BYTES >> 20} MiB, and is not covered"))
             return
-        module = read_module(source, path, file)
+        module = found.made
         if not module.unit.probe_count:
             return
         if self._catalog.add([module.unit]):
@@ -203,7 +214,7 @@ class Python:
         if module.why:
             log.info("coverage file=%s is known by its lines only: %s", file, module.why)
         self._probe_of[file] = module.probe_of
-        self._seen_as[file] = (facts.st_mtime_ns, facts.st_size)
+        self._seen_as[file] = found.stamp
         self._changed.discard(file)
 
     def _write_preloaded(self) -> None:
@@ -283,11 +294,9 @@ class Python:
     def _is_changed(self, file: str) -> bool:
         """Is it another than the one that was read? Then its lines are others too."""
         if file not in self._changed:
-            facts = None
             with suppress(OSError):
-                facts = os.stat(file)
-            if facts is not None and (facts.st_mtime_ns, facts.st_size) == self._seen_as[file]:
-                return False
+                if stamp_of(os.stat(file)) == self._seen_as[file]:
+                    return False
             self._changed.add(file)
             self._told.append(Lost(1, f"{file} has changed since its lines were read"))
         return True

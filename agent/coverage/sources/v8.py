@@ -16,7 +16,6 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -29,7 +28,8 @@ from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.javascript import Script, script
 from agent.coverage.settings import CoverageSettings
 from agent.coverage.sources import Lost, Warned
-from agent.coverage.sources.product import MOST_BYTES, Chosen, files_below
+from agent.coverage.sources.product import Chosen, files_below
+from agent.coverage.sources.reading import MOST_BYTES, Reading, Stamp, digest_of, stamp_of
 from agent.coverage.v8profile import Loaded, NotAProfile, Transformed, covered, file_of, is_test, loaded, session_data
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class _Product(msgspec.Struct):
     """A file of the catalog, as it was when it was read."""
 
     script: Script
-    stamp: tuple[int, int, int]
+    stamp: Stamp
     digest: bytes
 
 
@@ -78,9 +78,19 @@ class _Report(msgspec.Struct, frozen=True, order=True):
 
 
 class V8:
-    """The source for AVA's and all other Node. Its folder is made below `run_dir`, for the agent's user alone."""
+    """The source for AVA's and all other Node. Its folder is made below `run_dir`, for the agent's user alone.
 
-    def __init__(self, settings: CoverageSettings, catalog: Catalog, run_dir: Path) -> None:
+    `scripts` are what sources before it have read.
+    """
+
+    def __init__(
+        self,
+        settings: CoverageSettings,
+        catalog: Catalog,
+        run_dir: Path,
+        scripts: Reading[Script] | None = None,
+    ) -> None:
+        self._scripts = scripts or Reading(script)
         self._hook_s = settings.hook_s
         self._chosen = Chosen(settings.include, settings.exclude)
         self._catalog = catalog
@@ -109,8 +119,9 @@ class V8:
         }
 
     async def prepare(self, roots: Sequence[Path]) -> None:
-        """Read the JavaScript below the roots into the catalog. Files it has read before are read when they changed."""
-        self._products = await trio.to_thread.run_sync(self._read_product, roots)
+        """Read the JavaScript below the roots into the catalog."""
+        async with self._scripts.one:
+            self._products = await trio.to_thread.run_sync(self._read_product, roots)
         refused = self._catalog.add(product.script.unit for product in self._products.values())
         for unit in refused:
             del self._products[str(unit.file)]
@@ -204,32 +215,21 @@ class V8:
         self._roots = [Path(os.path.realpath(root)) for root in roots]
         products: dict[str, _Product] = {}
         too_large: list[str] = []
+        self._scripts.begin()
         for root in self._roots:
             for path, file in files_below(root, self._chosen, SUFFIXES):
                 try:
-                    product = self._read(path, file)
+                    found = self._scripts.read(path, file)
                 except OSError as error:
                     log.warning("coverage of node: %s", error)
                     continue
-                if product is None:
+                if found is None:
                     too_large.append(path)
                 else:
-                    products.setdefault(file, product)
+                    products.setdefault(file, _Product(found.made, found.stamp, found.digest))
         if too_large:
             self._tell(Warned(f"{_listed(too_large)}: left out, more than {MOST_BYTES} bytes"))
         return products
-
-    def _read(self, path: str, file: str) -> _Product | None:
-        with open(file, "rb") as opened:
-            stamp = _stamp(os.fstat(opened.fileno()))
-            known = self._products.get(file)
-            if known is not None and known.stamp == stamp:
-                return known
-            data = opened.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            return None
-        folder, _, name = path.rpartition("/")
-        return _Product(script(folder or ".", name, data, file), stamp, _digest(data))
 
     def _collect(self) -> None:
         reports = self._look()
@@ -335,8 +335,8 @@ class V8:
         """Is the file as it was when it was read? Looked at once for all reports that are read together."""
         if file not in checked:
             try:
-                stamp = _stamp(os.stat(file))
-                checked[file] = stamp == product.stamp or _digest(Path(file).read_bytes()) == product.digest
+                stamp = stamp_of(os.stat(file))
+                checked[file] = stamp == product.stamp or digest_of(Path(file).read_bytes()) == product.digest
                 product.stamp = stamp if checked[file] else product.stamp
             except OSError:
                 checked[file] = False
@@ -390,14 +390,6 @@ class V8:
 def _class_id(path: str) -> str:
     folder, _, name = path.rpartition("/")
     return f"{folder or '.'}/{name}"
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _digest(data: bytes) -> bytes:
-    return blake2b(data, digest_size=16).digest()
 
 
 def _proc(pid: int) -> Proc | None:
