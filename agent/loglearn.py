@@ -55,10 +55,12 @@ def learn(out: Path, paths: Sequence[str], labels: str | None, failures: Sequenc
                 counted[template][class_] += 1
         classifier.join(mined.joined)
     model = Model(classes=tuple(classifier.classes), weights=classifier.dump())
+    chains = Chains()
     if failures:
         lines.resolve(miner)
-        chains, calibration = chains_of(lambda: lines.seen(corpus.lines)).encode()
-        model = replace(model, chains=chains, calibration=calibration)
+        chains = chains_of(lambda: lines.seen(corpus.lines))
+        sections = chains.encode()
+        model = replace(model, chains=sections[0], calibration=sections[1])
     templates, left_out = miner.dump(room(model))
     model = replace(model, templates=templates, left_out=left_out)
     try:
@@ -76,6 +78,7 @@ def learn(out: Path, paths: Sequence[str], labels: str | None, failures: Sequenc
         "templates": len(miner) - left_out,
         "left_out": left_out,
         "failures": len(lines.failures),
+        "chains": {class_.name: len(class_.chains) for class_ in chains.classes},
         "contradictory": sum(map(_is_mixed, counted.values())),
         "contradictions": corpus.labels.contradictions,
     }

@@ -120,6 +120,7 @@ def test_what_is_learned_is_in_the_model(capsys: pytest.CaptureFixture[str], log
         "templates": 6,
         "left_out": 0,
         "failures": 0,
+        "chains": {},
         "contradictory": 0,
         "contradictions": [],
     }
@@ -176,7 +177,7 @@ def test_failures_are_forecast_from_what_came_before_them(
     assert min(forecasts["precision"], forecasts["recall"]) > 0.9
     assert 15 < forecasts["lead_median_s"] < 45
     learned = run(capsys, "learn", "--model", model, "--failure", failure, chains)
-    assert (learned["failures"], learned["labelled"]) == (120, 0)
+    assert (learned["failures"], learned["labelled"], learned["chains"]) == (120, 0, {failure: 1})
     of_file = run(capsys, "evaluate", "--model", model, "--failure", failure, chains)
     assert of_file["forecasts"]["recall"] > 0.9
 

@@ -209,6 +209,7 @@ def test_damaged_bytes_are_refused_or_harmless(raw: bytes, place: int, change: i
         (lambda s: s[1][0]["chains"][0]["leads"].pop(), "a step of broken has no lead"),
         (lambda s: s[1].append(s[1][0]), "a class is there twice"),
         (lambda s: s[1][0]["chains"][0]["counts"].update({3: [1, 2]}), "more lines of broken failed than there were"),
+        (lambda s: s[1][0]["chains"][0]["sure"].append(4711), "a failure of broken has no key"),
         (lambda s: s.__setitem__(0, 9), "version 9 is not known"),
     ],
 )

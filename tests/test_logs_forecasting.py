@@ -58,6 +58,19 @@ async def test_a_failure_is_forecast_and_comes_true(tmp_path: Path) -> None:
         assert [event.state for event in await here.journal(LogForecast)] == ["open", "hit"]
 
 
+async def test_a_failure_that_was_learned_needs_no_rule(tmp_path: Path) -> None:
+    learned(tmp_path)
+    async with house(tmp_path, "version = 1\n") as here:
+        here.log.touch()
+        await here.start()
+        with here.bus.subscribe(LogForecast) as events:
+            with here.log.open("a") as file:
+                file.writelines(f"{line}\n" for line in [*story("sdz"), "write to sdy failed", "write to sdz failed"])
+            told = [await first(events), await first(events)]
+        assert [(event.state, event.key) for event in told] == [("open", "sdz"), ("hit", "sdz")]
+        assert (await here.bus.ask("list_logs", {}))["learned"]["misses"] == 1
+
+
 async def test_forecasts_and_their_numbers_outlive_a_restart(tmp_path: Path) -> None:
     learned(tmp_path)
     async with house(tmp_path, RULES) as here:

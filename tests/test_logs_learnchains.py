@@ -26,6 +26,15 @@ def test_the_order_and_the_times_of_a_chain(seed: int) -> None:
     assert class_.horizon_s == pytest.approx(40)
 
 
+def test_a_line_is_a_failure_for_sure_where_only_failures_had_its_template() -> None:
+    lines = log()
+    ((chain,),) = (class_.chains for class_ in learn(lambda: lines).classes)
+    assert chain.sure == [END]
+    lines.insert(7, line(9.5, END, "unit1"))
+    ((chain,),) = (class_.chains for class_ in learn(lambda: lines).classes)
+    assert (chain.ends, chain.sure) == ({END: UNIT}, [])
+
+
 def test_a_horizon_that_is_told_is_kept() -> None:
     lines = log()
     assert learn(lambda: lines, horizon_s=25.0).classes[0].horizon_s == 25.0

@@ -260,6 +260,19 @@ def test_a_template_that_joined_another_is_still_a_step() -> None:
     assert event.key == "a"
 
 
+def test_a_line_as_failures_were_is_one_until_others_join_it() -> None:
+    known = chains()
+    known.classes[0].chains[0].sure = [END]
+    forecaster = Forecaster(known)
+    assert forecaster.wanted == {STEP, OTHER, END}
+    for told in (["hit"], []):
+        assert [event.state for event in said(forecaster, 0.0, "step", "a")] == ["open"]
+        unnamed = Seen(1.0, "a.log", END, b"line a text")
+        assert [event.state for event in forecaster.see(unnamed, "a.log", 0)] == told
+        forecaster.joined(END, 500)
+    assert vars_of(forecaster.total) == (1, 0, 0)
+
+
 def restarted(before: Forecaster, known: Chains, now: float) -> Forecaster:
     """Another process, that has what the one before had put on the disk."""
     kept = msgspec.json.encode(list(before.waiting))

@@ -103,9 +103,9 @@ _Weight = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 class Chain(msgspec.Struct, forbid_unknown_fields=True):
     """Steps that lead to failures: template -> (rank in their order, number of the word that is the key).
 
-    `ends`: the templates of these failures' lines, and the key's word there; none: any other line of their class. A
-    step later than `gap_s` after the one before begins anew. `leads` are per rank the times to the failure: their 10 %
-    and 90 % quantiles. `counts` are per state.
+    `ends`: the templates of these failures' lines, and the key's word there; none: any other line of their class. Those
+    in `sure` only failures had. A step later than `gap_s` after the one before begins anew. `leads` are per rank the
+    times to the failure: their 10 % and 90 % quantiles. `counts` are per state.
     """
 
     ends: dict[Template, Slot]
@@ -113,6 +113,7 @@ class Chain(msgspec.Struct, forbid_unknown_fields=True):
     gap_s: _Positive
     leads: Annotated[list[tuple[_Positive, _Positive]], msgspec.Meta(min_length=1, max_length=MAX_STEPS)]
     counts: dict[int, _Count] = {}
+    sure: list[Template] = []
 
     def chance(self, state: int, prior: float) -> float:
         """How probable its failure is: from what is known of the step's rank to what is known of the whole state."""
@@ -202,8 +203,13 @@ class Chains(msgspec.Struct, forbid_unknown_fields=True):
 
     @property
     def wanted(self) -> set[int]:
-        """The templates of which a forecaster must see every line; failures it must see beside them."""
+        """The templates that are steps: a forecaster must see every line of them, and failures beside them."""
         return {template for class_ in self.classes for chain in class_.chains for template in chain.steps}
+
+    @property
+    def sure(self) -> set[int]:
+        """The templates whose lines are failures, whatever else says so."""
+        return {template for class_ in self.classes for chain in class_.chains for template in chain.sure}
 
     def probability(self, judgement: Judgement) -> float:
         """Of the class's failure within its horizon."""
@@ -241,6 +247,8 @@ class Chains(msgspec.Struct, forbid_unknown_fields=True):
                 counts += chain.counts.values()
                 if any(rank >= len(chain.leads) for rank, _ in chain.steps.values()):
                     raise _damaged(f"a step of {class_.name} has no lead")
+                if not chain.ends.keys() >= set(chain.sure):
+                    raise _damaged(f"a failure of {class_.name} has no key")
             if any(failed > rows for rows, failed in counts):
                 raise _damaged(f"more lines of {class_.name} failed than there were")
         return cls(sections.classes, weights)

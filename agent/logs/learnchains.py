@@ -57,8 +57,17 @@ def learn(lines: Callable[[], Iterable[Seen]], *, horizon_s: float | None = None
         if found.failure in classes or len(classes) < MAX_CLASSES:
             classes.setdefault(found.failure, []).append(found)
     wanted = {template for kinds in classes.values() for found in kinds for template in found.steps}
-    events = deque((seen for seen in lines() if seen.template in wanted or seen.failure in classes), maxlen=_EVENTS)
+    ends = {template: name for name, kinds in classes.items() for found in kinds for template in found.ends}
+    sure, events = set(ends), deque[Seen](maxlen=_EVENTS)
+    for seen in lines():
+        if seen.template in sure and seen.failure != ends[seen.template]:
+            sure.discard(seen.template)
+        if seen.template in wanted or seen.failure in classes:
+            events.append(seen)
     chains = Chains([_class(name, kinds[:MAX_CHAINS], events, horizon_s) for name, kinds in classes.items()])
+    for class_ in chains.classes:
+        for chain in class_.chains:
+            chain.sure = [template for template in chain.ends if template in sure]
     _fit(chains, _rows(chains, events))
     return chains
 

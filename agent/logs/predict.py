@@ -99,7 +99,8 @@ class Forecaster:
         base: int = 0,
         heard: Callable[[int, Key | None, float | None], None] | None = None,
     ) -> None:
-        self.chains, self.wanted = chains, chains.wanted
+        self.chains, self._sure = chains, chains.sure
+        self.wanted = chains.wanted | self._sure
         self.sampled = False
         self.tallies: dict[str, Tally] = {class_.name: Tally() for class_ in chains.classes}
         self._threshold, self._learning, self._base, self._heard = threshold, learning, base, heard
@@ -137,13 +138,16 @@ class Forecaster:
         return Tally(sum(t.hits for t in tallies), sum(t.expired for t in tallies), sum(t.misses for t in tallies))
 
     def see(self, seen: Seen, path: str, offset: int, *, is_late: bool = False) -> list[LogForecast]:
-        """A line of a wanted template, or a failure; `path` and `offset` say where it stands. What changed.
+        """A line of a wanted template, or a failure; `path` and `offset` say where it stands. What changed. A line as
+        those that failures were learned from is one, also where nobody says so.
 
         `is_late`: a failure that was written long ago. It may end a forecast, and is no miss.
         """
         changed = self.due(seen.at) if self._ends and self._ends[0][0] < seen.at else []
         if self._was and seen.template in self._was:
             seen = seen._replace(template=self._was[seen.template])
+        if seen.failure is None and seen.template in self._sure:
+            seen = seen._replace(failure=self.chains.classes[self._ends_of[seen.template]].name)
         if seen.failure is not None:
             return changed + self._fail(seen, path, offset, is_late)
         for number, key, track, reading in self._tracks.see(seen):
@@ -169,6 +173,7 @@ class Forecaster:
             self._known.add(now)
             if was in self.wanted:
                 self.wanted.add(now)
+            self._sure.discard(was)  # lines of others are among them now
 
     def warm(self, seen: Seen) -> None:
         """A line from before forecasts are asked for: it only leaves its tracks."""
