@@ -56,14 +56,14 @@ def test_a_match_has_the_template_of_its_line() -> None:
 
 def test_a_line_that_is_not_whole_has_no_template() -> None:
     house = House()
-    lines = house.analysis.unread(house.stream(), memoryview(b"one 1"))
+    lines = house.analysis.unread(house.stream(), memoryview(b"one 1"), is_live=False)
     assert lines.told(matched("one 1"), 0, b"one 1", {}, is_whole=False).template is None
     assert len(house.analysis.miner) == 0
 
 
 def test_rules_with_a_class_teach_it_to_lines_without() -> None:
     house = House()
-    lines = house.analysis.unread(house.stream(), memoryview(b""))
+    lines = house.analysis.unread(house.stream(), memoryview(b""), is_live=False)
     for n in range(10):
         text = f"disk {n} is broken"
         assert lines.told(matched(text, class_="disk"), 0, text.encode(), {}, is_whole=True).class_ == "disk"

@@ -71,6 +71,19 @@ async def test_a_failure_that_was_learned_needs_no_rule(tmp_path: Path) -> None:
         assert (await here.bus.ask("list_logs", {}))["learned"]["misses"] == 1
 
 
+async def test_a_failure_may_be_the_last_words_of_a_log(tmp_path: Path) -> None:
+    """A line without an end is matched after the sheet's 2 s."""
+    learned(tmp_path)
+    async with house(tmp_path, RULES) as here:
+        here.log.touch()
+        await here.start()
+        with here.bus.subscribe(LogForecast) as events:
+            with here.log.open("a") as file:
+                file.write("\n".join([*story("sdz"), "write to sdz failed"]))
+            told = [await first(events), await first(events)]
+        assert [(event.state, event.key) for event in told] == [("open", "sdz"), ("hit", "sdz")]
+
+
 async def test_forecasts_and_their_numbers_outlive_a_restart(tmp_path: Path) -> None:
     learned(tmp_path)
     async with house(tmp_path, RULES) as here:

@@ -89,6 +89,8 @@ class Lines:
         if event.severity in FAILURES and (self._is_live or is_awaited):
             self._look_until(at)
             named = tuple(value for value in captures.values() if value is not None)
+            if not is_whole:  # what there is of it may tell all the same
+                template = self._analysis.miner.find(text) or NONE
             self._see(template, text, event.offset, event.class_ or FAILURE, named)
         return event
 
@@ -244,9 +246,12 @@ class Analysis:
                 self.forecaster.joined(id, into)
         return mined
 
-    def unread(self, stream: Stream, block: memoryview) -> Lines:
-        """The same for lines that were looked at before, or are no whole ones: only matches among them are."""
-        return Lines(self, stream, block, int, None, is_live=False)
+    def unread(self, stream: Stream, block: memoryview, *, is_live: bool) -> Lines:
+        """The same for lines that were looked at before, or are no whole ones: only matches among them are.
+
+        `is_live`: they were not looked at, and were written just now.
+        """
+        return Lines(self, stream, block, int, None, is_live=is_live)
 
     def tick(self, now: float) -> None:
         """Every few seconds: tell what is over."""

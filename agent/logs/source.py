@@ -301,10 +301,10 @@ class Source:
         """Have lines looked at that are whole, and were not before."""
         place = Place(act.generation, act.offset + at)
         is_ended = len(block) and (block[len(block) - 1] == LF or act.end is End.LINE)
-        if before or act.end is End.PARTIAL or not is_ended or place < self._analysed:
-            return self._analysis.unread(self.stream, block)
-        self._analysed = Place(place.generation, place.offset + len(block))
         is_live = self.followed.tail.lag <= LIVE
+        if before or act.end is End.PARTIAL or not is_ended or place < self._analysed:
+            return self._analysis.unread(self.stream, block, is_live=is_live and place >= self._analysed)
+        self._analysed = Place(place.generation, place.offset + len(block))
         now = trio.current_time()
         return self._analysis.read(self.stream, block, act.generation, place.offset.__add__, now, is_live=is_live)
 
