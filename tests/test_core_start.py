@@ -68,3 +68,24 @@ assert not {"_ssl", "_hashlib", "email.message", "zipfile", "yaml.loader", "_lzm
 assert hashlib.sha256(b"").hexdigest().startswith("e3b0c442")
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_code_that_only_the_start_went_through_leaves_memory() -> None:
+    script = """
+import sys
+from pathlib import Path
+from agent.core import start
+def resident():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssFile:")[2].split()[0])
+import decimal, sqlite3, ssl
+ssl.create_default_context()
+before = resident()
+start.settle()
+after = resident()
+assert after < before, (before, after)
+connection = sqlite3.connect(":memory:")
+assert connection.execute("SELECT 6 * 7").fetchall() == [(42,)]
+assert decimal.Decimal(2).sqrt() and ssl.create_default_context()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -10,12 +10,16 @@ Source: protocols/packaging.md 3 and 12.
 import ctypes
 import gc
 import importlib
+import logging
 import sys
 from _blake2 import blake2b
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
+log = logging.getLogger(__name__)
+
 M_ARENA_MAX = -8  # malloc.h
+MADV_DONTNEED = 4  # sys/mman.h
 
 
 def prepare() -> None:
@@ -70,6 +74,28 @@ def settle() -> None:
     gc.enable()
     if malloc_trim := _of_glibc("malloc_trim"):
         malloc_trim(0)
+    _let_code_go()
+
+
+def _let_code_go() -> None:
+    """Program and libraries leave our memory; what is still used comes back from the page cache, and that alone.
+
+    Only what was never written is: where a page is our own copy, as of what the dynamic linker filled in, it stays.
+    """
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    is_code, start, end = False, b"", b""
+    try:
+        with open("/proc/self/smaps", "rb") as maps:
+            for line in maps:
+                first, *words = line.split(None, 5)
+                if not first.endswith(b":"):
+                    start, _, end = first.partition(b"-")
+                    is_code = words[0] in (b"r-xp", b"r--p") and words[-1].startswith(b"/")
+                elif is_code and first == b"Anonymous:" and words[0] == b"0":
+                    madvise(int(start, 16), int(end, 16) - int(start, 16), MADV_DONTNEED)
+    except OSError as err:
+        log.debug("code stays in memory error=%s", err)  # a kernel without these figures
 
 
 def _of_glibc(function: str) -> Callable[..., int] | None:
