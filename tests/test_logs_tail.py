@@ -76,10 +76,11 @@ class Machine:
         generation: int = 0,
         past: Sequence[Checkpoint] = (),
         begun: float | None = None,
+        again: bool = False,
     ) -> "Machine":
         self.open.clear()
         self.came = 0
-        self.tail = Tail(PATH, checkpoints, start, generation=generation, past=past, begun=begun)
+        self.tail = Tail(PATH, checkpoints, start, generation=generation, past=past, begun=begun, again=again)
         return self.look()
 
     def restart(self) -> "Machine":
@@ -303,8 +304,21 @@ def test_a_first_file_that_came_and_was_rotated_while_down_is_read(machine: Mach
     machine.create(b"1\n")
     machine.rename("/var/log/x.1")
     machine.create(b"2\n")
-    machine.start(begun=begun)
+    machine.start(begun=begun, again=True)
     assert machine.lines == [b"1", b"2"]
+
+
+def test_first_files_that_were_rotated_between_two_looks_are_read_beside(machine: Machine) -> None:
+    machine.create(b"old\n", "/var/log/x.1")
+    machine.rename("/var/log/x.2", "/var/log/x.1")
+    machine.start(begun=float(next(machine.writes)))
+    for number in (b"1\n", b"2\n"):
+        machine.create(number)
+        machine.rename(f"/var/log/x-2026010{number[:1].decode()}")
+    machine.create(b"3\n")
+    machine.look()
+    machine.look()
+    assert sorted(machine.lines) == [b"1", b"2", b"3"]
 
 
 def test_gone_while_down_is_told_at_once_and_a_gap(machine: Machine) -> None:

@@ -74,7 +74,7 @@ class _Growing:
         absolute = os.path.abspath(path)
         self._log = Log(written, path, absolute)
         self.is_unreadable = False
-        tail = Tail(absolute, start="start")
+        tail = Tail(absolute, start="start", begun=time.time())
         self.followed = Followed(tail, self, Health("scan"), links=True, room=_has_room, blocks=blocks)
         if not os.path.exists(absolute):
             tell(path, "is not there yet")

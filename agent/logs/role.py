@@ -69,7 +69,6 @@ log = logging.getLogger(__name__)
 MAX_SOURCES = 1024
 MAX_WATCHES = 256  # of clients
 SETTLE_S = 5.0  # s that a run's last lines may take
-COARSE_S = 0.02  # s by which the clocks of file systems are late
 KEPT = "logs.watches"
 SOURCE = "logs.source:"  # and its path
 ALERT = "logs.rules"
@@ -285,6 +284,8 @@ class _Logs:
 
     async def _rescan(self) -> None:
         """New files of globs, and those that are there no more."""
+        if self._pending is not None:  # they are being looked for
+            return
         globs = [watch for watch in self._watches.values() if watch.is_glob]
         patterns = {watch.pattern for watch in globs}
         found = await trio.to_thread.run_sync(self._globs.find, patterns, abandon_on_cancel=True)
@@ -347,8 +348,9 @@ class _Logs:
         alive = {watch.id, *self._watches, *self._kept.watches, *(f"s-{one.name}" for one in self._settings.watch)}
         if alive.isdisjoint(done.since):  # of watches that are over
             done = Done()
-        tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past, begun=done.begun)
-        done = done if done.begun else replace(done, begun=self._clock() - COARSE_S)
+        begun, again = done.begun or self._clock(), done.begun is not None
+        tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past, begun=begun, again=again)
+        done = replace(done, begun=begun)
         source.followed = Followed(
             tail, source, self._health, links=not watch.is_remote, room=self._has_room, blocks=self.follower.blocks
         )

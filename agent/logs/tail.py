@@ -32,6 +32,7 @@ ZEROS = 64  # NULs in a row where a line begins are no text
 PAST = 16  # files of the path that are done and known again
 RETRY_S, RETRY_MAX_S = 1.0, 30.0
 LAGGING = 64 << 20  # bytes behind that are told
+COARSE_S = 0.02  # the clock of a file system is late by so much
 
 State = Literal["ABSENT", "READING", "IDLE", "ERROR", "PAUSED"]
 
@@ -48,8 +49,8 @@ class Tail:
 
     `checkpoints`, `generation` and `past` are those that were committed last; the generation outlives all files.
     Without them a file that is there at the first look is followed from `start`: "end", "start", or an offset where a
-    line begins. What comes later is read from its beginning. `begun` is when the path was followed first,
-    if none of its files is known since.
+    line begins. What comes later is read from its beginning. `begun` is when the path was followed first, in the time of
+    writes, and `again` that it was before: what came to the path since then is to be matched.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Tail:
         generation: int = 0,
         past: Sequence[Checkpoint] = (),
         begun: float | None = None,
+        again: bool = False,
     ) -> None:
         self.path, self.start = path, start
         self.generation = max([generation, *(checkpoint.generation for checkpoint in checkpoints)])
@@ -68,7 +70,8 @@ class Tail:
         self.past = list(past)  # how the last files were left that are done
         self._lost = sorted(checkpoints, key=lambda checkpoint: checkpoint.generation)  # their files are not found yet
         # Rotations written later, and not known, came and went unseen. None: there can be none.
-        self._unseen_since = max((done.written for done in [*past, *checkpoints]), default=begun)
+        self._begun = None if begun is None else begun - COARSE_S
+        self._unseen_since = max((done.written for done in [*past, *checkpoints]), default=self._begun)
         self._current: File | None = None
         self._draining: list[File] = []
         self._opening: dict[int, _Opening] = {}
@@ -77,7 +80,7 @@ class Tail:
         self._data = memoryview(b"")
         self._scanning = End.OPEN
         self._asked: tuple[Checkpoint, ...] | None = None  # of the FindSiblings under way
-        self._wants_search = self._unseen_since is not None
+        self._wants_search = bool(checkpoints or past) or again
         self._is_paused = self._is_lagging = False
         self._has_looked = self._is_there = False
         self._retry_s, self._retry_at = 0.0, 0.0
@@ -495,9 +498,9 @@ class Tail:
             return []
         before = [done for done in [*self.past, *self._lost] if done.generation < self.generation or not self._current]
         before += [file.checkpoint() for file in self._draining]
-        if before and not self._sought:
-            self._sought = self._wants_search = True
-            self._unseen_since = max(done.written for done in before)
+        since = max((done.written for done in before), default=self._begun)
+        if since is not None and not self._sought:
+            self._sought, self._wants_search, self._unseen_since = True, True, since
             return self._search()
         self._came, self._sought = 0, False
         last = max(before, key=lambda done: done.generation, default=None)
