@@ -49,8 +49,8 @@ class Tail:
 
     `checkpoints`, `generation` and `past` are those that were committed last; the generation outlives all files.
     Without them a file that is there at the first look is followed from `start`: "end", "start", or an offset where a
-    line begins. What comes later is read from its beginning. `begun` is when the path was followed first, in the time of
-    writes, and `again` that it was before: what came to the path since then is to be matched.
+    line begins. What comes later is read from its beginning. `begun` is when the path was followed first, in the time
+    of writes, and `again` that it was before: what came to the path since then is to be matched.
     """
 
     def __init__(
