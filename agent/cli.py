@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--split", type=_share, default=0, metavar="F", help="learn on this share of the lines, score the rest"
     )
-    evaluate.add_argument("--horizon", type=float, metavar="S", help="forecast so far ahead; default: as was learned")
+    evaluate.add_argument("--horizon", type=_seconds, metavar="S", help="forecast so far ahead; default: as learned")
     evaluate.add_argument("--threshold", type=_share, metavar="P", help="guess what is more probable than this")
     monitors = add("monitors", "stand-alone monitors", None).add_subparsers(metavar="run", required=True)
     foreground = add(
@@ -369,6 +369,13 @@ def _share(text: str) -> float:
     """A share or a probability."""
     if not 0 <= float(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    return float(text)
+
+
+def _seconds(text: str) -> float:
+    """A time that a forecast may look ahead."""
+    if not 0 < float(text) <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
     return float(text)
 
 

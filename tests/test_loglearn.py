@@ -251,6 +251,13 @@ def test_a_share_is_below_one(capsys: pytest.CaptureFixture[str], share: str) ->
     assert "--split" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seconds", ["0", "-7", "nan", "inf", "soon"])
+def test_a_horizon_is_a_time_ahead(capsys: pytest.CaptureFixture[str], seconds: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["logs", "evaluate", "--failure", "x", "--split", ".5", "--horizon", seconds, "a.log"])
+    assert "--horizon" in capsys.readouterr().err
+
+
 def test_alerts_of_bgl_are_detected_as_they_come() -> None:
     """The goal of protocols/logs.md 9, number 8; 47 alerts are in the scored half."""
     if not BGL.exists():
