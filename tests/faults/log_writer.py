@@ -142,10 +142,10 @@ class Log:
             self.packing = subprocess.Popen(["nice", "gzip", "-1", "-f", old])
 
     def rotate(self) -> None:
-        ways = ["rename", "rename", "dated"]
         if self.incarnation in self.seen:
-            ways += ["copytruncate", "copytruncate", "truncate", "delete"]
-        how = self.random.choice(ways)
+            how = self.random.choice(["rename", "dated", "copytruncate", "copytruncate", "truncate", "delete"])
+        else:
+            how = self.random.choice(["rename", "rename", "dated"])
         self.end_line()
         if self.packing and self.packing.poll() is None and how in ("rename", "copytruncate"):
             self.packing.wait()  # or it would pack another file than was meant

@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -217,20 +217,24 @@ class Soak:
         last = self.ledger.blinked
         self.order("blink")
 
-        async def is_behind() -> bool:
-            """Was a mark matched that was written after it? Then what is in no gap now will never be."""
-            self.look()
-            is_over = last < self.ledger.blinked <= max(self.told.ids)
-            return is_over or not self.is_writing()
+        def lacking() -> str:
+            """A match of a mark that was written after it: then what is in no gap will never be."""
+            is_over = last < self.ledger.blinked <= max(self.told.ids, default=0) or not self.is_writing()
+            return "" if is_over else "no mark behind a blink is matched"
 
-        await until(is_behind, STUCK_S)
+        await self.until_nothing(lacking)
         await self.account(self.ledger.blinked)
 
     async def account(self, before: int = sys.maxsize) -> None:
-        """Wait until the marks before that one are matched, or in a gap. Fails when nothing comes any more."""
+        """Wait until the marks before that one are matched, or in a gap."""
+        self.look()
+        await self.until_nothing(lambda: missing(self.told, self.ledger, before))  # what is, is in no gap or in a file
+
+    async def until_nothing(self, lacking: Callable[[], object]) -> None:
+        """Wait until nothing is lacking. Fails when nothing comes any more."""
         came = trio.current_time()
-        while lost := missing(self.told, self.ledger, before):
-            assert trio.current_time() < came + STUCK_S, f"not matched, and in no gap or still in a file: {lost}"
+        while lack := lacking():
+            assert trio.current_time() < came + STUCK_S, lack
             await trio.sleep(5 * LOOK_S)
             if self.look():
                 came = trio.current_time()
@@ -246,10 +250,12 @@ async def test_each_line_is_matched_once_or_its_gap_is_told(tmp_path: Path, soak
     try:
         await soak.start()
         soak.write(soak_s or CUT_S)
-        while soak.is_writing():
+        while True:
             await soak.wait(random.uniform(0, 8))
             if random.random() < 0.3:
                 await soak.blink()
+            if not soak.is_writing():
+                break
             await soak.kill()
             await trio.sleep(random.choice([0, 0, random.uniform(0, 2)]))
             if random.random() < 0.3:  # killed again before it is up, perhaps
@@ -257,7 +263,6 @@ async def test_each_line_is_matched_once_or_its_gap_is_told(tmp_path: Path, soak
                 await soak.wait(random.uniform(0, 1))
                 await soak.kill()
             await soak.start()
-        soak.look()
         await soak.account()
         assert await soak.machine.end(signal.SIGTERM) == 0
     finally:
