@@ -1,5 +1,6 @@
-"""Who may come to a layer's port."""
+"""Who may come to a layer's port, and when it is closed."""
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -8,11 +9,14 @@ import pytest
 import trio
 from trio_websocket import WebSocketConnection
 
-from agent.core.errors import PeerRefused
+from agent.core.errors import PeerRefused, PeerUnreachable
 from agent.core.head import Head, Headers, HttpError
 from agent.core.link import Dial, connect
 from agent.core.metrics import Metrics
-from agent.gator.port import Gate, serve_layer, user_of
+from agent.gator import port as ports_of_layers
+from agent.gator.port import Gate, keep, user_of
+from agent.gator.settings import GatorSettings
+from tests.gator_tree import WITHIN_S
 
 
 def head(path: str = "/", peer: str = "127.0.0.1", port: int = 40000) -> Head:
@@ -63,12 +67,13 @@ async def opened(ws: WebSocketConnection) -> None:
 async def test_a_port_for_others_has_a_secret_path_and_one_on_loopback_none() -> None:
     async with trio.open_nursery() as nursery:
 
-        async def start(host: str, path_secret: bool, *, task_status: trio.TaskStatus[str]) -> None:
-            await serve_layer(host, path_secret, opened, children=1, metrics=Metrics(), task_status=task_status)
+        async def start(host: str, path_secret: bool) -> str:
+            ports = keep(nursery, GatorSettings(listen=host, path_secret=path_secret), Metrics())
+            return (await ports.open(opened)).address
 
-        local = await nursery.start(start, "127.0.0.1", True)
+        local = await start("127.0.0.1", True)
         assert "/" not in local
-        public = await nursery.start(start, "0.0.0.0", True)
+        public = await start("0.0.0.0", True)
         name, _, secret = public.partition("/t/")
         assert len(secret) >= 22  # 128 bits in base64
         port = name.rpartition(":")[2]
@@ -77,6 +82,57 @@ async def test_a_port_for_others_has_a_secret_path_and_one_on_loopback_none() ->
         with pytest.raises(PeerRefused, match="403"):
             async with connect(Dial(url=f"ws://127.0.0.1:{port}/")):
                 pass
-        open_to_all = await nursery.start(start, "0.0.0.0", False)
+        open_to_all = await start("0.0.0.0", False)
         assert "/" not in open_to_all
+        nursery.cancel_scope.cancel()
+
+
+async def test_behind_its_block_a_port_is_closed_and_so_are_its_connections() -> None:
+    served, ended = trio.Event(), trio.Event()
+
+    async def connected(ws: WebSocketConnection) -> None:
+        served.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async with trio.open_nursery() as nursery:
+        ports = keep(nursery, GatorSettings(), Metrics())
+        with await ports.open(opened) as other:
+            with await ports.open(connected) as port:
+                async with connect(Dial(url=f"ws://{port.address}/")):
+                    await served.wait()
+            with trio.fail_after(WITHIN_S):
+                await ended.wait()
+            with pytest.raises(PeerUnreachable):
+                async with connect(Dial(url=f"ws://{port.address}/")):
+                    pass
+            async with connect(Dial(url=f"ws://{other.address}/")):
+                pass
+        nursery.cancel_scope.cancel()
+
+
+async def test_where_no_descriptor_is_free_a_connection_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports_of_layers, "ACCEPT_AGAIN_S", 0.01)
+    failures = 3
+    async with trio.open_nursery() as nursery:
+        ports = keep(nursery, GatorSettings(), Metrics())
+        listening = await ports.open(opened)
+        real = listening.listener
+
+        class Listener:
+            def accept(self) -> object:
+                nonlocal failures
+                failures -= 1
+                if failures >= 0:
+                    raise OSError(errno.EMFILE, "too many open files")
+                return real.accept()
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(real, name)
+
+        listening.listener = Listener()  # type: ignore[assignment]
+        async with connect(Dial(url=f"ws://{listening.address}/")):
+            assert failures == -1
         nursery.cancel_scope.cancel()

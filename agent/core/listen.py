@@ -121,7 +121,7 @@ async def serve(
 
     `started` gives the addresses that are bound. Raises OSError when one cannot be bound, ValueError for what is none.
     """
-    port = _Port(routes, guard, metrics, tls, max_connections, max_message, handshake_s)
+    port = Port(routes, guard, metrics, tls, max_connections, max_message, handshake_s)
     async with AsyncExitStack() as stack:
         listeners: list[trio.SocketListener] = []
         for address in listen:
@@ -143,16 +143,18 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(number)
 
 
-class _Port:
+class Port:
+    """What is served at one port, for who accepts its connections by other means than `serve`; see there."""
+
     def __init__(
         self,
         routes: Sequence[Route],
         guard: Guard,
         metrics: Metrics,
-        tls: "ssl.SSLContext | None",
-        max_connections: int,
-        max_message: int,
-        handshake_s: float,
+        tls: "ssl.SSLContext | None" = None,
+        max_connections: int = 64,
+        max_message: int = MAX_MESSAGE,
+        handshake_s: float = 10.0,
     ) -> None:
         self._exact = {route.path: route for route in routes if not route.path.endswith("/*")}
         prefixes = [route for route in routes if route.path.endswith("/*")]

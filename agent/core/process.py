@@ -202,6 +202,8 @@ class Child:
 
     async def wait(self) -> Exit:
         """Its exit; its pipes may still be open and its children alive. Any number of tasks may wait."""
+        if (known := self._look()) is not None:
+            return known
         async with self._waiting:
             while (exit_ := self._look()) is None:
                 await trio.lowlevel.wait_readable(self._handle)
@@ -301,6 +303,8 @@ class Child:
         return False
 
     async def _pipes_ended(self, within_s: float) -> None:
+        if all(pipe.ended.is_set() for pipe in self.streams.values()):
+            return
         with trio.move_on_after(within_s):
             for pipe in self.streams.values():
                 await pipe.ended.wait()

@@ -106,7 +106,7 @@ class Journal:
             return []  # it has just ended
         try:
             return await trio.to_thread.run_sync(self._db.read_logs, first, limit)
-        except sqlite3.Error as err:
+        except (OSError, sqlite3.Error) as err:
             self._disk_failed(err)
             return []
 
@@ -118,7 +118,10 @@ class Journal:
         try:
             if self._text:
                 self._text.close()
-            await trio.to_thread.run_sync(db.close, db.take())
+            if self._is_many:  # as in `open`
+                db.close(db.take())
+            else:
+                await trio.to_thread.run_sync(db.close, db.take())
         except (OSError, sqlite3.Error) as err:
             self._disk_failed(err)
 

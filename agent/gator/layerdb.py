@@ -2,7 +2,8 @@
 
 A file is made as a copy of an empty one with all tables, in one write. Rows gather in memory and are written by `flush`
 in one transaction, off the trio thread. What stands alone is in WAL mode while it runs; a job of an array, of which
-there may be thousands, leaves the disk's order to the kernel (`sync_all` orders many at once).
+there may be thousands, leaves the disk's order to the kernel (`sync_all` orders many at once). If it ends before its
+first `flush`, its file is made in memory, where a transaction needs no journal, and written as a whole.
 
 Source: protocols/gator.md, "Layer database".
 """
@@ -58,22 +59,35 @@ def _empty(is_tier: bool) -> bytes:
         return bytes(db.serialize())
 
 
+@cache
+def _memory() -> sqlite3.Connection:
+    """For files of arrays' jobs, one after the other, on the trio thread."""
+    return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+
+
 class LayerDb:
-    """One layer's file. Rows are added on the trio thread; `flush`, `read_logs` and `close` may block."""
+    """One layer's file. Rows are added on the trio thread; `flush`, `read_logs` and `close` may block.
+
+    With `is_many` the file is there from the first of these on.
+    """
 
     def __init__(self, path: Path, *, is_tier: bool, is_many: bool) -> None:
         self.path = path
         self.logs = 0  # rows of LogEntry, those not yet written too
-        self._is_many = is_many
+        self._is_tier, self._is_many = is_tier, is_many
         self._rows: list[tuple[str, Iterable[tuple[Any, ...]]]] = []
         self._metrics: dict[tuple[str, str], Number] = {}
         self._known: set[tuple[str, str]] = set()
         self._lock = threading.Lock()  # of the connection; the lists are the trio thread's
-        path.write_bytes(_empty(is_tier))
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, cached_statements=16)
-        self._db.execute("PRAGMA synchronous=" + ("OFF" if is_many else "NORMAL"))
-        if not is_many:
-            self._db.execute("PRAGMA journal_mode=WAL")
+        self._db = None if is_many else self._opened()
+
+    def _opened(self) -> sqlite3.Connection:
+        self.path.write_bytes(_empty(self._is_tier))
+        db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, cached_statements=16)
+        db.execute("PRAGMA synchronous=" + ("OFF" if self._is_many else "NORMAL"))
+        if not self._is_many:
+            db.execute("PRAGMA journal_mode=WAL")
+        return db
 
     def attributes(self, values: Mapping[str, object]) -> None:
         """Names and values; once each."""
@@ -133,14 +147,18 @@ class LayerDb:
         return batch
 
     def flush(self, batch: "Batch") -> None:
-        """Write it in one transaction. Raises sqlite3.Error."""
+        """Write it in one transaction. Raises OSError, sqlite3.Error."""
         with self._lock:
-            self._write(batch)
+            self._write(self._db_there(), batch)
 
-    def _write(self, batch: "Batch") -> None:
+    def _db_there(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._db = self._opened()
+        return self._db
+
+    def _write(self, db: sqlite3.Connection, batch: "Batch") -> None:
         if not batch.rows and not batch.metrics:
             return
-        db = self._db
         db.execute("BEGIN")
         for sql, rows in batch.rows:
             db.executemany(sql, rows)
@@ -153,24 +171,37 @@ class LayerDb:
         db.execute("COMMIT")
 
     def read_logs(self, first: int, limit: int) -> list[LogRow]:
-        """Messages from that uid on. Raises sqlite3.Error."""
+        """Messages from that uid on. Raises OSError, sqlite3.Error."""
         with self._lock:
-            rows = self._db.execute(
+            db = self._db_there()
+            rows = db.execute(
                 "SELECT db_uid, severity, message, timestamp FROM LogEntry WHERE db_uid >= ? ORDER BY db_uid LIMIT ?",
                 (first, limit),
             ).fetchall()
         return [LogRow(uid, int(severity), message, timestamp) for uid, severity, message, timestamp in rows]
 
     def close(self, batch: "Batch") -> None:
-        """Write the rest and close, with the journal gone: the file can be read where nothing can be written."""
+        """Write the rest and close, with the journal gone: the file can be read where nothing can be written.
+
+        Raises OSError, sqlite3.Error.
+        """
         with self._lock:
+            if self._db is None:
+                self.path.write_bytes(self._made_in_memory(batch))
+                return
             try:
-                self._write(batch)
+                self._write(self._db, batch)
                 if not self._is_many:
                     self._db.execute("PRAGMA synchronous=FULL")
                     self._db.execute("PRAGMA journal_mode=DELETE")
             finally:
                 self._db.close()
+
+    def _made_in_memory(self, batch: "Batch") -> bytes:
+        db = _memory()
+        db.deserialize(_empty(self._is_tier))
+        self._write(db, batch)
+        return db.serialize()
 
 
 class Batch(msgspec.Struct):

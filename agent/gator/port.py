@@ -8,13 +8,15 @@ Source: protocols/gator.md, "The wire", "Limits and security".
 """
 
 import hmac
+import logging
 import os
 import secrets
+import select
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 from trio_websocket import WebSocketConnection
@@ -23,14 +25,20 @@ import agent
 from agent.core.channel import Answerer, Channel, converse
 from agent.core.guard import Guard, is_loopback
 from agent.core.head import Head, HttpError, Scope
-from agent.core.listen import Route, serve
+from agent.core.listen import Port, Route
 from agent.core.metrics import Metrics
 from agent.gator.messages import MAX_MESSAGE_IN
+from agent.gator.settings import GatorSettings
 
 IDENTITY = {"tool": "gator", "version": "1.0", "emissary": agent.__version__}
 DEADLINE_S, PING_S = 60.0, 20.0
 MORE_CONNECTIONS = 64  # beside those of children
+BACKLOG = 1024  # connections that wait to be accepted; the kernel may allow fewer
+ACCEPT_AGAIN_S = 0.1
 
+log = logging.getLogger(__name__)
+
+Connected = Callable[[WebSocketConnection], Awaitable[None]]
 Opened = Callable[[Channel], Awaitable[None]]
 
 
@@ -86,51 +94,117 @@ def _words(packed: bytes) -> str:
     return "".join(f"{socket.htonl(int.from_bytes(word, 'big')):08X}" for word in words)
 
 
-async def serve_layer(
-    host: str,
-    path_secret: bool,
-    opened: Callable[[WebSocketConnection], Awaitable[None]],
-    *,
-    children: int,
-    metrics: Metrics,
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Listen on a free port of `host` until cancelled; `started` gives the address as peers use it, without a scheme.
-
-    Raises OSError.
+class Ports:
+    """The ports of the layers of one process, at free numbers of `host`. One task waits at all of them, `run`: those of
+    an array's jobs come and go by the thousand, and mostly nobody calls.
     """
-    secret = secrets.token_urlsafe(16) if path_secret and not is_loopback(host) else None
 
-    async def websocket(head: Head, ws: WebSocketConnection) -> None:
-        await opened(ws)
+    def __init__(self, host: str, path_secret: bool, metrics: Metrics) -> None:
+        self._host, self._metrics = host, metrics
+        self._has_secret = path_secret and not is_loopback(host)
+        self._where: tuple[socket.AddressFamily, str, str] | None = None  # the host, resolved; as others call it
+        self._epoll = select.epoll()
+        self._open: dict[int, OpenPort] = {}  # by the listening descriptor
 
-    bracketed = f"[{host}]" if ":" in host else host
-    async with trio.open_nursery() as nursery:
-        (address, *_) = await nursery.start(
-            _serve, f"{bracketed}:0", Route("/*", websocket=websocket, scope="open"), Gate(secret), metrics, children
+    async def open(self, connected: Connected, *, children: int = 0) -> "OpenPort":
+        """Listen for a layer; `connected` serves each connection. Raises OSError."""
+        if self._where is None:
+            kind, _, _, _, (host, *_) = (await trio.socket.getaddrinfo(self._host, 0, type=socket.SOCK_STREAM))[0]
+            self._where = kind, str(host), _reachable(self._host)
+        family, host, name = self._where
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((host, 0))
+            listener.listen(BACKLOG)
+            number = listener.getsockname()[1]
+            self._epoll.register(listener, select.EPOLLIN)
+        except OSError:
+            listener.close()
+            raise
+        secret = secrets.token_urlsafe(16) if self._has_secret else None
+
+        async def websocket(head: Head, ws: WebSocketConnection) -> None:
+            await connected(ws)
+
+        served = Port(
+            [Route("/*", websocket=websocket, scope="open")],
+            Gate(secret),
+            self._metrics,
+            max_connections=children + MORE_CONNECTIONS,
+            max_message=MAX_MESSAGE_IN,
         )
-        address = f"{_reachable(host)}:{address.rpartition(':')[2]}"
-        task_status.started(f"{address}/t/{secret}" if secret else address)
+        address = f"{name}:{number}/t/{secret}" if secret else f"{name}:{number}"
+        self._open[listener.fileno()] = port = OpenPort(listener, served, address, self._close)
+        return port
+
+    def _close(self, port: "OpenPort") -> None:
+        if port.listener.fileno() >= 0:
+            del self._open[port.listener.fileno()]
+            self._epoll.unregister(port.listener)
+            port.listener.close()
+            for scope in port.scopes:
+                scope.cancel()
+
+    async def run(self) -> NoReturn:
+        """Serve, until cancelled; then all are closed."""
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    for fd, _ in self._epoll.poll(0):
+                        try:
+                            tcp, _ = self._open[fd].listener.accept()
+                        except BlockingIOError:
+                            continue
+                        except OSError as err:  # gone before it was served; or no descriptor is free
+                            log.warning("connection not accepted error=%s", err)
+                            await trio.sleep(ACCEPT_AGAIN_S)
+                            break
+                        nursery.start_soon(self._serve, self._open[fd], tcp)
+        finally:
+            for port in list(self._open.values()):
+                self._close(port)
+            self._epoll.close()
+
+    async def _serve(self, port: "OpenPort", tcp: socket.socket) -> None:
+        with trio.CancelScope() as scope:
+            port.scopes.add(scope)
+            await port.served.handle(trio.SocketStream(trio.socket.from_stdlib_socket(tcp)))
+        port.scopes.discard(scope)
+
+
+class OpenPort:
+    """A port that is open; `address` is what peers use, without a scheme. Behind the block nobody listens, and its
+    connections end.
+    """
+
+    def __init__(
+        self, listener: socket.socket, served: Port, address: str, close: Callable[["OpenPort"], None]
+    ) -> None:
+        self.listener, self.served, self.address, self._close = listener, served, address, close
+        self.scopes: set[trio.CancelScope] = set()  # of its connections
+
+    def __enter__(self) -> "OpenPort":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close(self)
+
+
+def keep(nursery: trio.Nursery, settings: GatorSettings, metrics: Metrics) -> Ports:
+    """Ports that are served as long as the nursery lives."""
+    ports = Ports(settings.listen, settings.path_secret, metrics)
+    nursery.start_soon(ports.run)
+    return ports
 
 
 def _reachable(host: str) -> str:
     """How others call this machine: a wildcard by its name."""
     host = socket.getfqdn() if host in ("0.0.0.0", "::") else host
     return f"[{host}]" if ":" in host else host
-
-
-async def _serve(
-    listen: str, route: Route, gate: Gate, metrics: Metrics, children: int, *, task_status: trio.TaskStatus[list[str]]
-) -> None:
-    await serve(
-        [listen],
-        [route],
-        gate,
-        metrics=metrics,
-        max_connections=children + MORE_CONNECTIONS,
-        max_message=MAX_MESSAGE_IN,
-        task_status=task_status,
-    )
 
 
 async def talk(ws: WebSocketConnection, answer: Answerer, opened: Opened, metrics: Metrics) -> None:

@@ -57,7 +57,9 @@ class Tier:
         *,
         forward: bool,
         is_many: bool = False,
+        ports: port.Ports | None = None,
     ) -> None:
+        self._ports = ports
         self.ident = spec.ident
         self.code = 0
         self._spec, self._folder, self._above, self.shared = spec, folder, above, shared
@@ -100,41 +102,33 @@ class Tier:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                settings = self.shared.settings
-                self._address = await nursery.start(self._listen, settings.listen, settings.path_secret)
-                self.place = await self._above.register(self._address)
-                self._view = View(
-                    self.tree, self._below, self._elsewhere, self._folder, self.path, self._uids, self._own_job
-                )
-                self._started = self.shared.clock()
-                self._state = "STARTED"
-                self._write_start()
-                nursery.start_soon(self._beat)
-                nursery.start_soon(self._journal.keep_flushing)
-                nursery.start_soon(self._keep_synced)
-                self.do(self.tree.start(self.shared.clock()))
-                if self._is_unwanted:
-                    await self.stop()
-                await self._until_done()
-                self._stopped = self.shared.clock()
-                self._state = "COMPLETE"
-                await self._write_end()
-                await self._above.complete(self.summary(), self.tree.result, self.code)
+                self._ports = self._ports or port.keep(nursery, self.shared.settings, self.shared.metrics)
+                with await self._ports.open(self._opened, children=len(self.tree.kids)) as listening:
+                    self._address = listening.address
+                    await self._run(nursery)
                 nursery.cancel_scope.cancel()
         finally:
             pool.freed.remove(self._wake_up)
             with trio.CancelScope(shield=True):
                 await self._journal.close()
 
-    async def _listen(self, host: str, path_secret: bool, *, task_status: trio.TaskStatus[str]) -> None:
-        await port.serve_layer(
-            host,
-            path_secret,
-            self._opened,
-            children=len(self.tree.kids),
-            metrics=self.shared.metrics,
-            task_status=task_status,
-        )
+    async def _run(self, nursery: trio.Nursery) -> None:
+        self.place = await self._above.register(self._address)
+        self._view = View(self.tree, self._below, self._elsewhere, self._folder, self.path, self._uids, self._own_job)
+        self._started = self.shared.clock()
+        self._state = "STARTED"
+        self._write_start()
+        nursery.start_soon(self._beat)
+        nursery.start_soon(self._journal.keep_flushing)
+        nursery.start_soon(self._keep_synced)
+        self.do(self.tree.start(self.shared.clock()))
+        if self._is_unwanted:
+            await self.stop()
+        await self._until_done()
+        self._stopped = self.shared.clock()
+        self._state = "COMPLETE"
+        await self._write_end()
+        await self._above.complete(self.summary(), self.tree.result, self.code)
 
     def _wake_up(self) -> None:
         self._wake.set()
@@ -205,9 +199,17 @@ class Tier:
         forward, is_many = self.shared.options.all_messages, self._spec.repeats is not None
         if isinstance(node, Job):
             return Wrapper(
-                node, folder, above, self.shared, held.grant, forward=forward, is_many=is_many, release=held.give
+                node,
+                folder,
+                above,
+                self.shared,
+                held.grant,
+                forward=forward,
+                is_many=is_many,
+                release=held.give,
+                ports=self._ports,
             )
-        return Tier(node, folder, above, self.shared, None, forward=forward, is_many=is_many)
+        return Tier(node, folder, above, self.shared, None, forward=forward, is_many=is_many, ports=self._ports)
 
     async def _run_here(self, layer: "Wrapper | Tier", kid: Kid, folder: Path, held: Held) -> None:
         ident = layer.ident

@@ -54,7 +54,7 @@ class Wrapper:
     """One job. `run` once; `stop` at any time.
 
     `grant` is what the scheduler gave; `release` is called when the task has ended with all its tree, and this is free.
-    `is_many`: one of an array.
+    `is_many`: one of an array. `ports` are those of the process; without them it keeps its own.
     """
 
     def __init__(
@@ -68,13 +68,14 @@ class Wrapper:
         forward: bool,
         is_many: bool,
         release: Callable[[], None] = lambda: None,
+        ports: port.Ports | None = None,
     ) -> None:
         self.ident = job.ident
         self.code = 0
         self.result: Result = "UNKNOWN"
         self._job, self._folder, self._above, self._shared, self._grant = job, folder, above, shared, grant
         self._journal = Journal(folder, shared, above, is_tier=False, is_many=is_many, forward=forward)
-        self._release = release
+        self._release, self._ports = release, ports
         self._metrics: dict[str, Number] = {}
         self._place = Place()
         self._address = ""
@@ -95,36 +96,35 @@ class Wrapper:
         await self._journal.open(specs.dump(self._job))
         try:
             async with trio.open_nursery() as nursery:
-                settings = self._shared.settings
-                self._address = await nursery.start(self._listen, settings.listen, settings.path_secret)
-                self._place = await self._above.register(self._address)
-                self._started = self._shared.clock()
-                self._state = "STARTED"
-                self._above.update(self.summary(), "UNKNOWN")
-                await self._run_task(nursery)
-                self._release()
-                self._stopped = self._shared.clock()
-                self._state = "COMPLETE"
-                self._write_end()
-                if self._tail:
-                    path = list(self._place.path)
-                    text = "\n".join(self._tail)
-                    self._shared.tell({"event": "output", "path": path, "ident": self.ident, "text": text})
-                await self._close()  # what is told upward is on the disk
-                await self._above.complete(self.summary(), self.result, self.code)
+                ports = self._ports or port.keep(nursery, self._shared.settings, self._shared.metrics)
+                with await ports.open(self._opened) as listening:
+                    self._address = listening.address
+                    await self._run(nursery)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await self._close()
 
+    async def _run(self, nursery: trio.Nursery) -> None:
+        self._place = await self._above.register(self._address)
+        self._started = self._shared.clock()
+        self._state = "STARTED"
+        self._above.update(self.summary(), "UNKNOWN")
+        await self._run_task(nursery)
+        self._release()
+        self._stopped = self._shared.clock()
+        self._state = "COMPLETE"
+        self._write_end()
+        if self._tail:
+            path, text = list(self._place.path), "\n".join(self._tail)
+            self._shared.tell({"event": "output", "path": path, "ident": self.ident, "text": text})
+        await self._close()  # what is told upward is on the disk
+        await self._above.complete(self.summary(), self.result, self.code)
+
     async def _close(self) -> None:
         if self._raw:
             self._raw.close()
         await self._journal.close()
-
-    async def _listen(self, host: str, path_secret: bool, *, task_status: trio.TaskStatus[str]) -> None:
-        metrics = self._shared.metrics
-        await port.serve_layer(host, path_secret, self._opened, children=0, metrics=metrics, task_status=task_status)
 
     async def _opened(self, ws: WebSocketConnection) -> None:
         async def wait(channel: Channel) -> None:
