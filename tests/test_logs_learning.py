@@ -208,12 +208,27 @@ async def test_a_damaged_model_is_set_aside_and_told(
             here.path.write_bytes(b"EMLM nonsense")
         with here.bus.subscribe(Alert, AlertCleared) as alerts:
             learning = await here.load()
-            alert = await anext(alerts)
+            await here.load()  # by then it is gone
+            alert, cleared = await anext(alerts), await anext(alerts)
         assert isinstance(alert, Alert)
-        assert alert.code == "logs.model"
+        assert isinstance(cleared, AlertCleared)
+        assert alert.code == cleared.code == "logs.model"
         assert not here.path.exists()
         assert (tmp_path / "logs.model.bad").exists()
         assert learning.analysis.miner.mine_line(b"goes on") == 1
+
+
+async def test_a_model_that_cannot_be_read_is_told_and_left(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        here.path.mkdir()
+        with here.bus.subscribe(Alert) as alerts:
+            learning = await here.load()
+            alert = await anext(alerts)
+        assert "Is a directory" in alert.text
+        assert "nothing is written over it" in alert.remedy
+        learn(learning.analysis, "disk")
+        await run(learning, WRITE_S * 2)
+        assert here.path.is_dir()
 
 
 async def test_a_damaged_checkpoint_is_left_alone(tmp_path: Path, autojump_clock: MockClock) -> None:

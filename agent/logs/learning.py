@@ -47,6 +47,9 @@ WRITE_S = 60.0  # s between two writes of the model file at least
 COMMIT_S = 1.0  # a full disk may take for ever
 RESERVE = 4096  # ids that may be given between two checkpoints
 
+_OWNER = "Give it to the user who runs the agent (chown), and restart; until then nothing is written over it."
+_DISK = "Look at the disk, and restart; until then nothing is written over it."
+
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint. `model`: the digest of the model file it belongs to, empty: of none; `before`: that of the file
@@ -75,24 +78,28 @@ class Learning:
         self._digest = ""
         self._kept_next = self._written = self._kept_windows = 0
         self._keep_at = self._write_at = 0.0
+        self._is_kept = True  # in the model file: one that could not be read is not written over
 
     async def load(self) -> Analysis:
         """What was learned before; what cannot be used is told, and learned anew."""
         await self._store.commit()
         kept, rates = await self._store.get(KEY, Kept), await self._store.get(RATES, KeptRates)
         waiting, ended = await self._forecasts.read()
-        model = await self._read()
+        model, damage = await self._read()
         now = trio.current_time()
         try:
             self.analysis = await trio.to_thread.run_sync(self._taken_up, model, kept, rates, now)
-            self._bus.publish(AlertCleared(code=ALERT))
         except ModelDamaged as err:
             with suppress(OSError):  # then it is told again at the next start
                 await trio.to_thread.run_sync(modelfile.set_aside, self._path)
-            self._blame(err)
+            damage = err
             self._model, self._digest = Model(), ""
             base, keep = _behind(kept), self._forecasts.keep
             self.analysis = Analysis(self._bus.publish, self._clock, now, base=base, keep=keep)
+        if damage:
+            self._blame(damage)
+        else:
+            self._bus.publish(AlertCleared(code=ALERT))
         self.analysis.forecaster.resume(waiting, ended, self._clock())
         self._written = self.analysis.learned
         await self._keep(RESERVE)
@@ -107,7 +114,7 @@ class Learning:
                 await self.keep_due()
         finally:
             with trio.CancelScope(shield=True):
-                if self.analysis.learned != self._written:
+                if self._is_kept and self.analysis.learned != self._written:
                     await self._write()
                 await self._keep(0)
                 self._store.put(RATES, self.analysis.rates.kept())
@@ -115,7 +122,7 @@ class Learning:
     async def keep_due(self) -> None:
         """Keep what has been learned, if that was long enough ago."""
         now, next = trio.current_time(), self.analysis.miner.next
-        if self.analysis.learned != self._written and now >= self._write_at:
+        if self._is_kept and self.analysis.learned != self._written and now >= self._write_at:
             await self._write()
         if next >= self._kept_next - RESERVE // 2 or (next != self._kept_next - RESERVE and now >= self._keep_at):
             await self._keep(RESERVE)
@@ -123,15 +130,13 @@ class Learning:
             self._kept_windows = windows
             self._store.put(RATES, self.analysis.rates.kept())
 
-    async def _read(self) -> Model | None:
+    async def _read(self) -> tuple[Model | None, ModelDamaged | None]:
         try:
-            model, damage = await trio.to_thread.run_sync(modelfile.read_or_set_aside, self._path)
+            return await trio.to_thread.run_sync(modelfile.read_or_set_aside, self._path)
         except OSError as err:
-            damage = ModelDamaged(f"{self._path} cannot be read: {err.strerror or err}", remedy="Look at the disk.")
-            model = None
-        if damage:
-            self._blame(damage)
-        return model
+            self._is_kept = False
+            remedy = _OWNER if isinstance(err, PermissionError) else _DISK
+            return None, ModelDamaged(f"{self._path} cannot be read: {err.strerror or err}", remedy=remedy)
 
     def _blame(self, damage: ModelDamaged) -> None:
         log.error("model cannot be used path=%s error=%s", self._path, damage)
