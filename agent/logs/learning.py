@@ -136,11 +136,11 @@ class Learning:
         except OSError as err:
             self._is_kept = False
             remedy = _OWNER if isinstance(err, PermissionError) else _DISK
-            return None, ModelDamaged(f"{self._path} cannot be read: {err.strerror or err}", remedy=remedy)
+            return None, ModelDamaged(f"the model cannot be read: {err.strerror or err}", remedy=remedy)
 
     def _blame(self, damage: ModelDamaged) -> None:
         log.error("model cannot be used path=%s error=%s", self._path, damage)
-        text = f"the model of logs cannot be used: {damage.what}"
+        text = f"{self._path}: {damage.what}"
         self._bus.publish(Alert(code=ALERT, text=text, remedy=damage.remedy, since=self._clock()))
 
     def _taken_up(self, model: Model | None, kept: Kept | None, rates: KeptRates | None, now: float) -> Analysis:
