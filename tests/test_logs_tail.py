@@ -267,6 +267,40 @@ def test_one_that_was_rotated_between_two_looks_is_read_beside(machine: Machine)
     assert machine.words().count("gap") == 1  # that of the one which was rotated before it was seen
 
 
+def test_files_that_came_before_the_start_are_none_that_come(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    checkpoints = machine.tail.checkpoints()
+    machine.rename("/var/log/x.1")
+    for number in (b"2", b"3"):
+        machine.create(number + b"\n")
+        machine.rename("/var/log/x-2026010" + number.decode())
+    machine.create(b"4\n")
+    machine.start(checkpoints)
+    assert machine.lines == [b"1", b"2", b"3", b"4"]
+    for _ in range(2):
+        del machine.names[PATH]
+        machine.create()
+    machine.look()
+    assert machine.told[-1] == Gap(4, 2, None, "a file came and went before it was looked at")
+
+
+def test_a_file_that_is_opened_again_did_not_come(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.write(b"2\n")
+    machine.fail_reads = errno.EIO
+    machine.look()
+    machine.fail_reads = 0
+    machine.look(1)
+    assert machine.lines == [b"1", b"2"]
+    for _ in range(2):
+        del machine.names[PATH]
+        machine.create()
+    machine.look()
+    assert machine.told[-1] == Gap(1, 4, None, "a file came and went before it was looked at")
+
+
 def test_the_event_of_a_file_may_come_after_it_was_seen(machine: Machine) -> None:
     machine.create(b"1\n")
     machine.start()

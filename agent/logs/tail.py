@@ -38,10 +38,14 @@ State = Literal["ABSENT", "READING", "IDLE", "ERROR", "PAUSED"]
 
 
 class _Opening(NamedTuple):
-    """A file that is being opened: the path's own, or a sibling of an origin; `done` says where to go on in it."""
+    """A file that is being opened: the path's own, or a sibling of an origin; `done` says where to go on in it.
+
+    `is_old`: it came before the start, so that it is none of those that inotify tells of.
+    """
 
     origin: tuple[int, int] | None = None
     done: Checkpoint | None = None
+    is_old: bool = False
 
 
 class Tail:
@@ -80,7 +84,7 @@ class Tail:
         self._data = memoryview(b"")
         self._scanning = End.OPEN
         self._asked: tuple[Checkpoint, ...] | None = None  # of the FindSiblings under way
-        self._wants_search = bool(checkpoints or past) or again
+        self._wants_search = self._wants_old = bool(checkpoints or past) or again
         self._is_paused = self._is_lagging = False
         self._has_looked = self._is_there = False
         self._retry_s, self._retry_at = 0.0, 0.0
@@ -209,6 +213,7 @@ class Tail:
         """The path's own file and those beside it, as asked for."""
         asked, self._asked = self._asked, None
         assert asked is not None
+        is_old, self._wants_old = self._wants_old, False
         acts: list[Act] = []
         own = next((sibling for sibling in found if sibling.path == self.path), None)
         self._own_seen = own and own.stat
@@ -241,18 +246,20 @@ class Tail:
             held = {(file.stat.dev, file.stat.ino) for file in self._files()}  # these tell by themselves what they are
             held |= {opening.origin for opening in self._opening.values() if opening.origin}
             for sibling in identity.unseen(beside, since, held):
-                acts.append(self._open(sibling.path, _Opening((sibling.stat.dev, sibling.stat.ino))))
+                acts.append(self._open(sibling.path, _Opening(sibling.stat[:2], is_old=is_old)))
         return acts + self._find_path(now) + self._tell_missed() + self._next(now)
 
     def opened(self, number: int, stat: Stat, head: bytes, now: float) -> list[Act]:
         """A file was opened; `head` are its first HEAD bytes."""
         acts: list[Act] = []
-        origin, done = self._opening.pop(number)
+        opening = self._opening.pop(number)
+        origin, done = opening.origin, opening.done
         if origin:
             if (stat.dev, stat.ino) != origin:  # it was renamed meanwhile
-                return [Close(number), *self._search_again(done, now)]
+                return [Close(number), *self._search_again(opening, now)]
             if not done:
-                self._take_in()
+                if not opening.is_old:
+                    self._take_in()
                 self.generation += 1
                 acts.append(Report("found", self.generation, "rotated before it was seen"))
                 # If it is a copy, lines came behind it before the cut; and others may have come and gone, too.
@@ -275,9 +282,11 @@ class Tail:
         if self._retry_s:
             self._retry_s = 0.0
             acts.append(Report("recovered", self.generation))
+        is_back = file.origin in [(done.dev, done.ino) for done in self._lost]
         acts += self._take_up(file, head)
         self._current = file
-        self._take_in()
+        if self._came > 0 or not is_back:
+            self._take_in()
         return acts + self._tell_missed() + self._next(now)
 
     def failed(self, number: int, error: int, now: float) -> list[Act]:
@@ -286,11 +295,12 @@ class Tail:
         why, is_path = os.strerror(error), True
         is_gone = error == errno.ENOENT  # the next look says so
         if number in self._opening:
-            origin, done = self._opening.pop(number)
-            if origin:
+            opening = self._opening.pop(number)
+            done = opening.done
+            if opening.origin:
                 is_path = False
                 if is_gone:
-                    return self._search_again(done, now)
+                    return self._search_again(opening, now)
                 if done:
                     acts += self._give_up(done, f"its rest cannot be read: {why}")
                 else:
@@ -442,11 +452,11 @@ class Tail:
         self._asked = tuple([*self._lost, *self.past, *(file.checkpoint() for file in self._files())])
         return [FindSiblings(self._asked)]
 
-    def _search_again(self, done: Checkpoint | None, now: float) -> list[Act]:
+    def _search_again(self, opening: _Opening, now: float) -> list[Act]:
         """Names changed since the siblings were looked at."""
-        if done:
-            self._lost.append(done)
-        self._wants_search = True
+        if opening.done:
+            self._lost.append(opening.done)
+        self._wants_search, self._wants_old = True, opening.is_old
         return self._find_path(now) + self._next(now)
 
     def _find_path(self, now: float) -> list[Act]:
