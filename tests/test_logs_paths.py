@@ -77,7 +77,7 @@ def test_a_directory_that_has_not_changed_is_not_read_again(tmp_path: Path, monk
 
 def test_a_suite_names_paths_and_globs_from_its_folder(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_text("there\n")
-    wanted = {"logs": ["*.log", "b/../c.log", 7, "", "/var/log/" + 4096 * "x"], "rules": ["mine.toml"]}
+    wanted = {"logs": ["*.log", "b/../c.log", 7, "", "journal:", "/var/log/" + 4096 * "x"], "rules": ["mine.toml"]}
     watches, refused = paths.of_run("r", str(tmp_path), wanted)
     assert [(watch.id, watch.pattern, watch.is_glob) for watch in watches] == [
         ("r/0", f"{tmp_path}/*.log", True),
@@ -87,8 +87,9 @@ def test_a_suite_names_paths_and_globs_from_its_folder(tmp_path: Path) -> None:
     assert {(watch.run, watch.base, watch.start, *watch.sets) for watch in watches} == {
         ("r", str(tmp_path), "start", "mine.toml")
     }
-    assert len(refused) == 3
+    assert len(refused) == 4
     assert refused[0] == "7 is not watched: it is no path of 1 to 4096 characters"
+    assert refused[2] == "journal: is not watched for a run alone: name it in a [[logs.watch]] of the settings"
 
 
 def test_a_suite_has_no_more_than_its_share() -> None:

@@ -1,8 +1,10 @@
 """Searching a log's history: back and forth, over rotations and compressed files, in parts, within limits."""
 
 import gzip
+import lzma
 import os
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +138,43 @@ def test_files_that_cannot_be_read_end_it_and_are_named(tmp_path: Path) -> None:
     assert (texts(found), found.complete, found.next) == (["fail 2"], False, None)
     assert found.stopped
     assert found.stopped.startswith(f"{tmp_path}/x.1.gz cannot be unpacked: ")
-    (tmp_path / "x.1.gz").rename(tmp_path / "x.1.xz")
-    for direction in ("backward", "forward"):
-        found = look(path, regex="fail", direction=direction)
-        assert (texts(found), found.stopped) == (["fail 2"], f"{tmp_path}/x.1.xz is not read: only .gz is")
+    name, why = tmp_path / "x.1.gz", {".xz": "is no .xz file", ".bz2": "is not read: only .gz and .xz are"}
+    for ending, said in why.items():
+        name = name.rename(tmp_path / f"x.1{ending}")
+        for direction in ("backward", "forward"):
+            found = look(path, regex="fail", direction=direction)
+            assert (texts(found), found.stopped) == (["fail 2"], f"{name} {said}")
     with pytest.raises(OSError, match="No such file"):
         look(tmp_path / "gone", regex="fail")
     with pytest.raises(OSError, match="is not a regular file"):
         look(tmp_path, regex="fail")
+
+
+def test_xz_files_are_read_too(tmp_path: Path) -> None:
+    path = lay(tmp_path, b"fail 0\n", b"fail 1\n" * 100_000, b"fail 2\n")
+    for number in (1, 2):
+        old = tmp_path / f"x.{number}"
+        (tmp_path / f"x.{number}.xz").write_bytes(lzma.compress(old.read_bytes()))
+        os.utime(tmp_path / f"x.{number}.xz", (old.stat().st_mtime,) * 2)
+        old.unlink()
+    found = all_of(path, regex="fail [02]")
+    assert [(match["text"], match["position"]) for match in found] == [("fail 2", 0), ("fail 0", -700_007)]
+    packed = (tmp_path / "x.1.xz").read_bytes()
+    for bad in (packed[:40] + b"\0\0" + packed[42:], lzma.compress(b"", preset=9)[:24] + packed[24:]):
+        (tmp_path / "x.1.xz").write_bytes(bad)
+        os.utime(tmp_path / "x.1.xz", (1001, 1001))
+        stopped = look(path, regex="fail").stopped
+        assert stopped
+        assert stopped.startswith(f"{tmp_path}/x.1.xz cannot be unpacked: ")
+
+
+@given(st.one_of(st.binary(), st.binary().map(lambda data: data + lzma.compress(data)[-28:])))
+def test_any_file_may_be_called_xz(data: bytes) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        size = search._xz_size(file.fileno(), len(data))
+    assert size is None or size >= 0
 
 
 def test_a_large_compressed_file_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

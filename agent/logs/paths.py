@@ -126,6 +126,9 @@ def of_run(run: str, base: str, wanted: dict[str, Any]) -> tuple[list[Watch], li
         if not is_path(path):
             refused.append(f"{path!r:.200} is not watched: it is no path of 1 to {MAX_PATH} characters")
             continue
+        if path in ("journal:", "kmsg:"):
+            refused.append(f"{path} is not watched for a run alone: name it in a [[logs.watch]] of the settings")
+            continue
         pattern = joined(base, path)
         watch = Watch(
             id=f"{run}/{number}",

@@ -1,14 +1,15 @@
 """A regex over the history of a log: its file and the rotated ones beside it, block by block, back or forward.
 
 History is one text. Positions in it count from the first byte of the path's own file, so that those in the files before
-it are negative: -1 is the last byte of the newest of them. Compressed files (.gz) are unpacked into a file without a
-name, the others are read where they are. Blocks: for a thread.
+it are negative: -1 is the last byte of the newest of them. Compressed files (.gz, .xz) are unpacked into a file
+without a name, the others are read where they are. Blocks: for a thread.
 
 Source: protocols/logs.md 2.2 (`search_log`), 5 ("compressed siblings") and 7.
 """
 
 import errno
 import gzip
+import lzma
 import os
 import stat
 import struct
@@ -17,7 +18,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
@@ -33,6 +34,8 @@ from agent.logs.scanner import LIMIT, LINE_MAX, End, Scanner, Worker
 BLOCK = 1 << 18  # bytes that are read and matched at a time
 ANSWER_MAX = 512 << 10  # bytes of the matches of one answer; a message has at most 1 MiB
 UNPACKED_MAX = 256 << 20  # bytes of a compressed file
+XZ_MEMORY = 24 << 20  # bytes that unpacking may take: levels up to 7
+XZ_INDEX = 1 << 16  # bytes; a block takes a few
 SHOWN = ("rule", "path", "offset", "length", "text", "captures", "flags", "context")
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
@@ -145,17 +148,16 @@ class _History:
     def _unpack(self, piece: _Piece) -> int | None:
         try:
             with os.fdopen(os.open(piece.path, _FLAGS), "rb") as packed, tempfile.TemporaryFile() as file:
-                with gzip.open(packed) as text:
-                    while chunk := text.read(BLOCK):
-                        self.check()
-                        file.write(chunk)
-                        if file.tell() > piece.size:
-                            break
+                for chunk in _xz(packed) if piece.path.endswith(".xz") else _gz(packed):
+                    self.check()
+                    file.write(chunk)
+                    if file.tell() > piece.size:
+                        break
                 file.flush()
                 if os.fstat(file.fileno()).st_size == piece.size:
                     return os.dup(file.fileno())
                 piece.why = "is not as long as it says"
-        except (EOFError, zlib.error) as err:
+        except (EOFError, zlib.error, lzma.LZMAError) as err:
             piece.why = f"cannot be unpacked: {err}"
         except OSError as err:
             piece.why = f"cannot be unpacked: {err.strerror or err}"
@@ -195,15 +197,67 @@ def _read(fd: int, at: int, size: int) -> bytes:
     return os.pread(fd, size, at)
 
 
+def _gz(packed: BinaryIO) -> Iterator[bytes]:
+    with gzip.open(packed) as text:
+        while chunk := text.read(BLOCK):
+            yield chunk
+
+
+def _xz(packed: BinaryIO) -> Iterator[bytes]:
+    """Raises EOFError and LZMAError."""
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)
+    while not stream.eof:
+        data = packed.read(BLOCK) if stream.needs_input else b""
+        if stream.needs_input and not data:
+            raise EOFError("it ends too early")
+        yield stream.decompress(data, BLOCK)
+
+
 def _packed(path: str, fd: int, size: int) -> _Piece:
-    if not path.endswith(".gz"):
-        return _Piece(path, 0, None, "is not read: only .gz is")
-    if size < 18:
-        return _Piece(path, 0, None, "is no .gz file")
-    (unpacked,) = struct.unpack("<I", os.pread(fd, 4, size - 4))  # modulo 4 GiB
+    if path.endswith(".gz"):
+        unpacked = struct.unpack("<I", os.pread(fd, 4, size - 4))[0] if size >= 18 else None  # modulo 4 GiB
+    elif path.endswith(".xz"):
+        unpacked = _xz_size(fd, size)
+    else:
+        return _Piece(path, 0, None, "is not read: only .gz and .xz are")
+    if unpacked is None:
+        return _Piece(path, 0, None, f"is no {path[-3:]} file")
     if unpacked > UNPACKED_MAX or size > UNPACKED_MAX:
         return _Piece(path, 0, None, f"is not read: it holds more than {UNPACKED_MAX >> 20} MiB")
     return _Piece(path, unpacked, None)
+
+
+def _xz_size(fd: int, size: int) -> int | None:
+    """What an .xz file of one stream holds, by its footer and index; None: it is none.
+
+    Source: The .xz File Format, 1.2 (multibyte integers), 2.1.2 (stream footer) and 4 (index).
+    """
+    footer = os.pread(fd, 12, max(0, size - 12))
+    if size < 32 or not footer.endswith(b"YZ"):
+        return None
+    index_size = 4 * (int.from_bytes(footer[4:8], "little") + 1)
+    if index_size > min(XZ_INDEX, size - 12):
+        return None
+    index = iter(os.pread(fd, index_size, size - 12 - index_size))
+
+    def number() -> int:
+        value = shift = 0
+        for byte in index:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+        raise EOFError
+
+    try:
+        number()  # the indicator, 0
+        unpacked = 0
+        for _ in range(number()):
+            number()  # what the block takes packed
+            unpacked += number()
+    except EOFError:
+        return None
+    return unpacked
 
 
 class _Searching:
