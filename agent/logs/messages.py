@@ -182,8 +182,8 @@ class Searched(msgspec.Struct, frozen=True, kw_only=True):
 
     A match has rule, path, offset, length, template, text, captures, flags and context as in `LogMatched`, its
     `position`, and `after`, the lines behind it, if asked for; `cut` is true where it was too long to be told whole.
-    A line of no known template has null for it. The regex gave up
-    on `limit_errors` lines. `stopped` says why there is nothing left before all was seen, as a file that is no .gz or .xz.
+    A line of no known template has null for it. The regex gave up on `limit_errors` lines. `stopped` says why there is
+    nothing left before all was seen, as a file that is no .gz or .xz.
     """
 
     matches: list[dict[str, Any]]
