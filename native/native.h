@@ -311,7 +311,7 @@ struct ceiling { int which; uint64_t soft, hard; }; /* of setrlimit; all bits se
 struct spawn {
     char *const *paths;                   /* where it may lie: the first that can be run is taken */
     char *const *argv, *const *env;
-    const char *cwd;
+    const char *cwd; int makes_cwd;       /* makes_cwd: it is not there yet, and made for it: 0700, its user's */
     int in, out, err;                     /* become its 0, 1 and 2; -1: at its end */
     const int *kept; int kept_count;      /* others that it gets, by their numbers, which are above 2 */
     int procs;                            /* a cgroup.procs to enter; -1: none */

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -82,6 +83,17 @@ static int keep_only(const struct spawn *spawn)
     return 0;
 }
 
+static int enter_cwd(const struct spawn *spawn)
+{
+    if (spawn->makes_cwd) {
+        if (mkdir(spawn->cwd, 0700) < 0)
+            return -1;
+        if (spawn->is_other_user && chown(spawn->cwd, spawn->uid, spawn->gid) < 0)
+            return -1;
+    }
+    return chdir(spawn->cwd);
+}
+
 /* The calls of the kernel: those of glibc would tell all threads of this process to do the same. */
 static int become_user(const struct spawn *spawn)
 {
@@ -132,7 +144,7 @@ __attribute__((noinline)) _Noreturn static void become(const struct spawn *spawn
     reset_signals();
     if (take_standard(spawn) < 0)
         fail(fault, SPAWN_DESCRIPTORS);
-    if (chdir(spawn->cwd) < 0)
+    if (enter_cwd(spawn) < 0)
         fail(fault, SPAWN_CWD);
     if (spawn->procs >= 0 && write(spawn->procs, "0", 1) < 0)
         fail(fault, SPAWN_CGROUP);

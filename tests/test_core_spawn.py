@@ -119,6 +119,20 @@ def test_it_leads_a_session_and_has_the_nice_and_the_processors(tmp_path: Path) 
     assert said("cat", "/proc/self/oom_score_adj", limits=limits) == "700\n"
 
 
+@pytest.mark.parametrize("shares", [True, False], ids=["its own", "another user's"])
+def test_a_folder_is_made_for_it_and_for_nobody_else(tmp_path: Path, shares: bool) -> None:
+    if not shares and os.geteuid() != 0:
+        pytest.skip("only root becomes another user")
+    account = None if shares else pwd.getpwnam("nobody")
+    cwd = tmp_path / "made"
+    text = said("sh", "-c", "pwd; stat -c %U:%a .; touch x", cwd=cwd, makes_cwd=True, account=account)
+    assert text == f"{cwd}\n{cwd.owner()}:700\n"
+    assert cwd.owner() == (account or pwd.getpwuid(os.geteuid())).pw_name
+    with pytest.raises(FileExistsError) as caught:
+        starter("true", cwd=cwd, makes_cwd=True)()
+    assert caught.value.filename == str(cwd)
+
+
 @pytest.mark.parametrize(
     ("wrong", "number", "name"),
     [

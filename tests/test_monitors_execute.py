@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from agent.core.processtree import tree
 from agent.monitors.role import MARK
@@ -15,10 +16,13 @@ from tests.monitors_house import ID, House, house, monitor, program
 RUN = f"{ID}-000001"
 
 
-def nothing_left(here: House) -> bool:
-    return not any(not stat.ended for stat in tree(f"{MARK}{RUN}")) and not list(
-        (here.store.folder / "monitors").iterdir()
-    )
+async def nothing_left(here: House) -> bool:
+    """No process, and soon no folder."""
+    found = [stat for stat in tree(f"{MARK}{RUN}") if not stat.ended]
+    with trio.fail_after(60):
+        while list((here.store.folder / "monitors").iterdir()):  # noqa: ASYNC110  # nothing tells of it
+            await trio.sleep(0.01)
+    return not found
 
 
 async def test_a_good_run(tmp_path: Path) -> None:
@@ -42,7 +46,7 @@ assert hear() == "Exit 0"
         assert seen.startswith("True ")
         assert "'EXTRA'" in seen
         assert "HOME" not in seen
-        assert nothing_left(here)
+        assert await nothing_left(here)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +101,7 @@ async def test_the_ladder_reaches_the_last_descendant(tmp_path: Path) -> None:
         [step] = await here.run_once()
         assert (step.state, step.text) == ("timeout", "no result within 0.5 s")
         assert (here.runs()[0].ended_by, here.runs()[0].signal) == ("kill", "SIGKILL")
-        assert nothing_left(here)
+        assert await nothing_left(here)
 
 
 async def test_a_descendant_that_holds_the_pipes_does_not_delay_the_end(tmp_path: Path) -> None:
@@ -106,7 +110,7 @@ async def test_a_descendant_that_holds_the_pipes_does_not_delay_the_end(tmp_path
         [step] = await here.run_once()
         assert step.state == "ok"
         assert (here.runs()[0].ended_by, here.runs()[0].rc) == ("exit", 0)
-        assert nothing_left(here)
+        assert await nothing_left(here)
 
 
 async def test_cleanup_after_an_error_and_work_after_the_exit_reply_have_their_time(tmp_path: Path) -> None:
@@ -171,7 +175,7 @@ async def test_the_agent_ends_in_mid_run(tmp_path: Path) -> None:
         ("not_run", "stopped"),
         ("not_run", "stopped"),
     ]
-    assert nothing_left(here)
+    assert await nothing_left(here)
 
 
 async def test_auto_finds_out_that_the_other_spelling_is_meant(tmp_path: Path) -> None:
@@ -266,7 +270,7 @@ async def test_another_user_has_his_folder_elsewhere_and_nothing_is_left_there(
         assert list(base.iterdir()) == list((tmp_path / "tmp").iterdir()) == []
         await here.run_once()
         assert [line.text for line in here.logs() if line.source == "stderr"] == ["nobody", "nobody:700"]
-        assert list(base.iterdir()) == list((tmp_path / "tmp").iterdir()) == []
+    assert list(base.iterdir()) == list((tmp_path / "tmp").iterdir()) == []
 
 
 async def test_a_user_that_is_not_there_refuses_the_run(tmp_path: Path) -> None:
@@ -277,4 +281,4 @@ async def test_a_user_that_is_not_there_refuses_the_run(tmp_path: Path) -> None:
             "start_failed",
             True,
         )
-        assert nothing_left(here)
+        assert await nothing_left(here)

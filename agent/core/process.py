@@ -30,8 +30,9 @@ import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -61,8 +62,7 @@ log = logging.getLogger(__name__)
 DRAIN_S = 2.0  # protocols/suites.md, "A run": after the exit the pipes get that long
 PASSED = ("PATH", "HOME", "LANG", "LC_*", "TZ", "TMPDIR", "USER")  # protocols/suites.md, `env_pass`
 READ_SIZE = 65_536  # a pipe's usual capacity
-STARTS_WAITED_FOR, START_S = 10, 0.001  # looks while others start, and what a start usually takes
-REAP_PAUSE_S = 1.0  # a suite that makes orphans by the thousand, and each end of a child, costs a look a second at most
+REAP_PAUSE_S, REAP_IDLE_S = 1.0, 60.0  # between looks for orphans that ended: with children, and without
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PIPE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -109,7 +109,8 @@ UNLIMITED = Limits(core=None, nice=0, oom_score_adj=None)
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """What to start. `env` is the child's whole environment; `start` adds EMISSARY_RUN=`mark` and the pipes.
 
-    A program without a slash is looked up in the PATH of `env`. `pipes` are names of pipes the child writes to beside
+    A program without a slash is looked up in the PATH of `env`. `makes_cwd`: its folder is made for it, 0700 and its
+    user's; whoever named it removes it. `pipes` are names of pipes the child writes to beside
     stdout and stderr: their numbers are in EMISSARY_PIPE_<NAME>, and stand for an argument "@pipe:<name>". Without
     `stdin` the child's is at its end. `user` is the name of whom it runs as, which only root can choose.
     """
@@ -122,6 +123,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     stdin: bool = False
     user: str | None = None
     limits: Limits = Limits()
+    makes_cwd: bool = False
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -157,12 +159,25 @@ class Pipe:
         """What is there, at most `max_bytes`; b"" at the end. Raises trio.ClosedResourceError after `close`."""
         while self._fd is not None:
             await trio.lowlevel.wait_readable(self._fd)  # first: it is what mostly comes, and a turn of the loop too
-            with suppress(BlockingIOError):
-                data = os.read(self._fd, max_bytes)
-                if not data:
-                    self.ended.set()
+            if (data := self.read(max_bytes)) is not None:
                 return data
         raise trio.ClosedResourceError
+
+    def read(self, max_bytes: int = READ_SIZE) -> bytes | None:
+        """The same without waiting, for who waits for many pipes at a time (`fileno`): None, when nothing is there."""
+        try:
+            data = os.read(self.fileno(), max_bytes)
+        except BlockingIOError:
+            return None
+        if not data:
+            self.ended.set()
+        return data
+
+    def fileno(self) -> int:
+        """Its descriptor. Raises trio.ClosedResourceError after `close`."""
+        if self._fd is None:
+            raise trio.ClosedResourceError
+        return self._fd
 
     def close(self) -> None:
         """Read no more; a reader is woken with trio.ClosedResourceError, a writer will get SIGPIPE."""
@@ -181,31 +196,40 @@ async def drain(pipe: Pipe, feed: Callable[[bytes], object]) -> None:
 
 
 class Child:
-    """A running child. `started` is its start in clock ticks since boot: with `pid` it names the process until reboot.
+    """A running child.
 
     `streams` are its outputs by name: "stdout", "stderr" and the spec's pipes. Somebody must read each of them, or the
     child stands still when a pipe is full. `stdin` is there if the spec asked for it.
     """
 
     def __init__(self, spec: Spec, pid: int, handle: int, leaf: Leaf | None) -> None:
-        seen = stat_of(pid)  # None: a program of another user, in a /proc that hides those; 0 is before all
-        root = seen.proc if seen else Proc(pid, 0)
-        self.spec, self.pid, self.started = spec, root.pid, root.start
+        self.spec, self.pid = spec, pid
         self.streams: dict[str, Pipe] = {}
         self.stdin: trio.lowlevel.FdStream | None = None
-        self._handle, self._root, self._leaf = handle, root, leaf
-        _children[self.pid] = self.started
+        self._handle, self._leaf = handle, leaf
+        _children[pid] = self
         self._exit: Exit | None = None
         self._ended_by = "self"
         self._waiting = trio.Lock()
         self._dead = False  # the whole tree, verified
 
+    @cached_property
+    def started(self) -> int:
+        """Its start in clock ticks since boot: with `pid` it names the process until reboot.
+
+        Read at first use, which must be before the block ends: few ask, and it takes as long as a step of a monitor.
+        """
+        seen = stat_of(self.pid)
+        return seen.proc.start if seen else 0  # another user's, in a /proc that hides those: 0 is before all
+
+    def fileno(self) -> int:
+        """A descriptor that can be read from when it has ended."""
+        return self._handle
+
     async def wait(self) -> Exit:
         """Its exit; its pipes may still be open and its children alive. Any number of tasks may wait."""
-        if (known := self._look()) is not None:
-            return known
         async with self._waiting:
-            while (exit_ := self._look()) is None:
+            while (exit_ := self.look()) is None:
                 await trio.lowlevel.wait_readable(self._handle)
         return exit_
 
@@ -214,7 +238,7 @@ class Child:
 
         All but SIGKILL are followed by SIGCONT: a process that stands stopped would not notice.
         """
-        if self._look() is None:
+        if self.look() is None:
             self._ended_by = _signal_name(what)
         elif reach != "tree":
             return
@@ -236,9 +260,9 @@ class Child:
     def tree(self) -> list[Stat]:
         """Every process of its tree, itself among them; of those that have ended, the ones not yet reaped."""
         # An orphan without a mark is ours if no other child was there when it began; else the last of those takes it.
-        others = [start for pid, start in _children.items() if pid != self.pid]
+        others = [child.started for child in _children.values() if child is not self]
         before = min((*others, *_starting.values()), default=math.inf) if _adopting else 0
-        found = tree(self.spec.mark, self._root, strays_before=before)
+        found = tree(self.spec.mark, Proc(self.pid, self.started), strays_before=before)
         if self._leaf:
             known = {stat.proc.pid for stat in found}
             more = (stat_of(pid) for pid in self._leaf.pids() if pid not in known)
@@ -248,12 +272,12 @@ class Child:
     async def stop(self, steps: Sequence[Step], *, drain_s: float = DRAIN_S) -> Exit:
         """Go down the ladder until the child exits, then `finish`. Raises TreeSurvived."""
         for step in steps:
-            if self._look() is not None:
+            if self.look() is not None:
                 break
             self.send(step.signal, step.reach)
             with trio.move_on_after(step.wait_s):
                 await self.wait()
-        if self._look() is None:
+        if self.look() is None:
             await self.kill()
         return await self.finish(drain_s=drain_s)
 
@@ -275,41 +299,24 @@ class Child:
         """SIGKILL to the whole tree, verified within 2 s. Raises TreeSurvived with what outlived it."""
         if self._dead:
             return
-        if self._look() is None:
+        if self.look() is None:
             self._ended_by = "SIGKILL"
-        elif not self._leaf and _adopting and await self._left_nothing():
-            self._dead = True
+        elif not self._leaf and _adopting and no_strangers(_children):
+            self._dead = True  # what it left would be our child now, or below such a one
             return
         if self._leaf:
             self._leaf.kill()
         if survivors := await kill(self.tree):
             raise TreeSurvived(self.spec.mark, tuple(stat.proc.pid for stat in survivors))
         self._dead = True
-        self._look()
-
-    async def _left_nothing(self) -> bool:
-        """Has all its tree ended, as far as a short look can tell?
-
-        What it left would have become our child when it ended, or be below such a one. A start under way in a thread is
-        a stranger until it is done; and one that fails is reaped there, which can hide another from a single look.
-        """
-        for _ in range(STARTS_WAITED_FOR):
-            is_calm = not _starting
-            if no_strangers(_children) and (is_calm or no_strangers(_children)):
-                return True
-            if is_calm:
-                return False
-            await trio.sleep(START_S)
-        return False
+        self.look()
 
     async def _pipes_ended(self, within_s: float) -> None:
-        if all(pipe.ended.is_set() for pipe in self.streams.values()):
-            return
         with trio.move_on_after(within_s):
             for pipe in self.streams.values():
                 await pipe.ended.wait()
 
-    def _look(self) -> Exit | None:
+    def look(self) -> Exit | None:
         """Its exit if it has ended; it stays a zombie, so that its number stays its own."""
         if self._exit is None:
             seen = os.waitid(os.P_PIDFD, self._handle, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -332,7 +339,7 @@ class Child:
                 pipe.close()
             if self.stdin:
                 self.stdin.close()
-            if self._look() is not None:
+            if self.look() is not None:
                 _take(self.pid)  # at once: it is a zombie. What survived is taken by `reap` when it ends.
             os.close(self._handle)
             del _children[self.pid]
@@ -341,9 +348,10 @@ class Child:
 
 
 # One process has one set of children, and the kernel keeps it for the process, not for an object: so does this module.
-_children: dict[int, int] = {}  # our direct children in sessions of their own, not yet reaped: pid to start
+_children: dict[int, Child] = {}  # our direct children in sessions of their own, not yet reaped, by pid
 _starting: dict[object, int] = {}  # starts under way, perhaps forked already; to when they began, in the same ticks
 _adopting = False  # are orphans given to us?
+_came: trio.Event | None = None  # there are children, whose orphans may end
 
 
 @asynccontextmanager
@@ -366,18 +374,23 @@ async def adopt(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     Run it once, for as long as children are started. Whoever starts a process by other means (trio.run_process) must
     leave it in our session: that is how its exit is told from an orphan's.
     """
-    global _adopting
+    global _adopting, _came
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if our parent ignored it, the kernel would take every exit itself
     _set_subreaper(True)
-    _adopting = True
+    _adopting, _came = True, trio.Event()
     try:
-        with trio.open_signal_receiver(signal.SIGCHLD) as ends:
-            task_status.started()
-            async for _ in ends:
-                await trio.sleep(REAP_PAUSE_S)
-                # A child that fails to exec is a zombie its start waits for: what began since is left for next time.
-                reap(_children, before=min(_starting.values(), default=math.inf))
+        task_status.started()
+        while True:
+            # Not at each SIGCHLD: that would wake us for the ends of our own children, and orphans can wait.
+            with trio.move_on_after(REAP_IDLE_S):
+                await _came.wait()
+            await trio.sleep(REAP_PAUSE_S)
+            if not _children and not _starting:
+                _came = trio.Event()
+            # A child that fails to exec is a zombie its start waits for: what began since is left for next time.
+            reap(_children, before=min(_starting.values(), default=math.inf))
     finally:
-        _adopting = False
+        _adopting, _came = False, None
         _set_subreaper(False)
 
 
@@ -438,59 +451,70 @@ async def _start(spec: Spec, leaves: Leaves | None) -> Child:
     _check(spec)
     begun = object()
     _starting[begun] = int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS)
+    if _came is not None:
+        _came.set()
     try:
-        with ExitStack() as ours, ExitStack() as theirs:
-            child = await _spawn(spec, leaves, ours, theirs)
-            ours.pop_all()
-        return child
+        return await _spawn(spec, leaves)
     except OSError as error:
         raise _explained(spec, error) from error
     finally:
         del _starting[begun]
 
 
-async def _spawn(spec: Spec, leaves: Leaves | None, ours: ExitStack, theirs: ExitStack) -> Child:
-    """Start it. What it opens is closed by `theirs` in any case, by `ours` if it fails."""
+async def _spawn(spec: Spec, leaves: Leaves | None) -> Child:
+    """Start it. What it was given is closed here in any case, what is ours if it fails."""
     reading: dict[str, int] = {}
     writing: dict[str, int] = {}
-    for name in (*_STANDARD, *spec.pipes):
-        if name != "stdin" or spec.stdin:
-            reading[name], writing[name] = os.pipe()
-            (theirs if name == "stdin" else ours).callback(os.close, reading[name])
-            (ours if name == "stdin" else theirs).callback(os.close, writing[name])
+    ours: list[int] = []
+    theirs: list[int] = []
     limits, leaf, procs = spec.limits, None, None
-    if leaves:
-        leaf = leaves.leaf(spec.mark, memory=limits.memory, processes=limits.processes, cpus=limits.cpus)
-        ours.callback(leaf.remove)
-        procs = leaf.open_procs()
-        theirs.callback(os.close, procs)
-    numbers = {name: str(writing[name]) for name in spec.pipes}
-    arguments = {f"@pipe:{name}": number for name, number in numbers.items()}
-    start = program(
-        [arguments.get(argument, argument) for argument in spec.argv],
-        cwd=spec.cwd,
-        env={
-            **spec.env,
-            MARK: nested(spec.mark),
-            **{f"EMISSARY_PIPE_{name.upper()}": number for name, number in numbers.items()},
-        },
-        stdin=reading["stdin"] if spec.stdin else None,
-        stdout=writing["stdout"],
-        stderr=writing["stderr"],
-        kept=[writing[name] for name in spec.pipes],
-        limits=limits,
-        held=leaves.controllers if leaves else frozenset(),
-        procs=procs,
-        account=_account(spec),
-    )
-    # In a thread, as exec may wait for a slow disk; that cannot be cancelled, so no child gets lost in the middle.
-    pid = await trio.to_thread.run_sync(start)
     try:
-        handle = os.pidfd_open(pid)
-    except OSError:
-        os.killpg(pid, signal.SIGKILL)
-        _take(pid)
+        for name in (*_STANDARD, *spec.pipes):
+            if name != "stdin" or spec.stdin:
+                reading[name], writing[name] = os.pipe()
+                theirs.append(reading[name] if name == "stdin" else writing[name])
+                ours.append(writing[name] if name == "stdin" else reading[name])
+        if leaves:
+            leaf = leaves.leaf(spec.mark, memory=limits.memory, processes=limits.processes, cpus=limits.cpus)
+            procs = leaf.open_procs()
+            theirs.append(procs)
+        numbers = {name: str(writing[name]) for name in spec.pipes}
+        arguments = {f"@pipe:{name}": number for name, number in numbers.items()}
+        start = program(
+            [arguments.get(argument, argument) for argument in spec.argv],
+            cwd=spec.cwd,
+            makes_cwd=spec.makes_cwd,
+            env={
+                **spec.env,
+                MARK: nested(spec.mark),
+                **{f"EMISSARY_PIPE_{name.upper()}": number for name, number in numbers.items()},
+            },
+            stdin=reading["stdin"] if spec.stdin else None,
+            stdout=writing["stdout"],
+            stderr=writing["stderr"],
+            kept=[writing[name] for name in spec.pipes],
+            limits=limits,
+            held=leaves.controllers if leaves else frozenset(),
+            procs=procs,
+            account=_account(spec),
+        )
+        # In a thread, as exec may wait for a slow disk; that cannot be cancelled, so no child gets lost in the middle.
+        pid = await trio.to_thread.run_sync(start)
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError:
+            os.killpg(pid, signal.SIGKILL)
+            _take(pid)
+            raise
+    except BaseException:
+        for fd in ours:
+            os.close(fd)
+        if leaf:
+            leaf.remove()
         raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
     child = Child(spec, pid, handle, leaf)
     child.streams.update({name: Pipe(fd) for name, fd in reading.items() if name != "stdin"})
     if spec.stdin:

@@ -9,7 +9,6 @@ import resource
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ def program(
     argv: Sequence[str],
     *,
     cwd: Path,
+    makes_cwd: bool = False,
     env: Mapping[str, str],
     stdin: int | None,
     stdout: int,
@@ -43,7 +43,8 @@ def program(
 ) -> Callable[[], int]:
     """What starts it: gives its pid once it runs, raises OSError. It may be called in a thread; it waits for the disk.
 
-    `held` are the controllers of its cgroup, `procs` a descriptor to enter that. Without `stdin` it is at its end.
+    `makes_cwd`: the folder is made for it. `held` are the controllers of its cgroup, `procs` a descriptor to enter
+    that. Without `stdin` it is at its end.
     """
     kept_alive: list[Any] = []
 
@@ -52,13 +53,8 @@ def program(
         kept_alive.append(made)
         return made
 
-    def texts(parts: Sequence[str]) -> Any:
-        # One piece of memory, and where in it each begins: an object for each of them costs ten times as much.
-        data = os.fsencode("\0".join((*parts, "")))
-        begin = int(ffi.cast("uintptr_t", new("char[]", data)))
-        sizes = (len(part) + 1 for part in data.split(b"\0")[:-2])
-        places = [*accumulate(sizes, initial=begin), 0] if parts else [0]
-        return ffi.cast("char **", new("uintptr_t[]", places))
+    def texts(parts: Sequence[str | bytes]) -> Any:
+        return new("char *[]", [*(new("char[]", os.fsencode(part)) for part in parts), ffi.NULL])
 
     where = [argv[0]] if "/" in argv[0] else [os.path.join(folder, argv[0]) for folder in os.get_exec_path(env)]
     groups = os.getgrouplist(account.pw_name, account.pw_gid) if account else []
@@ -68,6 +64,7 @@ def program(
         "argv": texts(argv),
         "env": texts([f"{name}={value}" for name, value in env.items()]),
         "cwd": new("char[]", os.fsencode(cwd)),
+        "makes_cwd": makes_cwd,
         "in": -1 if stdin is None else stdin,
         "out": stdout,
         "err": stderr,

@@ -1,17 +1,17 @@
 """One run of a monitor on trio: its process, its pipes, the clock, and the way out.
 
+One task waits for all of it at a time: what the monitor wrote, its end, room in its stdin, the next thing that is due.
+A run takes some milliseconds of ours, and each turn of the loop is a part of them.
+
 Source: protocols/monitors.md, "State machine of a run" (the ladder), "Limits and security".
 """
 
 import logging
 import math
 import os
-import secrets
-import shutil
+import select
 import signal
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -20,9 +20,9 @@ import msgspec
 import trio
 
 from agent.core.cgroup import Leaves
-from agent.core.errors import unwrap
 from agent.core.process import Child, Exit, Limits, Spec, open_child
 from agent.core.processtree import TreeSurvived
+from agent.monitors.folders import private_folder
 from agent.monitors.framing import MAX_LINE, Lines, Reader, frame
 from agent.monitors.messages import Dialect
 from agent.monitors.session import Act, Leave, Poll, Say, Session, StepEnded, Told
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 TERM_S = 5.0
 DRAIN_S = 0.5  # a pipe that a grandchild holds ends with it
+HOLD_S = (
+    0.01  # results of steps that follow each other at once are told together: one commit of the store, not one each
+)
 POLL_S = 5.0  # of a webhook
 PASSED = ("PATH", "LANG", "TZ")
 
@@ -53,18 +56,19 @@ async def execute(
     mark: str,
     base: Path,
     tell: Callable[[StepEnded | Told], None],
-    stopping: trio.Event,
+    discard: Callable[[Path], None],
+    stopping: trio.CancelScope,
     *,
     longest: int = MAX_LINE,
     leaves: Leaves | None = None,
 ) -> Ended:
-    """Start the monitor in a folder of its own (`private_folder`), lead it to its end; `stopping` ends it early.
+    """Start the monitor in a folder of its own, lead it to its end; `stopping.cancel()` leads it out early.
 
-    Every planned step is told once, also when cancelled: then the whole tree is killed. `longest` bytes of a line are
-    read. Raises ChildFailedToStart, and has told nothing then.
+    Every planned step is told once, also when cancelled: then the whole tree is killed. The folder is given to
+    `discard` at the end. `longest` bytes of a line are read. Raises ChildFailedToStart, and has told nothing then.
     """
     monitor = session.monitor
-    note, folder = private_folder(mark, base, monitor.user)
+    note, folder = await private_folder(mark, base, monitor.user)
     private = {name: str(folder) for name in ("TMPDIR", "TMP", "TEMP")}
     inherited = {name: os.environ[name] for name in PASSED if name in os.environ}
     limits = Limits(nofile=monitor.limits.nofile, address_space=monitor.limits.as_, cpu=monitor.limits.cpu, core=0)
@@ -76,6 +80,7 @@ async def execute(
         stdin=True,
         user=monitor.user,
         limits=limits,
+        makes_cwd=True,
     )
     run = None
     survived: tuple[int, ...] = ()
@@ -83,18 +88,12 @@ async def execute(
         async with open_child(spec, leaves=leaves) as child:
             run = _Run(session, child, tell, longest)
             await run.lead(stopping)
-    except* TreeSurvived as group:
-        err = unwrap(group)
-        assert isinstance(err, TreeSurvived)
+    except TreeSurvived as err:
         survived = err.pids
     finally:
         if run is not None:
             run.over()
-        try:
-            os.rmdir(note)  # most leave nothing in it, and need no thread
-        except OSError:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(remove, note)
+        discard(note)
     assert run is not None
     return Ended(by=run.ended_by, exit=run.exit, survivors=survived, again=session.again)
 
@@ -103,118 +102,174 @@ class _Run:
     def __init__(self, session: Session, child: Child, tell: Callable[[StepEnded | Told], None], longest: int) -> None:
         self._session, self._child, self._tell = session, child, tell
         self._reader, self._errors = Reader(longest), Lines(longest)
+        out, err = child.streams["stdout"], child.streams["stderr"]
+        self._takes = {out.fileno(): (out, self._take_output), err.fileno(): (err, self._take_errors)}
         self._unsent = bytearray()
-        self._clock = trio.CancelScope()  # of the wait for something to be due
+        self._held: list[StepEnded | Told] = []
+        self._tell_at = self._rung_at = self._drained_at = math.inf
+        self._rungs: list[tuple[EndedBy, float]] = []  # of the ladder, below the one it stands on; and their times
+        self._ready = select.epoll()  # bytes, room for bytes, its end
+        self._wait = trio.CancelScope()  # for one of these, or for something to be due
         self._nursery: trio.Nursery | None = None
-        self._is_done = False
+        self._is_ended = self._is_at_bottom = self._waits_for_room = False
         self.ended_by: EndedBy = "self"
         self.exit = Exit(None, "SIGKILL", "SIGKILL", None)
 
-    async def lead(self, stopping: trio.Event) -> None:
-        """From the first byte to the death of the whole tree."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._read, "stdout", self._take_output)
-            nursery.start_soon(self._read, "stderr", self._take_errors)
-            nursery.start_soon(self._stop_when, stopping)
-            while not self._is_done:
-                with trio.CancelScope(deadline=self._due()) as self._clock:
-                    self.exit, self._is_done = await self._child.wait(), True
-                if self._clock.cancelled_caught:
-                    now = trio.current_time()
-                    self._act(self._session.feed(self._reader.tick(now), now))
-                    self._act(self._session.tick(now))
-            await self._child.finish(drain_s=DRAIN_S)
-            nursery.cancel_scope.cancel()
+    async def lead(self, stopping: trio.CancelScope) -> None:
+        """From the first byte to the death of the whole tree. Raises TreeSurvived."""
+        with self._ready:
+            for fd in (*self._takes, self._child.fileno()):
+                self._ready.register(fd, select.EPOLLIN)
+            if self._session.monitor.webhook_url:
+                async with trio.open_nursery() as self._nursery:
+                    await self._lead(stopping)
+                    self._nursery.cancel_scope.cancel()
+            else:
+                await self._lead(stopping)
+            await self._child.kill()
+            self._look()
+            self._drained_at = trio.current_time() + DRAIN_S
+            await self._attend()
 
     def over(self) -> None:
         """Nothing more will come."""
-        self._nursery = None
         now, session = trio.current_time(), self._session
         self._act(session.feed(self._reader.eof(), now))
         self._act(session.errors(self._errors.end(), now))
-        if not self._is_done:  # cancelled: nothing else leaves it so while a step runs
+        if not self._is_ended:  # cancelled: nothing else leaves it so while a step runs
             self._act(session.stop(now))
         self._act(session.exited(self.exit.code, self.exit.signal, now))
+        self._tell_held()
+
+    async def _lead(self, stopping: trio.CancelScope) -> None:
+        with stopping:
+            await self._attend()
+        if stopping.cancelled_caught:
+            self._act(self._session.stop(trio.current_time()))
+            await self._attend()
+
+    async def _attend(self) -> None:
+        """Until it has ended, and its pipes too or they had their time; or until it is only to be killed."""
+        while not self._is_over():
+            with trio.CancelScope(deadline=self._due()) as self._wait:
+                while not self._is_over():
+                    await trio.lowlevel.wait_readable(self._ready.fileno())
+                    self._take()
+            if self._wait.cancelled_caught:
+                self._pass_time(trio.current_time())
+
+    def _is_over(self) -> bool:
+        if self._is_ended:
+            return not self._takes or self._drained_at <= trio.current_time()
+        return self._is_at_bottom
+
+    def _due(self) -> float:
+        if self._is_ended:
+            return min(self._tell_at, self._drained_at)
+        times = (self._session.due(), self._reader.due(), self._tell_at, self._rung_at)
+        return min(due for due in times if due is not None)
+
+    def _take(self) -> None:
+        """What has happened. Of each pipe one read: who floods waits for the others' turns."""
+        for fd, _ in self._ready.poll(0):
+            if fd == self._child.fileno():
+                self._look()
+            elif fd not in self._takes:
+                self._push()
+            else:
+                pipe, take = self._takes[fd]
+                data, now = pipe.read(), trio.current_time()
+                if data:
+                    take(data, now)
+                elif data is not None:
+                    self._ready.unregister(fd)
+                    del self._takes[fd]
+                    pipe.close()
+                    self._look()  # it may have ended just behind its pipes
+
+    def _look(self) -> None:
+        exit_ = None if self._is_ended else self._child.look()
+        if exit_ is not None:
+            self._ready.unregister(self._child.fileno())
+            self.exit, self._is_ended = exit_, True
+            self._drained_at = trio.current_time() + DRAIN_S
+
+    def _pass_time(self, now: float) -> None:
+        if not self._is_ended:
+            self._act(self._session.feed(self._reader.tick(now), now))
+            self._act(self._session.tick(now))
+            if now >= self._rung_at:
+                self._step_down(now)
+        if now >= self._tell_at:
+            self._tell_held()
 
     def _act(self, acts: list[Act]) -> None:
         for act in acts:
             match act:
                 case Say(text):
+                    if act.begins_step:
+                        self._session.ordered(trio.current_time())
                     self._send(text)
                 case StepEnded() | Told():
-                    self._tell(act)
-                case Leave() if self._nursery is not None:
-                    self._nursery.start_soon(self._lead_out, act)
+                    self._held.append(act)
+                    self._tell_at = min(self._tell_at, trio.current_time() + HOLD_S)
+                case Leave():
+                    self._lead_out(act, trio.current_time())
                 case Poll(uid) if self._nursery is not None:
                     self._nursery.start_soon(self._poll, uid)
-        self._clock.deadline = self._due()
+        self._wait.deadline = self._due()
 
-    def _due(self) -> float:
-        return min((due for due in (self._session.due(), self._reader.due()) if due is not None), default=math.inf)
+    def _tell_held(self) -> None:
+        held, self._held, self._tell_at = self._held, [], math.inf
+        for act in held:
+            self._tell(act)
 
-    async def _read(self, name: str, take: Callable[[bytes], None]) -> None:
-        pipe = self._child.streams[name]
-        try:
-            while data := await pipe.receive_some():
-                take(data)
-        except trio.ClosedResourceError:
-            return
-
-    def _take_output(self, data: bytes) -> None:
-        now = trio.current_time()
+    def _take_output(self, data: bytes, now: float) -> None:
         self._act(self._session.feed(self._reader.feed(data, now), now))
 
-    def _take_errors(self, data: bytes) -> None:
+    def _take_errors(self, data: bytes, now: float) -> None:
         self._session.keep_stderr(data)
-        self._act(self._session.errors(self._errors.feed(data), trio.current_time()))
+        self._act(self._session.errors(self._errors.feed(data), now))
 
     def _send(self, text: str) -> None:
-        """Hand it to the pipe at once: a task that did would take as long as all the rest of a step."""
-        is_new = not self._unsent
         self._unsent += frame(text)
         self._push()
-        if is_new and self._unsent and self._nursery is not None:
-            self._nursery.start_soon(self._write)
 
     def _push(self) -> None:
+        """Write what the pipe has room for; `_take` goes on when there is more."""
         assert self._child.stdin is not None
+        stdin = self._child.stdin.fileno()
         try:
-            del self._unsent[: os.write(self._child.stdin.fileno(), self._unsent)]
+            del self._unsent[: os.write(stdin, self._unsent)]
         except BlockingIOError:
-            return
+            pass
         except OSError:  # it has closed its end, or we ours: its exit, or a timeout, says the rest
             self._unsent.clear()
+        if bool(self._unsent) != self._waits_for_room:
+            self._waits_for_room = not self._waits_for_room
+            self._ready.register(stdin, select.EPOLLOUT) if self._waits_for_room else self._ready.unregister(stdin)
 
-    async def _write(self) -> None:
-        """What the pipe had no room for."""
-        assert self._child.stdin is not None
-        while self._unsent:
-            with suppress(trio.ClosedResourceError):
-                await trio.lowlevel.wait_writable(self._child.stdin.fileno())
-            self._push()
-
-    async def _stop_when(self, stopping: trio.Event) -> None:
-        await stopping.wait()
-        self._act(self._session.stop(trio.current_time()))
-
-    async def _lead_out(self, leave: Leave) -> None:
-        """The ladder. `lead` ends it when the process has ended."""
-        child = self._child
-        assert child.stdin is not None
+    def _lead_out(self, leave: Leave, now: float) -> None:
+        """Onto the ladder, until it has ended."""
+        self._rungs = [("eof", self._session.monitor.eof_grace or 0.0), ("term", TERM_S), ("kill", math.inf)]
+        self._rung_at = now + leave.grace_s
         if leave.word is not None:
             self.ended_by = "exit"
             self._send(leave.word)
-            await trio.sleep(leave.grace_s)
-        self.ended_by = "eof"
-        child.stdin.close()
-        self._unsent.clear()
-        await trio.sleep(self._session.monitor.eof_grace or 0.0)
-        self.ended_by = "term"
-        child.send(signal.SIGTERM)
-        await trio.sleep(TERM_S)
-        self.ended_by = "kill"
-        await child.kill()
+
+    def _step_down(self, now: float) -> None:
+        assert self._child.stdin is not None
+        self.ended_by, wait_s = self._rungs.pop(0)
+        self._rung_at = now + wait_s
+        match self.ended_by:
+            case "eof":
+                self._unsent.clear()
+                self._child.stdin.close()
+                self._waits_for_room = False  # who is closed is not waited for
+            case "term":
+                self._child.send(signal.SIGTERM)
+            case _:
+                self._is_at_bottom = True
 
     async def _poll(self, uid: str) -> None:
         """Ask the webhook service until it answers with JSON. The step's end does not wait for it."""
@@ -236,34 +291,3 @@ class _Run:
                     why = str(err) or type(err).__name__
                 log.info("webhook not called yet monitor=%s uid=%s answer=%s", monitor.id, uid, why)
                 await trio.sleep(POLL_S)
-
-
-def private_folder(mark: str, base: Path, user: str | None) -> tuple[Path, Path]:
-    """A folder for a run, and what stands for it below `base`, where what a killed agent left is found.
-
-    Another user cannot get below `base`: his is in the system's temporary folder, and a link to it there.
-    """
-    if user is None or os.geteuid() != 0:
-        folder = Path(tempfile.mkdtemp(prefix=f"{mark}-", dir=base))
-        return folder, folder
-    note = base / f"{mark}-{secrets.token_hex(8)}"
-    folder = Path(tempfile.gettempdir(), note.name)
-    note.symlink_to(folder)  # first: whatever ends us now, the folder will be found
-    folder.mkdir(mode=0o700)
-    with suppress(LookupError):  # open_child says that there is no such user
-        shutil.chown(folder, user)
-    return note, folder
-
-
-def remove(note: Path) -> None:
-    """Remove a run's folder, and what stands for it. rmtree follows no link that somebody has put in its place."""
-    is_link = note.is_symlink()
-    folder = note.readlink() if is_link else note
-    for _ in range(3):  # a tree that outlived us may still write
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            break
-    else:
-        log.error("cannot remove a monitor's folder path=%s", folder)
-    if is_link:
-        note.unlink()

@@ -25,7 +25,8 @@ from agent.core.processtree import TreeSurvived, sweep
 from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.monitors import secrets
-from agent.monitors.execute import Ended, execute, remove
+from agent.monitors.execute import Ended, execute
+from agent.monitors.folders import Litter, remove
 from agent.monitors.framing import MAX_BODY, MAX_LINE
 from agent.monitors.history import QUANTILES, History
 from agent.monitors.messages import Dialect
@@ -56,14 +57,19 @@ async def run(
 
     `settings` gives what holds now: a reload must not end a run. `once`: each has one run, now, and no other.
     """
-    async with trio.open_nursery() as nursery:
-        monitors = _Monitors(bus, store, settings, machine, metrics, leaves, nursery)
-        await monitors.clear_up()
-        await monitors.arrange()
-        with bus.answer("monitors", monitors.describe), bus.answer("run_monitor", monitors.run_now):
-            nursery.start_soon(monitors.follow_reloads)
-            task_status.started()
-            await monitors.keep_time(health, once=once)
+    litter = Litter()
+    try:
+        async with trio.open_nursery() as nursery:
+            monitors = _Monitors(bus, store, settings, machine, metrics, leaves, litter, nursery)
+            await monitors.clear_up()
+            await monitors.arrange()
+            with bus.answer("monitors", monitors.describe), bus.answer("run_monitor", monitors.run_now):
+                nursery.start_soon(monitors.follow_reloads)
+                nursery.start_soon(litter.keep_clear)
+                task_status.started()
+                await monitors.keep_time(health, once=once)
+    finally:
+        await litter.clear()
 
 
 class _Monitors:
@@ -75,15 +81,16 @@ class _Monitors:
         machine: str,
         metrics: Metrics,
         leaves: Leaves | None,
+        litter: Litter,
         nursery: trio.Nursery,
     ) -> None:
-        self._bus, self._store, self._settings = bus, store, settings
-        self._metrics, self._leaves, self._nursery = metrics, leaves, nursery
+        self._bus, self._store, self._settings, self._metrics = bus, store, settings, metrics
+        self._leaves, self._litter, self._nursery = leaves, litter, nursery
         self._base = store.folder / "monitors"
         now = settings()
         self._schedule = Schedule(machine, most=now.max_concurrent, groups=now.groups)
         self._changed = trio.Event()
-        self._stopping: dict[str, trio.Event] = {}
+        self._stopping: dict[str, trio.CancelScope] = {}  # of monitors that run: leads it out
         self._runs: dict[str, str] = {}  # monitor to the run that waits or runs
         self._history: dict[str, History] = {}
         self._measured: set[tuple[str, str]] = set()  # monitor and step that /metrics has percentiles of
@@ -109,7 +116,7 @@ class _Monitors:
         self._schedule.limit(settings.max_concurrent, settings.groups)
         for name in self._schedule.arrange(wanted, time.time()):
             if name in self._stopping:
-                self._stopping[name].set()
+                self._stopping[name].cancel()
             else:
                 self._forget(name)
         self._changed.set()
@@ -137,7 +144,8 @@ class _Monitors:
                 while begun := self._schedule.begin():
                     name, skipped = begun
                     self._tell_skipped(skipped)
-                    self._nursery.start_soon(self._run, name)
+                    self._stopping[name] = trio.CancelScope()
+                    self._nursery.start_soon(self._run, self._schedule.monitor(name), self._number(name))
                 self._changed = trio.Event()
             wait_s = LOOK_S if once else max(0.0, self._schedule.next_at() - time.time())
             with trio.move_on_after(min(LOOK_S, wait_s)):
@@ -181,12 +189,10 @@ class _Monitors:
             self._runs[name] = f"{name}-{history.runs:06d}"
         return self._runs[name]
 
-    async def _run(self, name: str) -> None:
-        monitor, run = self._schedule.monitor(name), self._number(name)
-        self._stopping[name] = stopping = trio.Event()
-        has_result = False
+    async def _run(self, monitor: Monitor, run: str) -> None:
+        name, has_result = monitor.id, False
         try:
-            has_result = await self._lead(monitor, run, stopping)
+            has_result = await self._lead(monitor, run)
         finally:
             del self._stopping[name]
             self._runs.pop(name, None)
@@ -198,7 +204,7 @@ class _Monitors:
             if self._schedule.waiting:
                 self._changed.set()
 
-    async def _lead(self, monitor: Monitor, run: str, stopping: trio.Event) -> bool:
+    async def _lead(self, monitor: Monitor, run: str) -> bool:
         """The run from its secrets to its last event; did any step have a result?"""
         began = trio.current_time()
         folder = Path(self._settings().secrets_dir)
@@ -212,10 +218,12 @@ class _Monitors:
         if len("Config ") + len(text) > MAX_BODY:
             return self._refuse(monitor, run, "start_failed", f"config: {len(text)} bytes do not fit a frame", began)
         redactor = Redactor(hidden | more)
-        spoken, key = None, (monitor.command, _date(monitor.command[0]))
+        spoken, key = None, (monitor.command, 0)
         if monitor.dialect == "auto":
+            key = (monitor.command, _date(monitor.command[0]))
             spoken = self._spoken.get(key)
         while True:
+            stopping = self._stopping[monitor.id]
             session = Session(
                 monitor,
                 text,
@@ -231,6 +239,7 @@ class _Monitors:
                     f"{MARK}{run}",
                     self._base,
                     partial(self._tell, monitor, run),
+                    self._litter.add,
                     stopping,
                     longest=MAX_LINE + redactor.longest,
                     leaves=self._leaves,
@@ -240,8 +249,9 @@ class _Monitors:
             if ended.again is None:
                 break
             spoken = self._spoken[key] = ended.again
-            if stopping.is_set():
+            if stopping.cancel_called:
                 return self._refuse(monitor, run, "stopped", "it was to be started once more", began)
+            self._stopping[monitor.id] = trio.CancelScope()
         self._over(monitor, run, session, ended, began)
         return session.has_result
 

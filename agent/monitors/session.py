@@ -56,9 +56,10 @@ Source = Literal["noise", "log", "stderr", "agent"]
 
 
 class Say(msgspec.Struct, frozen=True):
-    """Send this message."""
+    """Send this message. `begins_step`: tell `ordered` when it is sent, that is when the step begins."""
 
     text: str
+    begins_step: bool = False
 
 
 class StepEnded(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +177,10 @@ class Session:
         if len(self._stderr) > 2 * room:
             del self._stderr[:-room]
 
+    def ordered(self, now: float) -> None:
+        """The order to run the step is sent: its time begins, which is neither ours nor that of the step before."""
+        self._ordered, self._until = now, now + self._plan[self._next][1]
+
     def webhook(self, body: str) -> list[Act]:
         """The webhook that the step waits for was called."""
         return [Say(f"Webhook Wait Response {body}")]
@@ -251,10 +256,10 @@ class Session:
                 return self._tell("noise", "info", f"{_written(message)} (not expected while {self.state})", now)
 
     def _order(self, now: float) -> list[Act]:
-        name, timeout = self._plan[self._next]
-        self.state, self.step, self._ordered, self._until = "step", name, now, now + timeout
-        self._waits_for = None
-        return [Say(messages.order(self.dialect, name))]
+        name, _ = self._plan[self._next]
+        self.state, self.step, self._waits_for = "step", name, None
+        self.ordered(now)
+        return [Say(messages.order(self.dialect, name), begins_step=True)]
 
     def _result(self, result: Result, now: float) -> list[Act]:
         self.has_result = True
