@@ -95,7 +95,7 @@ async def serve(effective: Effective[Settings], given: Given) -> int:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_become_ready, service)
             nursery.start_soon(edited.follow, partial(config.default_files, given.config), partial(_edited, service))
-            nursery.start_soon(heartbeat.beat, service.supervisor, service.store)
+            nursery.start_soon(heartbeat.beat, service.supervisor, service.store, service.bus.publish)
             await nursery.start(service.run)
             settle()
             if pending := release.own_trial():

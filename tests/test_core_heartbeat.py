@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from agent.core import heartbeat, notify
-from agent.core.events import RoleChanged
+from agent.core.events import Alert, AlertCleared, RoleChanged
 from agent.core.release import Pending
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health, Role, Supervisor
@@ -48,12 +48,14 @@ async def idle(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
     await trio.sleep_forever()
 
 
-async def live(store: Store, role: Callable[..., object], seconds: float) -> None:
-    supervisor = Supervisor(quiet)
+async def live(store: Store, role: Callable[..., object], seconds: float) -> list[Alert | AlertCleared]:
+    """The alerts of so long a life."""
+    supervisor, told = Supervisor(quiet), list[Alert | AlertCleared]()
     with trio.move_on_after(seconds):
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run, [Role("worker", role)])  # type: ignore[arg-type] # a test's role
-            nursery.start_soon(heartbeat.beat, supervisor, store)
+            nursery.start_soon(heartbeat.beat, supervisor, store, told.append)
+    return told
 
 
 async def test_an_idle_agent_is_fed_for_ever(store: Store, said: list[str], autojump_clock: MockClock) -> None:
@@ -95,9 +97,9 @@ async def test_a_store_that_is_behind_starves_it_but_a_full_disk_does_not(
 async def test_a_loop_that_was_late_starves_it_once(
     store: Store, said: list[str], mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    supervisor = Supervisor(quiet)
+    supervisor, told = Supervisor(quiet), list[Alert | AlertCleared]()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(heartbeat.beat, supervisor, store)
+        nursery.start_soon(heartbeat.beat, supervisor, store, told.append)
         await trio.testing.wait_all_tasks_blocked()
         mock_clock.jump(17)
         await trio.testing.wait_all_tasks_blocked()
@@ -113,6 +115,35 @@ async def test_without_a_watchdog_it_still_names_what_hangs(
     monkeypatch.delenv("WATCHDOG_USEC")
     await live(store, work_from_5_to_43, 25)
     assert said == ["20 STATUS=overdue: worker by 5 s"]
+
+
+async def test_a_disk_that_hangs_is_told_and_starves_nothing(
+    store: Store, said: list[str], autojump_clock: MockClock
+) -> None:
+    async def two_mounts(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        async def ask(path: str, seconds: float) -> None:
+            with health.asking(path):
+                await trio.sleep(seconds)
+
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "/mnt/quick", 9)
+            nursery.start_soon(ask, "/mnt/b", 25)
+            nursery.start_soon(ask, "/mnt/a", 95)
+            for number in range(12):
+                nursery.start_soon(ask, f"/srv/{number:02d}", 35)
+        await trio.sleep_forever()
+
+    told = await live(store, two_mounts, 121)
+    assert said == [f"{second} WATCHDOG=1" for second in range(0, 121, 10)]
+    texts = [alert.text if isinstance(alert, Alert) else f"{alert.code} cleared" for alert in told]
+    some = ", ".join(f"/srv/{number:02d}" for number in range(7))
+    assert texts == [
+        f"the disk does not answer for /mnt/a, /mnt/b, {some[:-9]} and 6 more",
+        f"the disk does not answer for /mnt/a, {some} and 5 more",
+        "the disk does not answer for /mnt/a",
+        "disk.hung cleared",
+    ]
 
 
 @pytest.mark.usefixtures("said")

@@ -144,5 +144,5 @@ def test_a_directory_with_too_many_entries_is_cut(allowed: Path, monkeypatch: py
 
 def test_results_come_in_the_order_of_the_acts(allowed: Path) -> None:
     acts: list[Survey | Look] = [asking(allowed / "rhsm.conf"), surveying(allowed), asking(allowed / "absent")]
-    results = carry_out(acts, None, [])
+    results = list(carry_out(acts, None, []))
     assert [getattr(result, "look", None) or getattr(result, "survey", None) for result in results] == acts

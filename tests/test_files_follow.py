@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,7 +27,8 @@ class Heard:
         self._send, self._told = trio.open_memory_channel[str](1000)
         self.short: list[int] = []
         self.all_watched = trio.Event()
-        self.follower = Follower(self._tell, Health("files"), lack=self._lack)
+        self.health = Health("files")
+        self.follower = Follower(self._tell, self.health, lack=self._lack)
 
     def _lack(self, short: int) -> None:
         self.short.append(short)
@@ -38,6 +40,11 @@ class Heard:
 
     async def next(self) -> str:
         return await self._told.receive()
+
+    async def hear(self, told: str) -> None:
+        """Until it is told."""
+        while await self.next() != told:
+            pass
 
     def rest(self) -> list[str]:
         told = []
@@ -109,7 +116,7 @@ async def test_when_the_kernel_has_no_watches_left_it_is_said_and_it_recovers(
     real = disk.carry_out
 
     def without_watches(*args: Any) -> list[Any]:
-        results = real(*args)
+        results = list(real(*args))
         return [
             Surveyed(survey=result.survey, entries=result.entries, is_short=True)
             if isinstance(result, Surveyed)
@@ -127,3 +134,35 @@ async def test_when_the_kernel_has_no_watches_left_it_is_said_and_it_recovers(
         assert await heard.next() == f"created {tmp_path}/more"
         await heard.all_watched.wait()
         assert heard.short[0] == len(tmp_path.parts)
+
+
+async def test_a_mount_that_hangs_stops_no_other_watch_and_misses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, well = tmp_path / "hung", tmp_path / "well"
+    hung.mkdir()
+    well.mkdir()
+    answers = threading.Event()
+    seen = disk._seen
+
+    def slow(path: str, *, follow: bool) -> Any:
+        if path.startswith(f"{hung}/"):
+            answers.wait()
+        return seen(path, follow=follow)
+
+    monkeypatch.setattr(disk, "_seen", slow)
+    monkeypatch.setattr(follow, "HUNG_S", 0.3)
+    monkeypatch.setattr("agent.core.supervise.HUNG_S", 0)
+    (hung / "old").touch()  # what there is to ask for
+    try:
+        async with following(Watch(id="hung", path=str(hung)), Watch(id="well", path=str(well))) as heard:
+            await heard.hear(f"gap {hung}: the disk does not answer")
+            (hung / "new").touch()
+            (well / "new").touch()
+            await heard.hear(f"created {well}/new")
+            assert list(heard.health.hung()) == [str(hung)]
+            assert heard.health.overdue_s() == 0
+            answers.set()
+            await heard.hear(f"created {hung}/new")
+    finally:
+        answers.set()

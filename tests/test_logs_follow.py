@@ -1,5 +1,6 @@
 """What a Tail asks for, carried out on real files: reads, errors, searches back into a file that was renamed."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,8 +49,9 @@ async def has_room() -> bool:
     return True
 
 
-def follow(path: Path, taking: Taking, *, links: bool = True) -> Followed:
-    return Followed(Tail(str(path), start="start"), taking, Health("logs"), links=links, room=has_room, blocks=Blocks())
+def follow(path: Path, taking: Taking, *, links: bool = True, health: Health | None = None) -> Followed:
+    health = health or Health("logs")
+    return Followed(Tail(str(path), start="start"), taking, health, links=links, room=has_room, blocks=Blocks())
 
 
 def look(generation: int) -> Search[bytes]:
@@ -128,3 +130,29 @@ async def test_names_that_change_while_they_are_listed_hide_no_copy(
     path.write_bytes(b"c\n")
     await source.settle()
     assert taking.text == b"a\nb\nc\n"
+
+
+async def test_a_disk_that_does_not_answer_is_told_and_is_no_hang_of_ours(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.core.supervise.HUNG_S", 0)
+    path, taking, health = tmp_path / "log", Taking(), Health("logs")
+    path.write_bytes(b"a\n")
+    asked, answers = trio.Event(), threading.Event()
+    stat = following._stat
+
+    def slow(name: str) -> object:
+        trio.from_thread.run_sync(asked.set)
+        answers.wait()
+        return stat(name)
+
+    monkeypatch.setattr(following, "_stat", slow)
+    source = follow(path, taking, health=health)
+    nursery.start_soon(source.run)
+    try:
+        await asked.wait()
+        assert (list(health.hung()), health.overdue_s()) == ([str(path)], 0)
+    finally:
+        answers.set()
+    await source.settle()
+    assert taking.text == b"a\n"

@@ -3,18 +3,22 @@
 Every third of the supervisor's limit (every 10 s where nobody watches) it looks whether a role has a unit of work that
 should be done by now, whether the store's writer is behind, and how late the loop itself wakes up. What is overdue is
 named in STATUS= and in the log, a role with the stacks of its tasks; the supervisor's SIGABRT makes faulthandler print
-those of the threads. An idle agent is never killed, a hung one always. The same looks end the trial of a new release.
+those of the threads. An idle agent is never killed, a hung one always. The same looks end the trial of a new release,
+and find a disk that does not answer: there is an alert of it, and no restart.
 
 Source: protocols/packaging.md 4, "Heartbeat"; 8, "TRIAL".
 """
 
 import logging
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 import trio
 
 from agent.core import notify
+from agent.core.events import Alert, AlertCleared
 from agent.core.release import Pending, write
 from agent.core.store import Store
 from agent.core.supervise import Supervisor
@@ -26,6 +30,10 @@ BEHIND_S = 5.0  # the store's writer
 LATE_S = 5.0  # the loop
 WELL_S = 60.0  # protocols/packaging.md 8, "TRIAL": so long all roles are healthy
 LOOK_TRIAL_S = 1.0
+HUNG = "disk.hung"
+SHOWN = 8  # paths in one alert
+
+Publish = Callable[[Alert | AlertCleared], None]
 
 
 def overdue(supervisor: Supervisor, store: Store, late_s: float) -> dict[str, float]:
@@ -44,11 +52,12 @@ def overdue(supervisor: Supervisor, store: Store, late_s: float) -> dict[str, fl
     return found
 
 
-async def beat(supervisor: Supervisor, store: Store) -> NoReturn:
-    """Feed the watchdog for as long as nothing is overdue, until cancelled."""
+async def beat(supervisor: Supervisor, store: Store, publish: Publish) -> NoReturn:
+    """Feed the watchdog for as long as nothing is overdue, until cancelled. A disk that hangs is told of."""
     watchdog_s = notify.watchdog_s()
     every_s = watchdog_s / 3 if watchdog_s else LOOK_S
     named: set[str] = set()  # what is overdue was named already
+    hung: set[str] = set()  # as the alert says
     due = trio.current_time()
     while True:
         late = overdue(supervisor, store, trio.current_time() - due)
@@ -63,8 +72,22 @@ async def beat(supervisor: Supervisor, store: Store) -> NoReturn:
         if watchdog_s and not late:
             notify.alive()
         named = set(late)
+        if (paths := supervisor.hung()).keys() != hung:
+            hung = set(paths)
+            publish(_hung(paths, time.time()) if paths else AlertCleared(code=HUNG))
         due = trio.current_time() + every_s
         await trio.sleep_until(due)
+
+
+def _hung(paths: Mapping[str, float], now: float) -> Alert:
+    shown = sorted(paths)[:SHOWN]
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return Alert(
+        code=HUNG,
+        text=f"the disk does not answer for {', '.join(shown)}{more}",
+        remedy="See what is mounted there (mount, dmesg). What is watched there goes on when it answers.",
+        since=now - max(paths.values()),
+    )
 
 
 async def confirm(supervisor: Supervisor, store: Store, pending: Pending) -> None:

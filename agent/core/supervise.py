@@ -1,7 +1,8 @@
 """Roles as nursery-scoped tasks: started, watched, restarted with backoff when they fail, stopped in order.
 
 A role that raises is restarted after 1 s, doubling to 60 s, with jitter; the others never notice. A role wraps each
-unit of work in `with health.busy(limit=s)`; outside of it, it is idle and healthy.
+unit of work in `with health.busy(limit=s)`; outside of it, it is idle and healthy. What waits for a disk in a thread
+does so in `with health.asking(path)`: a mount may hang for hours, which is told, and which no restart would end.
 
 Source: ARCHITECTURE.md, "The house"; protocols/packaging.md 4, "Heartbeat"; protocols/settings.md, "Ends".
 """
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 RoleState = Literal["starting", "running", "backoff", "ended", "stopped"]
 FIRST_BACKOFF_S, MAX_BACKOFF_S, GOOD_AFTER_S = 1.0, 60.0, 60.0
+HUNG_S = 10.0  # without an answer of the disk
 
 
 class Health:
@@ -31,6 +33,7 @@ class Health:
     def __init__(self, name: str) -> None:
         self.name = name
         self._units: dict[object, float] = {}
+        self._asked: dict[object, tuple[str, float]] = {}
 
     @contextmanager
     def busy(self, limit: float) -> Generator[None, None, None]:
@@ -41,6 +44,22 @@ class Health:
             yield
         finally:
             del self._units[unit]
+
+    @contextmanager
+    def asking(self, path: str) -> Generator[None]:
+        """A thread asks the disk about `path`, and nobody else waits for that thread."""
+        unit = object()
+        self._asked[unit] = (path, trio.current_time())
+        try:
+            yield
+        finally:
+            del self._asked[unit]
+
+    def hung(self) -> dict[str, float]:
+        """Of which paths the disk has told nothing for HUNG_S or more, and for how many seconds."""
+        now = trio.current_time()
+        asked = ((path, now - since) for path, since in self._asked.values())
+        return {path: for_s for path, for_s in asked if for_s >= HUNG_S}
 
     def overdue_s(self) -> float:
         """For how many seconds the worst unit has been overdue; 0 when none is."""
@@ -101,6 +120,14 @@ class Supervisor:
     def overdue(self) -> dict[str, float]:
         """The roles that hang, with the seconds since they should have been done."""
         return {name: late for name, health in self.health.items() if (late := health.overdue_s()) > 0}
+
+    def hung(self) -> dict[str, float]:
+        """What the disk does not answer for, of all roles; see Health."""
+        found: dict[str, float] = {}
+        for health in self.health.values():
+            for path, for_s in health.hung().items():
+                found[path] = max(for_s, found.get(path, 0.0))
+        return found
 
     def stacks(self, name: str) -> list[str]:
         """The lines of the stacks that a role's tasks wait in; none where no such role runs."""

@@ -10,7 +10,7 @@ import os
 import pwd
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -39,24 +39,30 @@ _GONE = (errno.ENOENT, errno.ENOTDIR)
 _SHORT = (errno.ENOSPC, errno.ENOMEM)
 
 
-def carry_out(acts: Sequence[Survey | Look], notify: INotify | None, allow: Sequence[str]) -> list[Surveyed | Looked]:
+def carry_out(
+    acts: Sequence[Survey | Look],
+    notify: INotify | None,
+    allow: Sequence[str],
+    step: Callable[[], None] = lambda: None,
+) -> Iterator[Surveyed | Looked]:
     """Do what the monitor asks for, in order. Without `notify` every directory is polled.
 
-    `allow`: the directories of which content may be told.
+    `allow`: the directories of which content may be told. `step` is called as a large directory is read: that it
+    takes long is no hang.
     """
-    results: list[Surveyed | Looked] = []
     remote: frozenset[int] | None = None
     for act in acts:
         if isinstance(act, Look):
-            results.append(look(act, allow))
+            yield look(act, allow)
         else:
             if remote is None:
                 remote = remote_devices(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
-            results.append(survey(act, notify, remote))
-    return results
+            yield survey(act, notify, remote, step)
 
 
-def survey(act: Survey, notify: INotify | None, remote: frozenset[int]) -> Surveyed:
+def survey(
+    act: Survey, notify: INotify | None, remote: frozenset[int], step: Callable[[], None] = lambda: None
+) -> Surveyed:
     """Watch a directory, then list it: in this order nothing falls between."""
     wd, is_short = None, notify is None
     entries: dict[str, Seen] = {}
@@ -76,6 +82,7 @@ def survey(act: Survey, notify: INotify | None, remote: frozenset[int]) -> Surve
         if act.every:
             with os.scandir(act.path) as found:
                 for entry in found:
+                    step()
                     if len(entries) >= MAX_KNOWN:
                         is_cut = True
                         break

@@ -48,6 +48,7 @@ from agent.files.looks import (
     What,
     change,
     described,
+    is_within,
     shown,
 )
 from agent.files.patterns import Pattern, Places
@@ -181,6 +182,12 @@ class Monitor:
                     if directory.reports_all or self._leads(directory, name):
                         self._happened(_join(directory.path, name), mask, cookie, now)
         return None
+
+    def answered(self, path: str) -> None:
+        """The disk answers again for this path and what is below it: compare that with what was seen."""
+        for directory in self._directories.values():
+            if is_within(directory.path, path) or is_within(path, directory.path):
+                self._queue(directory)
 
     def hurry(self) -> None:
         """Let nothing settle any longer."""

@@ -36,6 +36,7 @@ BLOCKS = 4  # large blocks in memory at a time, of all files
 HEARD = 1 << 16  # bytes of inotify's events that are read at once
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
 MAX_SIBLINGS = 100
+_DISK = trio.CapacityLimiter(40)  # threads that wait for one: where a mount hangs, only logs wait for each other
 LISTINGS = 5  # of a folder in which names change meanwhile
 BLOCK_S = 30.0  # s for a hang of one block
 
@@ -245,8 +246,8 @@ class Followed:
         """Here if that is short; in a thread if it is long, or the disk may hang."""
         if self._is_heard and not long:
             return function()
-        with self._health.busy(limit=BLOCK_S):
-            return await trio.to_thread.run_sync(function)
+        with self._health.asking(self.tail.path):
+            return await trio.to_thread.run_sync(function, limiter=_DISK)
 
     async def _look(self) -> None:
         def stats() -> tuple[Stat | int | None, list[tuple[int, Stat]]]:
