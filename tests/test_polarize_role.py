@@ -178,6 +178,30 @@ async def test_the_end_may_come_at_any_moment(tmp_path: Path, steps: int) -> Non
         assert len(await store.read(kinds=("ImportFinished",))) == 1
 
 
+async def test_large_documents_go_one_at_a_time_and_hold_up_no_small_one(
+    tmp_path: Path, patient_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(role, "LARGE", 10_000)
+    large = XML.replace(b"<testsuites>", b"<testsuites>" + b" " * 10_000)
+    rig = Rig(tmp_path, lambda request: SUCCESS)
+    rig.delay_s = 100.0
+    async with rig.agent() as (bus, _):
+        with bus.subscribe(ImportFinished) as events:
+            for run in ("large-1", "large-2", "large-3"):
+                rig.finish_a_run(bus, run, xml=large)
+            rig.finish_a_run(bus, "small-1")
+            rig.finish_a_run(bus, "small-2")
+            kinds = [(await anext(events)).run.partition("-")[0] for _ in range(5)]
+    assert sorted(kinds[:3]) == ["large", "small", "small"]
+    sent = [(round(at), "large" if len(request.content) > 10_000 else "small") for at, request in rig.requests]
+    began = sent[0][0]
+    assert sorted((at - began, kind) for at, kind in sent) == [
+        (0, "large"), (0, "small"), (0, "small"), (100, "large"), (200, "large"),
+    ]  # fmt: skip
+    for _, request in rig.requests:
+        assert request.headers["content-length"] == str(len(request.content))
+
+
 async def test_the_end_may_come_just_before_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(tmp_path, lambda request: SUCCESS)
     async with rig.agent() as (bus, store):

@@ -55,7 +55,7 @@ def properties(xml: bytes) -> dict[str, str]:
 
 def parts(request: submit.HttpRequest) -> dict[str, Message]:
     head = f"content-type: {request.headers['content-type']}\r\n\r\n".encode()
-    found = email.message_from_bytes(head + request.body).get_payload()
+    found = email.message_from_bytes(head + b"".join(request.body)).get_payload()
     assert isinstance(found, list)
     messages = [part for part in found if isinstance(part, Message)]
     return {str(part.get_param("name", header="content-disposition")): part for part in messages}
@@ -180,7 +180,7 @@ def test_polarions_login_is_the_form_or_basic() -> None:
     ours = settings("polarion", user="u", password_file="f")
     request = submit.polarion_login(ours, "a&b")
     assert request.url == "https://lab.example/p/j_security_check"
-    assert request.body == b"j_username=u&j_password=a%26b&submit=Log+In&rememberme=true"
+    assert request.body == (b"j_username=u&j_password=a%26b&submit=Log+In&rememberme=true",)
     assert submit.basic(ours, "a&b") == {"authorization": "Basic dTphJmI="}
 
 

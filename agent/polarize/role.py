@@ -9,8 +9,8 @@ Source: protocols/emissary.md, "Polarize", "CI Bus".
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import AsyncExitStack, aclosing, nullcontext
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, NoReturn, cast
@@ -54,6 +54,8 @@ QUICK_REPLY_S = 60.0  # for what has nothing to wait for: login, queue, log
 MAX_REPLY = 8 * 1024 * 1024  # bytes; a log of many tests is the largest
 MAX_FRAME = 1024 * 1024  # bytes of a message of Polarize's websocket
 UPLOADS = 16  # documents in memory at a time
+LARGE = 4 * 1024 * 1024  # bytes; of documents above it there is one at a time
+PIECE = 64 * 1024  # bytes of a body that must go out within the client's time for a write
 LOUD_TRIES = 7  # failures in a row, two minutes of them, until a person is told
 LOOK_S = 300.0  # how often held reports are looked at
 FRAGMENT = 64 * 1024  # characters of a message to it that go out in one frame
@@ -197,10 +199,12 @@ class _Peer:
         """Status and body. Raises PeerUnreachable: anything went wrong before the answer was complete."""
         import httpx
 
+        headers, content = request.headers, None
+        if request.body:
+            headers = headers | {"content-length": str(sum(map(len, request.body)))}
+            content = _cut(request.body)
         try:
-            async with self._client.stream(
-                request.method, request.url, headers=request.headers, content=request.body or None
-            ) as reply:
+            async with self._client.stream(request.method, request.url, headers=headers, content=content) as reply:
                 body = bytearray()
                 # It is a generator, which the library's type does not say; left half read it must be closed.
                 async with aclosing(cast("AsyncGenerator[bytes, None]", reply.aiter_bytes())) as chunks:
@@ -236,6 +240,12 @@ class _Peer:
         return read_token(Path(self._settings.password_file)) if self._settings.user else ""
 
 
+async def _cut(body: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
+    for piece in body:
+        for at in range(0, len(piece), PIECE):
+            yield piece[at : at + PIECE]
+
+
 def _unreachable(what: str) -> PeerUnreachable:
     return PeerUnreachable(what, remedy="It is tried again.")
 
@@ -244,10 +254,10 @@ def _unreachable(what: str) -> PeerUnreachable:
 
 
 class _Case:
-    """A run whose report is owed under outbox number `n`."""
+    """A run whose report, of `size` bytes, is owed under outbox number `n`."""
 
-    def __init__(self, n: int, path: Path, project: str, submission: Submission) -> None:
-        self.n, self.path, self.project, self.submission = n, path, project, submission
+    def __init__(self, n: int, path: Path, size: int, project: str, submission: Submission) -> None:
+        self.n, self.path, self.size, self.project, self.submission = n, path, size, project, submission
         self.heard = trio.Event()  # the bus spoke of it
         self.scope = trio.CancelScope()
         self.is_held = self.is_loud = False
@@ -274,7 +284,7 @@ class _Reports:
         self._settings, self._ident, self._health, self._random = settings, ident, health, random
         self._metrics, self._clock, self._listens = metrics, clock, listens
         self._cases: dict[str, _Case] = {}
-        self._uploads = trio.CapacityLimiter(UPLOADS)
+        self._uploads, self._large = trio.CapacityLimiter(UPLOADS), trio.Lock()
         self._is_loud = False
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> NoReturn:
@@ -322,7 +332,7 @@ class _Reports:
         """Make the case of a run; False: it has no report to submit."""
         started = [decode(e.kind, e.data) for e in await self._store.read(run=run, kinds=("RunStarted",))]
         ended = [decode(e.kind, e.data) for e in await self._store.read(run=run, kinds=("SuiteFinished",))]
-        project, path = self._settings.project, ""
+        project, document = self._settings.project, None
         for event in started:
             assert isinstance(event, RunStarted)
             if not event.to_polarize:
@@ -331,12 +341,13 @@ class _Reports:
             project = event.polarion.get("project") or project
         for event in ended:
             assert isinstance(event, SuiteFinished)
-            path = event.artifacts["xunit.xml"].path if "xunit.xml" in event.artifacts else ""
-        if not path:
+            document = event.artifacts.get("xunit.xml")
+        if document is None:
             log.warning("no report run=%s: the run has no xunit.xml", run)
             return False
         submission = await self._store.get(_key(run), Submission)
-        self._cases[run] = _Case(n, Path(path), project, submission or Submission(run=run))
+        path = Path(document.path)
+        self._cases[run] = _Case(n, path, document.size, project, submission or Submission(run=run))
         return True
 
     async def _carry(self, case: _Case) -> None:
@@ -364,7 +375,7 @@ class _Reports:
         submission = case.submission
         match submission.phase:
             case "due":
-                async with self._uploads:
+                async with self._large if case.size > LARGE else nullcontext(), self._uploads:
                     return await self._submit(case)
             case "polling":
                 with self._health.busy(limit=2 * QUICK_REPLY_S):

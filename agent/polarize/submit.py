@@ -49,12 +49,12 @@ _WS_SCHEMES = {"http": "ws", "https": "wss"}
 
 
 class HttpRequest(msgspec.Struct, frozen=True):
-    """An HTTP request; `headers` without what the connection adds."""
+    """An HTTP request; `headers` without what the connection adds. The body in pieces: a document is not copied."""
 
     method: Literal["GET", "POST"]
     url: str
     headers: dict[str, str] = {}
-    body: bytes = b""
+    body: tuple[bytes, ...] = ()
 
 
 class WsRequest(msgspec.Struct, frozen=True):
@@ -174,7 +174,7 @@ def polarion_login(settings: PolarizeSettings, password: str) -> HttpRequest:
         "POST",
         f"{_base(settings)}/j_security_check",
         {"content-type": "application/x-www-form-urlencoded"},
-        urlencode(form).encode(),
+        (urlencode(form).encode(),),
     )
 
 
@@ -226,7 +226,7 @@ def _upload(url: str, parts: Sequence[tuple[str, str, str, bytes]], random: Rand
         pieces += [head.encode(), f"content-type: {kind}\r\n\r\n".encode(), content, b"\r\n"]
     pieces.append(f"--{boundary}--\r\n".encode())
     headers = {"content-type": f"multipart/form-data; boundary={boundary}", **_WANT_JSON}
-    return HttpRequest("POST", url, headers, b"".join(pieces))
+    return HttpRequest("POST", url, headers, tuple(pieces))
 
 
 class _Enough(Exception):
