@@ -4,9 +4,10 @@ import fcntl
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 import pytest
 import trio
 from hypothesis import settings
+
+from agent.core import store
 
 T = TypeVar("T")
 
@@ -53,6 +56,22 @@ def virtual_time_waits_for_threads(request: pytest.FixtureRequest, monkeypatch: 
         return function(*args)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", in_place)
+
+
+@pytest.fixture(autouse=True)
+def stores_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test leaves its store as a killed agent does; from Python 3.13 on a database that nobody closed is an error."""
+    opened: list[sqlite3.Connection] = []
+    connect = store._connect
+
+    def seen(path: Path) -> sqlite3.Connection:
+        opened.append(connect(path))
+        return opened[-1]
+
+    monkeypatch.setattr(store, "_connect", seen)
+    yield
+    for db in opened:
+        db.close()
 
 
 @pytest.fixture

@@ -480,18 +480,22 @@ def _remedy(err: sqlite3.Error | OSError, folder: Path) -> str:
 
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
-    db.execute("PRAGMA busy_timeout = 5000")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA:
+    try:
+        db.execute("PRAGMA busy_timeout = 5000")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA:
+            raise StoreError(
+                f"{path}: schema {version} is newer than this agent's {SCHEMA}",
+                remedy="Install the newer release again.",
+            )
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")  # a commit survives power loss, not only a crash
+        db.execute("PRAGMA wal_autocheckpoint = 2000")
+        if version == 0:
+            db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+    except BaseException:
         db.close()
-        raise StoreError(
-            f"{path}: schema {version} is newer than this agent's {SCHEMA}", remedy="Install the newer release again."
-        )
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")  # a commit survives power loss, not only a crash
-    db.execute("PRAGMA wal_autocheckpoint = 2000")
-    if version == 0:
-        db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        raise
     return db
 
 

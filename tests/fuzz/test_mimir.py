@@ -4,6 +4,7 @@ Source: protocols/emissary.md, "Mimir", "Acceptance" 9.
 """
 
 import string
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +86,22 @@ EVENTS = st.one_of(
 @given(st.lists(EVENTS, max_size=25), st.data())
 def test_however_it_is_batched_and_repeated_the_graph_is_the_same(events: list[AnyEvent], data: st.DataObject) -> None:
     told = [tell(event, "lab", {}, STARTED) for event in events]
-    one_by_one, batched = Graph(Path(":memory:")), Graph(Path(":memory:"))
-    for one in told:
-        one_by_one.upsert(Upsert(vertices=tuple(one.vertices), edges=tuple(one.edges)))
-    at = 0
-    while at < len(told):
-        batch = _batch(told, at, data.draw(st.integers(1, 8), "events in the batch"))
-        heard, acted = batched.last_seq("lab", "i"), batch.events[-1][0]
-        if batch:
-            upsert = read(msgspec.json.decode(msgspec.json.encode(batch.payload())), Upsert)
-            batched.upsert(upsert, ("lab", "i"))
-            assert batched.last_seq("lab", "i") == max(heard, acted)
-        if data.draw(st.integers(0, 3), "answered unless 0"):
-            at += len(batch.events)
-        else:  # the agent does not know; after the next connection it is told, and goes on above it
-            at = max(at, batched.last_seq("lab", "i"))
-    assert content(batched) == content(one_by_one)
-    one_by_one.close()
-    batched.close()
+    with closing(Graph(Path(":memory:"))) as one_by_one, closing(Graph(Path(":memory:"))) as batched:
+        for one in told:
+            one_by_one.upsert(Upsert(vertices=tuple(one.vertices), edges=tuple(one.edges)))
+        at = 0
+        while at < len(told):
+            batch = _batch(told, at, data.draw(st.integers(1, 8), "events in the batch"))
+            heard, acted = batched.last_seq("lab", "i"), batch.events[-1][0]
+            if batch:
+                upsert = read(msgspec.json.decode(msgspec.json.encode(batch.payload())), Upsert)
+                batched.upsert(upsert, ("lab", "i"))
+                assert batched.last_seq("lab", "i") == max(heard, acted)
+            if data.draw(st.integers(0, 3), "answered unless 0"):
+                at += len(batch.events)
+            else:  # the agent does not know; after the next connection it is told, and goes on above it
+                at = max(at, batched.last_seq("lab", "i"))
+        assert content(batched) == content(one_by_one)
 
 
 def _batch(told: list[Told], at: int, count: int) -> Batch:
