@@ -45,6 +45,12 @@ def test_the_minute_that_all_lines_share_is_no_key() -> None:
     assert found.steps == dict.fromkeys(STEPS, UNIT)
 
 
+def test_a_key_may_have_most_of_a_quiet_log() -> None:
+    lines = [seen for seen in log(5, 120) if seen.template not in NOISE or seen.at % 15 == 0]
+    (found,) = find(lambda: lines)
+    assert (found.ends, found.steps) == ({END: UNIT}, dict.fromkeys(STEPS, UNIT))
+
+
 def test_a_burst_of_failure_lines_counts_once() -> None:
     """Sixty lines of one failure do not make what stood before it a precursor."""
     lines = [line(float(at), NOISE[at % 5], f"unit{at % 40}") for at in range(1000)]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from agent.logs.chains import BY_SOURCE, MAX_STEPS, Key, Seen, words
 
-WINDOWS_S = (60.0, 300.0, 1800.0)
+WINDOWS_S = (60.0, 300.0, 900.0, 1800.0)
 LEAST = 5  # failures of a kind, to tell chance from chain
 
 _MOST = 500  # failures of one kind and slot that are looked at
@@ -26,7 +26,7 @@ _WORDS = 65_536  # of failures
 _PLACES_OF_WORD = 1024  # in which one word stands
 _PLACES = 16_384  # counted for one slot of one kind
 _APART_S = 15.0  # between the times that are remembered of one place
-_DENSE = 0.2  # share of lines
+_DENSE, _FEW = 0.7, 8  # share of lines that have a word since it came; of fewer it says nothing
 _GRAIN_S = 5.0
 _SHARE, _EXCESS, _SIGMAS = 0.3, 0.2, 2.5
 
@@ -80,6 +80,11 @@ class _Tally:
         self.counts.append(self.counts[-1] + 1)
         if len(self.times) > 2048:
             del self.times[1:1024], self.counts[1:1024]
+
+    def first(self, begin: float) -> float:
+        """When the first line behind `begin` came, inf: none has."""
+        place = bisect_right(self.times, begin)
+        return self.times[place] if place < len(self.times) else math.inf
 
     def between(self, begin: float, end: float) -> int:
         return self.counts[bisect_right(self.times, end) - 1] - self.counts[bisect_right(self.times, begin) - 1]
@@ -154,13 +159,20 @@ class _Index:
                 found.append((place, pair))
         return found
 
-    def shares(self, key: Key, at: float, window: float) -> tuple[float, float]:
-        """The share of a window's lines that have the word, and that of the window before."""
-        word, shares = self._words.get(key), []
-        for end in (at, at - window):
-            lines = self._lines.between(end - window, end)
-            shares.append(word.lines.between(end - window, end) / lines if word is not None and lines else 0.0)
-        return shares[0], shares[1]
+    def shares(self, key: Key, at: float, window: float) -> tuple[float, float] | None:
+        """The share of lines that have the word, since it came first in a window; and of those of the window before.
+
+        None: these are too few to tell.
+        """
+        word, begin = self._words.get(key), at - window
+        if word is None:
+            return None
+        came = word.lines.first(begin) - _GRAIN_S
+        near, far = self._lines.between(came, at), self._lines.between(begin - window, begin)
+        if near < _FEW:
+            return None
+        before = word.lines.between(begin - window, begin) / far if far else 0.0
+        return min(1.0, word.lines.between(came, at) / near), before
 
 
 class _Slot:
@@ -168,9 +180,9 @@ class _Slot:
 
     def __init__(self) -> None:
         self.total = 0
-        # Per window: failures of which all of it and of the one before is in the log; how much of both has their word.
+        # Per window: failures of which all of it and of the one before is in the log; shares(), and of how many.
         self.failures = [0] * len(WINDOWS_S)
-        self.shares = [(0.0, 0.0)] * len(WINDOWS_S)
+        self.shares = [(0.0, 0.0, 0)] * len(WINDOWS_S)
         self.places: dict[_Place, list[int]] = {}  # per window, the same of places: near, farther away
 
     def add(self, at: float, index: _Index, near: Iterable[tuple[_Place, _Pair]], key: Key | None = None) -> None:
@@ -179,9 +191,9 @@ class _Slot:
         known = [n for n, window in enumerate(WINDOWS_S) if at - 2 * window >= index.begin]
         for n in known:
             self.failures[n] += 1
-            if key is not None:
-                (a, b), (c, d) = self.shares[n], index.shares(key, at, WINDOWS_S[n])
-                self.shares[n] = (a + c, b + d)
+            if key is not None and (shares := index.shares(key, at, WINDOWS_S[n])):
+                since, before, number = self.shares[n]
+                self.shares[n] = (since + shares[0], before + shares[1], number + 1)
         for place, pair in near:
             counts = self.places.get(place)
             if counts is None:
@@ -202,11 +214,8 @@ class _Slot:
             self.places[place] = [a + b for a, b in zip(counts, mine, strict=True)]
 
     def is_time(self) -> bool:
-        """A word that much of a log has for a while, and had not before, is of the time: a minute, a session."""
-        return any(
-            near > _DENSE * failures and before < near / 2
-            for failures, (near, before) in zip(self.failures, self.shares, strict=True)
-        )
+        """A word that all of a log has once it came, and had not before, is of the time: a minute, a session."""
+        return any(since > _DENSE * max(LEAST, number) and before < since / 2 for since, before, number in self.shares)
 
     def steps(self) -> tuple[float, tuple[_Place, ...], float]:
         """How much more often its steps stood near than farther away; the steps; the window."""
