@@ -34,6 +34,14 @@ def test_what_was_dropped_is_told_every_ten_seconds_by_rule() -> None:
     assert (rates.tell(30), rates.due()) == ([], None)
 
 
+def test_more_may_be_dropped_at_once() -> None:
+    rates = Rates([Rate(burst=1, per_s=1)], now=0)
+    assert [rates.take(0, offset, 0) for offset in (1, 2)] == [0, None]
+    rates.drop(0, 1000, 99)
+    assert rates.take(0, 100, 5) == 1001
+    assert rates.tell(10) == [Suppressed(0, 1001, 2, 99)]
+
+
 def test_a_hundred_limit_errors_a_minute_pause_the_rule_on_that_file() -> None:
     pauses = Pauses(bytearray(3))
     assert [pauses.failed(1, 0.5 * n) for n in range(100)] == [False] * 99 + [True]

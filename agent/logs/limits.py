@@ -56,12 +56,16 @@ class Rates:
         if bucket.take(now):
             dropped, bucket.since_event = bucket.since_event, 0
             return dropped
-        bucket.since_event += 1
-        before = self._dropped.get(rule, Suppressed(rule, 0, offset, offset))
-        self._dropped[rule] = before._replace(dropped=before.dropped + 1, last_offset=offset)
         if self._tell_at is None:
             self._tell_at = now + TELL_S
+        self.drop(rule, 1, offset)
         return None
+
+    def drop(self, rule: int, count: int, last_offset: int) -> None:
+        """So many matches of a rule of which take() allowed none are dropped, too."""
+        self._buckets[rule].since_event += count
+        before = self._dropped.get(rule, Suppressed(rule, 0, last_offset, last_offset))
+        self._dropped[rule] = before._replace(dropped=before.dropped + count, last_offset=last_offset)
 
     def due(self) -> float | None:
         """When tell() has something to tell; None: nothing was dropped."""

@@ -40,9 +40,8 @@ from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
-from agent.logs import labelling, lint, paths, streams
+from agent.logs import lint, paths, streams
 from agent.logs.active import Active
-from agent.logs.analysis import Analysis
 from agent.logs.follow import Followed, Follower, is_new
 from agent.logs.learning import Learning
 from agent.logs.messages import (
@@ -91,7 +90,8 @@ async def run(
     """
     async with trio.open_nursery() as nursery:
         learning = Learning(model, bus, store, clock)
-        logs = _Logs(bus, store, settings, health, metrics, clock, nursery, await learning.load())
+        await learning.load()
+        logs = _Logs(bus, store, settings, health, metrics, clock, nursery, learning)
         nursery.start_soon(learning.run)
         # Before the first line: one of a test that just began must carry its name.
         await nursery.start(logs.follow_tests)
@@ -122,11 +122,11 @@ class _Logs:
         metrics: Metrics,
         clock: Callable[[], float],
         nursery: trio.Nursery,
-        analysis: Analysis,
+        learning: Learning,
     ) -> None:
         self._bus, self._store, self._metrics, self._active = bus, store, metrics, Active()
         self._settings, self._health, self._clock, self._nursery = settings, health, clock, nursery
-        self._analysis = analysis
+        self._analysis, self._labelling = (analysis := learning.analysis), learning.labelling
         self.follower = Follower(self._rescan)
         self._watches: dict[str, Watch] = {}
         self._sources: dict[str, Source] = {}  # by path
@@ -447,7 +447,7 @@ class _Logs:
         try:
             rules = self._read_rules(watch, {})
         except RuleErrors as err:
-            raise ActionError("bad_payload", str(err)) from err
+            raise ActionError("bad_payload", str(err).removesuffix(".")) from err
         self._keep(replace(self._kept, last=self._kept.last + 1, watches={**self._kept.watches, id: asked}))
         await self._begin(watch, rules)
         followed = [source.followed for source in self._sources.values() if id in source.wants]
@@ -496,9 +496,7 @@ class _Logs:
     async def label_log(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{event | text, class}` -> `{updated}`: the line is of that class (null: a normal one), which is learned."""
         asked = read(payload, LabelLog)
-        drift = await labelling.learn(asked, self._analysis.classifier, self._analysis.miner, self._store)
-        self._analysis.labels += 1
-        self._analysis.drifted(drift)
+        await self._labelling.learn(asked, self._analysis)
         answer: dict[str, Any] = msgspec.to_builtins(Labelled(updated=True))
         return answer
 

@@ -89,7 +89,7 @@ def rule_of(asked: SearchLog, known: Iterable[Rule]) -> CompiledRule:
     try:
         (rule,) = from_tables("search_log", [table]).rules
     except RuleErrors as err:
-        raise ActionError("bad_payload", str(err)) from err
+        raise ActionError("bad_payload", str(err).removesuffix(".")) from err
     return rule
 
 

@@ -43,6 +43,7 @@ MAX_WAITING = 1000  # matches of a source whose context is not complete
 SPARSE = 8192  # bytes of a block for each line that is indexed; where there are more, a search in the block is cheaper
 FEW = 16  # lines that are indexed of any block
 LF = 0x0A
+LEVELS = {"found": logging.DEBUG, "rotated": logging.DEBUG, "unreadable": logging.WARNING, "lagging": logging.WARNING}
 LIVE = 1 << 20  # bytes behind: no more, and lines are taken to have been written just now
 
 Active = Callable[[str | None], tuple[str | None, str | None]]
@@ -321,6 +322,8 @@ class Source:
             self._bus.publish(event)
             self._indexes = []
         else:
+            level, detail = LEVELS.get(act.what, logging.INFO), f" detail={act.detail}" if act.detail else ""
+            log.log(level, "log %s path=%s generation=%d%s", act.what, self.path, act.generation, detail)
             self._bus.publish(LogSource(path=self.path, what=act.what, generation=act.generation, detail=act.detail))
         self._has_told = True
 
@@ -383,7 +386,11 @@ class Source:
         data = bytes(part[: found.consumed]) if wants_data else b""
         matches = list(found)
         told_of = set[int]()  # those that are in a record of one before
+        dry: dict[int, list[int]] = {}  # by rule whose rate is used up: lines of more matches, dropped for this block
         for index, match in enumerate(matches):
+            if not match.flags and match.rule in dry:
+                dry[match.rule].append(offset + match.line_at)
+                continue
             place = Place(act.generation, offset + match.line_at - match.window_at)
             if match.rule >= len(rules):
                 if indexes and not match.flags & (LIMIT | PARTIAL) and not match.window_at and place >= self._at:
@@ -401,8 +408,8 @@ class Source:
                 self.matches[rule.spec.id] += 1
                 suppressed = self._rates.take(match.rule, place.offset, trio.current_time())
                 if suppressed is None:
-                    self.suppressed[rule.spec.id] += 1
-                    self._metrics.count("logs_suppressed_total")
+                    dry |= {} if rule.spec.multiline else {match.rule: []}
+                    self._dropped(rule, 1)
                     continue
                 text, captures = self._text(match, part, found)
                 event = await self._event(act, match, place, text, captures, suppressed)
@@ -418,9 +425,19 @@ class Source:
                             told_of.add(other)
                             waiting.count += 1
                 self._tell(replace(event, count=waiting.count if waiting else 1), tags)
+        for number, lines_at in dry.items():
+            if lines_at:
+                self.matches[rules[number].spec.id] += len(lines_at)
+                self._rates.drop(number, len(lines_at), lines_at[-1])
+                self._dropped(rules[number], len(lines_at))
         for waiting in self._waiting:
             waiting.behind.feed(data, act.generation, offset)
         self.tick(trio.current_time())
+
+    def _dropped(self, rule: CompiledRule, count: int) -> None:
+        """So many matches were, by its rate limit."""
+        self.suppressed[rule.spec.id] += count
+        self._metrics.count("logs_suppressed_total", count)
 
     def _text(self, match: Match, part: memoryview, found: Found) -> tuple[bytes, dict[str, bytes | None]]:
         text = bytes(part[match.line_at : match.line_at + match.line_size])
