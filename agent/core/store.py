@@ -164,7 +164,9 @@ class Store:
                 if not self.full:  # else it looks each second whether there is room again, even with nothing to write
                     await self._dirty.wait()
                 # Half of it: the commit itself takes time too, and no event shall be later than the whole.
-                await trio.sleep_until(last + self._group_commit_s / 2)
+                due = last + self._group_commit_s / 2
+                if due > trio.current_time():  # to sleep until then would be a turn of the loop in any case
+                    await trio.sleep_until(due)
                 last = trio.current_time()
                 await self._write_pending()
                 if self.full:

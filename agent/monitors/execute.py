@@ -120,6 +120,7 @@ class _Run:
         with self._ready:
             for fd in (*self._takes, self._child.fileno()):
                 self._ready.register(fd, select.EPOLLIN)
+            self._take()  # a fast one has begun to speak while its start was told
             if self._session.monitor.webhook_url:
                 async with trio.open_nursery() as self._nursery:
                     await self._lead(stopping)
@@ -190,7 +191,7 @@ class _Run:
     def _look(self) -> None:
         exit_ = None if self._is_ended else self._child.look()
         if exit_ is not None:
-            self._ready.unregister(self._child.fileno())
+            self._ready.unregister(self._child.fileno())  # else it would be ready for as long as its pipes are open
             self.exit, self._is_ended = exit_, True
             self._drained_at = trio.current_time() + DRAIN_S
 
