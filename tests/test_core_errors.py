@@ -18,6 +18,11 @@ def test_a_document_that_came_over_a_link_has_no_line() -> None:
     )
 
 
+def test_a_sentence_that_ends_is_ended_once() -> None:
+    assert str(ActionError("busy", "bad. Use 1.")) == "bad. Use 1. Nothing was changed."
+    assert str(ActionError("busy", "Did you mean ava?")) == "Did you mean ava? Nothing was changed."
+
+
 def test_an_action_error_travels_as_code_and_text() -> None:
     assert ActionError("no_such_run", "r-12 is not known here").reason == "no_such_run: r-12 is not known here"
 

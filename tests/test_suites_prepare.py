@@ -65,9 +65,7 @@ async def test_a_dir_elsewhere_is_blocked_also_through_a_link(tmp_path: Path, fo
         await get(Source(dir=str(tmp_path / path)), folder, (str(tmp_path / "suites"),))
 
 
-async def test_a_document_from_a_link_needs_a_source(folder: Path) -> None:
-    with pytest.raises(Blocked, match="source: missing in a document that came over a link"):
-        await get(None, folder)
+async def test_a_document_without_a_source_is_of_the_folder_it_lies_in(folder: Path) -> None:
     assert await get(None, folder, base=folder) == folder
 
 
@@ -155,6 +153,11 @@ def test_a_folder_is_a_suite_by_its_document_or_by_what_is_in_it(tmp_path: Path)
 def test_a_folder_without_either_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match="names ava, and no test_"):
         suite_of(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match=r"/nowhere: there is no such file or folder\. Correct the path\."):
+        suite_of(tmp_path / "nowhere")
 
 
 def test_below_names_the_roots(tmp_path: Path) -> None:

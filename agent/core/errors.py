@@ -21,7 +21,7 @@ class AgentError(Exception):
     """Base of every error raised on purpose. `remedy` is one sentence for the person who reads it."""
 
     def __init__(self, what: str, *, remedy: str) -> None:
-        super().__init__(f"{what}. {remedy}")
+        super().__init__(f"{what}{'' if what.endswith(('.', '?')) else '.'} {remedy}")
         self.what, self.remedy = what, remedy
 
 

@@ -388,5 +388,7 @@ def _got(value: object, place: Place) -> str:
             return "a list"
         case dict():
             return "a table"
+        case None:
+            return "null"
         case _:
             return "a date or time"

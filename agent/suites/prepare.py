@@ -70,6 +70,8 @@ def suite_of(path: Path) -> tuple[Suite, Path]:
         for name in DOCUMENTS:
             if (path / name).is_file():
                 return document.load((path / name).read_bytes(), name), path
+        if not path.is_dir():
+            raise DocumentError(path, 0, "", "there is no such file or folder", remedy="Correct the path.")
         names = [str(found.relative_to(path)) for pattern in ("*", "tests/*") for found in path.glob(pattern)]
         package = path / "package.json"
         return document.detect(path.name, names, package.read_bytes() if package.is_file() else None), path
@@ -99,11 +101,10 @@ async def fetch(
 ) -> Path:
     """The folder with the suite's files: `base` itself, a `dir` below `roots`, or a copy in `folder`.
 
-    `base` is the folder of the document, None where it came over a link. Raises Blocked.
+    `base` is the folder of the document, None where it came over a link: then it has a source. Raises Blocked.
     """
     if source is None:
-        if base is None:
-            raise Blocked("source: missing in a document that came over a link", remedy="Give dir, archive or git.")
+        assert base is not None, "refused before it got here"
         return base
     if source.dir is not None:
         project = below((base or Path("/")) / source.dir, roots)

@@ -256,6 +256,8 @@ class _Suites:
             suite = document.from_tree(received.suite)
         except DocumentError as err:
             return None, f"bad_suite: {err}"
+        if suite.source is None and received.base is None:
+            return None, "bad_suite: suite: source: is missing. It came over a link: add dir, archive or git."
         if self._draining:
             return suite, "draining"
         if self._store.full:
