@@ -12,9 +12,8 @@ from agent.core.events import LogMatched
 from agent.core.payload import read
 from agent.core.store import Store, open_store
 from agent.logs import labelling
-from agent.logs.classify import Classifier, Drift
+from agent.logs.analysis import Analysis
 from agent.logs.messages import LabelLog
-from agent.logs.templates import Miner
 
 
 @pytest.fixture
@@ -32,14 +31,22 @@ def matched(id: str, text: str) -> LogMatched:
 
 
 class House:
-    def __init__(self, store: Store) -> None:
-        self.store, self.classifier, self.miner = store, Classifier(), Miner()
+    """One process after another on a store; the last one is killed by begin()."""
 
-    async def label(self, **payload: Any) -> Drift | None:
-        return await labelling.learn(read(payload, LabelLog), self.classifier, self.miner, self.store)
+    def __init__(self, store: Store) -> None:
+        self.store, self.labelling, self.analysis = store, labelling.Labelling(store), Analysis(print, lambda: 0.0, 0.0)
+        self.classifier = self.analysis.classifier
+
+    async def label(self, **payload: Any) -> None:
+        await self.labelling.learn(read(payload, LabelLog), self.analysis)
+
+    async def begin(self) -> "House":
+        again = House(self.store)
+        await again.labelling.resume(again.analysis)
+        return again
 
     def guess(self, line: bytes) -> str | None:
-        guess = self.classifier.guess(self.miner.mine_line(line), line)
+        guess = self.classifier.guess(self.analysis.miner.mine_line(line), line)
         return guess.class_ if guess else None
 
 
@@ -60,6 +67,29 @@ async def test_the_line_of_an_event_is_learned(store: Store) -> None:
         "net",
         None,
     ]
+
+
+async def test_a_label_that_was_taken_outlives_a_kill(store: Store) -> None:
+    here = House(store)
+    for _ in range(6):
+        await here.label(text="disk sda failed", **{"class": "disk"})
+    again = await here.begin()
+    assert (again.guess(b"disk sdb failed"), again.analysis.labels) == ("disk", 6)
+    again.labelling.written(4)  # a model file has them
+    await again.label(text="all is well", **{"class": None})
+    assert (await again.begin()).analysis.labels == 3
+    again.labelling.written(again.labelling.next)
+    await store.commit()
+    assert (await again.begin()).analysis.labels == 0
+    assert await store._query("SELECT key FROM checkpoint WHERE key LIKE 'logs.label:%'") == []
+
+
+async def test_only_so_many_labels_wait_for_a_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "MOST", 3)
+    here = House(store)
+    for n in range(5):
+        await here.label(text="x", **{"class": f"c{n}"})
+    assert (await here.begin()).classifier.classes == ["c2", "c3", "c4"]
 
 
 @pytest.mark.parametrize(

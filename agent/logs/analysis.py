@@ -278,18 +278,25 @@ class Analysis:
             self._learn(template, line, event.class_)
             return event
         guess, drift = self.classifier.ask(template, line)
-        self.drifted(drift)
+        self._drifted(drift)
         return classed(event, guess)
 
-    def drifted(self, drift: Drift | None) -> None:
+    def label(self, line: bytes, class_: str | None) -> None:
+        """Somebody says of which class the line is; None: it is normal. Raises TooManyClasses."""
+        self._label(self.mined(line or b"\n").ids[0], line, class_)
+
+    def _drifted(self, drift: Drift | None) -> None:
         """Tell that guesses do not fit any more, if they do not."""
         if drift is not None:
             self.publish(LogDrift(what=drift.what, before=drift.before, now=drift.now, window=drift.window))
 
+    def _label(self, template: int, line: bytes, class_: str | None) -> None:
+        self._drifted(self.classifier.learn(template, line, class_))
+        self.labels += 1
+
     def _learn(self, template: int, line: bytes, class_: str) -> None:
         try:
-            self.drifted(self.classifier.learn(template, line, class_))
-            self.labels += 1
+            self._label(template, line, class_)
         except TooManyClasses as err:
             if class_ not in self._refused:
                 self._refused.add(class_)

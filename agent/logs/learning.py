@@ -1,5 +1,5 @@
 """What was learned of logs, on the disk: the model file, and beside it in the store the templates of this machine, and
-the forecasts that wait (forecasts.py), and how often templates come, each minute.
+the forecasts that wait (forecasts.py), labels of people (labelling.py), and how often templates come, each minute.
 
 A model file from elsewhere (`agent logs learn`) brings its own templates, for its weights and chains know them by their
 ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to.
@@ -33,6 +33,7 @@ from agent.logs.anomalies import KeptRates, Warmth
 from agent.logs.chains import Chains
 from agent.logs.classify import Classifier
 from agent.logs.forecasts import Forecasts
+from agent.logs.labelling import Labelling
 from agent.logs.model import Model, ModelDamaged, encode, room
 from agent.logs.templates import Miner
 
@@ -73,7 +74,7 @@ class Learning:
 
     def __init__(self, path: Path, bus: Bus, store: Store, clock: Callable[[], float]) -> None:
         self._path, self._bus, self._store, self._clock = path, bus, store, clock
-        self._forecasts = Forecasts(store)
+        self._forecasts, self.labelling = Forecasts(store), Labelling(store)
         self._model = Model()
         self._digest = ""
         self._kept_next = self._written = self._kept_windows = 0
@@ -102,6 +103,7 @@ class Learning:
             self._bus.publish(AlertCleared(code=ALERT))
         self.analysis.forecaster.resume(waiting, ended, self._clock())
         self._written = self.analysis.learned
+        await self.labelling.resume(self.analysis)
         await self._keep(RESERVE)
         return self.analysis
 
@@ -177,7 +179,7 @@ class Learning:
     async def _write(self) -> None:
         """Write the model file. What does not work is told, and tried again."""
         analysis = self.analysis
-        learned = analysis.learned
+        learned, labelled = analysis.learned, self.labelling.next
         chains, calibration = analysis.forecaster.chains.encode()
         classifier = analysis.classifier
         model = replace(
@@ -202,6 +204,7 @@ class Learning:
             log.warning("model is not kept path=%s error=%s", self._path, err)
             return
         self._model, self._digest, self._written = model, digest, learned
+        self.labelling.written(labelled)
 
     async def _keep(self, reserved: int, digest: str | None = None) -> None:
         """Put a checkpoint; ids below `reserved` more may be given until the next. `digest`: of a model to come."""

@@ -126,7 +126,7 @@ class _Logs:
     ) -> None:
         self._bus, self._store, self._metrics, self._active = bus, store, metrics, Active()
         self._settings, self._health, self._clock, self._nursery = settings, health, clock, nursery
-        self._analysis, self._labelling = (analysis := learning.analysis), learning.labelling
+        self._labelling, self._analysis = learning.labelling, learning.analysis
         self.follower = Follower(self._rescan)
         self._watches: dict[str, Watch] = {}
         self._sources: dict[str, Source] = {}  # by path
@@ -141,6 +141,7 @@ class _Logs:
         self._kept = KeptWatches()
         self._of_run: dict[str, list[str]] = {}
         self._searches = trio.CapacityLimiter(2)
+        analysis = self._analysis
         metrics.gauge("logs_templates", lambda: len(analysis.miner))
         metrics.gauge("logs_forecasts_open", lambda: analysis.forecaster.open)
         metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.hits, state="hit")
