@@ -17,7 +17,7 @@ from agent.logs.analysis import Analysis
 from agent.logs.anomalies import WINDOW_S
 from agent.logs.classify import Classifier
 from agent.logs.learning import KEEP_S, KEY, RESERVE, WRITE_S, Kept, Learning
-from agent.logs.messages import Rule
+from agent.logs.messages import LabelLog, Rule
 from agent.logs.model import Model
 from agent.logs.templates import Miner
 
@@ -129,6 +129,20 @@ async def test_labels_come_back_from_the_model_file(tmp_path: Path, autojump_clo
         assert guess is not None
         assert guess.class_ == "disk"
         assert (tmp_path / "logs.model").stat().st_mode & 0o777 == 0o600
+
+
+async def test_labels_of_people_outlive_a_kill_and_are_in_the_file_then(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with house(tmp_path) as here:
+        first = await here.load()
+        for _ in range(6):
+            await first.labelling.learn(LabelLog(text=LINES[-1].decode(), class_="disk"), first.analysis)
+        again = await here.load()
+        assert (again.analysis.labels, again.analysis.classifier.classes) == (6, ["disk"])
+        await run(again, 0.1)
+        last = (await here.load()).analysis
+        assert (last.labels, last.classifier.classes) == (0, ["disk"])
 
 
 async def test_the_model_is_written_at_the_end(tmp_path: Path, autojump_clock: MockClock) -> None:
