@@ -1,4 +1,4 @@
-"""What `make dist` does with what was frozen: the list of its parts, deb and rpm, checksums of all.
+"""What `make dist` does with what was frozen: the list of its parts, their licences, deb and rpm, checksums of all.
 
 Run in the environment that PyInstaller ran in: what is said of a part is what its own files say. Times are
 SOURCE_DATE_EPOCH, so that the same tree gives the same bytes.
@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import sqlite3
 import ssl
 import subprocess
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
+import licences  # beside this file
 from PyInstaller.archive.readers import CArchiveReader
 
 from agent.logs import regex
@@ -36,6 +36,7 @@ DIST, ONEDIR = ROOT / "dist", ROOT / "dist/onedir"
 EPOCH = int(os.environ["SOURCE_DATE_EPOCH"])
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm7"}  # as nfpm calls them
 
+LICENCES = "LICENCES.txt"
 BOOTLOADER = "GPL-2.0-or-later WITH Bootloader-exception"
 # A shared library by how its name begins: whose it is, under which licence, and what tells its version; None: the
 # system's package that its file is of.
@@ -57,16 +58,8 @@ LINKED_IN = ("libexpat", "libmpdec", "libpcre2")  # where they are no files of t
 
 def packaged_version(file: str) -> str:
     """The upstream version of what the system installed the file from; without a package, what its name ends in."""
-    for ask in (["dpkg-query", "--search", file], ["rpm", "-qf", "--qf", "%{VERSION}", file]):
-        if shutil.which(ask[0]) is None:
-            continue
-        said = subprocess.run(ask, capture_output=True, text=True).stdout
-        if said and ask[0] == "dpkg-query":
-            show = ["dpkg-query", "--show", "--showformat=${source:Upstream-Version}", said.partition(": ")[0]]
-            return subprocess.run(show, capture_output=True, text=True, check=True).stdout
-        if said:
-            return said
-    return file.partition(".so.")[2]
+    package = licences.package_of(file)
+    return (package and licences.version_of(package)) or file.partition(".so.")[2]
 
 
 def distributions() -> list[metadata.Distribution]:
@@ -90,6 +83,12 @@ def licence(package: metadata.PackageMetadata) -> list[dict[str, Any]]:
     classifiers = [name.rpartition(" :: ")[2] for name in package.get_all("Classifier", ()) if "License ::" in name]
     words = package["License"].partition("\n")[0] if "License" in package else "not stated"
     return [{"license": {"name": name}} for name in classifiers or [words]]
+
+
+def named(terms: list[dict[str, Any]]) -> str:
+    """The same in words."""
+    each = [term.get("expression") or term["license"].get("id") or term["license"]["name"] for term in terms]
+    return ", ".join(each)
 
 
 def packages() -> Iterator[dict[str, Any]]:
@@ -140,6 +139,23 @@ def libraries() -> Iterator[dict[str, Any]]:
     }
 
 
+def terms() -> str:
+    """The words of the licences of all parts."""
+    sources: dict[str, str] = json.loads((ROOT / "build/agent/libraries.json").read_text())
+    files = {LIBRARIES[kind][0]: file for name, file in sources.items() for kind in LIBRARIES if name.startswith(kind)}
+    words = {found.name.lower(): licences.of_distribution(found) for found in distributions()}
+    words |= {"CPython": licences.of_python()}
+    words |= {"pyinstaller-bootloader": licences.of_distribution(metadata.distribution("pyinstaller"))}
+    found = {}
+    for part in [*packages(), *libraries()]:
+        name = part["name"]
+        held = words.get(name) or licences.of_system(name, files.get(name))
+        if not held:
+            print(f"licences: this machine holds no text of {name}'s; only its name is told")
+        found[f"{name} {part['version']}"] = (named(part["licenses"]), held)
+    return licences.text(found)
+
+
 def bill_of_materials(version: str) -> dict[str, Any]:
     """What is inside, as CycloneDX."""
     parts = [*packages(), *libraries()]
@@ -166,10 +182,11 @@ def main() -> None:
     machine = platform.machine()
     bom = DIST / "agent.cdx.json"
     bom.write_text(json.dumps(bill_of_materials(facts["version"]), indent=1) + "\n")
-    for path in [bom, DIST / "agent", ONEDIR, *ONEDIR.rglob("*")]:
+    (DIST / LICENCES).write_text(terms())
+    for path in [bom, DIST / LICENCES, DIST / "agent", ONEDIR, *ONEDIR.rglob("*")]:
         os.utime(path, (EPOCH, EPOCH))
     filled = {"VERSION": facts["version"], "ARCH": ARCHITECTURES[machine], "GLIBC": facts["glibc"]}
-    results = [DIST / "agent", bom]
+    results = [DIST / "agent", bom, DIST / LICENCES]
     for kind in ("deb", "rpm"):
         package = DIST / f"emissary_{facts['version']}_{machine}.{kind}"
         nfpm = [str(Path(sys.executable).with_name("nfpm")), "package", "--config", "packaging/nfpm.yaml"]

@@ -302,6 +302,7 @@ def test_the_deb_holds_the_release_and_says_what_it_needs(
     assert os.access(release / "agent", os.X_OK)
     bom = tmp_path / "root/usr/share/doc/emissary/agent.cdx.json"
     assert bom.read_bytes() == (frozen / "agent.cdx.json").read_bytes()
+    assert (bom.parent / "copyright").read_bytes() == (frozen / "LICENCES.txt").read_bytes()
     floor = json.loads(run([frozen / "onedir/agent", "--version", "--json"], {}).stdout)["glibc"]
     fields = run([dpkg_deb, "-f", deb, "Package", "Version", "Depends"], env).stdout
     assert fields == f"Package: emissary\nVersion: {agent.__version__}\nDepends: libc6 (>= {floor}), zlib1g\n"
@@ -345,6 +346,22 @@ def test_the_list_of_parts_is_cyclonedx_and_names_every_part(frozen: Path, pytho
     parts = {part["name"]: part for part in json.loads(text)["components"]}
     assert {"CPython", "OpenSSL", "SQLite", "PCRE2", "trio", "msgspec", "trio-websocket"} <= parts.keys()
     assert all(part["version"] and part["licenses"] for part in parts.values())
+
+
+def test_the_licences_of_all_parts_are_there_word_for_word(frozen: Path) -> None:
+    text = (frozen / "LICENCES.txt").read_text()
+    parts = json.loads((frozen / "agent.cdx.json").read_text())["components"]
+    assert [part for part in parts if f"\n  {part['name']} {part['version']}: " not in text] == []
+    words = {
+        "trio 0.": "Permission is hereby granted, free of charge",
+        "msgspec 0.": "Redistribution and use in source and binary forms",
+        "CPython 3.": "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2",
+        "pyinstaller-bootloader 6.": "Bootloader Exception",
+    }
+    sections = re.split("\n={78}\n(.*)\n={78}\n", text)[1:]
+    told = dict(zip(sections[::2], sections[1::2], strict=True))
+    missing = [part for part, term in words.items() if not any(part in of and term in told[of] for of in told)]
+    assert missing == []
 
 
 def test_the_checksums_are_those_of_the_files(frozen: Path) -> None:
