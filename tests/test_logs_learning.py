@@ -75,7 +75,7 @@ async def test_ids_are_the_same_after_a_restart(tmp_path: Path, autojump_clock: 
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
-async def test_rates_come_back_unless_their_templates_are_others(
+async def test_what_is_usual_comes_back_unless_templates_are_others(
     tmp_path: Path, autojump_clock: MockClock, is_replaced: bool
 ) -> None:
     async with house(tmp_path) as here:
@@ -95,8 +95,9 @@ async def test_rates_come_back_unless_their_templates_are_others(
         if is_replaced:
             modelfile.write(here.path, Model(templates=Miner().dump()[0]))
         (known,) = first.analysis.rates.kept().rates
-        rates = (await here.load()).analysis.rates.kept().rates
-        assert rates == ([] if is_replaced else [known])
+        again = (await here.load()).analysis
+        assert again.rates.kept().rates == ([] if is_replaced else [known])
+        assert again.warmths == ({} if is_replaced else {"/log": stream.warmth})
 
 
 async def test_no_id_is_given_twice_after_a_kill(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -1,5 +1,5 @@
 """What was learned of logs, on the disk: the model file, and beside it in the store the templates of this machine, and
-the forecasts that wait (forecasts.py), labels of people (labelling.py), and how often templates come, each minute.
+the forecasts that wait (forecasts.py), labels of people (labelling.py), and each minute what is usual in logs.
 
 A model file from elsewhere (`agent logs learn`) brings its own templates, for its weights and chains know them by their
 ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to.
@@ -39,7 +39,7 @@ from agent.logs.templates import Miner
 
 log = logging.getLogger(__name__)
 
-KEY, RATES = "logs.learned", "logs.rates"
+KEY, USUAL = "logs.learned", "logs.usual"
 ALERT = "logs.model"
 TICK_S = 5.0  # forecasts last 10 s at least, and windows a minute
 KEEP_S = 10.0  # s between two checkpoints at least, which take KEEP_SHARE of the time at most
@@ -64,7 +64,13 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     next: int
     base: int = 0
     templates: bytes
-    warmths: dict[str, Warmth] = {}
+
+
+class Usual(msgspec.Struct, frozen=True):
+    """What is usual in logs, by the templates of Kept."""
+
+    rates: KeptRates
+    warmths: dict[str, Warmth]
 
 
 class Learning:
@@ -84,12 +90,12 @@ class Learning:
     async def load(self) -> Analysis:
         """What was learned before; what cannot be used is told, and learned anew."""
         await self._store.commit()
-        kept, rates = await self._store.get(KEY, Kept), await self._store.get(RATES, KeptRates)
+        kept, usual = await self._store.get(KEY, Kept), await self._store.get(USUAL, Usual)
         waiting, ended = await self._forecasts.read()
         model, damage = await self._read()
         now = trio.current_time()
         try:
-            self.analysis = await trio.to_thread.run_sync(self._taken_up, model, kept, rates, now)
+            self.analysis = await trio.to_thread.run_sync(self._taken_up, model, kept, usual, now)
         except ModelDamaged as err:
             with suppress(OSError):  # then it is told again at the next start
                 await trio.to_thread.run_sync(modelfile.set_aside, self._path)
@@ -119,7 +125,7 @@ class Learning:
                 if self._is_kept and self.analysis.learned != self._written:
                     await self._write()
                 await self._keep(0)
-                self._store.put(RATES, self.analysis.rates.kept())
+                self._keep_usual()
 
     async def keep_due(self) -> None:
         """Keep what has been learned, if that was long enough ago."""
@@ -130,7 +136,7 @@ class Learning:
             await self._keep(RESERVE)
         if (windows := self.analysis.rates.windows) != self._kept_windows:
             self._kept_windows = windows
-            self._store.put(RATES, self.analysis.rates.kept())
+            self._keep_usual()
 
     async def _read(self) -> tuple[Model | None, ModelDamaged | None]:
         try:
@@ -145,7 +151,7 @@ class Learning:
         text = f"{self._path}: {damage.what}"
         self._bus.publish(Alert(code=ALERT, text=text, remedy=damage.remedy, since=self._clock()))
 
-    def _taken_up(self, model: Model | None, kept: Kept | None, rates: KeptRates | None, now: float) -> Analysis:
+    def _taken_up(self, model: Model | None, kept: Kept | None, usual: Usual | None, now: float) -> Analysis:
         """Raises ModelDamaged."""
         miner = None
         if model:
@@ -159,7 +165,7 @@ class Learning:
             miner.skip_ids(kept.next)
             base = kept.base
         else:
-            base, rates = _behind(kept), None  # of other templates
+            base, usual = _behind(kept), None  # by other templates
             miner = Miner.load(model.templates) if model and model.templates else Miner()
         analysis = Analysis(
             self._bus.publish,
@@ -168,12 +174,12 @@ class Learning:
             miner=miner,
             classifier=Classifier.load(model.weights, model.classes) if model and model.weights else None,
             chains=Chains.decode(model.chains, model.calibration) if model and model.chains else None,
-            warmths=kept.warmths if kept else None,
+            warmths=usual.warmths if usual else None,
             base=base,
             keep=self._forecasts.keep,
         )
-        if rates:
-            analysis.rates.resume(rates, lambda id: analysis.miner.resolve(id) == id)
+        if usual:
+            analysis.rates.resume(usual.rates, lambda id: analysis.miner.resolve(id) == id)
         return analysis
 
     async def _write(self) -> None:
@@ -209,7 +215,7 @@ class Learning:
     async def _keep(self, reserved: int, digest: str | None = None) -> None:
         """Put a checkpoint; ids below `reserved` more may be given until the next. `digest`: of a model to come."""
         began, miner = trio.current_time(), self.analysis.miner
-        next, warmths = miner.next + reserved, dict(self.analysis.warmths)
+        next = miner.next + reserved
         data, _ = miner.dump()
         packed = await trio.to_thread.run_sync(partial(zlib.compress, data, level=1))
         kept = Kept(
@@ -218,11 +224,13 @@ class Learning:
             next=next,
             base=self.analysis.base,
             templates=packed,
-            warmths=warmths,
         )
         self._store.put(KEY, kept)
         now = trio.current_time()
         self._kept_next, self._keep_at = next, now + max(KEEP_S, (now - began) / KEEP_SHARE)
+
+    def _keep_usual(self) -> None:
+        self._store.put(USUAL, Usual(self.analysis.rates.kept(), self.analysis.warmths))
 
 
 def _behind(kept: Kept | None) -> int:
