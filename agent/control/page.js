@@ -207,7 +207,7 @@ function forecast(event) {
   else put('#forecasts', item)
 }
 
-// How good forecasts have been since the start.
+// How good forecasts have been.
 async function showForecasts() {
   let numbers
   try {

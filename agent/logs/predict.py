@@ -215,7 +215,7 @@ class Forecaster:
             state="open",
             class_=class_.name,
             probability=round(self.chains.probability(judgement), 4),
-            horizon_s=class_.horizon_s,
+            horizon_s=round(class_.horizon_s, 3),
             expected_s=(round(early, 3), round(late, 3)),
             key=_text(key),
             evidence=evidence,
