@@ -189,6 +189,19 @@ size_t format_matches(const struct line_format *format, const struct match *matc
                       uint8_t *out, size_t capacity, size_t *done);
 
 /*
+ * Many paths, looked at again and again. `path` ends in a NUL; `seen` is what stat(2) said last, all 0 before that, and of
+ * a path that it refuses `error` alone: an errno.
+ */
+struct seen { uint64_t error, device, inode, mode, size, written_s, written_ns; };
+struct look { const char *path; struct seen seen; };
+
+/*
+ * Ask for looks[0..count) again. The numbers of those where anything differs from what was seen go to changed[0..count),
+ * in rising order. Returns how many. Waits for the disks that the paths are on.
+ */
+size_t look_again(struct look *const *looks, size_t count, uint32_t *changed);
+
+/*
  * The miner: which lines are alike but for their values? It learns templates from the lines that it sees; lines that
  * differ in one word are one template as soon as enough different words were seen there.
  */

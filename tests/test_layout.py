@@ -47,6 +47,7 @@ DOES_IO = (
     *("agent/polarize/cibus.py", "agent/files/disk.py", "agent/files/follow.py", "agent/files/services.py"),
     *(
         "agent/logs/follow.py",
+        "agent/logs/wake.py",
         "agent/logs/paths.py",
         "agent/logs/search.py",
         "agent/logs/source.py",

@@ -18,7 +18,7 @@ import trio.testing
 
 from agent.core.events import LogGap, LogMatched, LogSource
 from agent.core.store import Store
-from agent.logs import follow, tail
+from agent.logs import tail, wake
 from agent.logs.settings import LogWatch
 from tests.test_logs_role import RULES, House, first, house, numbers
 
@@ -87,7 +87,7 @@ async def test_a_slow_disk_stops_reading_and_rotation_is_noticed(
 
 
 async def test_deleted_files_that_hold_too_much_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "MAX_HELD", 1 << 16)
+    monkeypatch.setattr(wake, "MAX_HELD", 1 << 16)
     async with house(tmp_path) as here:
         await here.start()
         with here.bus.subscribe(LogGap) as gaps:
@@ -174,7 +174,7 @@ async def test_a_line_of_256_mib_takes_no_memory_and_hides_nothing(tmp_path: Pat
 
 
 async def test_an_overflow_of_inotify_has_everything_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "POLL_S", 1000)
+    monkeypatch.setattr(wake, "POLL_S", 1000)
     names = [tmp_path / "logs/x", tmp_path / "logs/y"]
     async with house(tmp_path) as here:
         for name in names:
@@ -188,6 +188,13 @@ async def test_an_overflow_of_inotify_has_everything_looked_at(tmp_path: Path, m
             here.write(2)
             here.write(3, name="new.log")
             assert sorted(map(str, await numbers(events, 2))) == ["2", "3"]
+            for number in range(MOST + 1):
+                os.chmod(names[number % 2], 0o600)
+            here.log.unlink()
+            here.write(4)  # and others perhaps before it: the queue is full
+            assert await numbers(events, 1) == ["4"]
+        (gap,) = await here.journal(LogGap)
+        assert (gap.path, gap.why) == (str(here.log), "a file came and went before it was looked at")
 
 
 async def test_two_watches_of_a_path_follow_it_once(tmp_path: Path) -> None:
@@ -233,7 +240,7 @@ async def test_the_generation_before_is_known_after_a_restart(tmp_path: Path) ->
 async def test_a_glob_takes_no_rotated_file_for_a_new_one_and_lets_go_of_those_that_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "POLL_S", 0.05)
+    monkeypatch.setattr(wake, "POLL_S", 0.05)
     monkeypatch.setattr(tail, "QUIET_S", 0.1)
     watch = LogWatch(name="all", glob=f"{tmp_path}/logs/*.log*")
     async with house(tmp_path) as here:
@@ -298,7 +305,7 @@ async def test_the_first_file_of_a_path_may_come_and_be_rotated_while_no_agent_r
 
 
 async def test_logs_that_begin_alike_are_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "POLL_S", 0.05)
+    monkeypatch.setattr(wake, "POLL_S", 0.05)
     watch = LogWatch(name="all", glob=f"{tmp_path}/logs/*.log*")
     async with house(tmp_path) as here:
         here.write(1)

@@ -1,7 +1,7 @@
-"""Following logs on trio: carries out what a Tail asks for, wakes it by inotify and by one look at all files a second.
+"""Following a log on trio: carries out what a Tail asks for. What wakes it is in wake.py.
 
-Threads: blocks of more than 64 KiB are read in a worker, and so is what a search walks back beyond that; the look at
-all files too, and of a file that inotify never told of (NFS) everything, since its disk may hang.
+Threads: what is not in memory is read in a worker, and so is what a search walks back beyond 64 KiB; of a file that
+inotify never told of (NFS) everything, since its disk may hang.
 
 Source: protocols/logs.md 3 ("Blocks") and 5.
 """
@@ -10,16 +10,14 @@ import errno
 import logging
 import os
 import stat
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Literal, NoReturn, Protocol, TypeVar
 
 import trio
-from inotify_simple import INotify, flags, parse_events
 
-from agent.core.inotify import open_inotify, unwatch
 from agent.core.supervise import Health
 from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
 from agent.logs.context import Ask, Place, Search, Size, T
@@ -29,20 +27,14 @@ from agent.logs.tail import BLOCK, Tail
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0
 DIRECT = 1 << 16  # bytes that are read and matched without a thread
-GATHER_S = 0.04  # between two looks at what grows by more than that: few large blocks cost less than many
 BLOCKS = 4  # large blocks in memory at a time, of all files
-HEARD = 1 << 16  # bytes of inotify's events that are read at once
-MAX_HELD = 256 << 20  # bytes of deleted files, all together
 MAX_SIBLINGS = 100
 _DISK = trio.CapacityLimiter(40)  # threads that wait for one: where a mount hangs, only logs wait for each other
 LISTINGS = 5  # of a folder in which names change meanwhile
 BLOCK_S = 30.0  # s for a hang of one block
 
-_HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
-_NEW = flags.CREATE | flags.MOVED_TO
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 
@@ -105,12 +97,14 @@ class Followed:
         self._blocks, self._block = blocks, bytearray()  # of it the one that is being matched
         self.links, self.linked = links, set[int]()
         self.begun = trio.Event()  # it was looked at: what is written now is new
+        self.is_waiting = True  # for what nothing tells of
         self._wake, self._idle = trio.Event(), trio.Event()
         self._acts: deque[Act] = deque()
         self._fds: dict[int, int] = {}
         self._seen: Stat | int | None = None
         self._is_heard = False  # by inotify: then its disk is here
         self._came = 0  # files that did since the last look, says inotify
+        self._is_lost = False  # it said less than there was
         self._is_paused = False
         self._ticked: float | None = None
         self._grown = 0  # bytes read since the last look
@@ -155,16 +149,19 @@ class Followed:
         """Was there much to read at the last look?"""
         return self._grown > DIRECT
 
-    def wake(self, *, came: bool = False) -> None:
-        """Something happened at the path, says inotify; `came`: a file was created or moved there."""
+    def wake(self, *, came: bool = False, lost: bool = False) -> None:
+        """Something happened at the path, says inotify; `came`: a file was created or moved there.
+
+        `lost`: what happened is not known, there was too much.
+        """
         self._is_heard = True
         self._came += came
+        self._is_lost |= lost
         self._wake.set()
 
-    def check(self, found: Stat | int | None) -> None:
-        """Wake it if the path is not as it was seen last, or something is waited for."""
-        if found != self._seen or self._is_paused or self.tail.draining() or self.tail.state == "ERROR":
-            self._wake.set()
+    def poll(self) -> None:
+        """Something changed at the path, or `is_waiting` and a second has passed."""
+        self._wake.set()
 
     def give_up(self) -> None:
         """Let go of the oldest file that was deleted."""
@@ -233,6 +230,7 @@ class Followed:
         due = self.tail.due()
         if due is None or due == self._ticked:  # it was due already: the next look does it
             due = float("inf")
+        self.is_waiting = self._is_paused or bool(self.tail.draining()) or self.tail.state == "ERROR"
         self._idle.set()
         with trio.move_on_at(min(due, self._matching.due())):
             await self._wake.wait()
@@ -255,7 +253,10 @@ class Followed:
 
         draining = self.tail.draining()
         came, self._came = self._came, 0  # what comes while stat is asked may be what it sees: that is told later
+        before, is_lost, self._is_lost = self._seen, self._is_lost, False
         self._seen, drained = await self._run(stats)
+        if is_lost and _file_of(self._seen) != _file_of(before):  # it may not have been the only one that came
+            came = max(came, 1 + isinstance(self._seen, Stat))
         self._grown = 0
         now = trio.current_time()
         if self._is_paused and await self.room():
@@ -363,106 +364,6 @@ class Followed:
         return acts
 
 
-class Follower:
-    """All sources. `rescan` is called each second, and when a file came into a directory of one of them."""
-
-    def __init__(self, rescan: Callable[[], Awaitable[None]]) -> None:
-        self.sources: list[Followed] = []
-        self.blocks = Blocks()
-        self._rescan = rescan
-        self._names: dict[tuple[str, str], list[Followed]] = {}
-        self._wanted: Counter[str] = Counter()
-        self._folders: dict[int, str] = {}
-        self._notify: INotify | None = None
-        self._new = trio.Event()
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Wake the sources, for ever. Without an inotify instance they are looked at each second alone."""
-        with open_inotify() as self._notify:
-            async with trio.open_nursery() as nursery:
-                if self._notify is not None:
-                    nursery.start_soon(self._hear, self._notify)
-                task_status.started()
-                await self._poll()
-        raise AssertionError("polling never ends")
-
-    def add(self, source: Followed) -> None:
-        self.sources.append(source)
-        for path in {source.tail.path, os.path.realpath(source.tail.path)}:
-            folder, name = os.path.split(path)
-            self._names.setdefault((folder, name), []).append(source)
-            self.want(folder)
-
-    def drop(self, source: Followed) -> None:
-        self.sources.remove(source)
-        for key, having in list(self._names.items()):
-            if source in having:
-                having.remove(source)
-                self.want_no_more(key[0])
-                if not having:
-                    del self._names[key]
-
-    def want(self, folder: str) -> None:
-        """Hear of what happens in a directory."""
-        self._wanted[folder] += 1
-        if self._wanted[folder] == 1:
-            self._watch_folders()
-
-    def want_no_more(self, folder: str) -> None:
-        """As often as it was wanted."""
-        self._wanted[folder] -= 1
-        if self._wanted[folder]:
-            return
-        del self._wanted[folder]
-        for wd in [wd for wd, watched in self._folders.items() if watched == folder]:
-            del self._folders[wd]
-            if self._notify is not None and wd not in self._folders:
-                unwatch(self._notify, wd)
-
-    def _watch_folders(self) -> None:
-        """Those that the kernel does not watch yet: they may not have been there."""
-        if self._notify is None:
-            return
-        for folder in self._wanted.keys() - self._folders.values():
-            with suppress(OSError):  # it is looked at each second, and tried again
-                self._folders[self._notify.add_watch(folder, _HEARD)] = folder  # type: ignore[no-untyped-call]
-
-    async def _hear(self, notify: INotify) -> NoReturn:
-        while True:
-            await trio.lowlevel.wait_readable(notify.fileno())
-            is_busy = False
-            for event in parse_events(os.read(notify.fileno(), HEARD)):  # type: ignore[no-untyped-call]
-                if event.mask & flags.Q_OVERFLOW:
-                    for source in self.sources:
-                        source.wake()
-                    self._new.set()
-                if event.mask & flags.IGNORED:
-                    self._folders.pop(event.wd, None)
-                    continue
-                for source in self._names.get((self._folders.get(event.wd, ""), event.name), ()):
-                    is_busy |= source.grows_fast
-                    source.wake(came=bool(event.mask & _NEW))
-                if event.mask & _NEW:
-                    self._new.set()
-            if is_busy:
-                await trio.sleep(GATHER_S)  # meanwhile the kernel makes one event of a thousand writes
-
-    async def _poll(self) -> NoReturn:
-        while True:
-            with trio.move_on_after(POLL_S):
-                await self._new.wait()
-            self._new = trio.Event()
-            self._watch_folders()
-            await self._rescan()
-            sources = list(self.sources)
-            paths = [source.tail.path for source in sources]
-            found = await trio.to_thread.run_sync(lambda paths: list(map(_stat, paths)), paths, abandon_on_cancel=True)
-            for source, seen in zip(sources, found, strict=True):
-                source.check(seen)
-            if sum(source.tail.held for source in self.sources) > MAX_HELD:
-                max(self.sources, key=lambda source: source.tail.held).give_up()
-
-
 def _go_on(search: Search[T], wish: Ask | Size, answer: Callable[[Ask | Size], bytes | int | None]) -> T:
     try:
         while True:
@@ -475,6 +376,11 @@ def _go_on(search: Search[T], wish: Ask | Size, answer: Callable[[Ask | Size], b
 def _stat_of(found: os.stat_result) -> Stat:
     kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
     return Stat(found.st_dev, found.st_ino, found.st_size, kind, found.st_mtime, found.st_nlink == 0)
+
+
+def _file_of(found: Stat | int | None) -> tuple[int, int] | None:
+    """Device and inode, of what is there."""
+    return found[:2] if isinstance(found, Stat) else None
 
 
 def _stat(path: str) -> Stat | int | None:

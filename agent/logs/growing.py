@@ -13,9 +13,10 @@ import trio
 
 from agent.core.supervise import Health
 from agent.logs.acts import Gap, Report, Scan
-from agent.logs.follow import Blocks, Followed, Follower
+from agent.logs.follow import Blocks, Followed
 from agent.logs.scanner import Match
 from agent.logs.tail import Tail
+from agent.logs.wake import Follower
 from agent.logs.written import Log, Searches, Written
 
 SETTLE_S = 5.0  # s that what is there at a signal may take
@@ -49,7 +50,7 @@ async def follow(
     return not any(log.is_unreadable for log in logs)
 
 
-async def _no_globs() -> None:
+async def _no_globs(found: dict[str, list[str]]) -> None:
     """There are none to look for new files of."""
 
 

@@ -42,7 +42,7 @@ from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.logs import lint, paths, streams
 from agent.logs.active import Active
-from agent.logs.follow import Followed, Follower, is_new
+from agent.logs.follow import Followed, is_new
 from agent.logs.learning import Learning
 from agent.logs.messages import (
     Labelled,
@@ -61,6 +61,7 @@ from agent.logs.search import rule_of, search
 from agent.logs.settings import LogsSettings
 from agent.logs.source import Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
+from agent.logs.wake import Follower
 from agent.logs.watches import KeptWatches, Watch, of_client
 
 log = logging.getLogger(__name__)
@@ -131,10 +132,8 @@ class _Logs:
         self._watches: dict[str, Watch] = {}
         self._sources: dict[str, Source] = {}  # by path
         self._pending: dict[str, Done] | None = {}  # how far those were that begin at the start, until they do
-        self._globs = paths.Globs()
-        self._passed: dict[
-            str, tuple[int, int, int]
-        ] = {}  # what a glob finds, and is followed already under another name
+        self._globs: set[str] = set()  # watches, of which new files are looked for
+        self._passed: dict[str, tuple[int, int, int]] = {}  # found by globs, and followed already by another name
         self._refused: set[str] = set()  # for want of room, which is told once
         self._records: dict[str, Records] = {}  # by watch
         self._rules: dict[str, Rules] = {}  # by watch
@@ -277,31 +276,30 @@ class _Logs:
         if not watch.is_glob:
             await self._follow(watch, watch.pattern, watch.sizes.get(watch.pattern, start))
             return
-        self.follower.want(paths.fixed(watch.pattern))
         found = list(watch.sizes) if watch.run else await trio.to_thread.run_sync(paths.matching, watch.pattern)
         for path in found:
             if start != "start" or path in watch.sizes or await self._is_new(path):
                 await self._follow(watch, path, watch.sizes.get(path, start))
+        if watch.id in self._watches:  # it did not end meanwhile
+            self._globs.add(watch.id)
+            self.follower.seek(watch.pattern)
 
-    async def _rescan(self) -> None:
-        """New files of globs, and those that are there no more."""
+    async def _rescan(self, found: dict[str, list[str]]) -> None:
+        """New files of globs, and those that are there no more; `found` is what each glob finds now."""
         if self._pending is not None:  # they are being looked for
             return
-        globs = [watch for watch in self._watches.values() if watch.is_glob]
-        patterns = {watch.pattern for watch in globs}
-        found = await trio.to_thread.run_sync(self._globs.find, patterns, abandon_on_cancel=True)
+        globs = [self._watches[id] for id in self._globs]
         for watch in globs:
-            for path in found[watch.pattern]:
+            for path in found.get(watch.pattern, ()):
                 if watch.id not in self._watches:  # it ended meanwhile
                     break
                 source = self._sources.get(path)
                 if (source is None and await self._is_new(path)) or (source and watch.id not in source.wants):
                     await self._follow(watch, path, "start")
-        names = {watch.id for watch in globs}
         for source in list(self._sources.values()):
             tail = source.followed.tail
             is_over = tail.state == "ABSENT" and tail.generation and all(done.is_gone for done in tail.checkpoints())
-            if is_over and source.wants.keys() <= names:
+            if is_over and source.wants.keys() <= self._globs:
                 self._drop(source)
         there = {path for named in found.values() for path in named}
         self._passed = {path: known for path, known in self._passed.items() if path in there}
@@ -312,11 +310,14 @@ class _Logs:
         return await trio.to_thread.run_sync(is_new, path, known, self._passed)
 
     async def _follow(self, watch: Watch, path: str, start: Literal["end", "start"] | int) -> None:
-        source = self._sources.get(path)
         if watch.is_remote and (why := await trio.to_thread.run_sync(paths.refused, path, self._settings.roots)):
             log.warning("not followed path=%s why=%s", path, why)
             return
-        rules = self._rules[watch.id]
+        key = SOURCE + path
+        done: Done = await self._store.get(key, Done) or Done()
+        if watch.id not in self._watches:  # it ended meanwhile
+            return
+        source, rules = self._sources.get(path), self._rules[watch.id]
         if source:
             want = Want(rules, watch.run, watch.is_remote)
             if self._pending is not None:
@@ -325,6 +326,8 @@ class _Logs:
             else:
                 with trio.move_on_after(SETTLE_S):
                     await source.followed.settle()  # the end that it begins at is that of now
+                if watch.id not in self._watches:
+                    return
                 source.join(watch.id, want, start)
             self._use(source)
             return
@@ -334,7 +337,6 @@ class _Logs:
                 detail = f"{MAX_SOURCES} logs are followed already"
                 self._bus.publish(LogSource(path=path, what="limit", generation=0, detail=detail))
             return
-        key = SOURCE + path
         source = Source(
             path,
             key,
@@ -345,7 +347,6 @@ class _Logs:
             metrics=self._metrics,
         )
         self._sources[path] = source
-        done: Done = await self._store.get(key, Done) or Done()
         alive = {watch.id, *self._watches, *self._kept.watches, *(f"s-{one.name}" for one in self._settings.watch)}
         if alive.isdisjoint(done.since):  # of watches that are over
             done = Done()
@@ -407,8 +408,9 @@ class _Logs:
         """Follow it no longer."""
         watch = self._watches.pop(id)
         del self._rules[id]
-        if watch.is_glob:
-            self.follower.want_no_more(paths.fixed(watch.pattern))
+        if id in self._globs:
+            self._globs.remove(id)
+            self.follower.seek_no_more(watch.pattern)
         for source in [source for source in self._sources.values() if id in source.wants]:
             del source.wants[id]
             if source.wants:

@@ -1,0 +1,163 @@
+"""What wakes the logs that are followed: inotify, and one look at all paths a second, which needs neither of them.
+
+Threads: the look at all paths and the reading of directories are one worker's, since a disk (NFS) may hang.
+
+Source: protocols/logs.md 5.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
+
+import trio
+from inotify_simple import INotify, flags, parse_events
+
+from agent._native import ffi, lib
+from agent.core.inotify import open_inotify, unwatch
+from agent.logs.follow import Blocks, Followed
+from agent.logs.paths import Globs, fixed
+
+if TYPE_CHECKING:
+    from agent._native import CData
+
+POLL_S = 1.0
+GATHER_S = 0.04  # between two looks at what grows quickly: few large blocks cost less than many
+HEARD = 1 << 16  # bytes of inotify's events that are read at once
+RESCAN = 5  # polls: so often `rescan` is told what it knows
+MAX_HELD = 256 << 20  # bytes of deleted files, all together
+
+_HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
+_NEW = flags.CREATE | flags.MOVED_TO
+
+
+class Follower:
+    """All logs. `rescan` gets what the globs find, by glob: when that changes, and every few seconds. `blocks` are for
+    all logs.
+    """
+
+    def __init__(self, rescan: Callable[[dict[str, list[str]]], Awaitable[None]]) -> None:
+        self.blocks = Blocks()
+        self._rescan = rescan
+        self._looks: dict[Followed, tuple[CData, CData]] = {}  # a struct look, and its path
+        self._names: dict[tuple[str, str], list[Followed]] = {}
+        self._globs, self._sought = Globs(), Counter[str]()
+        self._wanted: Counter[str] = Counter()
+        self._folders: dict[int, str] = {}
+        self._notify: INotify | None = None
+        self._new = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Wake the logs, for ever. Without an inotify instance they are looked at each second alone."""
+        with open_inotify() as self._notify:
+            async with trio.open_nursery() as nursery:
+                if self._notify is not None:
+                    nursery.start_soon(self._hear, self._notify)
+                task_status.started()
+                await self._poll()
+        raise AssertionError("polling never ends")
+
+    def add(self, source: Followed) -> None:
+        path = ffi.new("char[]", os.fsencode(source.tail.path))
+        self._looks[source] = ffi.new("struct look *", {"path": path}), path
+        for real in {source.tail.path, os.path.realpath(source.tail.path)}:
+            folder, name = os.path.split(real)
+            self._names.setdefault((folder, name), []).append(source)
+            self._want(folder)
+        self._new.set()
+
+    def drop(self, source: Followed) -> None:
+        del self._looks[source]
+        for key, having in list(self._names.items()):
+            if source in having:
+                having.remove(source)
+                self._want_no_more(key[0])
+                if not having:
+                    del self._names[key]
+
+    def seek(self, pattern: str) -> None:
+        """Have what a glob finds told."""
+        self._sought[pattern] += 1
+        self._want(fixed(pattern))
+        self._new.set()
+
+    def seek_no_more(self, pattern: str) -> None:
+        """As often as it was sought."""
+        self._sought -= Counter((pattern,))
+        self._want_no_more(fixed(pattern))
+
+    def _want(self, folder: str) -> None:
+        """Hear of what happens in a directory."""
+        self._wanted[folder] += 1
+        if self._wanted[folder] == 1:
+            self._watch_folders()
+
+    def _want_no_more(self, folder: str) -> None:
+        """As often as it was wanted."""
+        self._wanted[folder] -= 1
+        if self._wanted[folder]:
+            return
+        del self._wanted[folder]
+        for wd in [wd for wd, watched in self._folders.items() if watched == folder]:
+            del self._folders[wd]
+            if self._notify is not None and wd not in self._folders:
+                unwatch(self._notify, wd)
+
+    def _watch_folders(self) -> None:
+        """Those that the kernel does not watch yet: they may not have been there."""
+        if self._notify is None:
+            return
+        for folder in self._wanted.keys() - self._folders.values():
+            with suppress(OSError):  # it is looked at each second, and tried again
+                self._folders[self._notify.add_watch(folder, _HEARD)] = folder  # type: ignore[no-untyped-call]
+
+    async def _hear(self, notify: INotify) -> NoReturn:
+        while True:
+            await trio.lowlevel.wait_readable(notify.fileno())
+            is_busy = False
+            for event in parse_events(os.read(notify.fileno(), HEARD)):  # type: ignore[no-untyped-call]
+                if event.mask & flags.Q_OVERFLOW:
+                    for source in self._looks:
+                        source.wake(lost=True)
+                    self._new.set()
+                if event.mask & flags.IGNORED:
+                    self._folders.pop(event.wd, None)
+                    continue
+                for source in self._names.get((self._folders.get(event.wd, ""), event.name), ()):
+                    is_busy |= source.grows_fast
+                    source.wake(came=bool(event.mask & _NEW))
+                if event.mask & _NEW:
+                    self._new.set()
+            if is_busy:
+                await trio.sleep(GATHER_S)  # meanwhile the kernel makes one event of a thousand writes
+
+    async def _poll(self) -> NoReturn:
+        polls, before = 0, dict[str, list[str]]()
+        while True:
+            with trio.move_on_after(POLL_S if self._looks or self._sought else float("inf")):
+                await self._new.wait()
+            self._new = trio.Event()
+            self._watch_folders()
+            sources, looks = list(self._looks), list(self._looks.values())
+            look = partial(_look, self._globs, list(self._sought), looks)
+            found, changed = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+            if found != before or polls % RESCAN == 0:
+                await self._rescan(found)
+            polls, before = polls + 1, found
+            waiting = [source for source in sources if source.is_waiting]
+            for source in {*waiting, *(sources[number] for number in changed)}:
+                source.poll()
+            draining = [source for source in waiting if source.tail.draining()]
+            if sum(source.tail.held for source in draining) > MAX_HELD:
+                max(draining, key=lambda source: source.tail.held).give_up()
+
+
+def _look(
+    globs: Globs, patterns: list[str], looks: "Sequence[tuple[CData, CData]]"
+) -> tuple[dict[str, list[str]], list[int]]:
+    """What the globs find, and the numbers of the paths where something changed since the last time. Blocks."""
+    again, changed = ffi.new("struct look *[]", [look for look, _ in looks]), ffi.new("uint32_t[]", len(looks))
+    count = lib.look_again(again, len(looks), changed)
+    return globs.find(patterns), ffi.unpack(changed, count)

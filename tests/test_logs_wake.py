@@ -1,0 +1,134 @@
+"""What wakes the logs: the look at all paths without inotify, globs, and nothing at all where nothing is followed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+from inotify_simple import INotify
+
+from agent._native import ffi, lib
+from agent.core.supervise import Health
+from agent.logs import wake
+from agent.logs.follow import Blocks, Followed
+from agent.logs.tail import Tail
+from agent.logs.wake import Follower
+from tests.test_logs_follow import Taking, has_room
+
+if TYPE_CHECKING:
+    from agent._native import CData
+
+WAIT_S = 20.0
+
+
+@contextmanager
+def no_inotify() -> Iterator[INotify | None]:
+    yield None
+
+
+def log(path: Path, taking: Taking, blocks: Blocks) -> Followed:
+    return Followed(Tail(str(path), start="start"), taking, Health("logs"), links=True, room=has_room, blocks=blocks)
+
+
+async def until(taking: Taking, text: bytes) -> None:
+    with trio.fail_after(WAIT_S):
+        while taking.text != text:
+            await trio.lowlevel.checkpoint()
+
+
+def changed(*looks: "CData") -> list[int]:
+    again, numbers = ffi.new("struct look *[]", list(looks)), ffi.new("uint32_t[]", len(looks))
+    return ffi.unpack(numbers, lib.look_again(again, len(looks), numbers))
+
+
+def test_a_look_tells_of_which_paths_there_is_something_new(tmp_path: Path) -> None:
+    texts = [ffi.new("char[]", os.fsencode(tmp_path / name)) for name in ("a", "b", "none")]
+    looks = [ffi.new("struct look *", {"path": text}) for text in texts]
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"1")
+    assert changed(*looks) == [0, 1, 2]
+    assert changed(*looks) == []
+    (tmp_path / "b").write_bytes(b"12")
+    assert changed(*looks) == [1]
+    os.utime(tmp_path / "a", ns=(1, 1))
+    (tmp_path / "none").mkdir()
+    assert changed(*looks) == [0, 2]
+    (tmp_path / "a").rename(tmp_path / "c")
+    (tmp_path / "a").write_bytes(b"1")
+    os.utime(tmp_path / "a", ns=(1, 1))
+    (tmp_path / "none").rmdir()
+    assert changed(*looks) == [0, 2]
+    assert changed() == []
+
+
+async def test_without_inotify_what_changed_is_seen_by_a_look(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wake, "open_inotify", no_inotify)
+    monkeypatch.setattr(wake, "POLL_S", 0.05)
+    found: list[dict[str, list[str]]] = []
+
+    async def rescan(files: dict[str, list[str]]) -> None:
+        found.append(files)
+
+    follower, takings = Follower(rescan), {name: Taking() for name in ("a.log", "b.log")}
+    await nursery.start(follower.run)
+    pattern = f"{tmp_path}/*.log"
+    follower.seek(pattern)
+    sources = {name: log(tmp_path / name, taking, follower.blocks) for name, taking in takings.items()}
+    for source in sources.values():
+        follower.add(source)
+        nursery.start_soon(source.run)
+    (tmp_path / "a.log").write_bytes(b"one\n")
+    await until(takings["a.log"], b"one\n")
+    with (tmp_path / "a.log").open("ab") as file:
+        file.write(b"two\n")
+    (tmp_path / "b.log").write_bytes(b"three\n")
+    await until(takings["a.log"], b"one\ntwo\n")
+    await until(takings["b.log"], b"three\n")
+    with trio.fail_after(WAIT_S):
+        while found[-1] != {pattern: [f"{tmp_path}/a.log", f"{tmp_path}/b.log"]}:
+            await trio.lowlevel.checkpoint()
+        follower.seek_no_more(pattern)
+        follower.drop(sources["b.log"])
+        while found[-1] != {}:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_where_nothing_is_followed_nothing_wakes(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    looks = 0
+
+    async def rescan(files: dict[str, list[str]]) -> None:
+        nonlocal looks
+        looks += 1
+
+    follower = Follower(rescan)
+    await nursery.start(follower.run)
+    await trio.sleep(3600)
+    assert looks == 0
+
+
+async def test_what_is_followed_no_longer_is_watched_no_longer(tmp_path: Path, nursery: trio.Nursery) -> None:
+    async def rescan(files: dict[str, list[str]]) -> None: ...
+
+    follower = Follower(rescan)
+    await nursery.start(follower.run)
+    sources = [log(tmp_path / name, Taking(), follower.blocks) for name in ("a", "b")]
+    for source in sources:
+        follower.add(source)
+    follower.seek(f"{tmp_path}/*")
+    assert list(follower._folders.values()) == [str(tmp_path)]
+    for forget in (partial(follower.drop, sources[0]), partial(follower.seek_no_more, f"{tmp_path}/*")):
+        forget()
+        assert list(follower._folders.values()) == [str(tmp_path)]
+    follower.drop(sources[1])
+    assert not follower._folders
+    (tmp_path / "a").write_bytes(b"1\n")
+    await trio.testing.wait_all_tasks_blocked()
