@@ -7,8 +7,7 @@ Source: protocols/emissary.md, "Mimir".
 
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +15,7 @@ import msgspec
 
 from agent.core.errors import ActionError
 from agent.core.events import RunState, State
+from agent.lab.transaction import transaction
 from agent.lab.where import Where, matches
 from agent.mimir.messages import (
     MAX_EDGES,
@@ -121,7 +121,7 @@ class Graph:
         _check(upsert)
         seq = self.seq
         try:
-            with self._transaction():
+            with transaction(self._db):
                 if writer is not None and upsert.seq is not None:
                     if upsert.seq <= self.last_seq(*writer):
                         return 0
@@ -192,16 +192,6 @@ class Graph:
         """Every vertex and edge as it is stored, to compare."""
         vertices = self._db.execute("SELECT * FROM vertex ORDER BY id").fetchall()
         return vertices + self._db.execute("SELECT * FROM edge ORDER BY src, label, dst").fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     def _put(self, vertex: Vertex, where: str) -> int:
         row = self._db.execute("SELECT label, rev, props FROM vertex WHERE id = ?", (vertex.id,)).fetchone()

@@ -24,6 +24,7 @@ from agent.core.payload import read
 from agent.lab.faults import Faults
 from agent.lab.mimir import Mimir
 from agent.lab.queue import Act, Cancel, LabRun, Mark, Order, Owed, Queue, Writer
+from agent.lab.transaction import transaction
 from agent.mimir.messages import RESERVATION_REV, Vertex
 from agent.seneschal.messages import (
     RUN_LEASE_S,
@@ -285,11 +286,11 @@ class _Disk:
         return runs, writers
 
     def write(self, rows: Mapping[str, bytes | None]) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
         put = "INSERT INTO kept(key, value) VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
-        self._db.executemany(put, [row for row in rows.items() if row[1] is not None])
-        self._db.executemany("DELETE FROM kept WHERE key = ?", [(key,) for key, value in rows.items() if value is None])
-        self._db.execute("COMMIT")
+        with transaction(self._db):
+            self._db.executemany(put, [row for row in rows.items() if row[1] is not None])
+            gone = [(key,) for key, value in rows.items() if value is None]
+            self._db.executemany("DELETE FROM kept WHERE key = ?", gone)
 
     def close(self) -> None:
         self._db.close()

@@ -1,0 +1,21 @@
+"""One transaction of SQLite, for what the lab keeps: all of it or nothing, also where the disk is full.
+
+Source: protocols/emissary.md, "Mimir" (one transaction).
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Commit what the block writes. What fails in it, or in the commit, leaves nothing, and the next one can begin."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # on a full disk SQLite may have rolled back by itself
+            db.execute("ROLLBACK")
+        raise
