@@ -267,6 +267,19 @@ def test_one_that_was_rotated_between_two_looks_is_read_beside(machine: Machine)
     assert machine.words().count("gap") == 1  # that of the one which was rotated before it was seen
 
 
+def test_one_that_came_and_went_before_a_rotation_between_two_looks_is_told(machine: Machine) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    for _ in range(2):
+        del machine.names[PATH]
+        machine.create(b"2\n")
+    machine.rename("/var/log/x.1")
+    machine.create(b"3\n")
+    machine.look(1)
+    assert sorted(machine.lines) == [b"1", b"2", b"3"]
+    assert machine.told[-1] == Gap(1, 2, None, "a file came and went before it was looked at")
+
+
 def test_files_that_came_before_the_start_are_none_that_come(machine: Machine) -> None:
     machine.create(b"1\n")
     machine.start()
@@ -500,7 +513,7 @@ def test_files_that_are_renamed_again_before_they_are_opened_are_looked_for_agai
     machine.rename("/var/log/x.1")
     machine.create(b"3\n")
     tail = Tail(PATH, checkpoints)
-    machine.tail, machine.open = tail, {}
+    machine.tail, machine.open, machine.came = tail, {}, 0
     (search,) = tail.look(machine.names[PATH].stat, 0)
     (opening,) = machine.one(search)
     assert opening == Open(1, "/var/log/x.1")

@@ -77,6 +77,9 @@ class Tail:
         self._begun = None if begun is None else begun - COARSE_S
         self._unseen_since = max((done.written for done in [*past, *checkpoints]), default=self._begun)
         self._current: File | None = None
+        self._last: File | Checkpoint | None = max(  # what was at the path before
+            [*past, *checkpoints], key=lambda done: done.generation, default=None
+        )
         self._draining: list[File] = []
         self._opening: dict[int, _Opening] = {}
         self._numbers = 0
@@ -89,6 +92,7 @@ class Tail:
         self._has_looked = self._is_there = False
         self._retry_s, self._retry_at = 0.0, 0.0
         self._own_seen: Stat | None = None  # the path's file, among the siblings
+        self._first_seen: tuple[int, int] | None = None  # at the first look: it counts among those that came
         self._rewind: int | None = None  # of the path's file, when it is not being matched
         self._came = 0  # files that came to the path, and were not taken up; -1: one was, and is not told yet
         self._sought = False  # those were looked for beside it
@@ -168,6 +172,8 @@ class Tail:
         acts: list[Act] = []
         is_first, self._has_looked = not self._has_looked, True
         self._is_there = isinstance(found, Stat) and found.kind == "file"
+        if is_first and isinstance(found, Stat):
+            self._first_seen = found[:2]
         self._came = int(self._is_there) if is_first else self._came + came
         if found is None:
             self._retry_s = 0.0
@@ -258,7 +264,7 @@ class Tail:
             if (stat.dev, stat.ino) != origin:  # it was renamed meanwhile
                 return [Close(number), *self._search_again(opening, now)]
             if not done:
-                if not opening.is_old:
+                if not opening.is_old or origin == self._first_seen:
                     self._take_in()
                 self.generation += 1
                 acts.append(Report("found", self.generation, "rotated before it was seen"))
@@ -513,7 +519,8 @@ class Tail:
             self._sought, self._wants_search, self._unseen_since = True, True, since
             return self._search()
         self._came, self._sought = 0, False
-        last = max(before, key=lambda done: done.generation, default=None)
+        # Behind the one that was at the path before: those found beside it may have come later.
+        last = self._last.checkpoint() if isinstance(self._last, File) else self._last
         generation, start = (last.generation, last.offset) if last else (self.generation, 0)
         return [self._gap(generation, start, "a file came and went before it was looked at")]
 
@@ -523,7 +530,7 @@ class Tail:
             self._current.changed_at, self._current.is_at_end = now, False
             self._unseen_since, self._wants_search = self._current.written, True
             self._draining.append(self._current)
-            self._current = None
+            self._last, self._current = self._current, None
 
     def _end(self, file: File) -> None:
         """It is drained, or given up."""
@@ -538,6 +545,8 @@ class Tail:
         if self._came > 0:  # a new file with the old one's inode
             self._take_in()
         self._lost.append(file.checkpoint())
+        if file is self._current:
+            self._last = file
         self._unseen_since, self._wants_search = file.written, True
         self.generation += 1
         new = File(file.number, found, self.generation, now)
