@@ -68,7 +68,8 @@ def told(act: Act, first: int = 0) -> str:
             return f"{tree.pop('type')} {json.dumps(tree, separators=(',', ':'))}"
         case Announce(units):
             return f"classes {' '.join(each.class_id for each in units)}"
-        case Part(session, entries):
+        case Part(session, batches):
+            entries = (entry for batch in batches for entry in batch.entries())
             return f"part {session} " + ", ".join(f"{name} {flags(probes)} {test}" for name, test, probes in entries)
         case Ping(number):
             return f"ping {number - first}"

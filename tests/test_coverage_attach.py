@@ -10,12 +10,14 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from agent.core.errors import PeerUnreachable
 from agent.coverage.attach import Attachment
+from agent.coverage.merged import Batch
 from agent.coverage.messages import announcement, parts
 from agent.coverage.sessions import Announce, Part, Ping, Say
 from tests.drill_transcripts import unit
 from tests.test_core_channel import websockets
 
-UNITS = {name: unit(name) for name in ("./a.js", "./b.js")}
+UNITS = [unit("./a.js"), unit("./b.js")]
+COUNTS = {"./a.js": 8, "./b.js": 8}
 
 
 class Ends:
@@ -24,7 +26,7 @@ class Ends:
     def __init__(self, ours: WebSocketConnection, theirs: WebSocketConnection) -> None:
         self.theirs, self.pongs, self.idle = theirs, list[int](), 0
         self.heard: list[str | bytes] = []
-        self.attachment = Attachment(ours, UNITS, pong=self.pongs.append, idle=self.ask)
+        self.attachment = Attachment(ours, COUNTS, pong=self.pongs.append, idle=self.ask)
 
     def ask(self) -> Ping:
         self.idle += 1
@@ -45,12 +47,12 @@ async def ends() -> AsyncIterator[Ends]:
 
 async def test_acts_go_out_in_their_order_and_a_pong_comes_back() -> None:
     async with ends() as both:
-        entries = [("./a.js", "t1", 1), ("./b.js", "t2", 3)]
-        both.attachment.put([Say("first"), Announce(tuple(UNITS.values())), Part("s1", entries), Ping(7), Say("last")])
+        batches = [Batch("t1", ["./a.js"], [1]), Batch("t2", ["./b.js"], [3])]
+        both.attachment.put([Say("first"), Announce(tuple(UNITS)), Part("s1", batches), Ping(7), Say("last")])
         expected = [
             "first",
-            *announcement(list(UNITS.values())),
-            *parts("s1", [("./a.js", 1, 8, "t1"), ("./b.js", 3, 8, "t2")]),
+            *announcement(UNITS),
+            *parts("s1", batches, COUNTS),
             "last",
         ]
         with trio.fail_after(60):

@@ -7,6 +7,7 @@ from pathlib import Path
 import trio
 
 from agent.core.store import Store, open_store
+from agent.coverage.catalog import Delta
 from agent.coverage.kept import SESSIONS, Kept
 from agent.coverage.merged import Budget
 from agent.coverage.messages import StartSession
@@ -29,7 +30,7 @@ async def stored(folder: Path) -> AsyncIterator[Store]:
 def session(name: str) -> Session:
     made = Session(StartSession(name, "AUTO"), Budget(2**20, lambda need: False), since=5.0, began=1.0)
     made.state = "running"
-    made.merged.add([("./a.js", "t1", 1)])
+    made.merged.add([Delta("./a.js", 1, "t1")])
     return made
 
 
@@ -43,7 +44,7 @@ async def test_sessions_and_classes_are_there_after_a_restart(tmp_path: Path) ->
     async with stored(tmp_path) as store:
         kept = Kept(store)
         assert await kept.read() == ([unit("./a.js")], [one.saved(), two.saved()])
-        one.merged.add([("./a.js", "t1", 2)])
+        one.merged.add([Delta("./a.js", 2, "t1")])
         one.revision += 1
         kept.keep([one])
     async with stored(tmp_path) as store:

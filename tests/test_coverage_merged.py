@@ -1,60 +1,68 @@
 """Merged entries: nothing is ever forgotten that no pong has proved to be read, whatever the order of events."""
 
 from collections import defaultdict
+from collections.abc import Set
 
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agent.coverage.merged import UNSPECIFIED, Budget, Entry, Merged, cost
+from agent.coverage.catalog import Delta
+from agent.coverage.merged import UNSPECIFIED, Batch, Budget, Entry, Merged, cost
+
+KNOWN = {"./a.js", "./b.js", "a", "b", "c"}
+
+
+def deltas(*entries: Entry) -> list[Delta]:
+    return [Delta(class_id, probes, test) for class_id, test, probes in entries]
+
+
+def taken(store: Merged, known: Set[str] = KNOWN) -> list[Entry]:
+    return [entry for batch in store.take(known) for entry in batch.entries()]
 
 
 def merged(limit: int = 2**20) -> Merged:
     return Merged(Budget(limit, lambda need: False))
 
 
-def known(class_id: str) -> bool:
-    return True
-
-
 def test_an_entry_is_sent_whole_and_once() -> None:
     store = merged()
-    assert store.add([("./a.js", "t1", 1)]) == set()
-    assert store.take(known) == [("./a.js", "t1", 1)]
-    assert store.add([("./a.js", "t1", 1)]) == set()
-    assert store.take(known) == []
-    store.add([("./a.js", "t1", 4), ("./a.js", "t2", 2)])
-    assert store.take(known) == [("./a.js", "t1", 5), ("./a.js", "t2", 2)]
+    assert store.add(deltas(("./a.js", "t1", 1))) == set()
+    assert taken(store) == [("./a.js", "t1", 1)]
+    assert store.add(deltas(("./a.js", "t1", 1))) == set()
+    assert taken(store) == []
+    store.add(deltas(("./a.js", "t1", 4), ("./a.js", "t2", 2)))
+    assert taken(store) == [("./a.js", "t1", 5), ("./a.js", "t2", 2)]
 
 
 def test_what_the_admin_does_not_know_waits() -> None:
     store = merged()
-    store.add([("./a.js", "t1", 1), ("./b.js", "t1", 1)])
-    assert store.take("./b.js".__eq__) == [("./b.js", "t1", 1)]
-    assert store.take(known) == [("./a.js", "t1", 1)]
+    store.add(deltas(("./a.js", "t1", 1), ("./b.js", "t1", 1)))
+    assert taken(store, {"./b.js"}) == [("./b.js", "t1", 1)]
+    assert taken(store) == [("./a.js", "t1", 1)]
 
 
 def test_no_room_refuses_new_classes_and_takes_old_ones() -> None:
     store = merged(limit=cost(("./a.js", "t"), 1))
-    assert store.add([("./a.js", "t", 1), ("./b.js", "t", 1)]) == {"./b.js"}
-    assert store.add([("./a.js", "t", 2)]) == set()
+    assert store.add(deltas(("./a.js", "t", 1), ("./b.js", "t", 1))) == {"./b.js"}
+    assert store.add(deltas(("./a.js", "t", 2))) == set()
     assert store.entries() == [("./a.js", "t", 3)]
 
 
 def test_folded_it_has_one_entry_for_each_class() -> None:
     store = merged()
-    store.add([("./a.js", "t1", 1), ("./a.js", "t2", 2), ("./b.js", "t1", 4)])
+    store.add(deltas(("./a.js", "t1", 1), ("./a.js", "t2", 2), ("./b.js", "t1", 4)))
     store.fold()
-    assert store.take(known) == [("./a.js", UNSPECIFIED, 3), ("./b.js", UNSPECIFIED, 4)]
-    store.add([("./a.js", "t3", 8)])
-    assert store.take(known) == [("./a.js", UNSPECIFIED, 11)]
+    assert taken(store) == [("./a.js", UNSPECIFIED, 3), ("./b.js", UNSPECIFIED, 4)]
+    store.add(deltas(("./a.js", "t3", 8)))
+    assert taken(store) == [("./a.js", UNSPECIFIED, 11)]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("tu"), st.integers(1, 2**80))), st.integers(0, 3))
 def test_its_size_is_that_of_its_entries(entries: list[Entry], then: int) -> None:
     budget = Budget(2**20, lambda need: False)
     store = Merged(budget)
-    store.add(entries)
+    store.add(deltas(*entries))
     if then == 1:
         store.fold()
     if then == 2:
@@ -72,20 +80,20 @@ class Delivery(RuleBasedStateMachine):
         self.store = merged()
         self.seen = defaultdict[str, int](int)  # by class: what the sources saw
         self.admin = defaultdict[str, int](int)  # by class: what the admin has read
-        self.line: list[list[Entry] | int] = []  # sent, not read yet: a part, or a ping
+        self.line: list[list[Batch] | int] = []  # sent, not read yet: a part, or a ping
         self.number = 0
 
     @rule(class_id=st.sampled_from("abc"), test=st.sampled_from("tuv"), probes=st.integers(1, 7))
     def collect(self, class_id: str, test: str, probes: int) -> None:
-        assert self.store.add([(class_id, test, probes)]) == set()
+        assert self.store.add(deltas((class_id, test, probes))) == set()
         self.seen[class_id] |= probes
 
     @rule()
     def flush(self) -> None:
         self.number += 1
-        entries = self.store.take(known)
-        self.store.sent(entries, self.number)
-        self.line += [entries, self.number]
+        batches = self.store.take(KNOWN)
+        self.store.sent(batches, self.number)
+        self.line += [batches, self.number]
 
     @rule(count=st.integers(1, 4))
     def read(self, count: int) -> None:
@@ -93,7 +101,7 @@ class Delivery(RuleBasedStateMachine):
             if isinstance(sent, int):
                 self.store.pong(sent)
             else:
-                for class_id, _, probes in sent:
+                for class_id, _, probes in (entry for batch in sent for entry in batch.entries()):
                     self.admin[class_id] |= probes
         del self.line[:count]
 

@@ -2,6 +2,8 @@
 
 import json
 from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -10,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.coverage import messages
+from agent.coverage.merged import Batch
 from agent.coverage.messages import (
     AgentConfig,
     CoverDataPart,
     ExecClassData,
     InitActiveScope,
     OfSession,
-    Row,
     StartAgentSession,
     StartSession,
     StopAgentSession,
@@ -35,19 +37,24 @@ from agent.coverage.messages import (
 )
 from tests.drill_transcripts import action, content, message, unit
 
+Row = tuple[str, list[bool], str]
 ROWS = st.lists(
-    st.builds(
-        lambda class_id, flags, test: (class_id, sum(f << n for n, f in enumerate(flags)), len(flags), test),
-        st.text(max_size=6),
-        st.lists(st.booleans(), max_size=70),
-        st.text(max_size=6),
-    ),
+    st.tuples(st.text(max_size=6), st.lists(st.booleans(), max_size=70), st.text(max_size=6)),
+    unique_by=lambda row: row[0],
     max_size=6,
 )
 
 
+def written(session: str, rows: list[Row]) -> list[str]:
+    batches = [
+        Batch(test, [name for name, _, _ in some], [sum(f << n for n, f in enumerate(flags)) for _, flags, _ in some])
+        for test, some in ((test, list(some)) for test, some in groupby(rows, key=itemgetter(2)))
+    ]
+    return list(parts(session, batches, {name: len(flags) for name, flags, _ in rows}))
+
+
 def slow(session: str, rows: list[Row]) -> str:
-    data = [ExecClassData(name, [bool(bits >> n & 1) for n in range(count)], test) for name, bits, count, test in rows]
+    data = [ExecClassData(name, flags, test) for name, flags, test in rows]
     return said(CoverDataPart(session, data))
 
 
@@ -145,7 +152,7 @@ def test_any_text_is_read_or_is_one_error(read: Any, text: str) -> None:
 
 @given(st.text(max_size=8), ROWS)
 def test_a_part_is_what_three_passes_write(session: str, rows: list[Row]) -> None:
-    frames = list(parts(session, rows))
+    frames = written(session, rows)
     assert frames == ([slow(session, rows)] if rows else [])
 
 
@@ -170,17 +177,27 @@ def test_an_announcement_has_at_most_its_bytes(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_part_has_at_most_65535_objects() -> None:
-    rows = [(f"src/c{n}.js", n % 256, 8, "t.test.js") for n in range(65_536)]
-    assert len(list(parts("s1", rows[:65_535]))) == 1
-    first, second = parts("s1", rows)
+    rows = [(f"src/c{n}.js", [bool(n >> bit & 1) for bit in range(8)], "t.test.js") for n in range(65_536)]
+    assert len(written("s1", rows[:65_535])) == 1
+    first, second = written("s1", rows)
     assert len(content(first)["data"]) == 65_535
     assert content(second)["data"] == [{"className": "src/c65535.js", "probes": 8 * [True], "testName": "t.test.js"}]
 
 
-def test_a_part_has_at_most_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [(f"src/ü{n}.js", 5, 8, "t.test.js") for n in range(10)]
-    limit = len(slow("s1", rows[:4]).encode()) + 1  # the comma that the last one has not
+@pytest.mark.parametrize("room", [1, 2, 3, 4, 9])
+def test_a_part_has_at_most_its_bytes(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    rows = [(f"src/ü{n}.js", [True, False, True], "t.test.js") for n in range(10)]
+    limit = len(slow("s1", rows[:room]).encode()) + 1  # the comma that the last one has not
     monkeypatch.setattr(messages, "MAX_TEXT", limit)
-    frames = list(parts("s1", rows))
+    frames = written("s1", rows)
     assert all(len(frame.encode()) <= limit for frame in frames)
-    assert [len(content(frame)["data"]) for frame in frames] == [4, 4, 2]
+    assert [row["className"] for frame in frames for row in content(frame)["data"]] == [name for name, _, _ in rows]
+    assert len(frames) <= 10 / room * 2
+
+
+def test_one_entry_that_is_too_large_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_TEXT", 1)
+    assert written("s1", [("a", [True], "t"), ("b", [True], "t")]) == [
+        slow("s1", [("a", [True], "t")]),
+        slow("s1", [("b", [True], "t")]),
+    ]

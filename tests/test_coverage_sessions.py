@@ -732,7 +732,7 @@ def test_parts_carry_what_their_entry_has_merged() -> None:
         played.now += 2
         for act in played.does(f"C> ./a.js {'0' * n}1 t1.test.js"):
             if isinstance(act, Part):
-                for class_id, test, probes in act.entries:
+                for class_id, test, probes in (entry for batch in act.batches for entry in batch.entries()):
                     assert probes & seen[class_id, test] == seen[class_id, test]
                     seen[class_id, test] = probes
     assert seen == {("./a.js", "t1.test.js"): 0b111111}

@@ -14,8 +14,6 @@ from trio_websocket import WebSocketConnection
 from agent.core.channel import ungrouped
 from agent.core.errors import PeerUnreachable
 from agent.coverage import messages
-from agent.coverage.catalog import Unit
-from agent.coverage.messages import Row
 from agent.coverage.sessions import Announce, Part, Ping, Say
 
 IDLE_S, DEAD_S = 10.0, 30.0
@@ -26,17 +24,20 @@ Sent = Say | Announce | Part | Ping
 
 
 class Attachment:
-    """An open connection. `pong` gets the number of an answered ping, `idle` gives what to send when nothing comes."""
+    """An open connection. `counts` are of the probes of each class.
+
+    `pong` gets the number of an answered ping, `idle` gives what to send when nothing comes.
+    """
 
     def __init__(
         self,
         ws: WebSocketConnection,
-        units: Mapping[str, Unit],
+        counts: Mapping[str, int],
         *,
         pong: Callable[[int], None],
         idle: Callable[[], Ping],
     ) -> None:
-        self._ws, self._units, self._pong, self._idle = ws, units, pong, idle
+        self._ws, self._counts, self._pong, self._idle = ws, counts, pong, idle
         self._acts: deque[Sent] = deque()
         self._came, self._went = trio.Event(), trio.Event()
         self._is_sending = self._is_over = False
@@ -86,16 +87,11 @@ class Attachment:
                     nursery.start_soon(self._ping, number)
                 case Announce(units):
                     await self._send_all(messages.announcement(units))
-                case Part(session, _):
-                    await self._send_all(messages.parts(session, self._rows(act)))
+                case Part(session, batches):
+                    await self._send_all(messages.parts(session, batches, self._counts))
             self._is_sending = False
             self._went.set()
             self._went = trio.Event()
-
-    def _rows(self, part: Part) -> Iterator[Row]:
-        units = self._units
-        for class_id, test, probes in part.entries:
-            yield class_id, probes, len(units[class_id].lines), test
 
     async def _send_all(self, frames: Iterator[str]) -> None:
         while (frame := await trio.to_thread.run_sync(partial(next, frames, None))) is not None:

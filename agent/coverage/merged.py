@@ -7,7 +7,10 @@ carries all its probes whenever it is sent: a repeat is harmless, and a later on
 Source: protocols/drill.md, "State machine", "Delivery"; "Failure behaviour" (store full).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from typing import NamedTuple
+
+from agent.coverage.catalog import Delta
 
 Key = tuple[str, str]  # class id, test
 Entry = tuple[str, str, int]  # class id, test, probes: bit n is probe n
@@ -19,6 +22,19 @@ ENTRY_BYTES = 300  # what an entry takes beside its names and probes: tuple, dic
 def cost(key: Key, probes: int) -> int:
     """About how many bytes an entry takes in memory."""
     return ENTRY_BYTES + len(key[1]) + probes.bit_length() // 8
+
+
+class Batch(NamedTuple):
+    """Entries of one test, by columns: a tuple for each of 65,535 would take a fifth of a flush."""
+
+    test: str
+    classes: Sequence[str]
+    probes: Sequence[int]
+
+    def entries(self) -> Iterator[Entry]:
+        """One by one."""
+        for class_id, probes in zip(self.classes, self.probes, strict=True):
+            yield class_id, self.test, probes
 
 
 class Budget:
@@ -40,49 +56,41 @@ class Merged:
         self._budget = budget
         self._entries: dict[str, dict[str, int]] = {}
         self._dirty: dict[str, dict[str, None]] = {}
-        self._under_way: dict[int, list[Entry]] = {}
+        self._under_way: dict[int, list[Batch]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._entries.values()))
 
-    def add(self, entries: Iterable[Entry]) -> set[str]:
-        """OR probes into their entries; the classes for which there was no room."""
+    def add(self, deltas: Iterable[Delta], unnamed: str = "") -> set[str]:
+        """OR probes into their entries, for the test `unnamed` where none is known; the classes that had no room."""
         refused: set[str] = set()
         budget = self._budget
         used, grown, limit = budget.used, 0, budget.limit  # `grown` is in `used`, and is put into the budget at the end
-        test, least = None, 0
+        named, test, least = None, "", 0
         known_of: dict[str, int] = {}
         dirty: dict[str, None] = {}
-        for class_id, name, probes in entries:
-            wanted = UNSPECIFIED if self.folded else name
-            if wanted != test:
-                test = wanted
+        for delta in deltas:
+            class_id, probes, name = delta.class_id, delta.probes, delta.test
+            if name != named:
+                named, test = name, UNSPECIFIED if self.folded else name or unnamed
                 known_of, dirty = self._entries.setdefault(test, {}), self._dirty.setdefault(test, {})
                 least = cost(("", test), 0)
             known = known_of.get(class_id, 0)
             merged = known | probes
             if merged == known:
                 continue
-            if known:
-                need = merged.bit_length() // 8 - known.bit_length() // 8
-            else:
-                need = least + merged.bit_length() // 8
-                if used + need > limit:
-                    was_folded = self.folded
-                    self._grow(grown)
-                    grown, has_room = 0, budget.make_room(need)
+            need = merged.bit_length() // 8 - known.bit_length() // 8 if known else least + merged.bit_length() // 8
+            if not known and used + need > limit:
+                self._grow(grown)
+                grown, has_room = 0, budget.make_room(need)
+                used, named = budget.used, None  # room is made by folding, also of this one
+                if not has_room:
+                    refused.add(class_id)
+                    continue
+                if self.folded and test != UNSPECIFIED:
+                    refused |= self.add([delta])
                     used = budget.used
-                    if not has_room:
-                        refused.add(class_id)
-                        continue
-                    if self.folded is not was_folded:  # to make the room
-                        test = UNSPECIFIED
-                        known_of, dirty = self._entries[test], self._dirty[test]
-                        known = known_of.get(class_id, 0)
-                        merged = known | probes
-                        if merged == known:
-                            continue
-                        need = cost((class_id, test), merged) - (cost((class_id, test), known) if known else 0)
+                    continue
             known_of[class_id] = merged
             dirty[class_id] = None
             grown += need
@@ -121,22 +129,24 @@ class Merged:
                 found.add(class_id)
         return found
 
-    def take(self, is_known: Callable[[str], bool]) -> list[Entry]:
+    def take(self, known: Set[str]) -> list[Batch]:
         """The dirty entries of the classes that the admin knows; they are under way from now on, see `sent`."""
-        taken: list[Entry] = []
+        taken = []
         for test, dirty in self._dirty.items():
-            known_of = self._entries[test]
-            some = [(class_id, test, known_of[class_id]) for class_id in dirty if is_known(class_id)]
-            if len(some) == len(dirty):
+            if dirty.keys() <= known:
+                classes = list(dirty)
                 dirty.clear()
-            for class_id, _, _ in some if dirty else ():
-                del dirty[class_id]
-            taken += some
+            else:
+                classes = [class_id for class_id in dirty if class_id in known]
+                for class_id in classes:
+                    del dirty[class_id]
+            if classes:
+                taken.append(Batch(test, classes, list(map(self._entries[test].__getitem__, classes))))
         return taken
 
-    def sent(self, entries: Iterable[Entry], number: int) -> None:
+    def sent(self, batches: Iterable[Batch], number: int) -> None:
         """These were sent before the ping of that number."""
-        self._under_way.setdefault(number, []).extend(entries)
+        self._under_way.setdefault(number, []).extend(batches)
 
     def pong(self, number: int) -> None:
         """All that was sent before that ping has been read."""
@@ -145,10 +155,10 @@ class Merged:
 
     def lost(self) -> None:
         """The link broke: what was under way is dirty again."""
-        for entries in self._under_way.values():
-            for class_id, test, _ in entries:
-                if class_id in self._entries[test]:
-                    self._dirty[test][class_id] = None
+        for batches in self._under_way.values():
+            for test, classes, _ in batches:
+                known_of = self._entries[test]
+                self._dirty[test].update((class_id, None) for class_id in classes if class_id in known_of)
         self._under_way.clear()
 
     def soil(self) -> None:

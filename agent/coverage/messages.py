@@ -7,15 +7,15 @@ Source: seeds/drill-coverage-event-flow.md, "API", "Examples"; protocols/drill.m
 """
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, repeat
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
 from agent.coverage.catalog import Unit
+from agent.coverage.merged import Batch
 
 T = TypeVar("T")
 
@@ -330,11 +330,6 @@ CoverMessage: TypeAlias = (
 )
 
 
-# An object of a part before it is text: class id, probes (bit n is probe n), how many the class has, test. A flush may
-# have 65,535: so it is a plain tuple.
-Row: TypeAlias = tuple[str, int, int, str]
-
-
 def attach_header(config: AgentConfig) -> str:
     """The value of `AgentConfig`, in ASCII: nothing else may stand in a header."""
     return json.dumps(msgspec.to_builtins(config), separators=(",", ":"))
@@ -378,32 +373,33 @@ def _entity(unit: Unit) -> AstEntity:
     )
 
 
-def parts(session_id: str, rows: Iterable[Row]) -> Iterator[str]:
-    """The frames of COVERAGE_DATA_PART for these rows, each of at most MAX_OBJECTS and, but for one row, MAX_TEXT.
+def parts(session_id: str, batches: Iterable[Batch], counts: Mapping[str, int]) -> Iterator[str]:
+    """The frames of COVERAGE_DATA_PART for these batches, each of at most MAX_OBJECTS and, but for one entry, MAX_TEXT.
 
-    A row is written at once as it stands in its frame, where quotes are escaped twice: three passes over the whole
-    would take twice the time. Meant for a thread; the interpreter lets others run between the rows.
+    `counts` are of the probes of each class. An entry is written at once as it stands in its frame, where quotes are
+    escaped twice: three passes over the whole would take twice the time. Meant for a thread; the interpreter lets
+    others run between the slices.
     """
     empty = said(CoverDataPart(session_id=session_id, data=()))
     head, _, tail = empty.rpartition("[]")
     room = MAX_TEXT - len(empty.encode())
     found: list[str] = []
-    size = 0
-    for texts in _texts(rows):
-        length = _bytes(",".join(texts)) + 1  # a comma behind each
-        if len(found) + len(texts) <= MAX_OBJECTS and size + length <= room:
-            found += texts
-            size += length
-            continue
-        for text in texts:
-            length = _bytes(text) + 1
-            if found and (len(found) == MAX_OBJECTS or size + length > room):
-                yield f"{head}[{','.join(found)}]{tail}"
-                found, size = [], 0
+    count = size = 0
+    for batch in chain.from_iterable(map(_slices, batches)):
+        for number, text in _texts(batch, counts, room):
+            length = _bytes(text)
+            if found and (count + number > MAX_OBJECTS or size + length > room):
+                yield _part(head, found, tail)
+                found, count, size = [], 0, 0
             found.append(text)
-            size += length
+            count, size = count + number, size + length
     if found:
-        yield f"{head}[{','.join(found)}]{tail}"
+        yield _part(head, found, tail)
+
+
+def _part(head: str, found: Sequence[str], tail: str) -> str:
+    *others, last = found
+    return "".join((head, "[", _CLASS, *others, last.removesuffix(_NEXT), "]", tail))
 
 
 def _bytes(text: str) -> int:
@@ -412,33 +408,49 @@ def _bytes(text: str) -> int:
 
 _Q = json.dumps(json.dumps('"')[1:-1])[1:-1]
 _CLASS, _PROBES, _TEST = f"{{{_Q}className{_Q}:{_Q}", f"{_Q},{_Q}probes{_Q}:[", f"],{_Q}testName{_Q}:{_Q}"
-_END = f"{_Q}}}"
-_PLAIN = re.compile(r"[ !#-\[\]-~]*")  # what stands in a JSON string as it is
-_SLICE = 4096  # rows
+_END, _NEXT = f"{_Q}}}", f",{_CLASS}"
+_SLICE = MAX_OBJECTS // 15  # entries: few enough for a heartbeat in between, and so many times that a part is full
 
 
-def _texts(rows: Iterable[Row]) -> Iterator[list[str]]:
-    """The objects, some at a time."""
-    rows = iter(rows)
-    while some := list(islice(rows, _SLICE)):
-        names = [row[0] for row in some]
-        if not _PLAIN.fullmatch("".join(names)):  # one look at them all is a third of the time
-            names = [_escaped(name) for name in names]
-        yield [
-            f"{_CLASS}{name}{_behind_name(probes, count, test)}"
-            for name, (_, probes, count, test) in zip(names, some, strict=True)
-        ]
+def _slices(batch: Batch, size: int = _SLICE) -> Iterator[Batch]:
+    for begin in range(0, len(batch.classes), size):
+        end = begin + size
+        yield Batch(batch.test, batch.classes[begin:end], batch.probes[begin:end])
+
+
+def _texts(batch: Batch, counts: Mapping[str, int], room: int) -> Iterator[tuple[int, str]]:
+    """How many objects, and they, less the begin of the first and with that of one more: all entries, or each half
+    where they have no room.
+    """
+    names = batch.classes
+    numbers = map(counts.__getitem__, names)
+    if not _is_plain("".join(names)):  # one look at them all is a third of the time
+        names = list(map(_escaped, names))
+    # Behind a name comes the rest of its object and the begin of the next, which is the same for many.
+    behind = map(_behind_name, batch.probes, numbers, repeat(batch.test))
+    text = "".join(chain.from_iterable(zip(names, behind, strict=True)))
+    half = len(names) // 2
+    if half and _bytes(text) > room:
+        for part in _slices(batch, len(names) - half):
+            yield from _texts(part, counts, room)
+    else:
+        yield len(names), text
+
+
+def _is_plain(text: str) -> bool:
+    """Does it stand in a JSON string as it is?"""
+    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
 
 
 @lru_cache(maxsize=4096)
 def _escaped(text: str) -> str:
     """What stands between the quotes of a string of the innermost JSON, as it stands in the outermost."""
-    return text if _PLAIN.fullmatch(text) else _json(_json(_json(text)[1:-1])[1:-1])[1:-1]
+    return text if _is_plain(text) else _json(_json(_json(text)[1:-1])[1:-1])[1:-1]
 
 
 @lru_cache(maxsize=4096)
 def _behind_name(probes: int, count: int, test: str) -> str:
-    return f"{_PROBES}{_flags(probes, count)}{_TEST}{_escaped(test)}{_END}"
+    return f"{_PROBES}{_flags(probes, count)}{_TEST}{_escaped(test)}{_END}{_NEXT}"
 
 
 @lru_cache(maxsize=4096)

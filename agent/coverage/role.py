@@ -356,7 +356,7 @@ class Coverage:
                 if isinstance(act, Map):
                     await self._map(act)
 
-        self._attachment = Attachment(ws, machine.units, pong=pong, idle=machine.ping)
+        self._attachment = Attachment(ws, machine.counts, pong=pong, idle=machine.ping)
         try:
             with trio.CancelScope() as self._renew:
                 self._perform(machine.attached())

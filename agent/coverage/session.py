@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from agent.coverage.catalog import Delta
 from agent.coverage.merged import Budget, Merged
 from agent.coverage.messages import StartSession
 
@@ -80,7 +81,7 @@ class Session:
         session = cls(asked, budget, saved.since, now)
         session.state = "owed" if saved.owed else "running"
         session.by_all, session.seen, session.merged.folded = saved.by_all, saved.seen, saved.folded
-        session.merged.add((class_id, test, int(probes, 16)) for class_id, test, probes in saved.entries)
+        session.merged.add(Delta(class_id, int(probes, 16), test) for class_id, test, probes in saved.entries)
         return session
 
     def saved(self) -> Saved:

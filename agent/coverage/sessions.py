@@ -23,7 +23,7 @@ import msgspec
 from agent.core.covered import CoverageLost, CoverageSession, CoverageWarning
 from agent.coverage import messages
 from agent.coverage.catalog import Delta, Unit
-from agent.coverage.merged import UNSPECIFIED, Budget, Entry
+from agent.coverage.merged import UNSPECIFIED, Batch, Budget
 from agent.coverage.messages import PLUGIN, CoverMessage, delivered, said
 from agent.coverage.session import Saved, Session
 
@@ -52,7 +52,7 @@ class Part(msgspec.Struct, frozen=True):
     """Encode these entries as COVERAGE_DATA_PARTs, and send them."""
 
     session: str
-    entries: Sequence[Entry]
+    batches: Sequence[Batch]
 
 
 class Ping(msgspec.Struct, frozen=True):
@@ -112,6 +112,7 @@ class Machine:
         self._flush_s, self._hook_s = flush_s, hook_s
         self._budget = Budget(max_pending, self._make_room)
         self.units: dict[str, Unit] = {}
+        self.counts: dict[str, int] = {}  # of their probes: a flush wants all, and the units lie all over the memory
         self.sessions: dict[str, Session] = {}
         self.connected = self.loaded = self.enabled = False
         self.synced = False  # the admin is known to have read our classes
@@ -451,7 +452,7 @@ class Machine:
             former = self.units.get(unit.class_id)
             if former is not None and former.methods != unit.methods:
                 changed.add(unit.class_id)
-            self.units[unit.class_id] = unit
+            self.units[unit.class_id], self.counts[unit.class_id] = unit, unit.probe_count
         acts: list[Act] = []
         for session in self.sessions.values():
             if lost := session.merged.forget(changed):
@@ -463,13 +464,11 @@ class Machine:
         return acts
 
     def _merge(self, session: Session, deltas: Sequence[Delta]) -> list[Act]:
-        default = session.test_name or UNSPECIFIED
-        entries = [(delta.class_id, delta.test or default, delta.probes) for delta in deltas if delta.probes]
-        if not entries:
+        if not any(delta.probes for delta in deltas):
             return []
         session.seen = True
         session.revision += 1
-        refused = session.merged.add(entries) - session.refused
+        refused = session.merged.add(deltas, session.test_name or UNSPECIFIED) - session.refused
         if not refused:
             return []
         session.refused |= refused
@@ -494,14 +493,14 @@ class Machine:
                     part = self._part(session)
                     acts += part
                     if session.realtime:
-                        counts = [len(each.entries) for each in part]
+                        counts = [sum(len(batch.classes) for batch in each.batches) for each in part]
                         acts += [self._say(messages.SessionChanged(session.id, count)) for count in counts]
         return [*acts, self.ping()] if acts else acts
 
     def _part(self, session: Session) -> list[Part]:
-        entries = session.merged.take(self.units.__contains__)
-        session.merged.sent(entries, self._number + 1)
-        return [Part(session.id, entries)] if entries else []
+        batches = session.merged.take(self.counts.keys())
+        session.merged.sent(batches, self._number + 1)
+        return [Part(session.id, batches)] if batches else []
 
     def ping(self) -> Ping:
         """One more ping, with a number of its own."""

@@ -113,7 +113,7 @@ class Watched:
         """Take what was seen for the run's own report."""
         if self.seen is not None:
             self._is_kept = False
-            self._refused |= self.seen.add((delta.class_id, delta.test, delta.probes) for delta in deltas)
+            self._refused |= self.seen.add(deltas)
 
     def covered(self, units: Mapping[str, Unit]) -> dict[str, dict[str, int]]:
         """What the run reached of these classes: class id to test to probes."""
@@ -184,7 +184,7 @@ class Watched:
             log.warning("coverage of an earlier start is dropped, the product has changed file=%s", kept)
             return
         seen.folded = saved.folded
-        seen.add((class_id, test, int(probes, 16)) for class_id, test, probes in saved.entries)
+        seen.add(Delta(class_id, int(probes, 16), test) for class_id, test, probes in saved.entries)
 
     async def remove(self) -> None:
         """Let nothing count, and delete the folder."""

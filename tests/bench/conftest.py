@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.interop.conftest import peer  # noqa: F401 - the fixture: absent peers fail under CI here too
+
 FIGURES = pytest.StashKey[list[tuple[str, str, str]]]()
 
 

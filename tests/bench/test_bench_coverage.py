@@ -22,7 +22,7 @@ from agent.coverage.sources.v8 import V8
 from agent.demo import SAMPLES
 from agent.lab.drill import Attached
 from tests.drill_house import admin, agent_of, run_suite
-from tests.interop.conftest import PeerAbsent, find_command, install_monitored_python, install_npm
+from tests.interop.conftest import find_command, install_monitored_python, install_npm
 
 pytestmark = pytest.mark.bench
 
@@ -63,8 +63,7 @@ def enabled() -> Machine:
 
 def encoded(machine: Machine, acts: list[Act]) -> list[str]:
     (part,) = (act for act in acts if isinstance(act, Part))
-    rows = ((name, probes, len(machine.units[name].lines), test) for name, test, probes in part.entries)
-    return list(parts(part.session, rows))
+    return list(parts(part.session, part.batches, machine.counts))
 
 
 def test_a_flush_of_all_classes(figure: Figure) -> None:
@@ -160,7 +159,9 @@ async def test_a_start_is_answered(figure: Figure, tmp_path: Path, monkeypatch: 
     figure("coverage: START to SESSION_STARTED, p99", f"{answers.p99_ms('SESSION_STARTED'):.1f} ms", "< 20 ms")
 
 
-async def test_a_stop_with_10_000_classes(figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_with_10_000_classes(
+    figure: Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: Callable[..., Path]
+) -> None:
     peer(find_command, "node")
     answers = Answers(monkeypatch)
     project = tmp_path / "project"
@@ -184,14 +185,7 @@ async def test_a_stop_with_10_000_classes(figure: Figure, tmp_path: Path, monkey
     figure("coverage: STOP to SESSION_FINISHED, 10,000 classes to tell, median of 3", f"{took:.0f} ms", "< 200 ms")
 
 
-def peer(get: Callable[..., Path], *names: str) -> Path:
-    try:
-        return get(*names)
-    except PeerAbsent as error:
-        pytest.skip(str(error))
-
-
-async def test_what_a_suite_of_ava_takes_longer(figure: Figure, tmp_path: Path) -> None:
+async def test_what_a_suite_of_ava_takes_longer(figure: Figure, tmp_path: Path, peer: Callable[..., Path]) -> None:
     peer(find_command, "node")
     project = Path(shutil.copytree(SAMPLES / "ava", tmp_path / "project"))
     (project / "node_modules").symlink_to(peer(install_npm, "ava@6.4.1") / "node_modules")
@@ -235,7 +229,7 @@ def test_ranks(number):
 """
 
 
-async def test_what_a_suite_of_pytest_takes_longer(figure: Figure, tmp_path: Path) -> None:
+async def test_what_a_suite_of_pytest_takes_longer(figure: Figure, tmp_path: Path, peer: Callable[..., Path]) -> None:
     """Twenty files with fifty tests each, a millisecond of the product's own work in a test."""
     python = str(peer(install_monitored_python, "pytest==9.0.3", "coverage==7.11.0"))
     project = tmp_path / "project"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.interop.conftest import PeerAbsent, find_command, install_npm
+from tests.interop.conftest import find_command, install_npm
 
 pytestmark = pytest.mark.bench
 Figure = Callable[[str, str, str], None]
@@ -170,11 +170,8 @@ async def resident_mib(pid: int) -> float:
     return int((await trio.Path(f"/proc/{pid}/statm").read_text()).split()[1]) * 4096 / 2**20
 
 
-async def test_the_hub_beside_the_one_of_node(figure: Figure, tmp_path: Path) -> None:
-    try:
-        node, modules = str(find_command("node")), install_npm(PIN, CLIENT) / "node_modules"
-    except PeerAbsent as absent:
-        pytest.skip(str(absent))
+async def test_the_hub_beside_the_one_of_node(figure: Figure, tmp_path: Path, peer: Callable[..., Path]) -> None:
+    node, modules = str(peer(find_command, "node")), peer(install_npm, PIN, CLIENT) / "node_modules"
     env = {**os.environ, "NODE_PATH": str(modules)}
     for name, text in (("hub.js", NODE_HUB), ("clients.js", CLIENTS), ("hub.py", HUB)):
         (tmp_path / name).write_text(text)

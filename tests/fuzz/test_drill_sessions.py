@@ -91,8 +91,8 @@ class Drill(RuleBasedStateMachine):
                     inner = json.dumps({"type": "INIT_DATA_PART", "astEntities": entities})
                     text = json.dumps({"pluginId": "test2code", "drillMessage": {"content": inner}})
                     self.line.append(json.dumps({"type": "PLUGIN_DATA", "text": text}))
-                case Part(session, entries):
-                    self.line.extend(parts(session, ((name, bits, 8, test) for name, test, bits in entries)))
+                case Part(session, batches):
+                    self.line.extend(parts(session, batches, self.machine.counts))
                 case Ping(number):
                     self.line.append(number)
 
