@@ -169,8 +169,10 @@ def test_the_forecaster_sees_wanted_lines_and_failures_in_order(monkeypatch: pyt
     house = House()
     seen: list[tuple[Seen, int]] = []
 
-    def see(line: Seen, path: str, offset: int, *, is_late: bool) -> list[AnyEvent]:
-        assert not is_late
+    def see(
+        line: Seen, path: str, offset: int, *, scope: tuple[str | None, str | None], is_late: bool
+    ) -> list[AnyEvent]:
+        assert (scope, is_late) == (("r", "r:t"), False)
         seen.append((line, offset))
         return []
 

@@ -196,6 +196,19 @@ def test_a_forecast_says_what_it_is_based_on() -> None:
     assert hit == msgspec.structs.replace(expected, state="hit", evidence=(*evidence, failure))
 
 
+def test_a_forecast_is_of_one_test_from_its_beginning_to_its_end() -> None:
+    forecaster = Forecaster(chains())
+    events = [
+        *forecaster.see(Seen(0.0, "a.log", STEP, b"line a text"), "a.log", 0, scope=("r", "r:t")),
+        *forecaster.see(Seen(1.0, "a.log", STEP, b"line b text"), "a.log", 9, scope=("r", None)),
+        *forecaster.see(Seen(2.0, "a.log", END, b"line a text", "disk"), "a.log", 20, scope=("s", "s:u")),
+        *forecaster.due(100.0),
+    ]
+    assert [(event.state, event.run, event.test) for event in events] == [
+        *(("open", "r", "r:t"), ("open", "r", None), ("hit", "r", "r:t"), ("expired", "r", None)),
+    ]
+
+
 def test_the_same_lines_give_the_same_ids() -> None:
     first, second = (said(Forecaster(chains()), 1.0, "step", "a")[0] for _ in range(2))
     assert first == second

@@ -124,9 +124,10 @@ class Lines:
         analysis, path = self._analysis, self._stream.path
         now = self._analysis.miner.resolve(template)
         seen = Seen(analysis.clock(), path, template if now is None else now, line, failure, captures)
-        forecasts = analysis.forecaster.see(seen, path, offset, is_late=not self._is_live)
+        scope = self._stream.active()
+        forecasts = analysis.forecaster.see(seen, path, offset, scope=scope, is_late=not self._is_live)
         if forecasts or failure:
-            analysis.tell(forecasts, *self._stream.active())
+            analysis.tell(forecasts)
             self.has_forecast |= bool(forecasts)
 
 
@@ -259,10 +260,10 @@ class Analysis:
         self.tell(self.forecaster.due(self.clock()))
         self._tell_jumps(self.rates.tick(now), now)
 
-    def tell(self, forecasts: Iterable[LogForecast], run: str | None = None, test: str | None = None) -> None:
+    def tell(self, forecasts: Iterable[LogForecast]) -> None:
         """Tell what changed, and keep it."""
         for forecast in forecasts:
-            self.publish(replace(forecast, run=run, test=test))
+            self.publish(forecast)
         self._keep(self.forecaster)
 
     def find(self, line: bytes) -> int | None:

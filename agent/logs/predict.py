@@ -137,9 +137,18 @@ class Forecaster:
         tallies = [self._before, *self.tallies.values()]
         return Tally(sum(t.hits for t in tallies), sum(t.expired for t in tallies), sum(t.misses for t in tallies))
 
-    def see(self, seen: Seen, path: str, offset: int, *, is_late: bool = False) -> list[LogForecast]:
+    def see(
+        self,
+        seen: Seen,
+        path: str,
+        offset: int,
+        *,
+        scope: tuple[str | None, str | None] = (None, None),
+        is_late: bool = False,
+    ) -> list[LogForecast]:
         """A line of a wanted template, or a failure; `path` and `offset` say where it stands. What changed. A line as
-        those that failures were learned from is one, also where nobody says so.
+        those that failures were learned from is one, also where nobody says so. A forecast that opens here has the run
+        and the test of `scope` for good.
 
         `is_late`: a failure that was written long ago. It may end a forecast, and is no miss.
         """
@@ -162,7 +171,7 @@ class Forecaster:
                 track.armed = track.armed or probability < self._threshold - HYSTERESIS
             elif track.armed and (class_.name, key) not in self._open and len(self._open) < _MOST_OPEN:
                 track.armed = False
-                changed.append(self._opened(seen.at, number, key, track, reading, judgement))
+                changed.append(self._opened(seen.at, number, key, track, reading, judgement, scope))
         return changed
 
     def joined(self, template: int, now: int) -> None:
@@ -197,7 +206,14 @@ class Forecaster:
         heapq.heappush(self._ends, (end, self._count, forecast))
 
     def _opened(
-        self, at: float, number: int, key: Key, track: Track, reading: Reading, judgement: Judgement
+        self,
+        at: float,
+        number: int,
+        key: Key,
+        track: Track,
+        reading: Reading,
+        judgement: Judgement,
+        scope: tuple[str | None, str | None],
     ) -> LogForecast:
         class_ = self.chains.classes[number]
         evidence = tuple(
@@ -220,6 +236,8 @@ class Forecaster:
             key=_text(key),
             evidence=evidence,
             sampled=self.sampled,
+            run=scope[0],
+            test=scope[1],
         )
         word = key if isinstance(key, bytes) else None
         self._wait(Open(event, at + class_.horizon_s, word, reading, judgement), at + class_.horizon_s)
