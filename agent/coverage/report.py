@@ -13,6 +13,7 @@ from itertools import groupby
 
 import msgspec
 
+from agent.core import xmltext
 from agent.coverage.catalog import Method, Unit
 
 Covered = Mapping[str, Mapping[str, int]]  # class id to test to probes; bit n is probe n; the test "" is not known
@@ -49,7 +50,7 @@ def cobertura(units: Iterable[Unit], covered: Covered, *, at: float, version: st
     """Cobertura's document: a package for each folder, a class for each file. `at` is seconds since 1970.
 
     `version` is of who made it. File names are below the one source folder, which is the deepest that has all of them;
-    characters that no XML can hold are U+FFFD.
+    characters that no XML can hold are `\\xNN` or `\\uNNNN`.
     """
     units = _sorted(units)
     source = _common_folder([unit.file for unit in units if unit.file is not None])
@@ -70,7 +71,7 @@ def cobertura(units: Iterable[Unit], covered: Covered, *, at: float, version: st
         '<?xml version="1.0" encoding="UTF-8"?>',
         '<!DOCTYPE coverage SYSTEM "http://cobertura.sourceforge.net/xml/coverage-04.dtd">',
         f"<coverage{_rates(all_lines)}{_attributes(**counts, timestamp=int(at * 1000), version=version)}>",
-        f"<sources>\n<source>{_text(source)}</source>\n</sources>",
+        f"<sources>\n<source>{xmltext.content(source)}</source>\n</sources>",
     ]
     return "\n".join(head + out).encode()
 
@@ -182,19 +183,4 @@ def _rates(hits: Iterable[bool]) -> str:
 
 
 def _attributes(**values: object) -> str:
-    return "".join(f' {name}="{_xml(str(value)).translate(_IN_ATTRIBUTE)}"' for name, value in values.items())
-
-
-# By hand: xml.sax.saxutils brings urllib, http and email along.
-_IN_ATTRIBUTE = str.maketrans(
-    {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
-)
-_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-def _xml(text: str) -> str:
-    return _NOT_IN_XML.sub("\ufffd", text)
-
-
-def _text(text: str) -> str:
-    return _xml(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\r", "&#13;")
+    return "".join(f' {name}="{xmltext.value(str(value))}"' for name, value in values.items())

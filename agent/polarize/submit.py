@@ -15,10 +15,10 @@ from random import Random
 from typing import Literal, TypeAlias, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 from xml.parsers import expat
-from xml.sax.saxutils import quoteattr
 
 import msgspec
 
+from agent.core import xmltext
 from agent.core.errors import DocumentError
 from agent.polarize.messages import (
     Completion,
@@ -104,7 +104,9 @@ def prepare(xml: bytes, run: str, project: str, response: tuple[str, str]) -> Re
     kept = {name: value for name, value in found.values.items() if not name.startswith("polarion-response-")}
     ours = {"polarion-testrun-id": testrun_id(run), f"polarion-response-{response[0]}": response[1]}
     properties = {"polarion-project-id": project, "polarion-lookup-method": "name"} | kept | ours
-    lines = (f"<property name={quoteattr(name)} value={quoteattr(value)}/>" for name, value in properties.items())
+    lines = (
+        f'<property name="{xmltext.value(name)}" value="{xmltext.value(text)}"/>' for name, text in properties.items()
+    )
     block = f"<properties>{''.join(lines)}</properties>\n".encode()
     whole = memoryview(xml)  # 64 MiB are not to be copied twice
     return Report(run, b"".join((whole[: found.start], block, whole[found.end :])), properties, response)

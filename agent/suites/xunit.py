@@ -14,19 +14,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from agent.core import xmltext
 from agent.core.events import SuiteFinished, TestFinished
 from agent.suites.messages import Polarion, Suite
 from agent.suites.runners.driver import MESSAGE_MAX, TEXT_MAX, UNREPORTED, clip, plain
 
 DOCUMENT_MAX: Final = 64 * 1024 * 1024  # bytes
 
-# What XML 1.0 forbids; surrogates cannot be written as UTF-8 either.
-_FORBIDDEN = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\ud800-\\udfff\\ufffe\\uffff]")
-# By hand: xml.sax.saxutils brings urllib, http and email along. A bare \r a reader would make a line feed.
-_IN_TEXT: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
-_IN_ATTRIBUTE: Final = _IN_TEXT | str.maketrans({'"': "&quot;", "\t": "&#9;", "\n": "&#10;"})
-# Most names and numbers hold none of these, and are written as they are.
-_ODD = re.compile('[&<>"\\x00-\\x1f\\ud800-\\udfff\\ufffe\\uffff]')
 _PARAMETER = re.compile(r"polarion-parameter-[A-Za-z0-9._-]{1,128}")
 
 
@@ -122,14 +116,11 @@ def testrun_id(run: str) -> str:
 
 def clean(text: str) -> str:
     """A text without ANSI sequences; characters that XML forbids become `\\xNN`, or `\\uNNNN`."""
-    if "\x1b" in text:
-        text = plain(text.encode("utf-8", "replace"))
-    return _FORBIDDEN.sub(_written, text)
+    return xmltext.writable(_unstyled(text))
 
 
-def _written(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+def _unstyled(text: str) -> str:
+    return plain(text.encode("utf-8", "replace")) if "\x1b" in text else text
 
 
 def _of_run(polarion: Polarion, run: str) -> Iterator[tuple[str, str]]:
@@ -233,16 +224,12 @@ def _properties(pairs: Iterable[tuple[str, str]]) -> bytes:
 
 
 def _attributes(values: dict[str, Any]) -> bytes:
-    pairs = [f' {name}="{_attribute(str(value))}"' for name, value in values.items()]
+    pairs = [f' {name}="{xmltext.value(_unstyled(str(value)))}"' for name, value in values.items()]
     return "".join(pairs).encode()
-
-
-def _attribute(text: str) -> str:
-    return clean(text).translate(_IN_ATTRIBUTE) if _ODD.search(text) else text
 
 
 def _escaped(text: str) -> bytes:
     """A text for an element's content, cut to TEXT_MAX bytes before it is escaped."""
     if not text:
         return b""
-    return clip(clean(text), TEXT_MAX).translate(_IN_TEXT).encode()
+    return xmltext.content(clip(clean(text), TEXT_MAX)).encode()
