@@ -109,3 +109,26 @@ def test_settings_with_errors_are_told_without_a_profile(profiles: Path, tmp_pat
     with pytest.raises(ConfigErrors) as broken:
         load_settings(Given((own,)))
     assert [error.line for error in broken.value.errors] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[control]\nlisten = ["127.0.0.1:65536"]', 'control.listen[0]: text "127.0.0.1:65536" does not fit.'),
+        ('[lab]\nlisten = "127.0.0.1:99999"', 'lab.listen: text "127.0.0.1:99999" does not fit. Use HOST:PORT.'),
+        ('[control]\norigins = ["lab.example"]', 'control.origins[0]: text "lab.example" does not fit. Use http(s)://'),
+        ('[suites]\nroots = ["suites"]', 'suites.roots[0]: text "suites" does not fit. Use an absolute path.'),
+    ],
+)
+def test_what_could_never_work_is_told_with_its_line(profiles: Path, tmp_path: Path, text: str, told: str) -> None:
+    own = write(tmp_path / "agent.toml", text)
+    with pytest.raises(ConfigErrors) as broken:
+        load_settings(Given((own,)))
+    (error,) = broken.value.errors
+    assert str(error).startswith(f"{own}:2: {told}")
+
+
+def test_ports_and_origins_that_work_are_taken(profiles: Path, tmp_path: Path) -> None:
+    text = '[control]\nlisten = ["[::1]:65535", "localhost:0"]\norigins = ["https://lab.example:8443", "http://[::1]"]'
+    control = load_settings(Given((write(tmp_path / "agent.toml", text),))).settings.control
+    assert (len(control.listen), len(control.origins)) == (2, 2)

@@ -5,7 +5,11 @@ from typing import Annotated, Literal
 import msgspec
 
 Right = Literal["read", "control"]
-Address = Annotated[str, msgspec.Meta(pattern=r"^\S+:[0-9]{1,5}$", description="HOST:PORT")]
+_PORT = r"[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+Address = Annotated[str, msgspec.Meta(pattern=rf"^\S+:({_PORT})$", description="HOST:PORT")]
+Origin = Annotated[
+    str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[^/\s]+$", description="http(s)://HOST[:PORT], without a path")
+]
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,7 +41,7 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tokens: tuple[Token, ...] = (Token(file="token"),)
     insecure_loopback: bool = False
     compat: bool = True
-    origins: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
     tls: ControlTls = ControlTls()
 
