@@ -316,6 +316,12 @@ def test_forecasts_outlive_the_model_that_knew_their_class() -> None:
         assert second.chains.weights == known.weights
 
 
+def test_no_forecast_waits_longer_because_the_clock_was_put_back() -> None:
+    first = Forecaster(chains())
+    play(first, "1000000 step a\n=> open a")
+    play(restarted(first, chains(), 30.0), "89 due\n91 due\n=> expired a")
+
+
 def stamped(at: float, second: int | None, *, template: int = STEP, log: str = "a.log") -> Seen:
     """A line for the key a that was read at a time, and written in a second of this minute."""
     head = "" if second is None else f"2026-01-05T08:00:{second:02} "

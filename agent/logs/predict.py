@@ -119,7 +119,8 @@ class Forecaster:
         """Go on with the forecasts that waited when the last process ended, and with what it had counted."""
         self._before = before
         for forecast in open:
-            self._wait(forecast, forecast.until if forecast.until > now else now + CATCH_UP_S)
+            left = min(forecast.until - now, forecast.event.horizon_s)  # less: the clock was put back
+            self._wait(forecast, now + (left if left > 0 else CATCH_UP_S))
 
     @property
     def open(self) -> int:
