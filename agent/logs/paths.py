@@ -7,9 +7,9 @@ import glob
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from agent.logs.watches import Watch
 
@@ -20,7 +20,7 @@ RELIST_S = 10.0  # a link to nothing may have become one to a file, and clocks o
 COARSE_S = 2.0
 
 
-def is_path(path: object) -> bool:
+def is_path(path: object) -> TypeGuard[str]:
     """May a file be called so?"""
     return isinstance(path, str) and 0 < len(path) <= MAX_PATH and "\0" not in path
 
@@ -63,11 +63,6 @@ def _changed(folder: str) -> int:
         return os.stat(folder).st_mtime_ns
     except OSError:
         return -1
-
-
-def sizes(path: str) -> dict[str, int]:
-    """How long the files are that are there: of a glob, or the one of a path."""
-    return {path: size(path) for path in (matching(path) if glob.has_magic(path) else [path])}
 
 
 def joined(base: str, path: str) -> str:
@@ -113,11 +108,15 @@ def refused(path: str, roots: Sequence[str]) -> str | None:
     return outside(path, roots) or unfit(path)
 
 
-def of_run(run: str, base: str, wanted: dict[str, Any]) -> tuple[list[Watch], list[str]]:
-    """What a suite in the folder `base` asked for in its `watch`; and in sentences, what of that is not watched.
+def of_run(run: str, suite: Mapping[str, Any], base: str | None) -> tuple[list[Watch], list[str]]:
+    """What a suite asked for in its `watch`, `logs` of which is a list; and in sentences, what of that is not watched.
 
-    To be asked for before its processes begin: what stands in the files now is not read.
+    Paths are seen from the folder of its document, `base`, or for one that came over a link, from its `source.dir`. To
+    be asked for before its processes begin: what stands in the files now is not read.
     """
+    source, wanted = suite.get("source"), suite["watch"]
+    directory = source.get("dir") if isinstance(source, dict) else None
+    folder = base or (joined("/", directory) if is_path(directory) else None)
     watches, refused = [], []
     named = list(wanted["logs"])
     if len(named) > MAX_OF_RUN:
@@ -125,20 +124,24 @@ def of_run(run: str, base: str, wanted: dict[str, Any]) -> tuple[list[Watch], li
     for number, path in enumerate(named[:MAX_OF_RUN]):
         if not is_path(path):
             refused.append(f"{path!r:.200} is not watched: it is no path of 1 to {MAX_PATH} characters")
-            continue
-        if path in ("journal:", "kmsg:"):
+        elif path in ("journal:", "kmsg:"):
             refused.append(f"{path} is not watched for a run alone: name it in a [[logs.watch]] of the settings")
-            continue
-        pattern = joined(base, path)
-        watch = Watch(
-            id=f"{run}/{number}",
-            pattern=pattern,
-            is_glob=glob.has_magic(pattern),
-            sets=wanted.get("rules", ()),
-            start="start",
-            sizes=sizes(pattern),
-            base=base,
-            run=run,
-        )
-        watches.append(watch)
+        elif folder is None and not path.startswith("/"):
+            refused.append(
+                f"{path} is not watched: the suite has no folder here yet that it could be in; name it from /"
+            )
+        else:
+            is_glob = glob.has_magic(path)
+            pattern = joined(glob.escape(folder or "/") if is_glob else folder or "/", path)
+            watch = Watch(
+                id=f"{run}/{number}",
+                pattern=pattern,
+                is_glob=is_glob,
+                sets=wanted.get("rules", ()),
+                start="start",
+                sizes={path: size(path) for path in (matching(pattern) if is_glob else [pattern])},
+                base=folder or "/",
+                run=run,
+            )
+            watches.append(watch)
     return watches, refused

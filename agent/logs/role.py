@@ -571,7 +571,7 @@ class _Logs:
         run, wanted = received.run, received.suite.get("watch")
         if run in self._of_run or not isinstance(wanted, dict) or not isinstance(wanted.get("logs"), list | tuple):
             return
-        watches, refused = paths.of_run(run, received.base or "", wanted)  # without waiting: its processes begin soon
+        watches, refused = paths.of_run(run, received.suite, received.base)  # at once: its processes begin soon
         self._of_run[run] = [watch.id for watch in watches]
         for why in refused:
             await self._warn(run, why)
