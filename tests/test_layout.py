@@ -60,7 +60,7 @@ DOES_IO = (
         "agent/logs/corpus.py",
         "agent/logs/labelling.py",
     ),
-    "agent/monitors/execute.py",
+    *("agent/monitors/execute.py", "agent/monitors/folders.py"),
     *(f"agent/suites/{name}.py" for name in ("prepare", "archive", "execute", "capture", "report", "runners/ava")),
 )
 IO_MODULES = {

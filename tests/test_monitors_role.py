@@ -75,6 +75,23 @@ async def test_a_reload_leaves_others_alone_and_leads_out_what_is_gone(tmp_path:
         assert [shown["id"] for shown in (await here.bus.ask("monitors", {}))["monitors"]] == [other.id, f"{ID}-third"]
 
 
+async def test_one_of_a_profile_that_is_not_installed_is_left_out_and_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    absent = monitor((f"{role.SHARE}examples/no-such.sh",), id=f"{ID}-absent", interval=1.0)
+    there = monitor((f"{role.SHARE}examples/hello.sh",), steps=("Greet",), config={"Name": "Ann"})
+    async with house(tmp_path, absent, there) as here:
+        await here.reload(monitor=(absent, there))
+        assert [step.state for step in await here.run_once()] == ["ok"]  # beside the role, in a checkout
+        assert [shown["id"] for shown in (await here.bus.ask("monitors", {}))["monitors"]] == [ID]
+        with pytest.raises(ActionError, match="no monitor"):
+            await here.bus.ask("run_monitor", {"id": absent.id})
+    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+        f"monitor left out monitor={absent.id} file={role.SHARE}examples/no-such.sh: it is not installed."
+        " Install the package."
+    ]
+
+
 async def test_the_history_outlives_the_agent(tmp_path: Path) -> None:
     given = monitor(program(tmp_path, GOOD))
     async with house(tmp_path, given) as here:

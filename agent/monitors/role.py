@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from agent.core.bus import Bus
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 30.0  # the wall clock may be set while we sleep
 MARK = "monitor-"
+SHARE = (
+    "/usr/share/emissary/monitors/"  # where a package puts our own monitors; in a checkout they are beside this file
+)
 
 
 async def run(
@@ -60,14 +64,14 @@ async def run(
     litter = Litter()
     try:
         async with trio.open_nursery() as nursery:
-            monitors = _Monitors(bus, store, settings, machine, metrics, leaves, litter, nursery)
+            monitors = _Monitors(bus, store, settings, machine, metrics, leaves, litter, nursery, once=once)
             await monitors.clear_up()
             await monitors.arrange()
             with bus.answer("monitors", monitors.describe), bus.answer("run_monitor", monitors.run_now):
                 nursery.start_soon(monitors.follow_reloads)
                 nursery.start_soon(litter.keep_clear)
                 task_status.started()
-                await monitors.keep_time(health, once=once)
+                await monitors.keep_time(health)
     finally:
         await litter.clear()
 
@@ -83,10 +87,12 @@ class _Monitors:
         leaves: Leaves | None,
         litter: Litter,
         nursery: trio.Nursery,
+        *,
+        once: bool,
     ) -> None:
         self._bus, self._store, self._settings, self._metrics = bus, store, settings, metrics
         self._leaves, self._litter, self._nursery = leaves, litter, nursery
-        self._base = store.folder / "monitors"
+        self._base, self._once = store.folder / "monitors", once
         now = settings()
         self._schedule = Schedule(machine, most=now.max_concurrent, groups=now.groups)
         self._changed = trio.Event()
@@ -95,6 +101,7 @@ class _Monitors:
         self._history: dict[str, History] = {}
         self._measured: set[tuple[str, str]] = set()  # monitor and step that /metrics has percentiles of
         self._spoken: dict[tuple[tuple[str, ...], int], Dialect] = {}  # command and its date to its spelling
+        self._absent: set[str] = set()  # monitors of ours that are not installed, once they are told of
 
     async def clear_up(self) -> None:
         """What runs of an agent that was killed have left: processes, then folders."""
@@ -110,9 +117,10 @@ class _Monitors:
     async def arrange(self) -> None:
         """Take the settings that hold now, and the histories that the store has of new monitors."""
         settings = self._settings()
-        wanted = settings.filled()
-        for name in wanted.keys() - self._history.keys():
-            self._history[name] = await self._store.get(_key(name), History) or History()
+        wanted = self._installed(settings.filled())
+        for name in wanted:
+            if name not in self._history:
+                self._history[name] = await self._store.get(_key(name), History) or History()
         self._schedule.limit(settings.max_concurrent, settings.groups)
         for name in self._schedule.arrange(wanted, time.time()):
             if name in self._stopping:
@@ -120,6 +128,24 @@ class _Monitors:
             else:
                 self._forget(name)
         self._changed.set()
+
+    def _installed(self, monitors: dict[str, Monitor]) -> dict[str, Monitor]:
+        """Those that a hardware profile names are left out where the package is not installed, and told of once.
+
+        Whoever names a monitor for one run is told by its result.
+        """
+        found: dict[str, Monitor] = {}
+        for name, monitor in monitors.items():
+            command = tuple(map(_own_program, monitor.command))
+            absent = next((part for part in command if part.startswith(SHARE) and not Path(part).exists()), None)
+            if absent is None or self._once:
+                found[name] = msgspec.structs.replace(monitor, command=command)
+            elif name not in self._absent:
+                self._absent.add(name)
+                log.warning(
+                    "monitor left out monitor=%s file=%s: it is not installed. Install the package.", name, absent
+                )
+        return found
 
     def _forget(self, name: str) -> None:
         self._runs.pop(name, None)
@@ -133,13 +159,13 @@ class _Monitors:
             async for _ in reloads:
                 await self.arrange()
 
-    async def keep_time(self, health: Health, *, once: bool) -> None:
+    async def keep_time(self, health: Health) -> None:
         """Begin each run at its tick; with `once` all of them now."""
-        for name in self._history if once else ():
+        for name in self._history if self._once else ():
             self._schedule.run_now(name)
         while True:
             with health.busy(limit=5):
-                if not once:
+                if not self._once:
                     self._schedule.tick(time.time())
                 while begun := self._schedule.begin():
                     name, skipped = begun
@@ -147,7 +173,7 @@ class _Monitors:
                     self._stopping[name] = trio.CancelScope()
                     self._nursery.start_soon(self._run, self._schedule.monitor(name), self._number(name))
                 self._changed = trio.Event()
-            wait_s = LOOK_S if once else max(0.0, self._schedule.next_at() - time.time())
+            wait_s = LOOK_S if self._once else max(0.0, self._schedule.next_at() - time.time())
             with trio.move_on_after(min(LOOK_S, wait_s)):
                 await self._changed.wait()
 
@@ -160,11 +186,12 @@ class _Monitors:
                 {
                     "id": name,
                     "run": self._runs.get(name),
-                    "interval": monitor.interval,
+                    "interval": self._schedule.monitor(name).interval,
                     "steps": self._history[name].describe(),
                     **self._schedule.describe(name),
                 }
-                for name, monitor in self._settings().filled().items()
+                for name in self._history  # a monitor of new settings is there once its history is read
+                if name in self._schedule
             ]
         }
 
@@ -327,6 +354,12 @@ class _Monitors:
         for each in skipped:
             self._bus.publish(MonitorSkipped(monitor=each.monitor, reason=each.reason, count=each.count))
             self._metrics.count("monitors_skipped_total", each.count, monitor=each.monitor, reason=each.reason)
+
+
+def _own_program(part: str) -> str:
+    """A part of a command; a file of ours that is not installed, but is in the checkout, by its name there."""
+    beside = Path(__file__).parent / part.removeprefix(SHARE)
+    return str(beside) if part.startswith(SHARE) and not Path(part).exists() and beside.exists() else part
 
 
 def _key(monitor: str) -> str:
