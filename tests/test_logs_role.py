@@ -338,7 +338,7 @@ async def test_events_carry_the_run_and_the_test_that_are_active(tmp_path: Path)
 async def test_a_suite_has_its_logs_followed_while_it_runs(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(RULES)
     (tmp_path / "logs").mkdir()
-    program = f"echo 'line 1' >> {tmp_path}/logs/app.log; echo 1..1; echo ok 1 - a"
+    program = f"printf 'line 1\\nline 2' >> {tmp_path}/logs/app.log; echo 1..1; echo ok 1 - a"
     async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
         settings = LogsSettings(rules=(), roots=())
         await nursery.start(of_suites(suites, settings, tmp_path))
@@ -346,8 +346,10 @@ async def test_a_suite_has_its_logs_followed_while_it_runs(tmp_path: Path) -> No
             watch = {"logs": [f"{tmp_path}/logs/app.log"], "rules": [f"{tmp_path}/mine.toml"]}
             run = await suites.order(command=["sh", "-c", program], watch=watch)
             event = await first(events)
-        assert (event.run, event.rule, event.path) == (run, "line", f"{tmp_path}/logs/app.log")
-        assert (await suites.finished()).verdict == "passed"
+            assert (event.run, event.rule, event.path) == (run, "line", f"{tmp_path}/logs/app.log")
+            assert (await suites.finished()).verdict == "passed"
+            event = await first(events)  # its program died in this line
+        assert (event.run, event.text, event.flags) == (run, "line 2", ("partial",))
         with trio.fail_after(FIRST_S):
             while (await suites.bus.ask("list_logs", {}))["sources"]:
                 await trio.lowlevel.checkpoint()

@@ -586,6 +586,15 @@ def test_a_partial_last_line_is_held_and_then_matched_once(machine: Machine) -> 
     assert machine.lines == [b"one", b"half", b"last"]  # the rule is told of that line already
 
 
+def test_a_partial_last_line_is_matched_at_once_when_nobody_waits_for_its_end(machine: Machine) -> None:
+    machine.create(b"1\nhalf")
+    machine.start()
+    machine.do(machine.tail.hurry(machine.now))
+    assert machine.lines == [b"1", b"half"]
+    machine.do(machine.tail.hurry(machine.now))
+    assert machine.lines == [b"1", b"half"]
+
+
 def test_a_partial_last_line_that_grows_is_held_longer(machine: Machine) -> None:
     machine.create(b"a")
     machine.start()

@@ -131,11 +131,14 @@ class Followed:
             for fd in self._fds.values():
                 os.close(fd)
 
-    async def settle(self) -> None:
-        """Returns when what is there now was matched."""
+    async def settle(self, *, is_last: bool = False) -> None:
+        """Returns when what is there now was matched. `is_last`: the last line too, if it has no end."""
         self._idle = trio.Event()
         self._wake.set()
         await self._idle.wait()
+        if is_last:
+            self._take(self.tail.hurry(trio.current_time()))
+            await self.settle()
 
     def join(self, start: Literal["end", "start"] | int) -> Place | None:
         """Where one begins who watches it from now on: from then all is read again. None: what is read next."""

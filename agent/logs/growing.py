@@ -43,7 +43,7 @@ async def follow(
                 break
             with trio.move_on_after(SETTLE_S):
                 for log in logs:
-                    await log.followed.settle()
+                    await log.followed.settle(is_last=True)
             nursery.cancel_scope.cancel()
     for log in logs:
         log.tick(math.inf)

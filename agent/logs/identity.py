@@ -66,6 +66,17 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     is_gone: bool = False
 
 
+class Opening(NamedTuple):
+    """A file that is being opened: the path's own, or a sibling of an origin; `done` says where to go on in it.
+
+    `is_old`: it came before the start, so that it is none of those that inotify tells of.
+    """
+
+    origin: tuple[int, int] | None = None
+    done: Checkpoint | None = None
+    is_old: bool = False
+
+
 def digest(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 

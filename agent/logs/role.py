@@ -591,6 +591,6 @@ class _Logs:
         for source in list(self._sources.values()):
             if not source.wants.keys().isdisjoint(ids):
                 with trio.move_on_after(SETTLE_S):
-                    await source.followed.settle()  # what the last test wrote belongs to the run
+                    await source.followed.settle(is_last=True)  # what the last test wrote belongs to the run
         for id in ids:
             self._end(id)

@@ -15,13 +15,13 @@ Source: protocols/logs.md 5.
 import errno
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
 from agent.logs import identity
 from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
-from agent.logs.identity import LAST, UNKNOWN, Checkpoint, File, Sibling, Stat, begins, digest, is_it
+from agent.logs.identity import LAST, UNKNOWN, Checkpoint, File, Opening, Sibling, Stat, begins, digest, is_it
 from agent.logs.scanner import LINE_MAX, PARTIAL, WINDOW, End
 
 BLOCK = 1 << 20  # bytes of one read; a fourth of it takes twice the time in all, by what each costs
@@ -35,17 +35,6 @@ LAGGING = 64 << 20  # bytes behind that are told
 COARSE_S = 0.02  # the clock of a file system is late by so much
 
 State = Literal["ABSENT", "READING", "IDLE", "ERROR", "PAUSED"]
-
-
-class _Opening(NamedTuple):
-    """A file that is being opened: the path's own, or a sibling of an origin; `done` says where to go on in it.
-
-    `is_old`: it came before the start, so that it is none of those that inotify tells of.
-    """
-
-    origin: tuple[int, int] | None = None
-    done: Checkpoint | None = None
-    is_old: bool = False
 
 
 class Tail:
@@ -81,7 +70,7 @@ class Tail:
             [*past, *checkpoints], key=lambda done: done.generation, default=None
         )
         self._draining: list[File] = []
-        self._opening: dict[int, _Opening] = {}
+        self._opening: dict[int, Opening] = {}
         self._numbers = 0
         self._busy: File | None = None
         self._data = memoryview(b"")
@@ -238,7 +227,7 @@ class Tail:
                 if not its and not done.is_copied:
                     acts.append(self._gap(done.generation, there.stat.size, "written after the copy"))
                     done = msgspec.structs.replace(done, is_copied=True)
-                acts.append(self._open(there.path, _Opening((there.stat.dev, there.stat.ino), done)))
+                acts.append(self._open(there.path, Opening((there.stat.dev, there.stat.ino), done)))
             elif self._current:
                 self._lost.remove(done)
                 acts += self._give_up(done, "cut off, and no copy is found")
@@ -252,7 +241,7 @@ class Tail:
             held = {(file.stat.dev, file.stat.ino) for file in self._files()}  # these tell by themselves what they are
             held |= {opening.origin for opening in self._opening.values() if opening.origin}
             for sibling in identity.unseen(beside, since, held):
-                acts.append(self._open(sibling.path, _Opening(sibling.stat[:2], is_old=is_old)))
+                acts.append(self._open(sibling.path, Opening(sibling.stat[:2], is_old=is_old)))
         return acts + self._find_path(now) + self._tell_missed() + self._next(now)
 
     def opened(self, number: int, stat: Stat, head: bytes, now: float) -> list[Act]:
@@ -401,6 +390,13 @@ class Tail:
         """The time that due() gave has come."""
         return self._next(now)
 
+    def hurry(self, now: float) -> list[Act]:
+        """Nobody waits for the ends of lines any more: match those that have none."""
+        for file in self._files():
+            if self._has_partial(file):
+                file.changed_at = min(file.changed_at, now - PARTIAL_S)
+        return self._next(now)
+
     def _files(self) -> list[File]:
         return [*self._draining, *([self._current] if self._current else [])]
 
@@ -445,7 +441,7 @@ class Tail:
             file.is_at_end = False  # perhaps cut, and grown to the same size
         file.stat = found
 
-    def _open(self, path: str, opening: _Opening) -> Open:
+    def _open(self, path: str, opening: Opening) -> Open:
         self._numbers += 1
         self._opening[self._numbers] = opening
         return Open(self._numbers, path)
@@ -458,7 +454,7 @@ class Tail:
         self._asked = tuple([*self._lost, *self.past, *(file.checkpoint() for file in self._files())])
         return [FindSiblings(self._asked)]
 
-    def _search_again(self, opening: _Opening, now: float) -> list[Act]:
+    def _search_again(self, opening: Opening, now: float) -> list[Act]:
         """Names changed since the siblings were looked at."""
         if opening.done:
             self._lost.append(opening.done)
@@ -473,7 +469,7 @@ class Tail:
             return self._search()
         if not self._is_there or now < self._retry_at:
             return []
-        return self._search() or [self._open(self.path, _Opening())]
+        return self._search() or [self._open(self.path, Opening())]
 
     def _take_up(self, file: File, head: bytes) -> list[Act]:
         """The path's own file: go on where its checkpoint says, else begin a generation."""
