@@ -181,6 +181,41 @@ def test_a_run_without_decision_is_sent_again_three_times_then_queued_anew() -> 
     )
 
 
+def test_the_offer_of_an_order_that_never_came_is_good_for_another() -> None:
+    Play().run(
+        SENT
+        + """
+        > offer a/0/1
+        + 30
+        < run r-1 a/0/1
+        + 30
+        < run r-1 a/0/1
+        + 30
+        < run r-1 a/0/1
+        + 30
+        = a/0/1 lost
+        ? r-1 lost
+        > offer a/0/1
+        = a/0/1 reserved
+        < run r-2 a/0/1
+        """
+    )
+
+
+def test_the_offer_of_a_run_that_the_agent_could_not_read_is_good_for_another() -> None:
+    Play().run(
+        SENT
+        + """
+        > error r-1
+        ? r-1 refused
+        > queue
+        > offer a/0/1
+        = a/0/1 reserved
+        < run r-2 a/0/1
+        """
+    )
+
+
 def test_a_lease_that_lapses_is_lost_and_the_late_end_replaces_it() -> None:
     Play().run(
         RUNNING

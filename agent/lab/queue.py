@@ -167,7 +167,10 @@ class Queue:
             raise ActionError("bad_payload", "key reservations: the same offer twice")
         if foreign := [offer for offer in available.reservations if not offer.startswith(f"{ident}/")]:
             raise ActionError("bad_payload", f"key reservations: {foreign[0]} is no offer of {ident}")
-        taken = {run.reservation for run in self.runs.values() if run.ident == ident}
+        # Of a run that was given up the order may never have come: the agent still offers the place, and means it.
+        taken = {
+            run.reservation for run in self.runs.values() if run.ident == ident and run.state in ("sent", "running")
+        }
         agent = self._agents[ident]
         agent.offers = [offer for offer in available.reservations if offer not in taken]
         agent.offered_until = at + available.lease
