@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -53,7 +54,7 @@ class LogRow(msgspec.Struct, frozen=True):
 
 @cache
 def _empty(is_tier: bool) -> bytes:
-    with sqlite3.connect(":memory:") as db:
+    with closing(sqlite3.connect(":memory:")) as db:
         db.execute(f"PRAGMA page_size={_PAGE}")
         db.executescript(_SCHEMA + (_TIER if is_tier else _WRAPPER))
         return bytes(db.serialize())

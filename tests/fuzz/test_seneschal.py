@@ -7,6 +7,7 @@ never asked for a transition that its table forbids.
 Source: protocols/emissary.md, "Acceptance" 4 and 6, "Run states on the agent", "Mimir" (reservations).
 """
 
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,8 @@ class World(RuleBasedStateMachine):
 
     def teardown(self) -> None:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
         if hasattr(self, "machine"):
-            self._settle()
-            self.mimir.close()
+            with closing(self.mimir):
+                self._settle()
 
     @property
     def now(self) -> Moment:
