@@ -588,9 +588,10 @@ class _Logs:
 
     async def _end_run(self, run: str) -> None:
         ids = self._of_run.pop(run)
-        for source in list(self._sources.values()):
-            if not source.wants.keys().isdisjoint(ids):
-                with trio.move_on_after(SETTLE_S):
-                    await source.followed.settle(is_last=True)  # what the last test wrote belongs to the run
+        with trio.move_on_after(SETTLE_S):
+            async with trio.open_nursery() as nursery:  # what the last test wrote belongs to the run
+                for source in self._sources.values():
+                    if not source.wants.keys().isdisjoint(ids):
+                        nursery.start_soon(partial(source.followed.settle, is_last=True))
         for id in ids:
             self._end(id)
