@@ -15,7 +15,7 @@ from tests.ended_run import finished
 async def get(server: House, path: str, token: str | None = "sesame", method: str = "GET") -> httpx.Response:
     headers = {"authorization": f"Bearer {token}"} if token else {}
     context = client_context(server.tls) if server.tls.ca_file else False
-    async with httpx.AsyncClient(verify=context, trust_env=False) as browser:
+    async with httpx.AsyncClient(verify=context, trust_env=False, timeout=60) as browser:
         return await browser.request(method, server.http + path, headers=headers)
 
 

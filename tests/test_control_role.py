@@ -28,7 +28,7 @@ from tests.control_house import AT, LOOPBACK, House, client, data, house
 async def get(server: House, path: str, token: str | None = "sesame", **headers: str) -> httpx.Response:
     shown = {"authorization": f"Bearer {token}"} if token else {}
     context = client_context(server.tls) if server.tls.ca_file else False
-    async with httpx.AsyncClient(verify=context, trust_env=False) as browser:
+    async with httpx.AsyncClient(verify=context, trust_env=False, timeout=60) as browser:
         return await browser.get(server.http + path, headers=shown | headers)
 
 

@@ -24,6 +24,10 @@ def websocket(url: str) -> AbstractAsyncContextManager[WebSocketConnection]:
     return connect(Dial(url=url))
 
 
+def browser(url: str = "") -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, timeout=60)
+
+
 async def test_the_example_of_the_sheet() -> None:
     async with hub() as address, peer(address) as one:
         opened = json.loads((await one.hear()).removeprefix("0"))
@@ -91,7 +95,7 @@ async def test_what_is_broken_closes_its_connection_alone() -> None:
 
 async def test_long_polling_and_the_upgrade() -> None:
     key = md5_key("poller", SALT)
-    async with hub() as address, httpx.AsyncClient(base_url=f"http://{address}") as http:
+    async with hub() as address, browser(f"http://{address}") as http:
         url = "/socket.io/?EIO=4&transport=polling"
         opened = await http.get(url)
         assert opened.headers["content-type"] == "text/plain; charset=UTF-8"
@@ -128,7 +132,7 @@ async def test_long_polling_and_the_upgrade() -> None:
 
 
 async def test_what_polls_are_refused_for() -> None:
-    async with hub() as address, httpx.AsyncClient(base_url=f"http://{address}/socket.io/") as http:
+    async with hub() as address, browser(f"http://{address}/socket.io/") as http:
 
         async def refused(query: str, method: str = "GET", **more: Any) -> int:
             answer = await http.request(method, f"?{query}", **more)
@@ -171,7 +175,7 @@ async def test_a_websocket_is_refused_before_the_upgrade() -> None:
         "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==",
     }  # fmt: skip
-    async with hub(max_connections=1) as address, httpx.AsyncClient(base_url=f"http://{address}/socket.io/") as http:
+    async with hub(max_connections=1) as address, browser(f"http://{address}/socket.io/") as http:
         for query, code in (("EIO=2", 5), ("sid=x", 5), ("EIO=3&sid=none", 1)):
             answer = await http.get(f"?{query}&transport=websocket", headers=upgrade)
             assert (answer.status_code, answer.json()["code"]) == (400, code)
@@ -184,7 +188,7 @@ async def test_a_websocket_is_refused_before_the_upgrade() -> None:
 
 
 async def test_pages_of_other_sites_are_turned_away() -> None:
-    async with hub(origins=("https://good.example",)) as address, httpx.AsyncClient() as http:
+    async with hub(origins=("https://good.example",)) as address, browser() as http:
         url = f"http://{address}/socket.io/?EIO=4&transport=polling"
         assert (await http.get(url, headers={"Origin": "https://bad.example"})).status_code == 403
         good = await http.get(url, headers={"Origin": "https://good.example"})
@@ -193,13 +197,13 @@ async def test_pages_of_other_sites_are_turned_away() -> None:
 
 
 async def test_who_is_there() -> None:
-    async with hub() as address, peer(address, "worker", "post") as worker, httpx.AsyncClient() as http:
+    async with hub() as address, peer(address, "worker", "post") as worker, browser() as http:
         assert (await http.get(f"http://{address}/")).json() == {"result": {"id": "eman"}}
         await worker.ask("nobody")
         await worker.event()  # what was said before it is heard
         shown = (await http.get(f"http://{address}/services")).json()
         assert shown == {"result": {worker.id: {"id": worker.id, "name": "worker", "subscribed_events": ["post"]}}}
-    async with hub(services_page="off") as address, httpx.AsyncClient() as http:
+    async with hub(services_page="off") as address, browser() as http:
         assert (await http.get(f"http://{address}/services")).status_code == 403
 
 

@@ -220,7 +220,7 @@ async def test_a_server_that_opens_no_websocket_is_an_alert_that_names_the_setti
 
 async def test_it_leaves_before_it_closes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "agent.eman.hub")
-    async with hub() as address, httpx.AsyncClient(base_url=f"http://{address}") as http:
+    async with hub() as address, httpx.AsyncClient(base_url=f"http://{address}", timeout=60) as http:
         async with station(tmp_path, address) as here:
             await here.until("ready")
         with trio.fail_after(30):  # the hub reads it some time after it was sent

@@ -355,7 +355,7 @@ async def test_a_lab_for_other_machines_asks_agents_and_users_for_the_token(tmp_
     async with trio.open_nursery() as nursery:
         lab: Lab = await nursery.start(serve_lab, "0.0.0.0:0", tmp_path, [])
         url = f"http://127.0.0.1:{lab.address.rpartition(':')[2]}"
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
             assert (await client.post("/api/login")).status_code == 401
             assert (await client.get("/agent/attach")).status_code == 401
             token = lab.token_file.read_text().strip()

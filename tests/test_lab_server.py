@@ -39,7 +39,7 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml"}
 
 def client_of(lab: Lab, token: str | None = None) -> httpx.AsyncClient:
     headers = {"authorization": f"Bearer {token or lab.token_file.read_text().strip()}"} if token != "" else {}
-    return httpx.AsyncClient(base_url=lab.url, headers=headers, trust_env=False)
+    return httpx.AsyncClient(base_url=lab.url, headers=headers, trust_env=False, timeout=60)
 
 
 async def test_the_token_is_made_once_and_for_its_user_alone(tmp_path: Path) -> None:

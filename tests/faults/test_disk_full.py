@@ -109,7 +109,7 @@ async def health(machine: Station) -> tuple[int, str]:
     """What the agent's own page of health says."""
     (address,) = re.findall(r"control listens addresses=(\S+)", machine.log.read_text())
     token = (inside(machine) / "token").read_text().strip()
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}) as client:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
         answer = await client.get(f"http://{address}/healthz")
     return answer.status_code, answer.text
 

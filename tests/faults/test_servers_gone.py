@@ -93,7 +93,7 @@ async def found(machine: Station, pattern: str) -> list[str]:
 async def switch(lab: Bench, faults: dict[str, Any]) -> None:
     """Turn the lab's switches, as a person would."""
     headers = {"Authorization": f"Bearer {lab.lab.token_file.read_text().strip()}"}
-    async with httpx.AsyncClient(headers=headers) as client:
+    async with httpx.AsyncClient(headers=headers, timeout=60) as client:
         (await client.post(f"{lab.lab.url}/lab/faults", json=faults)).raise_for_status()
 
 
