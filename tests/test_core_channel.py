@@ -16,6 +16,10 @@ import agent
 from agent.core.channel import MAX_REQUESTS, Channel, Refused, converse, ungrouped
 from agent.core.envelope import BAD_IN_A_ROW, MAX_MESSAGE, Request
 from agent.core.errors import ActionError, PeerUnreachable, ProtocolMisuse
+from agent.core.guard import Guard
+from agent.core.head import Head
+from agent.core.link import Dial, connect
+from agent.core.listen import Route, serve
 from agent.core.metrics import Metrics
 from agent.core.upgraded import FRAGMENT
 
@@ -511,3 +515,119 @@ async def test_a_post_that_is_given_up_before_its_turn_is_not_sent(autojump_cloc
         await converse(client, lab, talk, metrics=Metrics())
         nursery.cancel_scope.cancel()
     assert heard == ["first", "last"]
+
+
+# ---- answers at once ------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def diverted(
+    at_once: Callable[[Request], Mapping[str, Any] | None], answer: Callable[[Request], Awaitable[Mapping[str, Any]]]
+) -> AsyncIterator[WebSocketConnection]:
+    """A client's end of a connection whose server's route is diverted."""
+
+    async def opened(head: Head, ws: WebSocketConnection) -> None:
+        await converse(ws, answer, idle, metrics=Metrics(), deadline_s=60, ping_s=30, at_once=at_once)
+
+    routes = [Route("/*", websocket=opened, scope="open", is_diverted=True)]
+    guard = Guard((), {}, False, (), trio.current_time)
+    async with trio.open_nursery() as nursery:
+        (address,) = await nursery.start(partial(serve, ["127.0.0.1:0"], routes, guard, metrics=Metrics()))
+        with trio.fail_after(60):
+            async with connect(Dial(url=f"ws://{address}/")) as ws:
+                yield ws
+        nursery.cancel_scope.cancel()
+
+
+def request(number: int, action: str, **payload: object) -> str:
+    return json.dumps({"action": action, "req_id": number, "payload": payload})
+
+
+async def test_what_can_be_answered_at_once_is_and_keeps_its_turn() -> None:
+    may_go_on, began = trio.Event(), trio.Event()
+    seen: list[str] = []
+
+    def at_once(asked: Request) -> Mapping[str, Any] | None:
+        if asked.action == "later":
+            return None
+        seen.append("at once")
+        if asked.action == "break":
+            raise ZeroDivisionError("on purpose")
+        if asked.action == "refuse":
+            raise ActionError("", "not so")
+        return asked.payload
+
+    async def answer(asked: Request) -> Mapping[str, Any]:
+        seen.append("later")
+        began.set()
+        await may_go_on.wait()
+        return asked.payload
+
+    async with diverted(at_once, answer) as ws:
+        for number, action in enumerate(("now", "refuse", "break", "identify")):
+            await ws.send_message(request(number, action))
+        assert (await next_json(ws))["payload"] == {}
+        assert (await next_json(ws))["reason"] == "not so"
+        assert (await next_json(ws))["reason"].startswith("internal: ")
+        assert seen == ["at once"] * 3
+        seen.clear()
+        await next_json(ws)
+        for number, action in enumerate(("later", "now", "now")):
+            await ws.send_message(request(number, action))
+        await began.wait()
+        await ws.send_message(request(3, "now"))
+        may_go_on.set()
+        assert [(await next_json(ws))["rsp_id"] for _ in range(4)] == [0, 1, 2, 3]
+        await ws.send_message("no JSON")
+        assert "not a JSON object" in (await next_json(ws))["reason"]
+        await ws.send_message(request(5, "now"))
+        await ws.send_message(request(6, "now", text="x" * 100_000))  # not a simple one: by the library
+        await ws.send_message(request(7, "now"))
+        assert [(await next_json(ws))["rsp_id"] for _ in range(3)] == [5, 6, 7]
+
+
+async def test_who_asks_and_does_not_listen_is_not_read_either() -> None:
+    count, asked_for = 0, 1000
+
+    def at_once(asked: Request) -> Mapping[str, Any]:
+        nonlocal count
+        count += 1
+        return {"text": "x" * 20_000}
+
+    async def answer(asked: Request) -> Mapping[str, Any]:
+        return at_once(asked)
+
+    async with diverted(at_once, answer) as ws, trio.open_nursery() as nursery:
+
+        async def ask_all() -> None:
+            for number in range(asked_for):
+                await ws.send_message(request(number, "now", text="y" * 10_000))
+
+        nursery.start_soon(ask_all)  # 20 MB of answers: more than the kernel and the library hold
+        before = 0
+        while not count or before != count:
+            before = count
+            await trio.sleep(0.2)
+        assert count < asked_for
+        assert [(await next_json(ws))["rsp_id"] for _ in range(asked_for)] == list(range(asked_for))
+    assert count == asked_for
+
+
+async def test_what_was_asked_before_the_end_is_carried_out_past_the_library_too() -> None:
+    may_go_on, done = trio.Event(), trio.Event()
+    carried_out: list[int] = []
+
+    async def answer(asked: Request) -> Mapping[str, Any]:
+        await may_go_on.wait()
+        carried_out.append(asked.payload["n"])
+        if len(carried_out) == 10:
+            done.set()
+        return {}
+
+    async with diverted(lambda asked: None, answer) as ws:
+        for n in range(10):
+            await ws.send_message(request(n, "keep", n=n))
+        await ws.aclose()
+        may_go_on.set()
+        await done.wait()
+    assert carried_out == list(range(10))

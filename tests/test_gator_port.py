@@ -134,5 +134,5 @@ async def test_where_no_descriptor_is_free_a_connection_waits(monkeypatch: pytes
 
         listening.listener = Listener()  # type: ignore[assignment]
         async with connect(Dial(url=f"ws://{listening.address}/")):
-            assert failures == -1
+            assert failures < 0
         nursery.cancel_scope.cancel()

@@ -10,6 +10,7 @@ Source: protocols/emissary.md, "The envelope", "Link states" and the last rule o
 
 import logging
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, Protocol, TypeAlias
@@ -49,6 +50,7 @@ IDENTITY: Mapping[str, Any] = {"tool": "emissary", "version": agent.__version__}
 _LOST = (PeerUnreachable, ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError)
 
 Answerer = Callable[[Request], Awaitable[Mapping[str, Any] | msgspec.Raw]]
+AtOnce = Callable[[Request], Mapping[str, Any] | None]
 Elder = Callable[[Mapping[str, Any]], Awaitable[str | None]]
 Tell = Callable[[str], None]
 
@@ -107,7 +109,9 @@ class Channel:
     of one message from us: raised where a protocol allows more and the peer is known to take it.
     """
 
-    def __init__(self, ws: WebSocketConnection, metrics: Metrics, tell: Tell, elder: Elder | None) -> None:
+    def __init__(
+        self, ws: WebSocketConnection, metrics: Metrics, tell: Tell, elder: Elder | None, at_once: AtOnce
+    ) -> None:
         self.peer = ws.remote if isinstance(ws.remote, str) else ws.remote.url
         self.last_heard = trio.current_time()
         self.state = tell
@@ -123,6 +127,10 @@ class Channel:
         self._to_carry_out = 0  # of what was given to the writer
         self._line = ws._stream if isinstance(ws._stream, Upgraded) else None  # where a message can leave at once
         self._requests, self._to_answer = trio.open_memory_channel[Request | Foreign](MAX_REQUESTS)
+        self._unanswered = 0  # requests that have been read
+        self._at_once = at_once
+        self._late = deque[_Read | str]()  # what came past the library and waits for its turn; a str: an answer of ours
+        self._has_late = trio.Event()
         self._writing_since: float | None = None
         self._busy_reader = self._closing = False
         self._logged: set[str] = set()
@@ -255,6 +263,8 @@ class Channel:
                     async with trio.open_nursery() as nursery:
                         self._scope = nursery.cancel_scope
                         nursery.start_soon(self._read)
+                        if self._line is not None and self._line.is_diverted:
+                            nursery.start_soon(self._read_past, self._line)
                         nursery.start_soon(self._write)
                         nursery.start_soon(self._ping, ping_s)
                         nursery.start_soon(self._watch, deadline_s)
@@ -265,6 +275,10 @@ class Channel:
                     for asked in self._asked.values():
                         asked.answered.set()
                 # What was asked before the end is carried out, though nobody hears the answer.
+                with suppress(trio.WouldBlock):
+                    for read in self._late:
+                        if isinstance(read, Request | Foreign):
+                            self._requests.send_nowait(read)
                 self._requests.close()
                 answering.cancel_scope.deadline = trio.current_time() + LAST_REQUESTS_S
 
@@ -276,10 +290,54 @@ class Channel:
             if not self._closing:
                 self._scope.cancel()
 
+    async def _read_past(self, line: Upgraded) -> None:
+        """Messages that come past the library, all of one look together. While some must wait no more are read."""
+
+        def take(texts: list[str]) -> None:
+            self.last_heard = trio.current_time()
+            for text in texts:
+                read = self._envelope.feed(text)
+                if self._late or not self._is_done_at_once(read):
+                    self._late.append(read)
+            if self._late:
+                line.divert(None)
+                self._has_late.set()
+
+        while True:
+            line.divert(take)
+            await self._has_late.wait()
+            while self._late:
+                read = self._late[0]
+                await (self._say(read) if isinstance(read, str) else self._carry_on(read))
+                self._late.popleft()
+            self._has_late = trio.Event()
+
+    def _is_done_at_once(self, read: "_Read") -> bool:
+        match read:
+            case Answer():
+                self._hear(read)
+            case Request() if not self._unanswered and read.action != "identify":
+                if (text := self._answer_at_once(read)) is None:
+                    return False
+                if not read.posted and not self._say_now(text):
+                    self._late.append(text)
+            case _:
+                return False
+        return True
+
+    def _hear(self, answer: Answer) -> None:
+        asked = self._asked[answer.req_id]
+        asked.answer = answer
+        asked.answered.set()
+
     async def _take(self, frame: str | bytes) -> None:
         self.last_heard = trio.current_time()
-        match self._envelope.feed(frame):
+        await self._carry_on(self._envelope.feed(frame))
+
+    async def _carry_on(self, read: "_Read") -> None:
+        match read:
             case (Request() | Foreign()) as request:
+                self._unanswered += 1
                 try:
                     self._requests.send_nowait(request)
                 except trio.WouldBlock:
@@ -287,9 +345,7 @@ class Channel:
                     await self._requests.send(request)
                     self._busy_reader, self.last_heard = False, trio.current_time()
             case Answer() as answer:
-                asked = self._asked[answer.req_id]
-                asked.answer = answer
-                asked.answered.set()
+                self._hear(answer)
             case Stray() as stray:
                 self._metrics.count("link_stray_answers_total")
                 self._log(logging.INFO, "answer to no request rsp_id=%r reason=%s", stray.rsp_id, stray.reason)
@@ -404,13 +460,14 @@ class Channel:
         async for request in self._to_answer:
             if isinstance(request, Foreign):
                 await self._answer_foreign(request)
-                continue
-            if request.action == "identify":
-                text = success(request.action, request.req_id, identity)
             else:
-                text = await self._answer(request, answer)
-            if not request.posted:
-                await self._say(text)
+                if request.action == "identify":
+                    text = success(request.action, request.req_id, identity)
+                else:
+                    text = await self._answer(request, answer)
+                if not request.posted:
+                    await self._say(text)
+            self._unanswered -= 1
 
     async def _answer_foreign(self, frame: Foreign) -> None:
         assert self._elder is not None
@@ -429,19 +486,40 @@ class Channel:
 
     async def _answer(self, request: Request, answer: Answerer) -> str:
         try:
-            text = success(request.action, request.req_id, await answer(request))
+            return self._success(request, await answer(request))
         except ActionError as err:
-            if request.posted:
-                self._log(logging.INFO, "posted request refused action=%r reason=%s", request.action, err.reason)
-            return error(request.req_id, err.reason)
+            return self._refusal(request, err)
         except Exception:  # one request must not end the connection
-            self._metrics.count("link_internal_errors_total")
             log.exception("request failed peer=%s action=%s", self.peer, request.action)
-            return error(request.req_id, "internal: the request failed here; the log has the details")
+            return self._failure(request)
+
+    def _answer_at_once(self, request: Request) -> str | None:
+        """None, when that has to wait."""
+        try:
+            payload = self._at_once(request)
+            return None if payload is None else self._success(request, payload)
+        except ActionError as err:
+            return self._refusal(request, err)
+        except Exception:  # as above
+            log.exception("request failed peer=%s action=%s", self.peer, request.action)
+            return self._failure(request)
+
+    def _success(self, request: Request, payload: Mapping[str, Any] | msgspec.Raw) -> str:
+        text = success(request.action, request.req_id, payload)
         return text if len(text) <= self.max_message // 4 else _bounded(request.req_id, text, self.max_message)
+
+    def _refusal(self, request: Request, err: ActionError) -> str:
+        if request.posted:
+            self._log(logging.INFO, "posted request refused action=%r reason=%s", request.action, err.reason)
+        return error(request.req_id, err.reason)
+
+    def _failure(self, request: Request) -> str:
+        self._metrics.count("link_internal_errors_total")
+        return error(request.req_id, "internal: the request failed here; the log has the details")
 
 
 _Item: TypeAlias = _Text | _Rest | _Close | Source
+_Read: TypeAlias = Request | Answer | Unreadable | Stray | Foreign
 
 
 async def converse(
@@ -455,6 +533,7 @@ async def converse(
     identity: Mapping[str, Any] = IDENTITY,
     tell: Tell = lambda state: None,
     elder: Elder | None = None,
+    at_once: AtOnce = lambda request: None,
 ) -> None:
     """Speak the envelope on an open websocket until either side closes it, or `talk` returns: then it closes with 1000.
 
@@ -463,12 +542,14 @@ async def converse(
     Requests are answered one by one in order of arrival: `answer` gives the payload or raises ActionError; any other
     error is logged and answered `internal`. `identify` (and an empty action) is answered with `identity`. A ping goes
     out every `ping_s` seconds. `tell` takes the states that `talk` gives to `channel.state`. `elder` answers objects of
-    an older protocol (they have `op`) by the text it gives; for None the connection is closed with 1000.
+    an older protocol (they have `op`) by the text it gives; for None the connection is closed with 1000. `at_once` is
+    asked before `answer` where the route is diverted and nothing else waits: with hundreds of peers the turns of the
+    loop are most of what an answer costs. It gives None for what it leaves to `answer`.
 
     Raises PeerUnreachable when the peer sends nothing, or takes nothing, for `deadline_s` seconds, and what `talk`
     raises. Who made the websocket closes it then.
     """
-    await Channel(ws, metrics, tell, elder)._run(answer, talk, identity, deadline_s, ping_s)
+    await Channel(ws, metrics, tell, elder, at_once)._run(answer, talk, identity, deadline_s, ping_s)
 
 
 def closing(ws: WebSocketConnection) -> str:

@@ -35,7 +35,7 @@ class Upgraded:
         """With `is_diverted` nothing is read before `divert`."""
         self._stream, self._head, self._peer = stream, head, peer
         self._is_closed = self._is_sending = False
-        self._is_simple = is_diverted  # so far
+        self.is_diverted = self._is_simple = is_diverted  # the latter: so far
         self._take: Callable[[list[str]], None] | None = None
         self._has_taker: trio.Event | None = None
         self._came = b""  # the beginning of a frame, or what came behind one for the library
@@ -76,10 +76,10 @@ class Upgraded:
         self._rest = frame[sent:]
         return True
 
-    def divert(self, take: Callable[[list[str]], None]) -> None:
-        """Give messages to `take` from now on. What it raises ends the connection."""
+    def divert(self, take: Callable[[list[str]], None] | None) -> None:
+        """Give messages to `take` from now on. What it raises ends the connection. With None nothing more is read."""
         self._take = take
-        if self._has_taker is not None:
+        if take is not None and self._has_taker is not None:
             self._has_taker.set()
             self._has_taker = None
 
@@ -90,12 +90,11 @@ class Upgraded:
         if self._is_closed:
             await trio.sleep_forever()  # the library's reader asks once more; then it is cancelled
         while self._is_simple:
-            if self._take is None:
-                self._has_taker = trio.Event()
-                await self._has_taker.wait()
+            take = await self._taker()
             texts, control, self._came, self._is_simple = simple_frames(self._came)
-            if texts and self._take is not None:
-                self._take(texts)
+            if texts:
+                take(texts)
+                await self._taker()  # what is behind them is later
             if control:
                 return control
             if self._is_simple:
@@ -105,6 +104,12 @@ class Upgraded:
                 self._came += data
         data, self._came = self._came, b""
         return data or await self._stream.receive_some(max_bytes)
+
+    async def _taker(self) -> Callable[[list[str]], None]:
+        while self._take is None:
+            self._has_taker = trio.Event()
+            await self._has_taker.wait()
+        return self._take
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._is_closed:

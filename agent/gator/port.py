@@ -13,16 +13,17 @@ import os
 import secrets
 import select
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import trio
 from trio_websocket import WebSocketConnection
 
 import agent
-from agent.core.channel import Answerer, Channel, converse
+from agent.core.channel import Answerer, AtOnce, Channel, converse
 from agent.core.guard import Guard, is_loopback
 from agent.core.head import Head, HttpError, Scope
 from agent.core.listen import Port, Route
@@ -34,7 +35,7 @@ IDENTITY = {"tool": "gator", "version": "1.0", "emissary": agent.__version__}
 DEADLINE_S, PING_S = 60.0, 20.0
 MORE_CONNECTIONS = 64  # beside those of children
 BACKLOG = 1024  # connections that wait to be accepted; the kernel may allow fewer
-ACCEPT_AGAIN_S = 0.1
+ACCEPT_AGAIN_S, ACCEPTED_AT_ONCE = 0.1, 16
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Ports:
             await connected(ws)
 
         served = Port(
-            [Route("/*", websocket=websocket, scope="open")],
+            [Route("/*", websocket=websocket, scope="open", is_diverted=True)],
             Gate(secret),
             self._metrics,
             max_connections=children + MORE_CONNECTIONS,
@@ -156,18 +157,21 @@ class Ports:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
                     for fd, _ in self._epoll.poll(0):
                         try:
-                            tcp, _ = self._open[fd].listener.accept()
-                        except BlockingIOError:
-                            continue
+                            self._accept(self._open[fd], nursery)
                         except OSError as err:  # gone before it was served; or no descriptor is free
                             log.warning("connection not accepted error=%s", err)
                             await trio.sleep(ACCEPT_AGAIN_S)
                             break
-                        nursery.start_soon(self._serve, self._open[fd], tcp)
         finally:
             for port in list(self._open.values()):
                 self._close(port)
             self._epoll.close()
+
+    def _accept(self, port: "OpenPort", nursery: trio.Nursery) -> None:
+        with suppress(BlockingIOError):
+            for _ in range(ACCEPTED_AT_ONCE):
+                tcp = port.listener.accept()[0]
+                nursery.start_soon(self._serve, port, tcp)
 
     async def _serve(self, port: "OpenPort", tcp: socket.socket) -> None:
         with trio.CancelScope() as scope:
@@ -207,7 +211,21 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def talk(ws: WebSocketConnection, answer: Answerer, opened: Opened, metrics: Metrics) -> None:
-    """One connection, until it ends. Raises PeerUnreachable when the peer is silent."""
-    identity: Mapping[str, Any] = IDENTITY
-    await converse(ws, answer, opened, metrics=metrics, deadline_s=DEADLINE_S, ping_s=PING_S, identity=identity)
+async def talk(
+    ws: WebSocketConnection,
+    answer: Answerer,
+    opened: Opened,
+    metrics: Metrics,
+    at_once: AtOnce = lambda request: None,
+) -> None:
+    """One connection, until it ends; `at_once` as for converse(). Raises PeerUnreachable when the peer is silent."""
+    await converse(
+        ws,
+        answer,
+        opened,
+        metrics=metrics,
+        deadline_s=DEADLINE_S,
+        ping_s=PING_S,
+        identity=IDENTITY,
+        at_once=at_once,
+    )

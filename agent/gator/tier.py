@@ -460,18 +460,24 @@ class Tier:
             link.channel = channel
             await trio.sleep_forever()
 
+        def at_once(request: Request) -> Mapping[str, Any] | None:
+            return self._answer_child(link, request)
+
         try:
-            await port.talk(ws, answer, wait, self.shared.metrics)
+            await port.talk(ws, answer, wait, self.shared.metrics, at_once)
         finally:
             if self._elsewhere is not None:
                 self._elsewhere.closed(link)
 
+    def _answer_child(self, link: Link, request: Request) -> Mapping[str, Any] | None:
+        if self._elsewhere is None:
+            return None
+        return self._elsewhere.answer(link, request, self.path, self._uids)
+
     async def _answer(self, link: Link, request: Request) -> Mapping[str, Any]:
         payload = request.payload
-        if self._elsewhere is not None:
-            told = self._elsewhere.answer(link, request, self.path, self._uids)
-            if told is not None:
-                return told
+        if (told := self._answer_child(link, request)) is not None:
+            return told
         match request.action:
             case "spec" | "register" | "update" | "complete":
                 raise wrong(f"{request.action}: the children of this tier run within it")
