@@ -283,6 +283,7 @@ async def test_producers_wait_while_too_much_waits_for_the_disk(tmp_path: Path) 
     store = open_store(tmp_path, reserve=4096)
     for _ in range(40):
         store.append(cleared("x" * 1_000_000), 1.0)
+    assert not store.has_room
     with trio.move_on_after(0.01) as gave_up:
         await store.room()
     assert gave_up.cancelled_caught
@@ -290,6 +291,7 @@ async def test_producers_wait_while_too_much_waits_for_the_disk(tmp_path: Path) 
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run)
         await store.room()
+        assert store.has_room
         await store.commit()
         assert store.behind_s(trio.current_time()) == 0
         nursery.cancel_scope.cancel()

@@ -45,7 +45,7 @@ class Taking:
         pass
 
 
-async def has_room() -> bool:
+def has_room() -> bool:
     return True
 
 

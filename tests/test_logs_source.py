@@ -46,7 +46,7 @@ class Bench:
         await self.source.followed.settle()
 
 
-async def has_room() -> bool:
+def has_room() -> bool:
     return True
 
 

@@ -133,9 +133,14 @@ class Store:
             await self._committed.wait()
         return self.seq
 
+    @property
+    def has_room(self) -> bool:
+        """Would room() return at once?"""
+        return self._pending_bytes <= MAX_PENDING
+
     async def room(self) -> None:
         """Wait while more than MAX_PENDING bytes wait for the disk."""
-        while self._pending_bytes > MAX_PENDING:
+        while not self.has_room:
             await self._committed.wait()
 
     def behind_s(self, now: float) -> float:

@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Literal, NoReturn, Protocol, TypeVar
@@ -90,7 +90,7 @@ class Followed:
         health: Health,
         *,
         links: bool,
-        room: Callable[[], Awaitable[bool]],
+        room: Callable[[], bool],
         blocks: Blocks,
     ) -> None:
         self.tail, self._matching, self._health, self.room = tail, matching, health, room
@@ -262,7 +262,7 @@ class Followed:
             came = max(came, 1 + isinstance(self._seen, Stat))
         self._grown = 0
         now = trio.current_time()
-        if self._is_paused and await self.room():
+        if self._is_paused and self.room():
             self._is_paused = False
             self._take(self.tail.resume(now))
         self._take(self.tail.look(self._seen, now, came))
@@ -357,7 +357,7 @@ class Followed:
     async def _scan(self, act: Scan) -> Sequence[Act]:
         with self._health.busy(limit=BLOCK_S):
             consumed, before = await self._matching.scan(act)
-        if not self._is_paused and not await self.room():
+        if not self._is_paused and not self.room():
             self._is_paused = True
             self.tail.pause()
         acts = self.tail.scanned(act.file, consumed, before, trio.current_time())  # at once: what was told is done

@@ -54,7 +54,7 @@ async def _no_globs(found: dict[str, list[str]]) -> None:
     """There are none to look for new files of."""
 
 
-async def _has_room() -> bool:
+def _has_room() -> bool:
     return True  # who reads our output makes us wait by reading slowly
 
 

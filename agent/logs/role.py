@@ -354,7 +354,12 @@ class _Logs:
         tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past, begun=begun, again=again)
         done = replace(done, begun=begun)
         source.followed = Followed(
-            tail, source, self._health, links=not watch.is_remote, room=self._has_room, blocks=self.follower.blocks
+            tail,
+            source,
+            self._health,
+            links=not watch.is_remote,
+            room=lambda: self._store.has_room,
+            blocks=self.follower.blocks,
         )
         source.wants[watch.id] = Want(rules, watch.run, watch.is_remote, *done.since.get(watch.id, (None, None)))
         self._use(source)
@@ -397,12 +402,6 @@ class _Logs:
             finally:
                 if self._sources.get(source.path) is source:  # else it was dropped, and is forgotten
                     source.end()
-
-    async def _has_room(self) -> bool:
-        with trio.move_on_after(0):
-            await self._store.room()
-            return True
-        return False
 
     def _end(self, id: str) -> None:
         """Follow it no longer."""

@@ -294,7 +294,7 @@ class Source:
                 await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
             at, before = at + found.consumed, found.before
             self._at = max(self._at, Place(act.generation, act.offset + at))
-            if not found.consumed or (found.count and not await self.followed.room()):
+            if not found.is_full or (found.count and not self.followed.room()):
                 break  # else a block of short lines has more events than memory should hold
         return at, before
 
