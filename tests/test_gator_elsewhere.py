@@ -31,7 +31,7 @@ def d2(ident: str, *, active: int = 0, passed: int = 1) -> dict[str, Any]:
 
 
 async def test_the_seeds_frames_as_printed_get_the_seeds_answers(tmp_path: Path) -> None:
-    async with tier_of(ONE, tmp_path) as (_, hands, above):
+    async with tier_of(ONE, tmp_path) as (tier, hands, above):
         await hands.started("child_job_a")
         async with connect(Dial(url=f"ws://{above.address}/")) as ws:
 
@@ -53,6 +53,9 @@ async def test_the_seeds_frames_as_printed_get_the_seeds_answers(tmp_path: Path)
             child = children["payload"]["child_job_a"]
             assert (child["state"], child["result"], child["server"]) == ("STARTED", "UNKNOWN", "192.168.0.65:54241")
             assert child["metrics"] == {"msg_info": 5, "lint_warnings": 123}
+            tier._journal.say("INFO", "the only one")  # D1 wants it by its uid, D2 what comes behind that
+            told = await ask("get_messages", '{"after": 1}')
+            assert [row["message"] for row in told["payload"]["messages"]] == ["the only one"]
             assert await ask("get_tree", "{}") == {
                 "action": "get_tree",
                 "rsp_id": 1,

@@ -8,16 +8,31 @@ from typing import Any
 
 import msgspec
 
+from agent.core.envelope import Request
 from agent.gator import messages
 from agent.gator.dialects import read
 from agent.gator.journal import Journal
-from agent.gator.messages import ApiJob
+from agent.gator.messages import ApiJob, Dialect
 
 
-async def told_messages(journal: Journal, payload: Mapping[str, Any], status: int) -> dict[str, Any]:
-    """The answer to `get_messages`: D1 tells by `after` the first uid that it wants, D2 the last that it has."""
+def asker_dialect(request: Request) -> Dialect | None:
+    """What a request tells of who asks, beside those of children; None when it tells nothing."""
+    if request.action != "resolve":
+        return None
+    if "path" in request.payload:
+        return "d1"
+    return "d2" if request.payload.keys() & {"root_path", "nest_path", "depth"} else None
+
+
+async def told_messages(
+    journal: Journal, payload: Mapping[str, Any], status: int, dialect: Dialect | None
+) -> dict[str, Any]:
+    """The answer to `get_messages`: D0 and D1 tell by `after` the first uid that they want, D2 the last that it has.
+
+    `dialect` is the asker's, as far as it is known; a `format` in the payload ("d1", "d2") overrules it.
+    """
     request: messages.GetMessages = read("get_messages", payload, messages.GetMessages)
-    inclusive = payload.get("format") == "d1"
+    inclusive = payload.get("format", dialect) in ("d0", "d1")
     rows = await journal.read(request.after + (not inclusive), request.limit)
     return {
         "messages": [

@@ -21,7 +21,7 @@ from agent.core.channel import Channel
 from agent.core.envelope import Request
 from agent.gator import messages, port
 from agent.gator import spec as specs
-from agent.gator.answers import told_layer, told_messages
+from agent.gator.answers import asker_dialect, told_layer, told_messages
 from agent.gator.dialects import read, wrong
 from agent.gator.elsewhere import Elsewhere, Link, set_aside
 from agent.gator.journal import Journal
@@ -478,11 +478,12 @@ class Tier:
         payload = request.payload
         if (told := self._answer_child(link, request)) is not None:
             return told
+        dialect = link.dialect = link.dialect or ("d0" if link.named_as_d0 else asker_dialect(request))
         match request.action:
             case "spec" | "register" | "update" | "complete":
                 raise wrong(f"{request.action}: the children of this tier run within it")
             case "children":
-                if payload.get("format", link.dialect) == "d2":
+                if payload.get("format", dialect) == "d2":
                     return {"children": self._view.jobs(), "status": STATES.index(self._state)}
                 return self._view.children()
             case "log":
@@ -493,7 +494,7 @@ class Tier:
                 self._journal.pass_on(severity_of(given.severity), given.message, at)
                 return {}
             case "get_messages":
-                return await told_messages(self._journal, payload, STATES.index(self._state))
+                return await told_messages(self._journal, payload, STATES.index(self._state), dialect)
             case "resolve":
                 return await told_layer(self.resolve, payload)
             case "get_tree":

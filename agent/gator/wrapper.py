@@ -26,7 +26,7 @@ from agent.core.process import UNLIMITED, Child, ChildFailedToStart, Exit, Limit
 from agent.core.processtree import Stat, TreeSurvived
 from agent.gator import messages, port
 from agent.gator import spec as specs
-from agent.gator.answers import told_layer, told_messages
+from agent.gator.answers import asker_dialect, told_layer, told_messages
 from agent.gator.dialects import is_reserved, read, wrong
 from agent.gator.journal import FLUSH_S, MAX_WAITING, Journal
 from agent.gator.layer import Above, Place, Shared, severity_of
@@ -130,7 +130,14 @@ class Wrapper:
         async def wait(channel: Channel) -> None:
             await trio.sleep_forever()
 
-        await port.talk(ws, self._answer, wait, self._shared.metrics)
+        dialect: messages.Dialect | None = None
+
+        async def answer(request: Request) -> Mapping[str, Any]:
+            nonlocal dialect
+            dialect = dialect or asker_dialect(request)
+            return await self._answer(request, dialect)
+
+        await port.talk(ws, answer, wait, self._shared.metrics)
 
     # ---- the task ---------------------------------------------------------------------------------------------------
 
@@ -365,7 +372,7 @@ class Wrapper:
 
     # ---- its own port -----------------------------------------------------------------------------------------------
 
-    async def _answer(self, request: Request) -> Mapping[str, Any]:
+    async def _answer(self, request: Request, dialect: messages.Dialect | None) -> Mapping[str, Any]:
         payload = request.payload
         match request.action:
             case "log":
@@ -380,7 +387,7 @@ class Wrapper:
                 self._metrics[metric.name] = metric.value
                 return {"result": "success"}
             case "get_messages":
-                return await told_messages(self._journal, payload, STATES.index(self._state))
+                return await told_messages(self._journal, payload, STATES.index(self._state), dialect)
             case "resolve":
                 return await told_layer(self.resolve, payload)
             case "get_tree":
