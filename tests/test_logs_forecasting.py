@@ -3,8 +3,12 @@
 import random
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from agent import loglearn
 from agent.core.learned import LogForecast
+from agent.logs import modelfile
+from agent.logs.chains import Chains
 from tests.test_logs_role import first, house
 
 RULES = """
@@ -21,7 +25,7 @@ def story(unit: str) -> list[str]:
 
 
 def learned(folder: Path) -> None:
-    """What the past of the log teaches: nine of ten stories end in a failure."""
+    """What the past of the log teaches: nine of ten stories end in a failure. There is an hour for that here."""
     chance, lines = random.Random(1), list[str]()
     for _ in range(150):
         unit = f"sd{chance.choice('abcdefghijklmnopq')}"
@@ -29,7 +33,12 @@ def learned(folder: Path) -> None:
         lines.append(f"write to {unit} failed" if chance.random() < 0.9 else f"disk {unit}: is well again")
     past = folder / "past.log"
     past.write_text("".join(f"{line}\n" for line in lines))
-    loglearn.learn(folder / "logs.model", [str(past)], None, ["write to (?<unit>\\S+) failed"])
+    path = folder / "logs.model"
+    loglearn.learn(path, [str(past)], None, ["write to (?<unit>\\S+) failed"])
+    model = modelfile.named(path)
+    known = Chains.decode(model.chains, model.calibration)
+    known.classes[0].horizon_s = 3600.0
+    modelfile.write(path, replace(model, chains=known.encode()[0]))
 
 
 async def test_a_failure_is_forecast_and_comes_true(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def of_elsewhere(path: Path) -> None:
     seen = [
         Seen(at, "log", miner.mine_line(line), line, "cooling" if b"stopped" in line else None) for at, line in lines
     ]
-    chains, calibration = learn(lambda: iter(seen)).encode()
+    chains, calibration = learn(lambda: iter(seen), horizon_s=3600.0).encode()
     modelfile.write(path, Model(templates=miner.dump()[0], chains=chains, calibration=calibration))
 
 
