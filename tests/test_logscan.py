@@ -117,6 +117,24 @@ def test_statistics_come_last(tmp_path: Path, rules: Path) -> None:
     assert 0 < stats["scan_cpu_s"] <= stats["cpu_s"]
 
 
+@pytest.mark.parametrize("option", ["-n", "--count", "--follow"])
+def test_an_output_that_takes_nothing_is_told_once(tmp_path: Path, rules: Path, option: str) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(TEXT)
+    with open("/dev/full", "wb") as full:
+        argv: list[str | Path] = [sys.executable, "-m", "agent", "logs", "scan", option, "--rules", rules, log]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, timeout=30)
+    said = b"standard output: No space left on device. Make room, or write elsewhere.\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_standard_input_that_is_closed_is_told(rules: Path) -> None:
+    argv = ["sh", "-c", f"{sys.executable} -m agent logs scan --count --rules {rules} - <&-"]
+    done = subprocess.run(argv, capture_output=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, b"agent logs scan: -: standard input is closed\n")
+    assert done.stdout.count(b'"lines":0') == 2
+
+
 def command(*arguments: Path | str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(
         [sys.executable, "-m", "agent", "logs", "scan", *arguments], input=stdin, capture_output=True, timeout=30
