@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from agent.core.errors import PeerUnreachable
-from agent.coverage.attach import Attachment
+from agent.coverage.attach import Attachment, Settle
 from agent.coverage.merged import Batch
 from agent.coverage.messages import announcement, parts
 from agent.coverage.sessions import Announce, Part, Ping, Say
@@ -26,11 +26,16 @@ class Ends:
     def __init__(self, ours: WebSocketConnection, theirs: WebSocketConnection) -> None:
         self.theirs, self.pongs, self.idle = theirs, list[int](), 0
         self.heard: list[str | bytes] = []
-        self.attachment = Attachment(ours, COUNTS, pong=self.pongs.append, idle=self.ask)
+        self.settling, self.settled = trio.Event(), trio.Event()
+        self.attachment = Attachment(ours, COUNTS, pong=self.pongs.append, idle=self.ask, settle=self.settle)
 
     def ask(self) -> Ping:
         self.idle += 1
         return Ping(1000 + self.idle)
+
+    async def settle(self) -> None:
+        self.settling.set()
+        await self.settled.wait()
 
     async def receive(self, message: str | bytes) -> None:
         self.heard.append(message)
@@ -60,6 +65,25 @@ async def test_acts_go_out_in_their_order_and_a_pong_comes_back() -> None:
             await both.attachment.drained()
             await wait_all_tasks_blocked()
         assert both.pongs == [7]
+
+
+async def test_what_must_be_on_the_disk_before_is_waited_for() -> None:
+    heard: list[str | bytes] = []
+
+    async def hear(both: Ends) -> None:
+        while len(heard) < 3:
+            heard.append(await both.theirs.get_message())
+
+    async with ends() as both, trio.open_nursery() as nursery:
+        nursery.start_soon(hear, both)
+        both.attachment.put([Say("first"), Settle(), Say("second")])
+        with trio.fail_after(60):
+            await both.settling.wait()
+        both.attachment.put([Say("third")])
+        await wait_all_tasks_blocked(0.01)
+        assert heard == ["first"]
+        both.settled.set()
+    assert heard == ["first", "second", "third"]
 
 
 async def test_messages_are_received_one_after_the_other() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NoReturn
 
+import msgspec
 import trio
 from trio_websocket import WebSocketConnection
 
@@ -20,13 +21,19 @@ IDLE_S, DEAD_S = 10.0, 30.0
 SLOWEST = 50_000  # bytes a second: an admin that reads a large frame has no time to answer a ping
 MAX_WAITING = 1000  # acts that wait to be sent before nothing more is read
 
-Sent = Say | Announce | Part | Ping
+
+class Settle(msgspec.Struct, frozen=True):
+    """What comes after this is said when what was kept before it is on the disk."""
+
+
+Sent = Say | Announce | Part | Ping | Settle
 
 
 class Attachment:
     """An open connection. `counts` are of the probes of each class.
 
-    `pong` gets the number of an answered ping, `idle` gives what to send when nothing comes.
+    `pong` gets the number of an answered ping, `idle` gives what to send when nothing comes, `settle` waits for the
+    disk.
     """
 
     def __init__(
@@ -36,8 +43,10 @@ class Attachment:
         *,
         pong: Callable[[int], None],
         idle: Callable[[], Ping],
+        settle: Callable[[], Awaitable[None]],
     ) -> None:
         self._ws, self._counts, self._pong, self._idle = ws, counts, pong, idle
+        self._settle = settle
         self._acts: deque[Sent] = deque()
         self._came, self._went = trio.Event(), trio.Event()
         self._is_sending = self._is_over = False
@@ -83,6 +92,8 @@ class Attachment:
             match act:
                 case Say(frame):
                     await self._send(frame)
+                case Settle():
+                    await self._settle()
                 case Ping(number):
                     nursery.start_soon(self._ping, number)
                 case Announce(units):

@@ -16,6 +16,7 @@ from agent.coverage.session import Saved, Session
 
 log = logging.getLogger(__name__)
 
+SETTLE_S = 1.0  # s: an admin waits for the answer to its START
 SESSIONS, CATALOG = "coverage.sessions", "coverage.catalog"
 
 
@@ -44,6 +45,11 @@ class Kept:
         """The classes that are announced are these."""
         encoded = await trio.to_thread.run_sync(partial(msgspec.json.encode, list(units)))
         self._store.put(CATALOG, msgspec.Raw(encoded))
+
+    async def settle(self) -> None:
+        """Wait until all is on the disk; a full one is not waited for."""
+        with trio.move_on_after(SETTLE_S):
+            await self._store.commit()
 
     def keep(self, sessions: Iterable[Session]) -> None:
         """These are all sessions there are, as they are now."""

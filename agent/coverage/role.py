@@ -40,7 +40,7 @@ from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.coverage import report
-from agent.coverage.attach import Attachment, Sent
+from agent.coverage.attach import Attachment, Sent, Settle
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.kept import Kept
 from agent.coverage.merged import Merged
@@ -356,7 +356,7 @@ class Coverage:
                 if isinstance(act, Map):
                     await self._map(act)
 
-        self._attachment = Attachment(ws, machine.counts, pong=pong, idle=machine.ping)
+        self._attachment = Attachment(ws, machine.counts, pong=pong, idle=machine.ping, settle=self._kept.settle)
         try:
             with trio.CancelScope() as self._renew:
                 self._perform(machine.attached())
@@ -410,6 +410,7 @@ class Coverage:
             not is_kept
         ):  # before the admin hears of it: a process that is killed then still knows the session, or its end
             self.keep()
+            sent.insert(0, Settle())
         if sent and self._attachment is not None:
             self._attachment.put(sent)
         self._arm()
