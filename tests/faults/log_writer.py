@@ -11,8 +11,8 @@ FOLDER/log/x is the log. Among its lines are marks, `mark N ...`, to be matched.
     ["left", incarnation, bytes]         at the end: so many of its first bytes still stand in a file of the folder
 
 FOLDER/orders is what it is told meanwhile, a line each: `seen N` when a match of mark N is on the agent's disk, `blink`
-when a file shall come and go at once. Content is cut, deleted or compressed once some of it was seen, else renamed:
-what an agent that was down, or slow, could never have known of is not destroyed. A blink alone does that.
+when a file shall come and go at once. Content is cut, deleted or compressed once some of it was seen: what an
+agent that was down, or slow, could never have known of is not destroyed. A blink alone does that.
 """
 
 import json
@@ -31,6 +31,8 @@ MARKS = 1500  # a second
 KEPT = 6  # old generations
 LATE_S = 4.0  # less than an agent drains a file that nobody writes to
 MAX_KEPT = 1 << 30  # bytes in old files: when nothing is seen any more, nothing is written
+MAX_WAITING = 200 << 20  # bytes in the log, while nothing of it was seen
+WAYS = ["rename", "rename", "dated", "copytruncate", "copytruncate", "truncate", "delete"]
 LINE = b"2026-01-05 10:00:00,123 INFO worker %06d: nothing that anybody looks for, request %08x took %d ms\n"
 NOTHING = b"".join(LINE % (n, n * 2654435761 % 2**32, n % 997) for n in range(20_000))
 
@@ -49,6 +51,7 @@ class Log:
         self.firsts: list[int] = []  # the first mark of each incarnation
         self.seen = set[int]()  # incarnations
         self.half = b""
+        self.how = ""  # it is to be rotated next, and was to be already
         self.packing: subprocess.Popen[bytes] | None = None
         self.fd = -1
         self.create()
@@ -141,11 +144,14 @@ class Log:
             del self.left[old]
             self.packing = subprocess.Popen(["nice", "gzip", "-1", "-f", old])
 
-    def rotate(self) -> None:
-        if self.incarnation in self.seen:
-            how = self.random.choice(["rename", "dated", "copytruncate", "copytruncate", "truncate", "delete"])
-        else:
-            how = self.random.choice(["rename", "rename", "dated"])
+    def rotate(self) -> bool:
+        """False: not yet, since nothing of it was seen."""
+        how = self.how = self.how or self.random.choice(WAYS)
+        if self.incarnation not in self.seen and how not in ("rename", "dated"):
+            if self.offset < MAX_WAITING:
+                return False
+            how = "rename"
+        self.how = ""
         self.end_line()
         if self.packing and self.packing.poll() is None and how in ("rename", "copytruncate"):
             self.packing.wait()  # or it would pack another file than was meant
@@ -178,6 +184,7 @@ class Log:
             self.begin()
         else:
             self.delete("delete")
+        return True
 
     def delete(self, how: str) -> None:
         self.end_line()
@@ -218,8 +225,7 @@ def main() -> None:
             size = min(int(due - written), 4 << 20)
             log.write(max(size, 2000), max(1, int(MARKS * size / rate)))
             written = max(written + size, due - rate)  # at most a second is made up for
-        if now >= rotate_at:
-            log.rotate()
+        if now >= rotate_at and log.rotate():
             if random.random() < 0.2:
                 log.pack()
             rotate_at = now + random.choice([random.uniform(0, 0.1), random.uniform(0.2, 2), random.uniform(0.2, 2)])
