@@ -725,6 +725,14 @@ def test_what_is_shown_of_a_session() -> None:
     )
 
 
+def test_a_session_that_has_seen_nothing_has_nothing_to_tell() -> None:
+    played = started(enabled("./a.js"), "s1")
+    played.does("+ 2")
+    assert played.does("C>") == []
+    (shown,) = [session.shown() for session in played.machine.sessions.values()]
+    assert not shown.waiting
+
+
 def test_parts_carry_what_their_entry_has_merged() -> None:
     played = started(enabled("./a.js"), "s1")
     seen = defaultdict[tuple[str, str], int](int)

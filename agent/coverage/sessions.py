@@ -499,8 +499,10 @@ class Machine:
 
     def _part(self, session: Session) -> list[Part]:
         batches = session.merged.take(self.counts.keys())
+        if not batches:
+            return []
         session.merged.sent(batches, self._number + 1)
-        return [Part(session.id, batches)] if batches else []
+        return [Part(session.id, batches)]
 
     def ping(self) -> Ping:
         """One more ping, with a number of its own."""
