@@ -1,6 +1,7 @@
 """The role: ticks, slots, reload, what is kept, and what a killed agent left behind."""
 
 import subprocess
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,49 @@ async def test_a_webhook_that_is_called_goes_on(tmp_path: Path) -> None:
             assert [line.text for line in here.logs()] == ['Webhook Wait Response {"a":1}']
             assert asked == [f"GET /{ID}/u%201 HTTP/1.1".encode()] * 2
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"HTTP/1.1 200 X\r\nConnection: close\r\n\r\n" + b"1" * 70_000, "more than 65536 bytes"),
+        (b"HTTP/1.1 200 X\r\nContent-Length: 3\r\n\r\nyes", "JSON is malformed"),
+        (b"HTTP/1.1 302 X\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", "status 302"),
+        (b"220 SMTP\r\n\r\n", "illegal status line"),
+    ],
+    ids=["too much", "no JSON", "elsewhere", "no HTTP"],
+)
+async def test_a_webhook_service_that_gives_no_json_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, answer: bytes, why: str
+) -> None:
+    asked = trio.Event()
+
+    async def give(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(answer)
+            asked.set()
+
+    # Its step ends once the answer, which is none, was told.
+    told, done = tmp_path / "told", "while not os.path.exists(sys.argv[1]): time.sleep(0.01)"
+    body = f"shake(); hear(); say('Wait For Webhook u')\n{done}\nsay('Step OK'); hear()"
+    caplog.set_level("INFO", "agent.monitors.execute")
+    async with trio.open_nursery() as nursery:
+        listeners: list[Any] = await nursery.start(trio.serve_tcp, give, 0)
+        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/{{uid}}"
+        given = monitor((*program(tmp_path, body), str(told)), webhook_url=url)
+        async with house(tmp_path, given) as here:
+            run = (await here.bus.ask("run_monitor", {"id": ID}))["run"]
+            with trio.fail_after(60):
+                while not any(why in record.getMessage() for record in caplog.records):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            told.touch()
+            await here.until(lambda: here.ended(run))
+            assert [step.state for step in here.steps()] == ["ok"]
+            assert here.runs()[0].stray_results == 0
+        nursery.cancel_scope.cancel()
+    assert asked.is_set()
 
 
 async def test_one_that_is_removed_before_its_second_start_has_its_lines(

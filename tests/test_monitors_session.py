@@ -5,6 +5,7 @@ import pytest
 from agent.monitors.messages import Noise, StepOk
 from agent.monitors.secrets import Redactor
 from agent.monitors.session import STDERR_TAIL, TOLD_BURST, StepEnded, Told, config_text, refused
+from agent.monitors.settings import Monitor
 from tests.monitor_transcripts import EPOCH, monitor, play, session
 
 HANDSHAKE = """
@@ -279,6 +280,21 @@ def test_auto_starts_once_more_only_when_our_order_was_quoted() -> None:
         => Ping crashed rc=0: it ended in the step, and quoted the order: it may speak another dialect than seed (setting dialect)
         """,  # noqa: E501
     )
+
+
+def test_the_name_of_a_webhook_tells_no_secret() -> None:
+    run = session(redactor=Redactor({"s3cr3t"}))
+    play(run, HANDSHAKE + "O> Run Step Ping\nM> Wait For Webhook of-s3cr3t")
+    [ended, _] = run.tick(run.due() or 0.0)
+    assert isinstance(ended, StepEnded)
+    assert ended.text == "no result within 10 s; it waits for webhook of-***"
+
+
+@pytest.mark.parametrize("url", ["ftp://lab/", "http://", "lab/{uid}", "http://[::1/{uid}", "http://lab:99999/"])
+def test_a_webhook_service_has_an_http_url(url: str) -> None:
+    with pytest.raises(ValueError, match="is not an http URL"):
+        Monitor(id="web", command=("/bin/true",), steps=("A",), webhook_url=url)
+    Monitor(id="web", command=("/bin/true",), steps=("A",), webhook_url="https://lab.example:8443/{monitor}/{uid}")
 
 
 def test_a_webhook_is_polled_or_named_by_the_timeout() -> None:

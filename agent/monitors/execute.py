@@ -13,7 +13,7 @@ import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -28,6 +28,9 @@ from agent.monitors.messages import Dialect
 from agent.monitors.session import Act, Leave, Poll, Say, Session, StepEnded, Told
 from agent.monitors.settings import Monitor
 
+if TYPE_CHECKING:
+    import httpx
+
 log = logging.getLogger(__name__)
 
 TERM_S = 5.0
@@ -35,7 +38,7 @@ DRAIN_S = 0.5  # a pipe that a grandchild holds ends with it
 HOLD_S = (
     0.01  # results of steps that follow each other at once are told together: one commit of the store, not one each
 )
-POLL_S = 5.0  # of a webhook
+POLL_S, MAX_WEBHOOK = 5.0, 65_536  # how often a webhook's service is asked, and what is taken of its answer
 PASSED = ("PATH", "LANG", "TZ")
 
 EndedBy = Literal["self", "exit", "eof", "term", "kill"]
@@ -276,19 +279,36 @@ class _Run:
         """Ask the webhook service until it answers with JSON. The step's end does not wait for it."""
         import httpx  # at first use: it takes a tenth of a second and MiBs, and few monitors wait for webhooks
 
-        monitor: Monitor = self._session.monitor
+        session, step = self._session, self._session.step
+        monitor: Monitor = session.monitor
         url = monitor.webhook_url.replace("{monitor}", quote(monitor.id, safe="")).replace("{uid}", quote(uid, safe=""))
-        step = self._session.step
-        async with httpx.AsyncClient(timeout=POLL_S, follow_redirects=False) as client:
-            while self._session.state == "step" and self._session.step == step:
-                try:
-                    answer = await client.get(url)
-                    if answer.status_code == 200 and len(answer.content) <= 65_536:
-                        msgspec.json.decode(answer.content)
-                        self._act(self._session.webhook(answer.content.decode()))
-                        return
-                    why = f"status {answer.status_code}"
-                except (httpx.HTTPError, msgspec.DecodeError, UnicodeDecodeError) as err:
-                    why = str(err) or type(err).__name__
-                log.info("webhook not called yet monitor=%s uid=%s answer=%s", monitor.id, uid, why)
+        async with httpx.AsyncClient(timeout=None, headers={"Accept-Encoding": "identity"}) as client:
+            while session.state == "step" and session.step == step:
+                body, why = None, f"nothing within {POLL_S:g} s"
+                with trio.move_on_after(POLL_S):
+                    try:
+                        body = await _answer(client, url)
+                    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, ValueError) as err:
+                        why = str(err) or type(err).__name__
+                if session.state != "step" or session.step != step:
+                    return
+                if body is not None:
+                    self._act(session.webhook(body))
+                    return
+                log.info("webhook not called yet monitor=%s answer=%s", monitor.id, why)
                 await trio.sleep(POLL_S)
+
+
+async def _answer(client: "httpx.AsyncClient", url: str) -> str:
+    """What the webhook service gives, which is JSON. Raises ValueError and DecodeError for anything else."""
+    async with client.stream("GET", url) as response:
+        if response.status_code != 200:
+            raise ValueError(f"status {response.status_code}")
+        body, size = b"", 0
+        async for part in response.aiter_raw():  # to its end, or that of our patience: a generator wants no other
+            size += len(part)
+            body += part if size <= MAX_WEBHOOK else b""
+        if size > MAX_WEBHOOK:
+            raise ValueError(f"more than {MAX_WEBHOOK} bytes")
+    msgspec.json.decode(body)
+    return body.decode()

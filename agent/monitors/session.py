@@ -201,7 +201,7 @@ class Session:
         timeout = self._plan[self._next][1]
         text = f"no result within {timeout:g} s"
         if self._waits_for is not None:
-            text += f"; it waits for webhook {self._waits_for}"
+            text += f"; it waits for webhook {self._redactor.clean(self._waits_for)}"
         return [*self._end(now, "timeout", text=text), *self._leave(now, grace_s=AFTER_TIMEOUT_S)]
 
     def stop(self, now: float) -> list[Act]:

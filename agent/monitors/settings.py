@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -59,7 +60,7 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for name, _ in self.plan():
             if not STEP.fullmatch(name):
                 raise ValueError(f"{name!r} cannot be a step's name. Use A-Z a-z 0-9 _")
-        if self.webhook_url and not self.webhook_url.startswith(("http://", "https://")):
+        if self.webhook_url and not _is_http(self.webhook_url):
             raise ValueError(f"{self.webhook_url!r} is not an http URL. Write it whole.")
 
     def plan(self) -> list[tuple[str, float]]:
@@ -72,6 +73,14 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def unit(self, spoken: Dialect) -> Literal["ms", "s"]:
         """The unit of a Step Time where that dialect is spoken."""
         return self.time_unit or ("ms" if spoken == "metrist" else "s")
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class MonitorsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
