@@ -353,6 +353,7 @@ async def test_the_flow_with_a_product_in_java(
 ) -> None:
     heard, (project, port) = record(monkeypatch), java
     settings = {"sources": ["jacoco"], "jacoco": [f"127.0.0.1:{port}"], "flush_s": 0.2}
+    settings["build_version"] = "1"  # or the agent would attach anew for the classes that s1 finds, just when s2 begins
     async with admin(tmp_path / "lab") as user, agent_of(user.lab, tmp_path / "agent", project, **settings):
         await user.online()
         probes: dict[str, int] = {}
