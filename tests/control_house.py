@@ -91,7 +91,7 @@ class Client:
 
     async def told(self, count: int) -> list[dict[str, Any]]:
         """The events, once there are so many."""
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(self.events) < count:
                 await self.came.wait()
         return self.events

@@ -28,7 +28,7 @@ listen = ["127.0.0.1:0"]
 def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(30)
+        listening.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield listening
 
@@ -51,7 +51,7 @@ def heard(notified: socket.socket) -> str:
 def test_sigterm_ends_it_orderly_with_0(service: "subprocess.Popen[str]", notified: socket.socket) -> None:
     service.send_signal(signal.SIGTERM)
     assert heard(notified) == "STOPPING=1"
-    _, err = service.communicate(timeout=30)
+    _, err = service.communicate(timeout=60)
     assert service.returncode == 0
     assert "Traceback" not in err
 
@@ -68,7 +68,7 @@ def test_sighup_reloads_and_a_broken_file_changes_nothing(
     service.send_signal(signal.SIGHUP)
     assert [heard(notified), heard(notified)] == ["RELOADING=1", "READY=1"]
     service.send_signal(signal.SIGTERM)
-    _, err = service.communicate(timeout=30)
+    _, err = service.communicate(timeout=60)
     assert "suites.slots: 0 is less than 1" in err
     assert "reloaded changed=suites.slots" in err
     assert service.returncode == 0
@@ -82,7 +82,7 @@ def test_monitors_follow_their_file_without_a_signal(
     config.write_text(f"{config.read_text()}{monitor}")
     assert [heard(notified), heard(notified)] == ["RELOADING=1", "READY=1"]
     service.send_signal(signal.SIGTERM)
-    _, err = service.communicate(timeout=30)
+    _, err = service.communicate(timeout=60)
     assert "reloaded changed=monitors.monitor" in err
 
 

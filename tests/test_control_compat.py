@@ -61,7 +61,7 @@ def at(server: House, path: str, token: str = "sesame") -> Dial:
 
 
 async def said(ws: WebSocketConnection) -> dict[str, Any]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         frame: dict[str, Any] = json.loads(await ws.get_message())
     return frame
 

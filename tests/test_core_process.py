@@ -304,7 +304,7 @@ async def test_below_the_last_step_is_sigkill() -> None:
 
 async def test_a_child_that_ended_by_itself_is_not_said_to_be_stopped() -> None:
     async with open_child(sh("exit 4")) as child:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await trio.lowlevel.wait_readable(child._handle)  # it has ended, and nobody has asked yet
         for pipe in child.streams.values():
             pipe.close()
@@ -340,7 +340,7 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
 
 
 async def test_the_end_is_the_exit_and_not_the_end_of_the_pipes() -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         exit_, said = await ran(sh("sleep 1000 & echo done"), drain_s=0.05)
     assert (exit_.code, said["stdout"]) == (0, "done\n")
     assert tree(MARK) == []
@@ -366,7 +366,7 @@ async def test_a_pipe_held_outside_the_tree_does_not_hold_us_up() -> None:
         try:
             assert child.stdin is not None
             await child.stdin.aclose()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await child.finish(drain_s=0.02)
         finally:
             os.close(outsider)
@@ -443,7 +443,7 @@ async def test_orphans_are_reaped_and_no_exit_of_trio_s_is_taken(adopting: None)
         for _ in range(10):
             assert (await trio.run_process(["sh", "-c", "exit 5"], check=False)).returncode == 5
         await child.wait()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await child.streams["stdout"].ended.wait()  # the orphans held it
             for pid in map(int, said.split()):
                 await reaped(pid)

@@ -42,7 +42,7 @@ from tests.dbus_bus import OWNER, fake_bus
 from tests.files_eyes import say
 
 E = TypeVar("E", FileChanged, EntitlementChanged)
-FIRST_S = 10.0
+FIRST_S = 60.0
 
 
 class House:

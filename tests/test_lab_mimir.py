@@ -43,7 +43,7 @@ def changes(asked: list[Request]) -> list[dict[str, Any]]:
 
 
 async def came(asked: list[Request], count: int) -> list[dict[str, Any]]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(asked) < count:
             await trio.lowlevel.checkpoint()
     return changes(asked)

@@ -47,7 +47,7 @@ async def refused(channel: Channel, action: str, payload: dict[str, Any]) -> str
 
 
 async def sent(asked: list[Request], count: int = 1) -> list[Request]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(asked) < count:
             await trio.lowlevel.checkpoint()
     return asked
