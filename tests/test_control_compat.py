@@ -102,7 +102,7 @@ async def test_get_status_quit_and_other_words_on_the_root(tmp_path: Path, tls: 
         reason = "unknown_action: op 'dance' is none of get-status, quit, disconnect"
         assert await said(ws) == {"result": "error", "rsp_id": None, "reason": reason}
         await ws.send_message('{"op":7}')
-        assert (await said(ws))["reason"].startswith("bad_payload: a frame with op: Expected `str`")
+        assert (await said(ws))["reason"].startswith("bad_payload: key op: Expected `str`")
         await ws.send_message('{"action":"identify","op":"get-status"}')
         assert (await said(ws))["payload"]["tool"] == "emissary"
         await ws.send_message('{"op":"quit"}')

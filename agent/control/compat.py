@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from agent.core.errors import ActionError
+from agent.core.payload import read
 
 STATUS_PATH = "/ws/rhsm/status"
 MONITOR_PATH = "/ws/monitor/"
@@ -54,10 +54,7 @@ class FileFrame(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_op(message: Mapping[str, Any]) -> OpFrame:
     """A frame of an older client. Raises ActionError `bad_payload`."""
-    try:
-        return msgspec.convert(message, OpFrame)
-    except msgspec.ValidationError as err:
-        raise ActionError("bad_payload", f"a frame with op: {err}") from err
+    return read(message, OpFrame)
 
 
 def op_status(asked: OpFrame, status: int, ident: str) -> str:
