@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     given = _parser().parse_args(argv)
     try:
         code: int = given.run(given)
+        print(end="", flush=True)  # here, not at the interpreter's end: the reader may have gone
     except (ConfigErrors, ConfigError) as err:
         print(err, file=sys.stderr)
         return USAGE

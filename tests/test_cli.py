@@ -141,3 +141,14 @@ def test_a_hardware_profile_that_is_asked_for_is_shown_with_what_it_decides(
     assert main(["config", "show", "--origin", "--config", str(tmp_path / "agent.toml")]) == 0
     (slots,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("suites.slots")]
     assert slots.endswith(f"{tmp_path}/agent.toml:3, over hw-profile beaglebone (1)")
+
+
+def test_who_stops_reading_gets_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        argv = [sys.executable, "-m", "agent", "config", "show"]
+        done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
