@@ -258,13 +258,13 @@ async def test_another_user_has_his_folder_elsewhere_and_nothing_is_left_there(
     for folder in (tmp_path, tmp_path / "tmp"):  # pytest's own are for us alone
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
-    left = tmp_path / "tmp" / f"{MARK}{RUN}-0123"
+    left = tmp_path / "tmp" / f"{MARK}{ID}-000007-0123"
     left.mkdir()
     (left / "file").touch()
     base = tmp_path / "state/monitors"
     base.mkdir(parents=True)
     (base / left.name).symlink_to(left)
-    (base / f"{MARK}{RUN}-4567").symlink_to(tmp_path / "tmp/never-made")
+    (base / f"{MARK}{ID}-000007-4567").symlink_to(tmp_path / "tmp/never-made")
     script = "say() { printf '%05d %s' ${#1} \"$1\"; }; id -un >&2; stat -c %U:%a . >&2; touch x; say 'Started 1.1'"
     async with house(tmp_path, monitor(("/bin/sh", "-c", script), user="nobody")) as here:
         assert list(base.iterdir()) == list((tmp_path / "tmp").iterdir()) == []

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from agent.monitors.history import KEPT, History, percentile
+from agent.monitors.history import KEPT, RESERVED, History, percentile
 
 
 def test_percentiles_are_nearest_ranks() -> None:
@@ -24,3 +24,14 @@ def test_a_step_has_its_counts_its_last_end_and_its_last_times() -> None:
     assert history.seconds("Ping", 1.0) == (KEPT + 9) / 1000
     assert math.isnan(history.seconds("none", 0.5))
     assert msgspec.json.decode(msgspec.json.encode(history), type=History) == history
+
+
+def test_a_number_is_given_once_whoever_dies() -> None:
+    history = History()
+    assert [history.number() for _ in range(3)] == [(1, True), (2, False), (3, False)]
+    kept = msgspec.json.decode(msgspec.json.encode(History(runs=1, reserved=history.reserved)), type=History)
+    kept.resume()
+    assert kept.number() == (RESERVED + 2, True)
+    history.settle()
+    history.resume()
+    assert history.number() == (4, True)

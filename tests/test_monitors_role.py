@@ -12,9 +12,11 @@ import trio
 
 from agent.control.exposition import exposition
 from agent.core.errors import ActionError
-from agent.core.events import MonitorLog, MonitorSkipped
+from agent.core.events import MonitorLog, MonitorSkipped, MonitorStep
+from agent.core.store import open_store
 from agent.monitors import role
 from agent.monitors.execute import execute
+from agent.monitors.history import History
 from agent.monitors.role import MARK
 from agent.monitors.settings import Step
 from tests.monitors_house import ID, house, monitor, program
@@ -103,6 +105,36 @@ async def test_the_history_outlives_the_agent(tmp_path: Path) -> None:
         assert here.runs()[0].run == f"{ID}-000002"
         [shown] = (await here.bus.ask("monitors", {}))["monitors"]
         assert shown["steps"]["A"]["states"] == {"ok": 2}
+
+
+async def test_a_run_that_the_agent_s_death_cut_off_has_all_its_lines_and_its_number_alone(tmp_path: Path) -> None:
+    given = monitor(program(tmp_path, GOOD), steps=("A", "B", "A"))
+    cut = f"{ID}-000003"
+    folder = tmp_path / "state/monitors" / f"{MARK}{cut}-abc123"
+    folder.mkdir(parents=True)
+    store = open_store(tmp_path / "state", reserve=4096)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.run)
+        store.put(f"monitors.{ID}", History(runs=2, reserved=7))
+        store.append(MonitorStep(monitor=ID, run=cut, step="A", state="ok", metadata={}), 1.0)
+        await store.commit()
+        nursery.cancel_scope.cancel()
+    store.close()
+    async with house(tmp_path, given) as here:
+        assert [(step.step, step.state, step.cause, step.text) for step in here.steps(cut)] == [
+            (step, "not_run", "stopped", "the agent was ended in its midst") for step in ("B", "A")
+        ]
+        assert here.ended(cut)
+        await here.run_once()
+        assert here.runs()[-1].run == f"{ID}-000008"
+
+
+async def test_a_run_that_the_agent_s_end_cuts_off_is_told_as_ended(tmp_path: Path) -> None:
+    async with house(tmp_path, monitor(program(tmp_path, "shake(); hear(); say('Log Info on'); hear()"))) as here:
+        await here.bus.ask("run_monitor", {"id": ID})
+        await here.until(here.logs)
+    assert [(step.state, step.cause) for step in here.steps()] == [("not_run", "stopped")]
+    assert [(run.ended_by, run.signal) for run in here.runs()] == [("kill", "SIGKILL")]
 
 
 async def test_what_a_killed_agent_left_is_cleared_up(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from agent.monitors.session import StepState
 
 KEPT = 128  # times of a step: p99 says something, and 500 monitors of three steps stay below 2 MiB
+RESERVED = 100  # numbers: one commit for a hundred runs, and not one for each
 QUANTILES = (0.5, 0.95, 0.99)
 
 
@@ -23,10 +24,30 @@ class StepHistory(msgspec.Struct):
 
 
 class History(msgspec.Struct):
-    """A monitor: the number of its last run, and its steps by name."""
+    """A monitor: the number of its last run, up to which number runs may have begun, and its steps by name."""
 
     runs: int = 0
+    reserved: int = 0
     steps: dict[str, StepHistory] = {}
+
+    def number(self) -> tuple[int, bool]:
+        """The number of the next run, never given before; and whether this must be kept before the next one.
+
+        A run that an agent's death cut off has told results under its number, which is not kept until a run ends.
+        """
+        self.runs += 1
+        is_new = self.runs > self.reserved
+        if is_new:
+            self.reserved = self.runs + RESERVED
+        return self.runs, is_new
+
+    def resume(self) -> None:
+        """Another agent kept this: what it reserved may be used."""
+        self.runs = max(self.runs, self.reserved)
+
+    def settle(self) -> None:
+        """Nobody will use what is reserved."""
+        self.reserved = self.runs
 
     def add(self, step: str, state: StepState, at: float, ms: float | None) -> None:
         """A step has ended."""

@@ -38,6 +38,7 @@ from agent.monitors.settings import Monitor, MonitorsSettings
 
 log = logging.getLogger(__name__)
 
+KILLED = Ended(by="kill", exit=Exit(None, "SIGKILL", "SIGKILL", None))
 LOOK_S = 30.0  # the wall clock may be set while we sleep
 MARK = "monitor-"
 SHARE = (
@@ -65,13 +66,18 @@ async def run(
     try:
         async with trio.open_nursery() as nursery:
             monitors = _Monitors(bus, store, settings, machine, metrics, leaves, litter, nursery, once=once)
-            await monitors.clear_up()
+            cut_off = await monitors.clear_up()
             await monitors.arrange()
+            for run in cut_off:
+                await monitors.tell_cut_off(run)
             with bus.answer("monitors", monitors.describe), bus.answer("run_monitor", monitors.run_now):
                 nursery.start_soon(monitors.follow_reloads)
                 nursery.start_soon(litter.keep_clear)
                 task_status.started()
-                await monitors.keep_time(health)
+                try:
+                    await monitors.keep_time(health)
+                finally:
+                    monitors.settle()
     finally:
         await litter.clear()
 
@@ -103,16 +109,38 @@ class _Monitors:
         self._spoken: dict[tuple[tuple[str, ...], int], Dialect] = {}  # command and its date to its spelling
         self._absent: set[str] = set()  # monitors of ours that are not installed, once they are told of
 
-    async def clear_up(self) -> None:
-        """What runs of an agent that was killed have left: processes, then folders."""
+    async def clear_up(self) -> list[str]:
+        """What runs of an agent that was killed have left: processes, then folders. The runs."""
         self._base.mkdir(mode=0o700, exist_ok=True)
+        runs: dict[str, None] = {}  # one that was started twice has two folders
         for folder in sorted(self._base.iterdir()):
             mark = folder.name.rpartition("-")[0]
+            runs[mark.removeprefix(MARK)] = None
             try:
                 await sweep(mark)
             except TreeSurvived as err:
                 self._bus.publish(MonitorOrphan(monitor="", run=mark, pids=err.pids))
             await trio.to_thread.run_sync(remove, folder)
+        return list(runs)
+
+    async def tell_cut_off(self, run: str) -> None:
+        """Every planned step has its line: those that the agent which was killed did not live to tell."""
+        name = run.rpartition("-")[0]
+        if name not in self._schedule:
+            return
+        monitor, began = self._schedule.monitor(name), trio.current_time()
+        await self._store.commit()  # it may be the role alone that has begun anew
+        told = [each.kind for each in await self._store.read(run=run, kinds=("MonitorStep", "MonitorRun"), limit=1001)]
+        if "MonitorRun" not in told:
+            why = "the agent was ended in its midst"
+            self._refuse(monitor, run, "stopped", why, began, told=told.count("MonitorStep"))
+
+    def settle(self) -> None:
+        """The last word of each history, when no run will come any more."""
+        for name, history in self._history.items():
+            if history.reserved > history.runs:
+                history.settle()
+                self._store.put(_key(name), history)
 
     async def arrange(self) -> None:
         """Take the settings that hold now, and the histories that the store has of new monitors."""
@@ -121,6 +149,7 @@ class _Monitors:
         for name in wanted:
             if name not in self._history:
                 self._history[name] = await self._store.get(_key(name), History) or History()
+                self._history[name].resume()
         self._schedule.limit(settings.max_concurrent, settings.groups)
         for name in self._schedule.arrange(wanted, time.time()):
             if name in self._stopping:
@@ -212,8 +241,10 @@ class _Monitors:
         """The id of the run that waits or runs; made when somebody asks for it first."""
         if name not in self._runs:
             history = self._history[name]
-            history.runs += 1
-            self._runs[name] = f"{name}-{history.runs:06d}"
+            number, is_new = history.number()
+            self._runs[name] = f"{name}-{number:06d}"
+            if is_new:
+                self._store.put(_key(name), history)
         return self._runs[name]
 
     async def _run(self, monitor: Monitor, run: str) -> None:
@@ -273,6 +304,12 @@ class _Monitors:
                 )
             except (AgentError, OSError) as err:
                 return self._refuse(monitor, run, "start_failed", str(err), began)
+            except BaseException:  # cancelled: its steps have their lines if it was started at all
+                if session.state == "over":
+                    self._over(monitor, run, session, KILLED, began)
+                else:
+                    self._refuse(monitor, run, "stopped", "it was being started", began)
+                raise
             if ended.again is None:
                 break
             spoken = self._spoken[key] = ended.again
@@ -282,9 +319,9 @@ class _Monitors:
         self._over(monitor, run, session, ended, began)
         return session.has_result
 
-    def _refuse(self, monitor: Monitor, run: str, cause: Cause, why: str, began: float) -> bool:
+    def _refuse(self, monitor: Monitor, run: str, cause: Cause, why: str, began: float, *, told: int = 0) -> bool:
         log.warning("monitor not run monitor=%s cause=%s error=%s", monitor.id, cause, why)
-        for line in refused(monitor, cause, why):
+        for line in refused(monitor, cause, why)[told:]:
             self._tell(monitor, run, line)
         self._publish_run(monitor, run, None, None, began)
         return False
