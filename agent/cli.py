@@ -449,6 +449,7 @@ def _gator(given: argparse.Namespace) -> int:
     from agent.core.errors import DocumentError
     from agent.gator import role
     from agent.gator.layer import Limits, Options
+    from agent.gator.orphans import guarded
 
     settings = _load(given).settings.gator
     if given.resume_wait is not None:
@@ -479,7 +480,8 @@ def _gator(given: argparse.Namespace) -> int:
         events=given.events_fd,
     )
     try:
-        return trio.run(role.run, command, settings)
+        with guarded(is_root=command.parent is None):
+            return trio.run(role.run, command, settings)
     except (BaseExceptionGroup, DocumentError, role.BadOption) as err:
         cause = unwrap(err)
         if not isinstance(cause, DocumentError | role.BadOption):

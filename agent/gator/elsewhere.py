@@ -28,6 +28,7 @@ from agent.gator.layer import Limits, Shared
 from agent.gator.messages import MAX_MESSAGE_IN, Dialect, Register
 from agent.gator.pool import Demand, Grant
 from agent.gator.schedulers import CannotSchedule, Need, Order, Scheduler
+from agent.gator.settings import GatorSettings
 from agent.gator.spec import Group
 from agent.gator.tree import Act, Kid, Tree
 
@@ -177,7 +178,10 @@ class Elsewhere:
         options, node = self._shared.options, self._tree.spec_of(ident)
         flags = ["--interval", f"{options.interval_s:g}"]
         flags.append("--all-msg" if options.all_messages else "--quiet")
-        if self._shared.settings.dialect == "d0":  # it has no more flags than these
+        settings = self._shared.settings
+        if settings.resume_wait_s != GatorSettings().resume_wait_s and "command" not in dict(options.sched_args):
+            flags += ["--resume-wait", f"{settings.resume_wait_s:g}"]  # which only ours know
+        if settings.dialect == "d0":  # it has no more flags than these
             options = msgspec.structs.replace(options, limits=Limits(), isolate=False, sched_args=())
             demand = Demand(1)
         for name, default in LIMITS:

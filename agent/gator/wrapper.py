@@ -32,6 +32,7 @@ from agent.gator.journal import FLUSH_S, MAX_WAITING, Journal
 from agent.gator.layer import Above, Place, Shared, severity_of
 from agent.gator.layerdb import OWN
 from agent.gator.messages import RESULTS, STATES, ApiJob, Number, Result, Severity
+from agent.gator.orphans import task_mark
 from agent.gator.pool import Grant
 from agent.gator.spec import Job
 from agent.gator.summary import Summary, job_summary
@@ -148,7 +149,8 @@ class Wrapper:
         env |= {"GATOR_PARENT": self._address, "GATOR_SERVER": self._address, "PYTHONUNBUFFERED": "1"}
         cwd = Path(job.cwd or os.getcwd())
         self._write_start(argv, cwd)
-        spec = Spec(argv=argv, cwd=cwd, env=env, mark=".".join((*self._place.path, self.ident)), limits=self._limits())
+        mark = task_mark(self._place.path, self.ident)
+        spec = Spec(argv=argv, cwd=cwd, env=env, mark=mark, limits=self._limits())
         exit_: Exit | None = None
         try:
             if self._why is None:
