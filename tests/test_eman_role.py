@@ -9,13 +9,16 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from trio_websocket import WebSocketConnection
 
 from agent.core import listen
-from agent.core.bus import Bus
+from agent.core.bus import Bus, Handler
 from agent.core.errors import ActionError
 from agent.core.events import Alert, LinkChanged, SlotsChanged
 from agent.core.guard import Guard
+from agent.core.head import Head
 from agent.core.link import Dial
+from agent.core.listen import Route
 from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
@@ -67,7 +70,9 @@ class Station:
 
 
 @asynccontextmanager
-async def station(folder: Path, address: str, key: str = "", **settings: Any) -> AsyncIterator[Station]:
+async def station(
+    folder: Path, address: str, key: str = "", run_suite: Handler | None = None, **settings: Any
+) -> AsyncIterator[Station]:
     store = open_store(folder / "state", reserve=4096)
     bus = Bus(store)
     here = Station(bus, store)
@@ -78,7 +83,7 @@ async def station(folder: Path, address: str, key: str = "", **settings: Any) ->
             await nursery.start(here.listen)
             with (
                 bus.answer("status", partial(here.handle, "status")),
-                bus.answer("run_suite", partial(here.handle, "run_suite")),
+                bus.answer("run_suite", run_suite or partial(here.handle, "run_suite")),
             ):
                 start = partial(
                     role.run, bus, store, given, key or md5_key(NAME, SALT), NAME, Health("eman"), metrics=Metrics(),
@@ -124,6 +129,64 @@ async def test_a_repeated_request_runs_nothing_twice(tmp_path: Path) -> None:
             second = await answer(asker, f"{NAME}.run_suite", "r", {"path": "/x"})
         assert first["data"] == second["data"] == {"run": "r-1"}
         assert here.asked == [("run_suite", {"path": "/x", "origin": "eman"})]
+
+
+async def test_more_requests_than_can_be_under_way_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(role, "MAX_UNDER_WAY", 0)
+    async with hub() as address, station(tmp_path, address) as here, peer(address, "asker") as asker:
+        await here.until("ready")
+        assert (await answer(asker, "agent.status", "s", {}))["error"]["code"] == "busy"
+        assert here.asked == []
+
+
+async def test_an_action_goes_on_without_its_connection_and_is_answered_under_the_new_id(tmp_path: Path) -> None:
+    """The hub is one by hand that forwards, as the original does, and closes when it has asked."""
+    reached, go = trio.Event(), trio.Event()
+    ids = [f"{NAME}.1", f"{NAME}.2"]
+    responses: list[Any] = []
+    over = trio.Event()
+
+    async def run_suite(payload: dict[str, Any]) -> dict[str, Any]:
+        reached.set()
+        await go.wait()
+        return {"run": "r-1"}
+
+    async def serve(head: Head, ws: WebSocketConnection) -> None:
+        asked = Peer(ws)
+        await ws.send_message('0{"sid":"s","upgrades":[],"pingInterval":25000,"pingTimeout":60000}')
+        await ws.send_message("40")
+        assert await asked.hear() == "40/communication,"
+        await ws.send_message("40/communication,")
+        await asked.emit("shake_who", {})
+        await asked.event()
+        await asked.emit("shake_id", {"id": ids[0]})
+        await asked.event()
+        await asked.emit("shake_online", {})
+        if len(ids) == 2:
+            name = f"{NAME}.run_suite"
+            request = {"name": name, "request_id": "r", "sender_id": "asker.1", "data": {"path": "/x"}}
+            await asked.emit(name, request)
+            with trio.fail_after(60):
+                await reached.wait()
+            del ids[0]
+            return
+        go.set()
+        while (event := await asked.event())[0] != "api:response":
+            pass
+        responses.append(event[1])
+        over.set()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        guard = Guard((), {}, False, (), trio.current_time)
+        routes = [Route("/socket.io/", websocket=serve, scope="open")]
+        [address] = await nursery.start(partial(listen.serve, ["127.0.0.1:0"], routes, guard, metrics=Metrics()))
+        async with station(tmp_path, address, allow=("run_suite",), run_suite=run_suite):
+            with trio.fail_after(60):
+                await over.wait()
+        nursery.cancel_scope.cancel()
+    (response,) = responses
+    assert (response["data"], response["recipient_id"]) == ({"run": "r-1"}, f"{NAME}.2")
 
 
 async def events(listener: Peer, count: int) -> list[int]:

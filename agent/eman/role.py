@@ -31,7 +31,18 @@ from agent.eman import engineio, messages, socketio
 from agent.eman.engineio import Heartbeat, Packet
 from agent.eman.messages import Fault, Named, Request, Response, answer
 from agent.eman.settings import EmanSettings
-from agent.eman.shake import Answered, Asked, Caller, Complaint, Heard, IsOnline, IsRefused, Say
+from agent.eman.shake import (
+    ANSWER_S,
+    MAX_ANSWER_S,
+    Answered,
+    Asked,
+    Caller,
+    Complaint,
+    Heard,
+    IsOnline,
+    IsRefused,
+    Say,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +51,7 @@ SHAKE_S = 10.0  # from the connection to shake_online
 REMEMBERED_S = 600.0  # a request that is repeated gets its first answer again
 MAX_REMEMBERED = 10_000
 ACTION_S = 300.0
+MAX_UNDER_WAY = 1000  # requests: as many as a hub keeps open for one who asks
 AGAIN_S = 5.0  # with `acked`: an event that nobody took is told again then
 BATCH = 64
 LEAVE_S = 1.0  # for the last words, when we go
@@ -97,6 +109,7 @@ async def run(
     task_status.started()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(held.run)
+        service.under_way = nursery
         dial = msgspec.structs.replace(dial, remedy=LOOK_AT_EIO)
         await link.redial(
             SINK, dial, use, publish=bus.publish, random=random.Random(), max_message=engineio.MAX_PAYLOAD
@@ -105,16 +118,57 @@ async def run(
 
 
 class _Service:
-    """What outlives a connection: the actions under way, and the answers that may be asked for again."""
+    """What outlives a connection: the actions under way, and the answers that may be asked for again.
+
+    `under_way` is where the actions run; `online` is the connection that may be spoken on.
+    """
+
+    under_way: trio.Nursery
 
     def __init__(self, bus: Bus, settings: EmanSettings, name: str, metrics: Metrics) -> None:
         self._bus, self._settings, self._metrics = bus, settings, metrics
         self._done: OrderedDict[tuple[str, str], tuple[float, Response | trio.Event]] = OrderedDict()
         self.actions = {f"{name}.{action}": action for action in (*READ_ONLY, *MUTATING)}
         self.actions |= {f"agent.{action}": action for action in READ_ONLY}
+        self._online: _Connection | None = None
+        self._came = trio.Event()
 
-    async def answer(self, request: Request, own_id: Callable[[], str]) -> Response:
-        """The answer to a request; to one that is repeated, the first again. `own_id` is ours at that time."""
+    async def asked(self, request: Request, connection: "_Connection") -> None:
+        """Carry it out, though its connection may be lost meanwhile, and answer on the one that is there then."""
+        if len(self.under_way.child_tasks) < MAX_UNDER_WAY:
+            self.under_way.start_soon(self._respond, request)
+        elif request.timeout_ms != 0:
+            fault = Fault(f"{MAX_UNDER_WAY} requests are under way", "busy", 503)
+            await connection.respond(answer(request, "", error=fault))
+
+    def is_online(self, connection: "_Connection | None") -> None:
+        """This one may be spoken on; None: there is none now."""
+        self._online = connection
+        if connection is not None:
+            self._came.set()
+            self._came = trio.Event()
+
+    async def _respond(self, request: Request) -> None:
+        limit_s = ANSWER_S if request.timeout_ms is None else min(request.timeout_ms / 1000, MAX_ANSWER_S)
+        until = trio.current_time() + limit_s  # nobody waits for longer
+        response = await self._answer(request)
+        if request.timeout_ms == 0:
+            return
+        with trio.move_on_at(max(until, trio.current_time() + 1)):
+            while True:
+                connection = self._online
+                if connection is None:
+                    await self._came.wait()
+                    continue
+                try:
+                    await connection.respond(response)
+                except ConnectionClosed:
+                    self.is_online(None)
+                else:
+                    return
+
+    async def _answer(self, request: Request) -> Response:
+        """The answer to a request; to one that is repeated, the first again."""
         key, now = (request.sender_id, request.request_id), trio.current_time()
         while self._done and next(iter(self._done.values()))[0] < now - REMEMBERED_S:
             self._done.popitem(last=False)
@@ -124,13 +178,13 @@ class _Service:
                 await known[1].wait()
                 known = self._done.get(key, known)
             if isinstance(known[1], Response):
-                return msgspec.structs.replace(known[1], recipient_id=own_id())
+                return known[1]
         under_way = trio.Event()
         self._done[key] = (now, under_way)
         if len(self._done) > MAX_REMEMBERED:
             self._done.popitem(last=False)
         try:
-            response = await self._carry_out(request, own_id)
+            response = await self._carry_out(request)
             self._done[key] = (now, response)
         finally:
             under_way.set()
@@ -138,13 +192,14 @@ class _Service:
                 del self._done[key]
         return response
 
-    async def _carry_out(self, request: Request, own_id: Callable[[], str]) -> Response:
+    async def _carry_out(self, request: Request) -> Response:
+        """The answer, but for who gives it: that is the connection's id."""
         action = self.actions.get(request.name)
         self._metrics.count("eman_requests_total", action=action or "unknown")
         if action is None:
-            return answer(request, own_id(), error=Fault(f"{request.name} is not answered here", "unknown_action", 404))
+            return answer(request, "", error=Fault(f"{request.name} is not answered here", "unknown_action", 404))
         if action in MUTATING and action not in self._settings.allow:
-            return answer(request, own_id(), error=Fault(f"eman.allow has no {action}", "forbidden", 403))
+            return answer(request, "", error=Fault(f"eman.allow has no {action}", "forbidden", 403))
         try:
             payload = {} if request.data is msgspec.UNSET else msgspec.json.decode(request.data)
             if not isinstance(payload, dict | None):
@@ -153,13 +208,13 @@ class _Service:
             with trio.fail_after(ACTION_S):
                 said: Mapping[str, Any] | msgspec.Raw = await self._bus.ask(action, given)
         except ActionError as err:
-            return answer(request, own_id(), error=Fault(err.what, err.code, 500))
+            return answer(request, "", error=Fault(err.what, err.code, 500))
         except trio.TooSlowError:
-            return answer(request, own_id(), error=Fault(f"{action} took too long", "timeout", 500))
+            return answer(request, "", error=Fault(f"{action} took too long", "timeout", 500))
         except Exception as err:
             log.exception("action failed action=%s", action)
-            return answer(request, own_id(), error=Fault(f"{type(err).__name__}: {err}", "internal", 500))
-        return answer(request, own_id(), data=said)
+            return answer(request, "", error=Fault(f"{type(err).__name__}: {err}", "internal", 500))
+        return answer(request, "", data=said)
 
 
 class _Connection:
@@ -181,10 +236,11 @@ class _Connection:
                 nursery.start_soon(emit)
                 nursery.start_soon(self._watch)
                 while True:
-                    await self._receive(engineio.decode(await self._ws.get_message(), self._settings.eio), nursery)
+                    await self._receive(engineio.decode(await self._ws.get_message(), self._settings.eio))
         except* ConnectionClosed as group:
             raise PeerUnreachable("the hub closed the connection", remedy="Look at its log.") from group
         finally:
+            self._service.is_online(None)
             if self.online.is_set():
                 with trio.move_on_after(LEAVE_S, shield=True), suppress(ConnectionClosed):
                     await self._leave()
@@ -218,7 +274,7 @@ class _Connection:
                 self._heartbeat.pinged(now)
                 await self._send(Packet("ping"))
 
-    async def _receive(self, packet: Packet, nursery: trio.Nursery) -> None:
+    async def _receive(self, packet: Packet) -> None:
         now, eio = trio.current_time(), self._settings.eio
         if self._heartbeat is not None:
             self._heartbeat.heard(now)
@@ -239,11 +295,11 @@ class _Connection:
             case "close":
                 raise PeerUnreachable("the hub ended the session", remedy="Wait for the next connection.")
             case "message" if isinstance(packet.data, str):
-                await self._receive_message(socketio.decode(packet.data), nursery)
+                await self._receive_message(socketio.decode(packet.data))
             case _:
                 pass
 
-    async def _receive_message(self, packet: socketio.Packet, nursery: trio.Nursery) -> None:
+    async def _receive_message(self, packet: socketio.Packet) -> None:
         match packet.type, packet.namespace:
             case "connect", "/" if self._settings.eio == 3:
                 await self._say(socketio.Packet("connect", messages.NAMESPACE))
@@ -258,11 +314,11 @@ class _Connection:
                 if packet.id is not None:
                     await self._say(socketio.Packet("ack", messages.NAMESPACE, "[]", packet.id))
                 for heard in self._caller.feed(event.name, event.payload):
-                    await self._do(heard, nursery)
+                    await self._do(heard)
             case _:
                 pass
 
-    async def _do(self, heard: Heard, nursery: trio.Nursery) -> None:
+    async def _do(self, heard: Heard) -> None:
         match heard:
             case Say(event, payload):
                 await self._emit(event, payload)
@@ -271,13 +327,14 @@ class _Connection:
                     await self._emit(messages.SUBSCRIBE, Named(name))
                 self._tell("ready")
                 self.online.set()
+                self._service.is_online(self)
             case IsRefused(fault):
                 text = f"the hub refuses us: {fault.message} ({fault.code})"
                 if fault.status in (400, 403):
                     raise PeerRefused(text, remedy="Look at eman.name, eman.key_file and eman.salt_file.")
                 raise PeerUnreachable(text, remedy="Look at its log.")
             case Asked(request):
-                nursery.start_soon(self._respond, request)
+                await self._service.asked(request, self)
             case Answered(response):
                 waiting = self._waiting.get(response.request_id)
                 if isinstance(waiting, trio.Event):
@@ -286,10 +343,9 @@ class _Connection:
             case Complaint(event, text):
                 log.warning("eman hub complains event=%s text=%s", event, text)
 
-    async def _respond(self, request: Request) -> None:
-        response = await self._service.answer(request, lambda: self._caller.id)
-        if request.timeout_ms != 0:
-            await self._emit(messages.RESPONSE, response)
+    async def respond(self, response: Response) -> None:
+        """Answer as who we are on this connection."""
+        await self._emit(messages.RESPONSE, msgspec.structs.replace(response, recipient_id=self._caller.id))
 
     async def tell_events(self, owed: list[Owed], instance: str) -> None:
         """Returns once the hub, or with `acked` a listener, has them all."""
