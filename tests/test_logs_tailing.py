@@ -24,7 +24,7 @@ from tests.test_logs_role import RULES, House, first, house, numbers
 
 WAIT_S = 20.0
 MOST = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-MANY = 20_000  # lines, 2 MB: more than is matched before the disk must take it
+MANY = 20_000  # lines, 2 MB: more than is matched before the disk must take it, in blocks of 1 MiB
 
 
 def write_much(here: House) -> None:
@@ -65,6 +65,7 @@ async def test_a_slow_disk_stops_reading_and_rotation_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tail, "LAGGING", 1 << 16)
+    monkeypatch.setattr(tail, "BLOCK", 1 << 20)
     async with house(tmp_path) as here:
         await here.start()
         with here.bus.subscribe(LogSource) as told, here.bus.subscribe(LogMatched, limit=100_000) as events:
@@ -88,6 +89,7 @@ async def test_a_slow_disk_stops_reading_and_rotation_is_noticed(
 
 async def test_deleted_files_that_hold_too_much_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wake, "MAX_HELD", 1 << 16)
+    monkeypatch.setattr(tail, "BLOCK", 1 << 20)
     async with house(tmp_path) as here:
         await here.start()
         with here.bus.subscribe(LogGap) as gaps:

@@ -33,6 +33,7 @@ MAX_SIBLINGS = 100
 _DISK = trio.CapacityLimiter(40)  # threads that wait for one: where a mount hangs, only logs wait for each other
 LISTINGS = 5  # of a folder in which names change meanwhile
 BLOCK_S = 30.0  # s for a hang of one block
+TURN_S = 0.002  # s for which blocks are matched one after the other, before others have their turn
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
@@ -108,6 +109,7 @@ class Followed:
         self._is_paused = False
         self._ticked: float | None = None
         self._grown = 0  # bytes read since the last look
+        self._turn_at = 0.0  # others have theirs then
 
     async def run(self) -> NoReturn:
         """Follow it, until cancelled."""
@@ -363,7 +365,9 @@ class Followed:
         acts = self.tail.scanned(act.file, consumed, before, trio.current_time())  # at once: what was told is done
         self._matching.keep(self.tail)  # in the transaction of what was told
         self._leave_block()
-        await trio.lowlevel.checkpoint()
+        if (now := trio.current_time()) >= self._turn_at:
+            self._turn_at = now + TURN_S
+            await trio.lowlevel.checkpoint()
         return acts
 
 

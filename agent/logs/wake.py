@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agent._native import CData
 
 POLL_S = 1.0
-GATHER_S = 0.04  # between two looks at what grows quickly: few large blocks cost less than many
+GATHER_S = 0.06  # between two looks at what grows quickly: few large blocks cost less than many
 HEARD = 1 << 16  # bytes of inotify's events that are read at once
 RESCAN = 5  # polls: so often `rescan` is told what it knows
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
