@@ -8,9 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.eman import messages
+from agent.eman import messages, shake
 from agent.eman.messages import IAm
-from agent.eman.shake import MAX_OPEN, MAX_SUBSCRIPTIONS, Act, Caller, Emit, Hub, Leave, by_keys, by_salt, md5_key
+from agent.eman.shake import (
+    MAX_OPEN,
+    MAX_SUBSCRIPTIONS,
+    Act,
+    Caller,
+    Emit,
+    Hub,
+    Leave,
+    by_keys,
+    by_salt,
+    md5_key,
+)
 
 
 class Play:
@@ -70,6 +81,32 @@ class Play:
 def faulty(play: Play, got: list[tuple[int, str, Any]]) -> tuple[int, str, str, int]:
     [(to, event, payload)] = got
     return to, event, payload["error"]["code"], payload["error"]["status"]
+
+
+def test_a_request_id_that_is_used_again_has_its_own_time() -> None:
+    play = Play()
+    play.online(1, "post")
+    play.online(2)
+    play.ask(2, "post", "1")
+    play.answer(1, 2, "1", data=1)
+    play.at(29.0)
+    play.ask(2, "post", "1")
+    assert play.at(30.0) == []  # the first one's time
+    assert faulty(play, play.at(59.0)) == (2, "api:response", "timeout", 504)
+    assert play.hub.due() == float("inf")
+
+
+def test_what_is_left_of_answered_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shake, "MANY_DEADLINES", 100)
+    play = Play()
+    play.online(1, "post")
+    play.online(2)
+    for number in range(300):
+        play.ask(2, "post", str(number), timeout_ms=3_600_000)
+        play.answer(1, 2, str(number), data=1)
+        assert len(play.hub._deadlines) <= 100 + 2 * 3  # one request and two services
+    play.ask(2, "post", "last", timeout_ms=1000)
+    assert play.hub.due() == 1.0
 
 
 def test_a_request_goes_to_the_subscriber_alone_and_the_answer_to_the_asker() -> None:

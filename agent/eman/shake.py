@@ -25,6 +25,7 @@ MAX_SUBSCRIPTIONS, MAX_OPEN = 200, 1000  # of a connection: more of the latter, 
 ANSWER_S, MAX_ANSWER_S = 30.0, 3600.0
 LEAVE_S = 1.0  # a refused service may close by itself
 JOIN_S = 10.0
+MANY_DEADLINES = 10_000
 
 State = Literal["open", "who", "identified", "online"]
 
@@ -81,9 +82,10 @@ class Service(msgspec.Struct):
 
 
 class _Open(msgspec.Struct):
-    """A request that is not over: whom it still waits for."""
+    """A request that is not over: when it ends by itself, and whom it still waits for."""
 
     request: Request
+    until: float
     waits_for: set[int]
 
 
@@ -108,6 +110,7 @@ class Hub:
         self._listeners: dict[str, dict[int, None]] = {}
         self._deadlines: list[tuple[float, int, int, str]] = []  # when, a tie-break, connection, request or ""
         self._ties = itertools.count()
+        self._open = 0  # requests
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
@@ -169,14 +172,14 @@ class Hub:
         acts: list[Act] = []
         while self._deadlines and self._deadlines[0][0] <= now:
             at, _, number, request_id = heapq.heappop(self._deadlines)
-            service = self._services.get(number)
-            if service is None:
+            if not self._is_meant(at, number, request_id):
                 continue
+            service = self._services[number]
             if request_id:
                 acts += self._time_out(service, request_id)
-            elif service.deadline == at and service.state == "identified":
+            elif service.state == "identified":
                 acts += self._online(service)  # the seed shows no shake_ready: who never says it is online too
-            elif service.deadline == at:
+            else:
                 service.deadline = None
                 acts += self._refuse(service, "request_timeout", 408, "Handshake Request Timeout")
         return acts
@@ -273,10 +276,11 @@ class Hub:
             return [*acts, _made(service, request, "no_listeners", 404, f"No listeners for {given.name!r}")]
         if len(service.asks) >= MAX_OPEN:
             acts += self._time_out(service, next(iter(service.asks)))
-        service.asks[given.request_id] = _Open(request, set(targets))
+        limit_s = ANSWER_S if given.timeout_ms is None else min(given.timeout_ms / 1000, MAX_ANSWER_S)
+        service.asks[given.request_id] = _Open(request, now + limit_s, set(targets))
+        self._open += 1
         for number in targets:
             self._services[number].answers.add((service.number, given.request_id))
-        limit_s = ANSWER_S if given.timeout_ms is None else min(given.timeout_ms / 1000, MAX_ANSWER_S)
         self._remind(now + limit_s, service.number, given.request_id)
         return acts
 
@@ -321,13 +325,12 @@ class Hub:
         return [_made(service, waiting.request, "listener_gone", 502, "The last listener left without an answer")]
 
     def _time_out(self, service: Service, request_id: str) -> list[Act]:
-        waiting = service.asks.get(request_id)
-        if waiting is None:
-            return []
+        request = service.asks[request_id].request
         self._close(service, request_id)
-        return [_made(service, waiting.request, "timeout", 504, "No answer in time")]
+        return [_made(service, request, "timeout", 504, "No answer in time")]
 
     def _close(self, service: Service, request_id: str) -> None:
+        self._open -= 1
         for number in service.asks.pop(request_id).waits_for:
             if number in self._services:
                 self._services[number].answers.discard((service.number, request_id))
@@ -337,6 +340,20 @@ class Hub:
 
     def _remind(self, at: float, number: int, request_id: str) -> None:
         heapq.heappush(self._deadlines, (at, next(self._ties), number, request_id))
+        if len(self._deadlines) > MANY_DEADLINES + 2 * (self._open + len(self._services)):
+            # Most requests are answered long before: what is left of them would wait for an hour, if they said so.
+            self._deadlines = [each for each in self._deadlines if self._is_meant(each[0], each[2], each[3])]
+            heapq.heapify(self._deadlines)
+
+    def _is_meant(self, at: float, number: int, request_id: str) -> bool:
+        """Does a deadline still hold? Not one of a request that is over, though its id may be used again."""
+        service = self._services.get(number)
+        if service is None:
+            return False
+        if not request_id:
+            return service.deadline == at
+        waiting = service.asks.get(request_id)
+        return waiting is not None and waiting.until == at
 
 
 def _fault(service: Service, event: str, code: str, status: int, text: str) -> Emit:
