@@ -271,6 +271,26 @@ def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path / "state")
 
 
+async def test_numbers_that_were_given_in_another_life_are_not_given_again(store: Store) -> None:
+    box, other = store.owe("mimir", only_cleared), store.owe("seneschal", lambda event: False)
+    for code in "abc":
+        store.append(cleared(code), 1.0)
+    await store.commit()
+    box.hold((await box.peek())[0].n, "no", 1.0)
+    await box.heard(1000)  # this store is a copy of an hour ago
+    assert [owed.n for owed in await box.peek()] == [1001, 1002]
+    assert codes(await box.peek()) == ["b", "c"]
+    store.append(cleared("d"), 1.0)
+    await store.commit()
+    await box.heard(1001)
+    await store.commit()
+    assert [owed.n for owed in await box.peek()] == [1002, 1003]
+    assert codes(await box.peek()) == ["c", "d"]
+    assert len(await box.held()) == 1
+    await other.heard(0)
+    assert len(await box.peek()) == 2
+
+
 async def test_the_bus_writes_to_the_store(store: Store) -> None:
     bus = Bus(store, clock=lambda: 3.0)
     bus.publish(cleared("via bus"))

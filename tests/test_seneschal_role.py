@@ -408,6 +408,28 @@ async def test_what_was_heard_before_the_cut_is_not_told_again(
         assert [request.action for request in peer.asked].count("accepted") == 0
 
 
+async def test_a_machine_put_back_to_a_snapshot_is_heard(tmp_path: Path, peer: Peer) -> None:
+    peer.registered["last_seq"] = 5000
+    agent = scripted(tmp_path, peer)
+    async with agent.up():
+        channel = await peer.connections.receive()
+        await channel.ask("run", {"run": "r-1", "reservation": await peer.offer(), "suite": SUITE})
+        (accepted,) = await peer.told("accepted")
+        assert accepted["seq"] > 5000
+
+
+@pytest.mark.parametrize("registered", [{"last_seq": 2**53 + 1}, {"last_seq": -1}, {"heartbeat": 0.001}])
+async def test_an_answer_to_register_that_no_seneschal_gives_ends_the_connection(
+    tmp_path: Path, peer: Peer, registered: dict[str, float]
+) -> None:
+    peer.registered |= registered
+    agent = scripted(tmp_path, peer)
+    async with agent.up():
+        for _ in range(2):
+            await peer.connections.receive()
+        assert {request.action for request in peer.asked} == {"register"}
+
+
 async def test_runs_of_others_are_none_of_its_business(tmp_path: Path, peer: Peer) -> None:
     agent = scripted(tmp_path, peer)
     async with agent.up():

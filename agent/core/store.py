@@ -245,6 +245,8 @@ class Store:
                 if sql is _RENUMBER:
                     n += 1
                     db.execute(sql, (n, *values))
+                elif sql is _SKIP:
+                    n = max(n, *values)
                 else:
                     db.execute(sql, values)
             if n != self._n:
@@ -384,6 +386,7 @@ class Store:
 
 # Under a new number: a receiver that keeps the highest number would take the old one for a repetition.
 _RENUMBER = "UPDATE outbox SET n = ?, held_since = NULL, reason = NULL WHERE n = ?"
+_SKIP = "numbers go on above this one"  # no SQL: nothing is written but the number itself
 
 
 class Outbox:
@@ -414,6 +417,25 @@ class Outbox:
     def ack(self, n: int) -> None:
         """All up to `n` are delivered, but for the held ones."""
         self._store._order("DELETE FROM outbox WHERE sink = ? AND n <= ? AND held_since IS NULL", self.sink, n)
+
+    async def heard(self, last: int) -> None:
+        """The sink says up to which number it has heard: these are delivered.
+
+        It may say a number that was never given. Then this store is an older copy of itself, as on a machine that was
+        put back to a snapshot, and its next numbers would be taken for repetitions: what waits gets numbers above.
+        """
+        await self._store.commit()
+        if last <= self._store._n:
+            self.ack(last)
+            return
+        log.warning("older copy of the store sink=%s heard=%d given=%d", self.sink, last, self._store._n)
+        waiting = await self._store._query(
+            "SELECT n FROM outbox WHERE sink = ? AND held_since IS NULL ORDER BY n", self.sink
+        )
+        self._store._order(_SKIP, last)
+        for (n,) in waiting:
+            self._store._order(_RENUMBER, n)
+        await self._store.commit()
 
     def done(self, n: int) -> None:
         """This one is delivered; others may still be under way."""

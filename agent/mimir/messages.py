@@ -38,7 +38,7 @@ RESERVATION_REV: dict[ReservationState, int | None] = {
 }
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # what every reader of JSON has exactly
 Props: TypeAlias = dict[str, Any]
 
 

@@ -130,7 +130,7 @@ async def run(
         answer = _registered(channel, await channel.ask("register", hello))
         ahead_s = answer.time - (asked + clock()) / 2
         channel.state("replaying")
-        box.ack(answer.last_seq)
+        await box.heard(answer.last_seq)
         await store.commit()
         after, is_ready = 0, False
         async with trio.open_nursery() as nursery:

@@ -18,7 +18,7 @@ Ident: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$
 Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 Result: TypeAlias = Literal["SUCCESS", "FAILURE", "ABORTED"]
 Severity: TypeAlias = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # what every reader of JSON has exactly
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True):
     session: str
     time: float
     last_seq: Count
-    heartbeat: Annotated[float, msgspec.Meta(gt=0)] = 5
+    heartbeat: Annotated[float, msgspec.Meta(ge=0.1)] = 5
     deadline: Annotated[float, msgspec.Meta(gt=0)] = 20
     runs: tuple[str, ...] = ()
 

@@ -312,7 +312,7 @@ class _Side:
             live, asked = await self._live(), self._now()
             registered = _answer(channel, await channel.ask("register", self._hello(live)), Registered)
             channel.state("replaying")
-            self._box.ack(registered.last_seq)
+            await self._box.heard(registered.last_seq)
             here = {run.run for run in live.runs}
             await self._do(self._machine.registered(registered, here, asked, self._now()))
             await self._store.commit()
