@@ -391,6 +391,10 @@ def _monitors_run(given: argparse.Namespace) -> int:
     from agent.settings import Settings
 
     settings = load(Settings, [given.file], env=os.environ).settings
+    if not settings.monitors.monitor:
+        raise ConfigError(
+            given.file, 0, "monitors.monitor", "it names no monitor", remedy="Write [[monitors.monitor]]."
+        )
     log_to(settings.log)
 
     def show(line: str) -> None:

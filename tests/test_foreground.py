@@ -115,3 +115,9 @@ def test_a_wrong_file_is_a_usage_error_that_names_the_line(tmp_path: Path) -> No
     assert done.returncode == 2
     assert f"{path}:1: monitors.monitor" in done.stderr
     assert "'not ok' cannot be a step's name" in done.stderr
+
+
+def test_a_file_without_a_monitor_is_a_usage_error_and_waits_for_nothing(tmp_path: Path) -> None:
+    done = agent("--once", settings(tmp_path))
+    assert done.returncode == 2
+    assert "monitors.monitor: it names no monitor. Write [[monitors.monitor]]." in done.stderr
