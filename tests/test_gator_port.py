@@ -136,3 +136,12 @@ async def test_where_no_descriptor_is_free_a_connection_waits(monkeypatch: pytes
         async with connect(Dial(url=f"ws://{listening.address}/")):
             assert failures < 0
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "not a name"])
+async def test_an_address_that_is_not_ours_is_told_with_its_setting(host: str) -> None:
+    async with trio.open_nursery() as nursery:
+        ports = keep(nursery, GatorSettings(listen=host), Metrics())
+        with pytest.raises(OSError, match=rf"gator\.listen: .*: '{host}'"):
+            await ports.open(opened)
+        nursery.cancel_scope.cancel()

@@ -1,5 +1,8 @@
 """The sums that a tier keeps, child by child."""
 
+import msgspec
+import pytest
+
 from agent.gator.messages import MAX_PATHS
 from agent.gator.spec import Size
 from agent.gator.summary import Summary, Sums, Total, expected, given_up, job_summary
@@ -17,6 +20,13 @@ def test_a_childs_newest_summary_replaces_its_last() -> None:
     total.put("a", job_summary("a", {"msg_error": 5}, passed=False))
     assert (total.jobs, total.metrics["msg_error"], total.metrics["lint"]) == (Sums(4, 1, 1, 2), 5, 4)
     assert set(total.failed("g")) == {("g", "b", "x"), ("g", "a")}
+
+
+@pytest.mark.parametrize("passed", [None, True, False])
+def test_a_job_is_counted_in_numbers(passed: bool | None) -> None:
+    counts = msgspec.json.encode(job_summary("a", {}, passed=passed).jobs)
+    own = passed is None, passed is True, passed is False
+    assert counts == b'{"total":1,"active":%d,"passed":%d,"failed":%d}' % own
 
 
 def test_what_is_pruned_counts_no_more() -> None:

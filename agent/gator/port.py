@@ -108,7 +108,13 @@ class Ports:
         self._open: dict[int, OpenPort] = {}  # by the listening descriptor
 
     async def open(self, connected: Connected, *, children: int = 0) -> "OpenPort":
-        """Listen for a layer; `connected` serves each connection. Raises OSError."""
+        """Listen for a layer; `connected` serves each connection. Raises OSError with the setting it is about."""
+        try:
+            return await self._opened(connected, children)
+        except OSError as err:
+            raise OSError(err.errno, f"gator.listen: {err.strerror}", self._host) from err
+
+    async def _opened(self, connected: Connected, children: int) -> "OpenPort":
         if self._where is None:
             kind, _, _, _, (host, *_) = (await trio.socket.getaddrinfo(self._host, 0, type=socket.SOCK_STREAM))[0]
             self._where = kind, str(host), _reachable(self._host)

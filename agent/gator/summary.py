@@ -58,7 +58,7 @@ def job_summary(ident: str, metrics: Mapping[str, Number], *, passed: bool | Non
     """A wrapper's: one job that runs (`passed` None), or has ended."""
     path = ((ident,),)
     return Summary(
-        jobs=Sums(1, passed is None, passed is True, passed is False),
+        jobs=Sums(1, int(passed is None), int(passed is True), int(passed is False)),  # JSON has other words for bools
         metrics=metrics,
         failed=path if passed is False else (),
         running=path if passed is None else (),

@@ -371,7 +371,7 @@ class Tree:
     def summary(self) -> Summary:
         """Of all below, and this tier itself."""
         failed = bool(self.total.jobs.failed or self.total.tiers.failed) or self.stopping
-        own = Sums(1, not self.is_done, self.is_done and not failed, self.is_done and failed)
+        own = Sums(1, int(not self.is_done), int(self.is_done and not failed), int(self.is_done and failed))
         return Summary(
             jobs=self.total.jobs,
             tiers=self.total.tiers + own,
