@@ -1,7 +1,4 @@
-"""A coverage role in a temporary folder: its product is a list of classes, and the test says what was reached of them.
-
-`Line` is between it and the admin, and can be cut so that neither end hears of it.
-"""
+"""A coverage role in a temporary folder: its product is a list of classes, and the test says what was reached."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
