@@ -43,7 +43,7 @@ DOES_IO = (
     *("agent/eman/hub.py", "agent/eman/connection.py", "agent/coverage/sources"),
     *(f"agent/coverage/{name}.py" for name in ("attach", "watched", "kept")),
     *(f"agent/gator/{name}.py" for name in ("layerdb", "schedulers", "port", "journal", "answers", "view", "told")),
-    *(f"agent/gator/{name}.py" for name in ("wrapper", "tier", "elsewhere", "uplink", "service", "hub")),
+    *(f"agent/gator/{name}.py" for name in ("wrapper", "tier", "elsewhere", "uplink", "service", "hub", "orphans")),
     *("agent/polarize/cibus.py", "agent/files/disk.py", "agent/files/follow.py", "agent/files/services.py"),
     *(
         "agent/logs/follow.py",
