@@ -72,6 +72,28 @@ def test_its_size_is_that_of_its_entries(entries: list[Entry], then: int) -> Non
     assert store.size == budget.used == sum(cost((name, test), probes) for name, test, probes in store.entries())
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("tuv"), st.integers(1, 2**80)), max_size=30),
+    st.integers(0, 8),
+)
+def test_room_that_is_made_in_the_middle_loses_and_counts_nothing_twice(entries: list[Entry], room: int) -> None:
+    def fold(need: int) -> bool:
+        if not store.folded:
+            store.fold()
+        return budget.used + need <= budget.limit
+
+    budget = Budget(room * cost(("a", "t"), 1), fold)
+    store = Merged(budget)
+    refused = store.add(deltas(*entries))
+    assert store.size == budget.used == sum(cost((name, test), probes) for name, test, probes in store.entries())
+    found = defaultdict[str, int](int)
+    for class_id, _, probes in store.entries():
+        found[class_id] |= probes
+    for class_id, _, probes in entries:
+        assert class_id in refused or probes & found[class_id] == probes
+    assert {entry for batch in store.take(set("abcdef")) for entry in batch.entries()} == set(store.entries())
+
+
 class Delivery(RuleBasedStateMachine):
     """Against an admin that reads in order, and a line that may break between any two things that are sent."""
 
