@@ -36,9 +36,18 @@ pytestmark = pytest.mark.usefixtures("alone")
 def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
     """A marked process in our session."""
     child = subprocess.Popen(["sleep", "1000"], env={**os.environ, "EMISSARY_RUN": MARK})
+    until_mark(child.pid, MARK)
     yield child
     child.kill()
     child.wait()
+
+
+def until_mark(pid: int, mark: str) -> None:
+    """Return when it has the environment that it was given: Popen's and a shell's wait end a moment before."""
+    while mark_of(pid) != mark:
+        stat = stat_of(pid)
+        assert stat is not None
+        assert not stat.ended
 
 
 def proc_of(pid: int) -> Proc:
@@ -101,6 +110,7 @@ def test_a_tree_is_told_by_its_mark_alone(sleeper: "subprocess.Popen[bytes]") ->
 def test_the_tree_of_an_agent_within_belongs_to_the_tree(sleeper: "subprocess.Popen[bytes]") -> None:
     inner = {**os.environ, "EMISSARY_RUN": f"{MARK}/inner"}
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env=inner, start_new_session=True) as child:
+        until_mark(child.pid, inner["EMISSARY_RUN"])
         assert {stat.proc.pid for stat in tree(MARK)} == {sleeper.pid, child.pid}
 
 
@@ -217,11 +227,12 @@ def test_a_session_that_belongs_brings_its_orphans(with_root: bool) -> None:
 
 
 def test_a_person_s_session_does_not_belong_for_a_marked_command_in_it() -> None:
-    script = f"EMISSARY_RUN={MARK} sh -c 'echo $$; exec sleep 1000' & read end; kill $!"
+    script = f"EMISSARY_RUN={MARK} sleep 1000 & echo $!; read end; kill $!"
     argv = ["sh", "-c", script]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as person:
         assert person.stdout is not None
         command = proc_of(int(person.stdout.readline()))
+        until_mark(command.pid, MARK)
         assert [stat.proc for stat in tree(MARK)] == [command]
 
 
