@@ -9,24 +9,24 @@
 
 size_t look_again(struct look *const *looks, size_t count, uint32_t *changed)
 {
-    size_t found = 0;
+    size_t news = 0;
     for (size_t i = 0; i < count; i++) {
-        struct stat status;
-        struct seen seen = {0};
-        if (stat(looks[i]->path, &status)) {
+        struct stat found;
+        struct status seen = {0};
+        if (stat(looks[i]->path, &found)) {
             seen.error = (uint64_t)errno;
         } else {
-            seen.device = status.st_dev;
-            seen.inode = status.st_ino;
-            seen.mode = status.st_mode;
-            seen.size = (uint64_t)status.st_size;
-            seen.written_s = (uint64_t)status.st_mtim.tv_sec;
-            seen.written_ns = (uint64_t)status.st_mtim.tv_nsec;
+            seen.device = found.st_dev;
+            seen.inode = found.st_ino;
+            seen.mode = found.st_mode;
+            seen.size = (uint64_t)found.st_size;
+            seen.written_s = (uint64_t)found.st_mtim.tv_sec;
+            seen.written_ns = (uint64_t)found.st_mtim.tv_nsec;
         }
         if (memcmp(&seen, &looks[i]->seen, sizeof seen)) {
             looks[i]->seen = seen;
-            changed[found++] = (uint32_t)i;
+            changed[news++] = (uint32_t)i;
         }
     }
-    return found;
+    return news;
 }

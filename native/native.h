@@ -192,8 +192,8 @@ size_t format_matches(const struct line_format *format, const struct match *matc
  * Many paths, looked at again and again. `path` ends in a NUL; `seen` is what stat(2) said last, all 0 before that, and of
  * a path that it refuses `error` alone: an errno.
  */
-struct seen { uint64_t error, device, inode, mode, size, written_s, written_ns; };
-struct look { const char *path; struct seen seen; };
+struct status { uint64_t error, device, inode, mode, size, written_s, written_ns; };
+struct look { const char *path; struct status seen; };
 
 /*
  * Ask for looks[0..count) again. The numbers of those where anything differs from what was seen go to changed[0..count),
