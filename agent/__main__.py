@@ -48,6 +48,9 @@ def main() -> int:
             needs = f"; glibc {facts['glibc']} or newer" if "glibc" in facts else ""
             print(f"emissary {facts['version']} (build {facts['build']}; native engine {facts['native']}{needs})")
         return 0
+    from agent.core.start import load_later
+
+    load_later("difflib", "gzip", "lzma", "tempfile")  # few commands, if any, come to use them
     from agent import cli
 
     return cli.main(argv)

@@ -7,7 +7,6 @@ of no use: before Python 3.12 even a plain `import` of what is there already ask
 Source: protocols/packaging.md 3 and 12.
 """
 
-import ctypes
 import gc
 import importlib
 import logging
@@ -25,7 +24,7 @@ MADV_DONTNEED = 4  # sys/mman.h
 def prepare() -> None:
     """The service begins, trio is not imported yet: what it does not need does not get in."""
     gc.disable()  # until the roles are up (`settle`): a fifth of the start
-    load_later("ssl", "idna", "hmac", "secrets", "difflib", "lzma", "yaml")
+    load_later("ssl", "idna", "hmac", "secrets", "yaml")
     load_later("hashlib", blake2b=blake2b)  # all else it takes from OpenSSL
     load_later("ast", NodeVisitor=object)  # the base of a class of inspect's, which looks into sources
     load_later("importlib.metadata", version=_version)
@@ -82,6 +81,8 @@ def _let_code_go() -> None:
 
     Only what was never written is: where a page is our own copy, as of what the dynamic linker filled in, it stays.
     """
+    import ctypes
+
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     is_code, start, end = False, b"", b""
@@ -100,4 +101,6 @@ def _let_code_go() -> None:
 
 def _of_glibc(function: str) -> Callable[..., int] | None:
     """A function that other C libraries do not have."""
+    import ctypes
+
     return getattr(ctypes.CDLL(None), function, None)
