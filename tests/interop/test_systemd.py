@@ -81,8 +81,9 @@ systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket
 sysinit.target basic.target sockets.target paths.target timers.target slices.target local-fs.target multi-user.target
 network.target network-online.target shutdown.target umount.target final.target
 """
-# The checkout and its Python may lie where the unit forbids to look. Watchdog and restarts come sooner.
-HERE = "[Service]\\nProtectHome=no\\nWatchdogSec=5\\nRestartSec=200ms\\n"
+# The checkout and its Python may lie where the unit forbids to look, and in /tmp, which is the service's own. Watchdog
+# and restarts come sooner.
+HERE = f"[Service]\\nProtectHome=no\\nBindReadOnlyPaths={ROOT}\\nWatchdogSec=10\\nRestartSec=200ms\\n"
 
 
 LOOPBACK = """
