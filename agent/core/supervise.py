@@ -46,7 +46,7 @@ class Health:
             del self._units[unit]
 
     @contextmanager
-    def asking(self, path: str) -> Generator[None]:
+    def asking(self, path: str) -> Generator[None, None, None]:
         """A thread asks the disk about `path`, and nobody else waits for that thread."""
         unit = object()
         self._asked[unit] = (path, trio.current_time())

@@ -31,18 +31,7 @@ from agent.eman import engineio, messages, socketio
 from agent.eman.engineio import Heartbeat, Packet
 from agent.eman.messages import Fault, Named, Request, Response, answer
 from agent.eman.settings import EmanSettings
-from agent.eman.shake import (
-    ANSWER_S,
-    MAX_ANSWER_S,
-    Answered,
-    Asked,
-    Caller,
-    Complaint,
-    Heard,
-    IsOnline,
-    IsRefused,
-    Say,
-)
+from agent.eman.shake import Answered, Asked, Caller, Complaint, Heard, IsOnline, IsRefused, Say, answer_limit_s
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +138,7 @@ class _Service:
             self._came = trio.Event()
 
     async def _respond(self, request: Request) -> None:
-        limit_s = ANSWER_S if request.timeout_ms is None else min(request.timeout_ms / 1000, MAX_ANSWER_S)
-        until = trio.current_time() + limit_s  # nobody waits for longer
+        until = trio.current_time() + answer_limit_s(request)
         response = await self._answer(request)
         if request.timeout_ms == 0:
             return

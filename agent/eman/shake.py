@@ -276,7 +276,7 @@ class Hub:
             return [*acts, _made(service, request, "no_listeners", 404, f"No listeners for {given.name!r}")]
         if len(service.asks) >= MAX_OPEN:
             acts += self._time_out(service, next(iter(service.asks)))
-        limit_s = ANSWER_S if given.timeout_ms is None else min(given.timeout_ms / 1000, MAX_ANSWER_S)
+        limit_s = answer_limit_s(given)
         service.asks[given.request_id] = _Open(request, now + limit_s, set(targets))
         self._open += 1
         for number in targets:
@@ -354,6 +354,11 @@ class Hub:
             return service.deadline == at
         waiting = service.asks.get(request_id)
         return waiting is not None and waiting.until == at
+
+
+def answer_limit_s(request: Request) -> float:
+    """How long who asks waits for an answer, in seconds."""
+    return ANSWER_S if request.timeout_ms is None else min(request.timeout_ms / 1000, MAX_ANSWER_S)
 
 
 def _fault(service: Service, event: str, code: str, status: int, text: str) -> Emit:

@@ -35,9 +35,8 @@ log = logging.getLogger(__name__)
 
 TERM_S = 5.0
 DRAIN_S = 0.5  # a pipe that a grandchild holds ends with it
-HOLD_S = (
-    0.01  # results of steps that follow each other at once are told together: one commit of the store, not one each
-)
+# Results of steps that follow each other at once are told together: one commit of the store, not one each.
+HOLD_S = 0.01
 POLL_S, MAX_WEBHOOK = 5.0, 65_536  # how often a webhook's service is asked, and what is taken of its answer
 PASSED = ("PATH", "LANG", "TZ")
 

@@ -41,9 +41,8 @@ log = logging.getLogger(__name__)
 KILLED = Ended(by="kill", exit=Exit(None, "SIGKILL", "SIGKILL", None))
 LOOK_S = 30.0  # the wall clock may be set while we sleep
 MARK = "monitor-"
-SHARE = (
-    "/usr/share/emissary/monitors/"  # where a package puts our own monitors; in a checkout they are beside this file
-)
+# Where a package puts our own monitors; in a checkout they are beside this file.
+SHARE = "/usr/share/emissary/monitors/"
 
 
 async def run(
