@@ -224,22 +224,25 @@ async def test_a_runs_files_are_watched_while_it_runs_and_their_events_carry_it(
             assert say(await first(events)) == f"modified {tmp_path}/conf"
 
 
-async def test_a_real_suite_has_its_files_watched(tmp_path: Path) -> None:
+async def test_a_real_suite_has_its_files_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(role, "MAX_OF_RUN", 2)
     (tmp_path / "etc").mkdir()
-    (tmp_path / "project").mkdir()
-    # It writes once its files are watched, which the gap of the path that cannot be watched says.
-    program = f"echo 1..1; read go < {tmp_path}/go; echo x > {tmp_path}/etc/f; echo ok 1"
+    (tmp_path / "project/out").mkdir(parents=True)
+    # It writes once its files are watched, which the gap of the path that is one too many says.
+    program = f"echo 1..1; read go < {tmp_path}/go; echo x > {tmp_path}/etc/f; echo ok 1; echo x > out/g"
     os.mkfifo(tmp_path / "go")
     async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
         start = partial(role.run_files, suites.bus, suites.store, FilesSettings(), Health("files"), metrics=Metrics())
         await nursery.start(start)
         with suites.bus.subscribe(FileChanged) as events, suites.bus.subscribe(FileGap) as gaps:
-            watch = {"files": [f"{tmp_path}/etc", "relative"]}
+            watch = {"files": [f"{tmp_path}/etc", "out", "one/too/many"]}
             run = await suites.order(command=["sh", "-c", program], watch=watch)
             assert (await anext(gaps)).run == run
             async with await trio.open_file(tmp_path / "go", "w") as go:
                 await go.write("go\n")
             assert say(await first(events)) == f"created {tmp_path}/etc/f [{run}]"
+            while (changed := say(await anext(events))) != f"created {tmp_path}/project/out/g [{run}]":
+                assert f"{tmp_path}/etc/f [{run}]" in changed
             assert (await suites.finished()).verdict == "passed"
         nursery.cancel_scope.cancel()
 

@@ -278,12 +278,17 @@ def _check(path: str) -> None:
 
 
 def _watched(received: RunReceived) -> list[str]:
-    """`watch.files` of a suite document, which was checked before the run began; absolute where it has a folder."""
-    watch = received.suite.get("watch")
+    """`watch.files` of a suite document, which was checked before the run began.
+
+    Relative ones are seen from the document's folder, or for one that came over a link, from its `source.dir`.
+    """
+    watch, source = received.suite.get("watch"), received.suite.get("source")
     paths = watch.get("files") if isinstance(watch, dict) else None
     if not isinstance(paths, list | tuple):
         return []
-    return [os.path.normpath(os.path.join(received.base or "", path)) for path in paths if isinstance(path, str)]
+    directory = source.get("dir") if isinstance(source, dict) else None
+    folder = received.base or (os.path.join("/", directory) if isinstance(directory, str) else "")
+    return [os.path.normpath(os.path.join(folder, path)) for path in paths if isinstance(path, str)]
 
 
 async def run_entitlement(
