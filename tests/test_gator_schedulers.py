@@ -33,6 +33,17 @@ async def test_a_child_gets_its_parent_and_flags_and_what_it_prints_is_kept(tmp_
     assert (tmp_path / "a/layer.log").read_text() == f"--parent 127.0.0.1:1 --id a --tracking {tmp_path}/a --quiet\n"
 
 
+async def test_what_a_child_prints_need_not_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a/layer.log").mkdir(parents=True)
+    scheduler = Local({"PATH": "/usr/bin:/bin"}, "echo")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(adopt)
+        with trio.fail_after(WITHIN_S):
+            await scheduler.run(order(tmp_path / "a"), nothing, trio.Event())
+        nursery.cancel_scope.cancel()
+    assert "what a child prints is not kept" in caplog.text
+
+
 async def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(CannotSchedule, match="no-such-gator"):
         await Local({}, "no-such-gator").run(order(tmp_path), nothing, trio.Event())
@@ -52,7 +63,7 @@ echo "$GATOR_PARENT" "$0" "$@" >> "$HOME/calls"
 case ${0##*/} in
 sbatch) [ -z "$BROKEN" ] || { echo "sbatch: error: Memory specification can not be satisfied" >&2; exit 1; }
     echo "42;house" ;;
-squeue) [ ! -e "$HOME/down" ] || exit 1; cat "$HOME/queue" ;;
+squeue) [ ! -e "$HOME/slow" ] || exec sleep 600; [ ! -e "$HOME/down" ] || exit 1; cat "$HOME/queue" ;;
 esac
 """
 
@@ -93,12 +104,21 @@ async def test_a_job_of_slurm_is_submitted_and_watched_until_it_is_gone(
     assert "127.0.0.1" not in first.partition("sbatch")[2]  # arguments are seen by all
 
 
-async def test_a_job_that_is_given_up_is_cancelled(tmp_path: Path) -> None:
+def asked(folder: Path) -> bool:
+    return (folder / "calls").exists() and any("squeue" in line for line in calls(folder))
+
+
+@pytest.mark.parametrize("moment", ["between two looks", "during a look"])
+async def test_a_job_that_is_given_up_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     (tmp_path / "queue").write_text("42|RUNNING|None\n")
+    if moment == "during a look":
+        monkeypatch.setattr("agent.gator.schedulers.POLL_S", 0.1)
+        (tmp_path / "slow").touch()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(slurm(tmp_path).run, order(tmp_path / "a"), nothing, trio.Event())
-        await until(lambda: (tmp_path / "calls").exists())
-        await trio.sleep(0.2)
+        await until(lambda: (tmp_path / "calls").exists() if moment == "between two looks" else asked(tmp_path))
         nursery.cancel_scope.cancel()
     assert calls(tmp_path)[-1].endswith("scancel 42")
 
@@ -158,7 +178,10 @@ async def test_like_jobs_share_an_allocation_and_wait_for_their_turn(
     assert any("--job-name=a " in line and "--time=3 " in line for line in calls(tmp_path))
 
 
-async def test_an_allocation_is_cancelled_with_the_last_of_its_jobs(tmp_path: Path) -> None:
+async def test_an_allocation_is_cancelled_with_the_last_of_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.gator.schedulers.POLL_S", 0.1)
     (tmp_path / "queue").write_text("42|RUNNING|None\n")
     scheduler, need = slurm(tmp_path, batch=2), Need("h:1", ())
     scopes = [trio.CancelScope() for _ in range(2)]
@@ -170,7 +193,7 @@ async def test_an_allocation_is_cancelled_with_the_last_of_its_jobs(tmp_path: Pa
     async with trio.open_nursery() as nursery:
         for name, scope in zip("ab", scopes, strict=True):
             nursery.start_soon(run, name, scope)
-        await until(lambda: (tmp_path / "calls").exists() and any("squeue" in line for line in calls(tmp_path)))
+        await until(lambda: asked(tmp_path))
         scopes[0].cancel()
         await until(lambda: len(nursery.child_tasks) == 1)
         assert not any("scancel" in line for line in calls(tmp_path))

@@ -129,8 +129,13 @@ async def _drain(pipe: Pipe, path: Path) -> None:
     try:
         while data := await pipe.receive_some():
             if left > 0:
-                await trio.to_thread.run_sync(_append, path, data[:left])
-                left -= len(data)
+                kept = data[:left]
+                left -= len(kept)
+                try:
+                    await trio.to_thread.run_sync(_append, path, kept)
+                except OSError as err:
+                    left = 0
+                    log.warning("what a child prints is not kept path=%s error=%s", path, err.strerror)
     except trio.ClosedResourceError:
         pass  # somebody outside its tree holds it
 
@@ -191,6 +196,7 @@ class Slurm:
 
     async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
         place = self._join(order, over)
+        has_ended = False
         try:
             async with place.submitting:
                 if place.refusal is not None:
@@ -203,13 +209,13 @@ class Slurm:
                         place.job = await self._submit(place)
                     place.submitted_at = trio.current_time()
             await self._watch(place, waits, over)
-        except trio.Cancelled:
-            over.set()  # those behind it do not wait for it
-            if place.job is not None and place.left == 1:
-                with trio.CancelScope(shield=True):
-                    await self._command("scancel", place.job)
-            raise
-        finally:
+            has_ended = True
+        finally:  # not `except trio.Cancelled`: out of a command that runs it comes as a group
+            if not has_ended:
+                over.set()  # those behind it do not wait for it
+                if place.job is not None and place.left == 1:
+                    with trio.CancelScope(shield=True):
+                        await self._command("scancel", place.job)
             place.leave(order, over)
 
     async def _watch(self, place: Allocation, waits: Callable[[], None], over: trio.Event) -> None:
