@@ -35,12 +35,12 @@ from agent.core.events import (
     RunReceived,
     RunStarted,
     SuiteFinished,
-    decode,
 )
 from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
+from agent.core.underway import order_of, underway
 from agent.files import disk, services
 from agent.files.entitlement import NOTHING, Status, from_certificates, is_news
 from agent.files.follow import Follower
@@ -197,33 +197,21 @@ class _Files:
         """Watch the files of each run while it runs."""
         with self._bus.subscribe(RunStarted, SuiteFinished) as events:
             task_status.started()
-            for run in await self._running():
-                await self._begin_run(run)
+            for received in await underway(self._bus, self._store):
+                await self._begin_run(received)
             async for event in events:
                 match event:
                     case RunStarted(run=run):
-                        await self._begin_run(run)
+                        await self._begin_run(await order_of(run, self._store))
                     case SuiteFinished(run=run) if run in self._of_run:
                         await self.follower.settle()  # what the last test wrote belongs to the run
                         for id in self._of_run.pop(run):
                             self.follower.unwatch(id)
 
-    async def _running(self) -> list[str]:
-        """The runs that began before this role did: it was restarted alone."""
-        try:
-            runs = (await self._bus.ask("runs", {}))["runs"]
-        except ActionError:  # the suites role is not up yet: nothing runs
-            return []
-        return [run["run"] for run in runs]
-
-    async def _begin_run(self, run: str) -> None:
-        if run in self._of_run:
+    async def _begin_run(self, received: RunReceived | None) -> None:
+        if received is None or received.run in self._of_run:
             return
-        await self._store.commit()
-        rows = await self._store.read(run=run, kinds=("RunReceived",), limit=1)
-        received = decode(rows[0].kind, rows[0].data) if rows else None
-        if not isinstance(received, RunReceived):
-            return
+        run = received.run
         paths = _watched(received)
         if not paths:
             return

@@ -34,12 +34,12 @@ from agent.core.events import (
     SuiteFinished,
     TestFinished,
     TestStarted,
-    decode,
 )
 from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
+from agent.core.underway import underway
 from agent.logs import lint, paths, streams
 from agent.logs.active import Active
 from agent.logs.follow import Followed, is_new
@@ -544,27 +544,15 @@ class _Logs:
         """Follow the logs of each run while it runs."""
         with self._bus.subscribe(RunReceived, RunRefused, SuiteFinished) as events:
             task_status.started()
-            for run in await self._running():
-                self._active.tests.setdefault(run, set())
-                await self._store.commit()
-                rows = await self._store.read(run=run, kinds=("RunReceived",), limit=1)
-                received = decode(rows[0].kind, rows[0].data) if rows else None
-                if isinstance(received, RunReceived):
-                    await self._begin_run(received)
+            for received in await underway(self._bus, self._store):
+                self._active.tests.setdefault(received.run, set())
+                await self._begin_run(received)
             async for event in events:
                 match event:
                     case RunReceived():  # its processes begin later: what they write is seen from its beginning
                         await self._begin_run(event)
                     case SuiteFinished(run=run) | RunRefused(run=run) if run in self._of_run:
                         await self._end_run(run)
-
-    async def _running(self) -> list[str]:
-        """The runs that began before this role did: it was restarted alone."""
-        try:
-            runs = (await self._bus.ask("runs", {}))["runs"]
-        except ActionError:  # the suites role is not up yet: nothing runs
-            return []
-        return [run["run"] for run in runs]
 
     async def _begin_run(self, received: RunReceived) -> None:
         run, wanted = received.run, received.suite.get("watch")
