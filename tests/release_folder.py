@@ -26,6 +26,8 @@ def make_release(folder: Path, version: str, **files: str) -> Path:
     (folder / "agent").chmod(0o755)
     for name, text in {"code": f"of {version}\n" * 1000, "agent/monitors/sdk.py": "# the library\n", **files}.items():
         (folder / "lib" / name).write_text(text)
+    (folder / "lib/agent/monitors/examples/look.sh").write_text("#!/bin/sh\n")
+    (folder / "lib/agent/monitors/examples/look.sh").chmod(0o755)
     (folder / "lib/libx.so").symlink_to("code")
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     sums = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)

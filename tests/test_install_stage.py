@@ -32,6 +32,7 @@ def test_what_the_single_file_has_unpacked_is_copied_as_the_folder_it_stands_for
     unpacked = tmp_path / "_MEI123"
     shutil.copytree(source / "lib", unpacked, symlinks=True)
     (unpacked / "run").mkdir()
+    (unpacked / "agent/monitors/examples/look.sh").chmod(0o600)  # the boot loader's modes are its own
     shutil.copy(source / "agent", unpacked / "run/agent")
     (unpacked / "run/lib").symlink_to("..")
     stage.copy(unpacked / "run", tmp_path / "copy")

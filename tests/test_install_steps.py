@@ -65,6 +65,7 @@ def test_a_first_installation_lays_out_everything(image: Path, one: Path) -> Non
     assert len(token.read_text().strip()) == 43  # 256 bits
     assert (image / "var/lib/agent").stat().st_mode & 0o777 == 0o700
     assert (image / "usr/share/emissary/monitors/sdk.py").read_text() == "# the library\n"
+    assert os.access(image / "usr/share/emissary/monitors/examples/look.sh", os.X_OK)
     assert (image / "etc/init.d/agent").stat().st_mode & 0o777 == 0o755
     assert os.readlink(image / "etc/rc2.d/S20agent") == "../init.d/agent"
     assert os.readlink(image / "etc/rc6.d/K01agent") == "../init.d/agent"

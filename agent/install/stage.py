@@ -168,7 +168,8 @@ def _copy_file(source: Path, target: Path, digest: str | None) -> None:
         raise InstallFailed(f"{source} is damaged: its checksum is wrong", remedy="Fetch the release again.")
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
-        os.fchmod(fd, 0o755 if target.name == "agent" and target.parent.name != "lib" else 0o644)
+        is_program = (target.name == "agent" and target.parent.name != "lib") or data.startswith(b"#!")
+        os.fchmod(fd, 0o755 if is_program else 0o644)  # as packaging/agent.spec does it
         file.write(data)
 
 

@@ -46,6 +46,10 @@ def test_either_form_lays_out_the_folder_that_was_frozen(frozen: Path, image: Pa
     assert tree(placed) == tree(frozen / "onedir")
     assert (image / "usr/share/emissary/monitors/sdk.py").exists()
     installed = image / "opt/agent/current/agent"
+    asked = '[[monitors.monitor]]\nid = "hello"\nsteps = ["Greet"]\n'
+    asked += f'command = ["{image}/usr/share/emissary/monitors/examples/hello.sh"]\n'
+    (image / "hello.toml").write_text(asked)
+    assert json.loads(run([installed, "monitors", "run", "--once", image / "hello.toml"]))["state"] == "ok"
     assert json.loads(run([installed, "install", "--root", image, "--list", "--json"]))[0]["version"] == version
 
     before = tree(image)
