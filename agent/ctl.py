@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from agent.core.channel import Channel, Refused, converse
+from agent.core.config import is_there
 from agent.core.envelope import Request
 from agent.core.errors import ActionError, PeerUnreachable
 from agent.core.link import FIRST_RETRY_S, MAX_RETRY_S, Dial, connect
@@ -43,7 +44,7 @@ def dial_of(settings: Settings, url: str | None, token_file: Path | None) -> Dia
         scheme, colon, rest = url.partition("://")
         url = f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }{colon}{rest}"
     own = [find(token.file, folder) for token in control.tokens]
-    files = [token_file] if token_file else [path for path in own if path.exists()]
+    files = [token_file] if token_file else [path for path in own if is_there(path)]
     tls = settings.tls
     names = (tls.ca_file, tls.cert_file, tls.key_file)
     return Dial(

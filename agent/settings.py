@@ -119,11 +119,14 @@ def state_dir(settings: Settings) -> Path:
 
 
 def find(name: str, folder: Path) -> Path:
-    """A file that the settings name: relative to the credentials directory, /etc/agent, the state directory."""
+    """A file that the settings name: relative to the credentials directory, /etc/agent, the state directory.
+
+    The first that is there, or that cannot be seen there; else where it would be in the state directory.
+    """
     handed_over = os.environ.get("CREDENTIALS_DIRECTORY")
     places = [Path(handed_over) / credential(name)] if handed_over else []
     places += [Path("/etc/agent") / name, folder / name]
-    return next((path for path in places if path.exists()), places[-1])
+    return next((path for path in places if config.is_there(path)), places[-1])
 
 
 def credential(name: str) -> str:

@@ -196,6 +196,12 @@ def test_a_credential_of_systemd_may_have_its_acl(tmp_path: Path, monkeypatch: p
     assert service.files_permissions(subject(tmp_path)).status == "ok"
 
 
+def test_a_credential_that_cannot_be_looked_at_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / ("n" * 300)))
+    for found in (service.files_permissions(subject(tmp_path)), service.control_token(subject(tmp_path))):
+        assert (found.status, found.detail.endswith("/token: File name too long")) == ("fail", True)
+
+
 def test_a_log_that_cannot_be_read_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kern = write(tmp_path / "kern.log", "")
     logs = LogsSettings(

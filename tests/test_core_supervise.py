@@ -4,6 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from agent.core.errors import PeerRefused, ProtocolMisuse
 from agent.core.events import RoleChanged
 from agent.core.supervise import Health, Role, Supervisor
 
@@ -58,6 +59,27 @@ async def test_a_role_that_fails_before_it_is_up_does_not_hold_up_the_start(auto
         await nursery.start(supervisor.run, [Role("files", never_up)])
         assert supervisor.status["files"].state == "backoff"
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("failure", "has_traceback"),
+    [
+        (PeerRefused("no", remedy="Ask."), False),
+        (ProtocolMisuse("our bug", remedy="Tell us."), True),
+        (OSError("cable pulled"), True),
+    ],
+)
+async def test_what_was_raised_on_purpose_is_one_line_in_the_log(
+    failure: Exception, has_traceback: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        raise failure
+
+    with trio.move_on_after(0.1):
+        await Supervisor(lambda event: None).run([Role("r", broken)])
+    (told,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert told.getMessage() == f"role failed role=r error={failure}"
+    assert bool(told.exc_info) == has_traceback
 
 
 async def test_an_hour_of_good_work_resets_the_backoff(autojump_clock: MockClock) -> None:

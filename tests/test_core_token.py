@@ -1,6 +1,8 @@
 """Token files: what is read, what is refused."""
 
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,19 @@ def test_our_own_token_is_made_once_for_its_user_alone(tmp_path: Path) -> None:
     (tmp_path / "token").chmod(0o644)
     with pytest.raises(TokenUnusable, match="may be read by others"):
         own_token(tmp_path / "token")
+
+
+def test_a_token_of_our_own_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TokenUnusable, match=r"none/token cannot be made: No such file or directory. Let the agent's"):
+        own_token(tmp_path / "none/token")
+    monkeypatch.setattr("agent.core.token.secrets.token_urlsafe", lambda _: "s3same" * 10_000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # as a full disk: the first bytes are taken
+    try:
+        with pytest.raises(TokenUnusable, match="token cannot be made: File too large"):
+            own_token(tmp_path / "token")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not (tmp_path / "token").exists()

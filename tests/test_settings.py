@@ -7,6 +7,7 @@ import pytest
 from agent import settings
 from agent.core import facts
 from agent.core.config import ConfigErrors
+from agent.core.token import TokenUnusable, read_token
 from agent.settings import Given, load_settings, survey
 
 
@@ -132,3 +133,15 @@ def test_ports_and_origins_that_work_are_taken(profiles: Path, tmp_path: Path) -
     text = '[control]\nlisten = ["[::1]:65535", "localhost:0"]\norigins = ["https://lab.example:8443", "http://[::1]"]'
     control = load_settings(Given((write(tmp_path / "agent.toml", text),))).settings.control
     assert (len(control.listen), len(control.origins)) == (2, 2)
+
+
+def test_a_credential_that_cannot_be_looked_at_is_meant_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unseen = tmp_path / ("n" * 300)  # as a folder of another user would be, for root too
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(unseen))
+    assert settings.find("token", tmp_path) == unseen / "token"
+    with pytest.raises(TokenUnusable, match="/token: File name too long"):
+        read_token(settings.find("token", tmp_path))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "none"))
+    assert settings.find("token-of-a-test", tmp_path) == tmp_path / "token-of-a-test"

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from agent.checks.subject import Finding, Subject, text_of
+from agent.core.config import is_there
 from agent.core.token import TokenUnusable, read_token
 from agent.settings import DEFAULT_TOKEN, Settings, find
 
@@ -112,7 +113,7 @@ def control_token(subject: Subject) -> Finding:
     weak, missing = [], []
     for token in control.tokens:
         path = find(token.file, subject.folder)
-        if not path.exists() and token.file == DEFAULT_TOKEN:
+        if not is_there(path) and token.file == DEFAULT_TOKEN:
             missing.append(path)
             continue
         try:
@@ -140,12 +141,17 @@ def _bits(token: str) -> float:
 def files_permissions(subject: Subject) -> Finding:
     """May others read tokens and keys; may we read the logs?"""
     credentials = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    open_to_others = []
+    open_to_others, unseen = [], []
     for path in _secrets(subject):
         # systemd lets its user read a credential by an ACL, whose mask shows as group bits.
         others = 0o007 if credentials and path.is_relative_to(credentials) else 0o077
-        if path.exists() and path.stat().st_mode & others:
-            open_to_others.append(str(path))
+        try:
+            if is_there(path) and path.stat().st_mode & others:
+                open_to_others.append(str(path))
+        except OSError as err:
+            unseen.append(f"{path}: {err.strerror}")
+    if unseen:
+        return Finding("fail", ", ".join(unseen), "Run it as the service's user, or let that user enter the folder.")
     if open_to_others:
         return Finding("fail", f"others may read {', '.join(open_to_others)}", f"chmod 600 {' '.join(open_to_others)}")
     logs = [path for path in _logs(subject.settings) if os.path.exists(path) and not os.access(path, os.R_OK)]

@@ -123,7 +123,7 @@ def default_files(config: Sequence[Path] = ()) -> list[Path]:
 
     A folder's conf.d follows the last file named in it. What cannot be listed is in the result, for load() to say why.
     """
-    main = list(config) or ([MAIN_FILE] if _is_there(MAIN_FILE) else [])
+    main = list(config) or ([MAIN_FILE] if is_there(MAIN_FILE) else [])
     folders = [path.parent for path in main] or [MAIN_FILE.parent]
     files: list[Path] = []
     for i, folder in enumerate(folders):
@@ -187,13 +187,14 @@ def _type(schema: type[T]) -> inspect.Type:
     return _TYPES[schema]
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Is there a file? One that is not to be seen counts: who reads it says why, rather than go on without it."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True  # not to be seen: load() says why, rather than go on as if there were none
+        return True
     return True
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 import trio
 
-from agent.core.errors import ProtocolMisuse, unwrap
+from agent.core.errors import AgentError, ProtocolMisuse, unwrap
 from agent.core.events import RoleChanged
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,9 @@ class Supervisor:
                 failure = unwrap(group)
             if failure is None:
                 return
-            log.error("role failed role=%s error=%s", role.name, failure, exc_info=failure)
+            # What was raised on purpose says all in its sentence; of anything else we need to know where.
+            is_known = isinstance(failure, AgentError) and not isinstance(failure, ProtocolMisuse)
+            log.error("role failed role=%s error=%s", role.name, failure, exc_info=None if is_known else failure)
             if trio.current_time() - began >= GOOD_AFTER_S:
                 backoff = FIRST_BACKOFF_S
             status = self.status[role.name]

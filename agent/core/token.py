@@ -25,6 +25,8 @@ def read_token(path: Path) -> str:
     try:
         # Not blocking, so that a FIFO at the path cannot stop the agent.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as err:
+        raise TokenUnusable(f"{path}: {err.strerror}", remedy="Let your user read it, or be root.") from err
     except OSError as err:
         raise TokenUnusable(
             f"{path}: {err.strerror}", remedy="Write the token into it, readable by the agent."
@@ -50,15 +52,27 @@ def read_token(path: Path) -> str:
 def own_token(path: Path) -> str:
     """The token that others show to us; made at the first start, 256 bits, readable by its user alone.
 
-    Raises TokenUnusable, and OSError when it cannot be written.
+    Raises TokenUnusable, also when it cannot be written; there is none then.
     """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         return read_token(path)
-    with os.fdopen(fd, "w") as file:
-        file.write(secrets.token_urlsafe(32) + "\n")
+    except OSError as err:
+        raise _not_made(path, err) from err
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+    except OSError as err:
+        path.unlink()  # an empty file would be refused for ever
+        raise _not_made(path, err) from err
     return read_token(path)
+
+
+def _not_made(path: Path, err: OSError) -> TokenUnusable:
+    return TokenUnusable(
+        f"{path} cannot be made: {err.strerror}", remedy="Let the agent's user write there, or write a token into it."
+    )
 
 
 def _readable_by_others(path: Path) -> int:
