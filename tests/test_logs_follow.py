@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from agent.core.supervise import Health
 from agent.logs import follow as following
@@ -156,3 +157,71 @@ async def test_a_disk_that_does_not_answer_is_told_and_is_no_hang_of_ours(
         answers.set()
     await source.settle()
     assert taking.text == b"a\n"
+
+
+async def test_what_is_heard_of_is_matched_in_the_same_turn(tmp_path: Path, nursery: trio.Nursery) -> None:
+    path, taking = tmp_path / "log", Taking()
+    path.write_bytes(b"a\n")
+    source = follow(path, taking)
+    nursery.start_soon(source.run)
+    await source.settle()
+    with path.open("ab") as file:
+        file.write(b"b\n")
+    source.wake()
+    source.go_on()
+    assert (taking.text, source.tail.lag, taking.kept[0].offset) == (b"a\nb\n", 0, 4)
+    with path.open("ab") as file:
+        file.write(b"c" * following.DIRECT + b"\n")
+    source.wake()
+    source.go_on()
+    assert len(taking.text) == 4
+    source.wake()
+    source.go_on()  # its task has work already, and looks again behind it
+    await source.settle()
+    assert len(taking.text) == 4 + following.DIRECT + 1
+
+
+class Waiting(Taking):
+    """Waits in each scan."""
+
+    source: Followed
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on, self.scans = trio.Event(), 0
+
+    async def scan(self, act: Scan) -> tuple[int, int]:  # type: ignore[explicit-override]  # typing's needs 3.12
+        self.scans += 1
+        try:
+            await self.source.own_turn()
+            await self.may_go_on.wait()
+        finally:
+            self.scans -= 1
+        return await super().scan(act)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_what_has_to_wait_goes_on_in_the_task_of_its_log(
+    tmp_path: Path, nursery: trio.Nursery, ends: bool
+) -> None:
+    path, taking, scope = tmp_path / "log", Waiting(), trio.CancelScope()
+    path.write_bytes(b"")
+    taking.source = source = follow(path, taking)
+
+    async def run() -> None:
+        with scope:
+            await source.run()
+
+    nursery.start_soon(run)
+    await source.settle()
+    path.write_bytes(b"a\n")
+    source.wake()
+    source.go_on()
+    assert (taking.scans, taking.text) == (1, b"")
+    if ends:
+        scope.cancel()
+    else:
+        taking.may_go_on.set()
+        await source.settle()
+    await trio.testing.wait_all_tasks_blocked()
+    assert (taking.scans, taking.text) == (0, b"" if ends else b"a\n")

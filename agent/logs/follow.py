@@ -1,5 +1,8 @@
 """Following a log on trio: carries out what a Tail asks for. What wakes it is in wake.py.
 
+A log has its own task. What inotify tells of is looked at in the very turn that hears of it, as long as nothing has to
+be waited for: with the first wait the log's own task takes over (own_turn). That saves a turn of the loop.
+
 Threads: what is not in memory is read in a worker, and so is what a search walks back beyond 64 KiB; of a file that
 inotify never told of (NFS) everything, since its disk may hang.
 
@@ -8,13 +11,15 @@ Source: protocols/logs.md 3 ("Blocks") and 5.
 
 import errno
 import logging
+import math
 import os
 import stat
+import types
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Literal, NoReturn, Protocol, TypeVar
+from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import trio
 
@@ -46,7 +51,7 @@ class Matching(Protocol):
     """Who takes the blocks of one source."""
 
     async def scan(self, act: Scan) -> tuple[int, int]:
-        """How much was matched in all, and `before` at the end of it."""
+        """How much was matched in all, and `before` at the end of it. Awaits own_turn() before it awaits others."""
 
     def tell(self, act: Report | Gap) -> None: ...
 
@@ -100,6 +105,12 @@ class Followed:
         self.begun = trio.Event()  # it was looked at: what is written now is new
         self.is_waiting = True  # for what nothing tells of
         self._wake, self._idle = trio.Event(), trio.Event()
+        self._wants_look = True
+        self._rests = False  # its task does, and waits for what comes
+        self._timer = trio.CancelScope()  # of that wait
+        self._due = math.inf
+        self._is_elsewhere = False  # its work is done in the turn of another task
+        self._handed: Coroutine[Any, Any, None] | None = None  # work that began so, and goes on in its task
         self._acts: deque[Act] = deque()
         self._fds: dict[int, int] = {}
         self._seen: Stat | int | None = None
@@ -113,30 +124,41 @@ class Followed:
 
     async def run(self) -> NoReturn:
         """Follow it, until cancelled."""
-        self._wake.set()
         try:
             while True:
-                if self._wake.is_set():
-                    self._wake = trio.Event()
-                    await self._look()
-                elif not self._acts:
-                    await self._wait()
-                    continue
-                if self._acts:
-                    self._take(await self._carry_out(self._acts.popleft()), first=True)
-                    self._matching.keep(self.tail)
-                    self._matching.tick(trio.current_time())
-                if not self.begun.is_set() and not any(isinstance(act, Open | FindSiblings) for act in self._acts):
-                    self.begun.set()
+                work, self._handed = self._handed or self._work(), None
+                await _go_on_with(work)
+                await self._wait()
         finally:
+            if self._handed:
+                self._handed.close()
             self._leave_block()
             for fd in self._fds.values():
                 os.close(fd)
 
+    async def _work(self) -> None:
+        """Look, if something happened, and do all there is to do."""
+        self._turn_at = trio.current_time() + TURN_S
+        while self._wants_look or self._acts:
+            if self._wants_look:
+                self._wants_look = False
+                await self._look()
+            if self._acts:
+                self._take(await self._carry_out(self._acts.popleft()), first=True)
+                self._matching.keep(self.tail)
+                self._matching.tick(trio.current_time())
+            if not self.begun.is_set() and not any(isinstance(act, Open | FindSiblings) for act in self._acts):
+                self.begun.set()
+
+    async def own_turn(self) -> None:
+        """What comes next may wait, so it is not for the turn of another task."""
+        if self._is_elsewhere:
+            await _hand_over()
+
     async def settle(self, *, is_last: bool = False) -> None:
         """Returns when what is there now was matched. `is_last`: the last line too, if it has no end."""
         self._idle = trio.Event()
-        self._wake.set()
+        self.poll()
         await self._idle.wait()
         if is_last:
             self._take(self.tail.hurry(trio.current_time()))
@@ -146,7 +168,7 @@ class Followed:
         """Where one begins who watches it from now on: from then all is read again. None: what is read next."""
         since, acts = self.tail.join(start, trio.current_time())
         self._take(acts)
-        self._wake.set()
+        self.poll()
         return Place(*since) if since else None
 
     @property
@@ -157,21 +179,37 @@ class Followed:
     def wake(self, *, came: bool = False, lost: bool = False) -> None:
         """Something happened at the path, says inotify; `came`: a file was created or moved there.
 
-        `lost`: what happened is not known, there was too much.
+        `lost`: what happened is not known, there was too much. Who says so calls go_on() then.
         """
-        self._is_heard = True
+        self._is_heard = self._wants_look = True
         self._came += came
         self._is_lost |= lost
-        self._wake.set()
+
+    def go_on(self) -> None:
+        """Look at once, in the turn of the task that calls this, if its own rests; that one goes on if it must wait."""
+        if not self._rests:
+            self._wake.set()
+            return
+        self._rests, self._is_elsewhere, work = False, True, self._work()
+        try:
+            work.send(None)
+        except StopIteration:
+            self._rests, self._timer.deadline = True, self._next_due()
+        else:
+            self._handed = work
+            self._wake.set()
+        finally:
+            self._is_elsewhere = False
 
     def poll(self) -> None:
         """Something changed at the path, or `is_waiting` and a second has passed."""
+        self._wants_look = True
         self._wake.set()
 
     def give_up(self) -> None:
         """Let go of the oldest file that was deleted."""
         self._take(self.tail.give_up(trio.current_time()))
-        self._wake.set()
+        self.poll()
 
     def _take(self, acts: Sequence[Act], *, first: bool = False) -> None:
         """What to do next, or after what is to be done.
@@ -213,6 +251,7 @@ class Followed:
                 if room < 0:
                     break
                 wish = search.send(answer(wish))
+            await self.own_turn()
             return await trio.to_thread.run_sync(_go_on, search, wish, answer)
         except StopIteration as end:
             found: T = end.value
@@ -232,23 +271,36 @@ class Followed:
 
     async def _wait(self) -> None:
         """Until something happens, or a timer is due."""
-        due = self.tail.due()
-        if due is None or due == self._ticked:  # it was due already: the next look does it
-            due = float("inf")
-        self.is_waiting = self._is_paused or bool(self.tail.draining()) or self.tail.state == "ERROR"
-        self._idle.set()
-        with trio.move_on_at(min(due, self._matching.due())):
-            await self._wake.wait()
+        if self._wake.is_set():
+            self._wake = trio.Event()
+        try:
+            with trio.CancelScope(deadline=self._next_due()) as self._timer:
+                self._rests = True
+                self._idle.set()
+                await self._wake.wait()
+        finally:
+            self._rests = False
         now = trio.current_time()
+        if self._handed:
+            return
         self._matching.tick(now)
-        if due <= now:
-            self._ticked = due
+        if self._due <= now:
+            self._ticked = self._due
             self._take(self.tail.tick(now))
+
+    def _next_due(self) -> float:
+        """When a timer is due; to be asked before each rest."""
+        due = self.tail.due()
+        # If it was due already, the next look does it.
+        self._due = math.inf if due is None or due == self._ticked else due
+        self.is_waiting = self._is_paused or bool(self.tail.draining()) or self.tail.state == "ERROR"
+        return min(self._due, self._matching.due())
 
     async def _run(self, function: Callable[[], R], *, long: bool = False) -> R:
         """Here if that is short; in a thread if it is long, or the disk may hang."""
         if self._is_heard and not long:
             return function()
+        await self.own_turn()
         with self._health.asking(self.tail.path):
             return await trio.to_thread.run_sync(function, limiter=_DISK)
 
@@ -339,6 +391,7 @@ class Followed:
         """All that is there, when it is in memory: what was just written is. None: the disk has to be waited for."""
         size = min(act.size, max(0, os.fstat(fd).st_size - act.at))
         if size > DIRECT:
+            await self.own_turn()
             self._block = await self._blocks.take()
         data = memoryview(self._block or bytearray(size))[:size]
         try:
@@ -367,8 +420,21 @@ class Followed:
         self._leave_block()
         if (now := trio.current_time()) >= self._turn_at:
             self._turn_at = now + TURN_S
+            await self.own_turn()
             await trio.lowlevel.checkpoint()
         return acts
+
+
+@types.coroutine
+def _hand_over() -> Generator[None, None, None]:
+    """Ends the work in another's turn."""
+    yield
+
+
+@types.coroutine
+def _go_on_with(work: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+    """Await a coroutine that began elsewhere."""
+    yield from work
 
 
 def _go_on(search: Search[T], wish: Ask | Size, answer: Callable[[Ask | Size], bytes | int | None]) -> T:

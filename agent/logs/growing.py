@@ -30,7 +30,7 @@ async def follow(
     `tell(path, what)` takes what happens to them, `scanned(bytes, cpu_s)` is called when some were. Raises what
     `written` raises, in groups.
     """
-    turn = trio.Lock()
+    turn = trio.Semaphore(1)
     follower = Follower(_no_globs)
     logs = [_Growing(written, path, turn, tell, scanned, follower.blocks) for path in dict.fromkeys(paths)]
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -65,7 +65,7 @@ class _Growing:
         self,
         written: Written,
         path: str,
-        turn: trio.Lock,
+        turn: trio.Semaphore,
         tell: Callable[[str, str], None],
         scanned: Callable[[int, float], None],
         blocks: Blocks,
@@ -89,6 +89,7 @@ class _Growing:
         try:  # one worker for all: its results are good until it scans again
             self._turn.acquire_nowait()
         except trio.WouldBlock:
+            await self.followed.own_turn()
             await self._turn.acquire()
         try:
             self._log.at(act.origin, act.generation)
@@ -98,6 +99,7 @@ class _Growing:
                 found = self._worker.scan(part, before=before, end=act.end, suspended=self._log.mask)
                 cpu_s = time.thread_time() - started
                 if self._worker.scanner.is_due:
+                    await self.followed.own_turn()
                     await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
                 await self._drive(self._log.take(found, part, act.offset + at, is_new, trio.current_time()))
                 self._scanned(found.consumed, cpu_s)

@@ -276,6 +276,7 @@ class Source:
     async def scan(self, act: Scan) -> tuple[int, int]:
         if self._next:
             (together, wants), self._next = self._next, None
+            await self.followed.own_turn()
             await trio.to_thread.run_sync(getattr, together, "scanner")  # compiling takes its time
             self._take(together, wants)
         if self._rules.indexed and not self._indexes:
@@ -284,13 +285,18 @@ class Source:
         while at < len(act.data):
             part = act.data[at:]
             scan = partial(self._worker.scan, part, before=before, end=act.end, suspended=self._mask(act))
-            found = scan() if len(part) <= DIRECT else await trio.to_thread.run_sync(scan)
+            if len(part) <= DIRECT:
+                found = scan()
+            else:
+                await self.followed.own_turn()
+                found = await trio.to_thread.run_sync(scan)
             lines = self._lines(act, at, part[: found.consumed], before)
             if found.count or self._waiting:
                 await self._look_at(act, at, part, found, lines)
             lines.end()
             self._has_told |= lines.has_forecast  # else the lines that it is based on might be read again
             if self._worker.scanner.is_due:
+                await self.followed.own_turn()
                 await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
             at, before = at + found.consumed, found.before
             self._at = max(self._at, Place(act.generation, act.offset + at))
