@@ -29,6 +29,7 @@ MAX_DEPTH: Final = 64
 MAX_NODES: Final = 500_000  # aliases counted as often as they are used
 MAX_JOBS: Final = 1_000_000  # after the expansion of arrays
 MAX_IDENT: Final = 128  # bytes
+FILES: Final = ("db.sqlite", "spec.yaml", "messages.log", "layer.log")  # of a layer, beside the folders of its children
 MAX_NUMBER: Final = 1_000_000_000
 
 Unit: TypeAlias = Literal["KB", "MB", "GB", "TB"]
@@ -36,6 +37,7 @@ Ident: TypeAlias = tuple[str, ...]
 UNITS: Final[Mapping[str, int]] = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 INDEX: Final = "GATOR_ARRAY_INDEX"
 _CONDITIONS: Final = ("on_done", "on_fail", "on_pass")
+_COMMON: Final = ("env", "cwd", *_CONDITIONS)
 _PREFIX: Final = "tag:yaml.org,2002:"
 _PLAIN: Final = {_PREFIX + kind for kind in ("str", "int", "float", "bool", "timestamp")}  # taken as they are written
 _TAGS: Final = ("!Job", "!JobGroup", "!JobArray")
@@ -229,6 +231,9 @@ def _composed(data: bytes, file: str) -> yaml.Node:
         raise DocumentError(
             file, line, "", f"no YAML: {err.problem or err.context}", remedy="Correct the text there."
         ) from err
+    except yaml.reader.ReaderError as err:
+        line = data[: err.position].count(b"\n") + 1
+        raise DocumentError(file, line, "", f"no YAML: {err.reason}", remedy="Write it as UTF-8 text.") from err
     except (yaml.YAMLError, UnicodeError) as err:
         raise DocumentError(file, 0, "", f"no YAML: {err}", remedy="Write it as UTF-8 text.") from err
     if node is None:
@@ -253,7 +258,7 @@ class _Reader:
     def node(self, node: yaml.Node, above: Ident, index: int = 0) -> Node:
         self._count(node, above)
         if node.tag not in _TAGS:
-            raise self.wrong(node, above, f"the tag {_shown(node.tag)} is not known here", f"Use {_or(_TAGS)}.")
+            raise self.wrong(node, above, f"expected a job or a group, got {_kind(node)}", f"Use {_or(_TAGS)}.")
         fields = self._mapping(node, above)
         named = "ident" if "ident" in fields else "id"
         ident = self._ident(fields.pop(named), above) if named in fields else f"T{index}"
@@ -264,11 +269,12 @@ class _Reader:
         return self._group(node, fields, ident, at)
 
     def _job(self, node: yaml.Node, fields: dict[str, yaml.Node], ident: str, at: Ident) -> Job:
+        self._known(fields, at, ("command", "args", "resources", *_COMMON, "timeout", "retries"))
         if "command" not in fields:
             raise self.wrong(node, at, "command is missing", "Name the program to run.")
-        command = self._text(fields.pop("command"), at, "command")
-        args = [self._text(arg, at, "args") for arg in self._sequence(fields.pop("args", None), at, "args")]
-        wanted = self._sequence(fields.pop("resources", None), at, "resources")
+        command = self._text(fields["command"], at, "command")
+        args = [self._text(arg, at, "args") for arg in self._sequence(fields.get("args"), at, "args")]
+        wanted = self._sequence(fields.get("resources"), at, "resources")
         resources = tuple(self._resource(each, at) for each in wanted)
         seen: set[object] = set()
         for each, where in zip(resources, wanted, strict=True):
@@ -276,11 +282,8 @@ class _Reader:
             if what in seen:
                 raise self.wrong(where, at, "the same resource twice", "Add the two up.")
             seen.add(what)
-        timeout, retries = fields.pop("timeout", None), fields.pop("retries", None)
+        timeout, retries = fields.get("timeout"), fields.get("retries")
         common = self._common(fields, at)
-        self._no_more(
-            fields, at, ("ident", "command", "args", "resources", "env", "cwd", *_CONDITIONS, "timeout", "retries")
-        )
         if not command:
             raise self.wrong(node, at, "command is empty", "Name the program to run.")
         return Job(
@@ -294,15 +297,13 @@ class _Reader:
         )
 
     def _group(self, node: yaml.Node, fields: dict[str, yaml.Node], ident: str, at: Ident) -> Group:
-        repeats: int | None = None
-        if node.tag == "!JobArray":
-            repeats = 1
-            if "repeats" in fields:
-                repeats = self._whole(fields.pop("repeats"), at, "repeats", least=0, most=MAX_JOBS)
-        nodes = self._sequence(fields.pop("jobs", None), at, "jobs")
+        is_array = node.tag == "!JobArray"
+        self._known(fields, at, ("jobs", *(("repeats",) if is_array else ()), *_COMMON))
+        repeats = 1 if is_array else None
+        if is_array and "repeats" in fields:
+            repeats = self._whole(fields["repeats"], at, "repeats", least=0, most=MAX_JOBS)
+        nodes = self._sequence(fields.get("jobs"), at, "jobs")
         common = self._common(fields, at)
-        array = ("repeats",) if repeats is not None else ()
-        self._no_more(fields, at, ("ident", "jobs", *array, "env", "cwd", *_CONDITIONS))
         jobs = tuple(self.node(job, at, index) for index, job in enumerate(nodes))
         self._check_siblings(jobs, nodes, at)
         return Group(ident=ident, jobs=jobs, repeats=repeats, **common)
@@ -310,25 +311,27 @@ class _Reader:
     def _common(self, fields: dict[str, yaml.Node], at: Ident) -> dict[str, Any]:
         env = {}
         if "env" in fields:
-            node = fields.pop("env")
+            node = fields["env"]
             for name, value in ({} if _is_null(node) else self._mapping(node, at)).items():
                 if not name or "=" in name or "\0" in name:
                     raise self.wrong(value, at, f"env: {name!r} is no name of a variable", "Take = and NUL out of it.")
                 env[name] = self._text(value, at, f"env.{name}")
-        cwd = fields.pop("cwd", None)
+        cwd = fields.get("cwd")
         return {
             "env": env,
             "cwd": None if cwd is None or _is_null(cwd) else self._text(cwd, at, "cwd"),
             **{
-                key: tuple(self._text(each, at, key) for each in self._sequence(fields.pop(key, None), at, key))
+                key: tuple(self._text(each, at, key) for each in self._sequence(fields.get(key), at, key))
                 for key in _CONDITIONS
             },
         }
 
-    def _no_more(self, fields: Mapping[str, yaml.Node], at: Ident, known: Sequence[str]) -> None:
+    def _known(self, fields: Mapping[str, yaml.Node], at: Ident, known: Sequence[str]) -> None:
+        """No key is there but those, and the ident, which was taken out."""
         for key, node in fields.items():
-            if not self.from_parent:
-                raise self.wrong(node, at, f"the key {_shown(key)} is not known here", f"Use {_or(known)}.")
+            if key not in known and not self.from_parent:
+                words = _or(("ident", *known))
+                raise self.wrong(node, at, f"the key {_shown(key)} is not known here", f"Use {words}.")
 
     def _check_siblings(self, jobs: Sequence[Node], nodes: Sequence[yaml.Node], at: Ident) -> None:
         """Idents are unique, dependencies are siblings, and none depends on itself."""
@@ -360,7 +363,7 @@ class _Reader:
         self._count(node, at)
         keys = {"!Cores": ("count",), "!Memory": ("size", "unit"), "!License": ("name", "count")}.get(node.tag)
         if keys is None:
-            raise self.wrong(node, at, f"resources: {_shown(node.tag)} is none", f"Use {_or(_RESOURCES)}.")
+            raise self.wrong(node, at, f"resources: expected one, got {_kind(node)}", f"Use {_or(_RESOURCES)}.")
         if isinstance(node, yaml.SequenceNode):
             if len(node.value) > len(keys):
                 raise self.wrong(node, at, f"{node.tag} takes at most {len(keys)} values", f"Give {', '.join(keys)}.")
@@ -400,7 +403,7 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode):
             raise self.wrong(node, at, f"{key}: expected text, got {_kind(node)}", "Write it as text.")
         if node.tag not in _PLAIN:
-            raise self.wrong(node, at, f"{key}: expected text, got {_shown(node.tag)}", "Put it into quotes.")
+            raise self.wrong(node, at, f"{key}: expected text, got {_kind(node)}", "Put it into quotes.")
         if "\0" in node.value:
             raise self.wrong(node, at, f"{key}: a NUL character", "Take it out.")
         text: str = node.value
@@ -472,6 +475,8 @@ def bad_ident(ident: str) -> str | None:
         return "it has a / or a character that is not printed"
     if len(ident.encode("utf-8", "surrogatepass")) > MAX_IDENT:
         return f"it has more than {MAX_IDENT} bytes"
+    if ident in FILES:
+        return "each layer has a file of that name"
     return None
 
 
@@ -558,13 +563,15 @@ def _is_null(node: yaml.Node) -> bool:
 
 
 def _kind(node: yaml.Node) -> str:
+    if not node.tag.startswith(_PREFIX) or node.tag.startswith(_PREFIX + "python/"):
+        return f"the tag {_shown(node.tag)}"
     match node:
         case yaml.SequenceNode():
             return "a list"
         case yaml.MappingNode():
             return "keys and values"
         case _:
-            return "a single value"
+            return f"{_shown(node.value)} ({node.tag.removeprefix(_PREFIX)})"
 
 
 def _shown(text: str) -> str:
