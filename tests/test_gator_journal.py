@@ -33,6 +33,16 @@ async def test_messages_are_counted_kept_and_told(tmp_path: Path) -> None:
     assert await journal.read(1, 10) == []
 
 
+async def test_a_folder_that_is_used_again_has_the_messages_of_the_last_layer(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        journal = await journal_of(tmp_path, Above())
+        journal.say("INFO", text)
+        await journal.close()
+    assert [line.partition("] [INFO   ] ")[2] for line in (tmp_path / "messages.log").read_text().splitlines()] == [
+        "new"
+    ]
+
+
 async def test_what_comes_from_below_is_neither_counted_nor_kept(tmp_path: Path) -> None:
     above = Above()
     journal = await journal_of(tmp_path, above)

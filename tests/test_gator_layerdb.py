@@ -1,5 +1,6 @@
 """The SQLite file of a layer, as real readers take it: by position."""
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -55,6 +56,23 @@ def test_messages_have_uids_that_can_be_read_from(tmp_path: Path) -> None:
     db.flush(db.take())
     assert [(row.uid, row.severity, row.message, row.timestamp) for row in db.read_logs(2, 1)] == [(2, 20, "b?", 1.5)]
     db.close(db.take())
+
+
+@pytest.mark.parametrize("is_many", [True, False])
+def test_what_a_killed_layer_left_in_the_same_folder_does_not_come_back(tmp_path: Path, is_many: bool) -> None:
+    killed = LayerDb(tmp_path / "db.sqlite", is_tier=False, is_many=False)
+    killed.log("INFO", "old", 1.0)
+    killed.flush(killed.take())
+    again = shutil.copytree(tmp_path, tmp_path / "again")  # as it is on the disk at that moment
+    killed.close(killed.take())
+    assert (again / "db.sqlite-wal").stat().st_size
+    db = LayerDb(again / "db.sqlite", is_tier=False, is_many=is_many)
+    db.log("INFO", "new", 2.0)
+    db.close(db.take())
+    found = sqlite3.connect(again / "db.sqlite")
+    assert found.execute("SELECT message FROM LogEntry").fetchall() == [("new",)]
+    found.close()
+    assert [path.name for path in again.iterdir()] == ["db.sqlite"]
 
 
 def test_beyond_a_limit_messages_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ class Journal:
         db.log(severity, message, now)
         try:
             if self._text is None:
-                self._text = open(self.folder / "messages.log", "a", encoding="utf-8", errors="replace")  # noqa: SIM115
+                self._text = open(self.folder / "messages.log", "w", encoding="utf-8", errors="replace")  # noqa: SIM115
             stamp = time.strftime("%H:%M:%S", time.localtime(now))
             self._text.write(f"[{stamp}] [{severity:<7s}] {message}\n")
         except OSError as err:

@@ -27,6 +27,7 @@ OWN, GROUP = "_OWN_", "_GROUP_"
 MAX_LOGS: Final = 100_000  # rows of LogEntry; further ones are counted only
 
 MAX_SINGLY: Final = 64  # files that are brought onto the disk one by one
+LEFT: Final = ("-wal", "-shm", "-journal")  # files beside one that was not closed
 _PAGE: Final = 1024  # bytes: an empty file has a page for each table, and there may be 10,000 files
 _SCHEMA: Final = """
 CREATE TABLE Attribute (db_uid INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT, value TEXT);
@@ -83,12 +84,17 @@ class LayerDb:
         self._db = None if is_many else self._opened()
 
     def _opened(self) -> sqlite3.Connection:
-        self.path.write_bytes(_empty(self._is_tier))
+        self._begin_with(_empty(self._is_tier))
         db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, cached_statements=16)
         db.execute("PRAGMA synchronous=" + ("OFF" if self._is_many else "NORMAL"))
         if not self._is_many:
             db.execute("PRAGMA journal_mode=WAL")
         return db
+
+    def _begin_with(self, content: bytes) -> None:
+        for left in LEFT:  # by a layer that was killed here: SQLite would play it into this one
+            self.path.with_name(self.path.name + left).unlink(missing_ok=True)
+        self.path.write_bytes(content)
 
     def attributes(self, values: Mapping[str, object]) -> None:
         """Names and values; once each."""
@@ -188,7 +194,7 @@ class LayerDb:
         """
         with self._lock:
             if self._db is None:
-                self.path.write_bytes(self._made_in_memory(batch))
+                self._begin_with(self._made_in_memory(batch))
                 return
             try:
                 self._write(self._db, batch)
