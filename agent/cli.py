@@ -461,8 +461,11 @@ def _gator(given: argparse.Namespace) -> int:
     logging.basicConfig(level="WARNING", stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     most = (given.limit_warning, given.limit_error, given.limit_critical)
     pairs = [text.partition("=") for text in given.sched_arg]
-    if given.interval <= 0 or not all(equals for _, equals, _ in pairs):
-        print("agent gator: --interval is more than 0, --sched-arg is KEY=VALUE", file=sys.stderr)
+    if not 0 < given.interval <= 86_400 or not all(equals for _, equals, _ in pairs):
+        print("agent gator: --interval is more than 0 and at most 86400, --sched-arg is KEY=VALUE", file=sys.stderr)
+        return USAGE
+    if given.resume_wait is not None and not 0 <= given.resume_wait <= 86_400:
+        print("agent gator: --resume-wait is from 0 to 86400", file=sys.stderr)
         return USAGE
     command = role.Command(
         options=Options(
@@ -475,6 +478,7 @@ def _gator(given: argparse.Namespace) -> int:
             scheduler=given.scheduler,
             sched_args=tuple((name, value) for name, _, value in pairs),
             hub=given.hub or "",
+            config=tuple(str(file.absolute()) for file in given.config),
         ),
         spec=given.spec,
         idents=tuple(given.id),

@@ -56,8 +56,8 @@ def test_a_single_job_is_started_again_as_its_retries_say(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("spec", "flags", "said"),
     [
-        ("!Job {ident: a, cmd: x}", (), "spec.yaml:1: a: column 1: command is missing"),
-        ("!!python/object/apply:os.system [touch pwned]", (), "spec.yaml:1: column 1: the tag '!!python/object"),
+        ("!Job {ident: a, cmd: x}", (), "spec.yaml:1: a: column 22: the key 'cmd' is not known here"),
+        ("!!python/object/apply:os.system [touch pwned]", (), "got the tag '!!python/object/apply:os.system'"),
         ("!JobGroup {ident: g, jobs: [!Job {ident: a, command: x, on_done: [a]}]}", (), "waits for itself: a -> a"),
         (
             "!JobGroup {ident: g, jobs: [\n!Job {ident: a, command: x, resources: [!Cores [9]]}]}",
@@ -73,6 +73,14 @@ def test_a_single_job_is_started_again_as_its_retries_say(tmp_path: Path) -> Non
         ("!Job {ident: a, command: x}", ("--sched-arg", "colour=red"), "--sched-arg colour: not known"),
         ("!Job {ident: a, command: x}", ("--sched-arg", "colour"), "--sched-arg is KEY=VALUE"),
         ("!Job {ident: a, command: x}", ("--interval", "0"), "--interval is more than 0"),
+        ("!Job {ident: a, command: x}", ("--interval", "nan"), "--interval is more than 0"),
+        ("!Job {ident: a, command: x}", ("--resume-wait", "nan"), "--resume-wait is from 0 to 86400"),
+        (
+            "!Job {ident: a, command: x}",
+            ("--tracking", "/dev/null/t"),
+            "--tracking /dev/null/t: no folder to write in: ",
+        ),
+        ("!Job {ident: a, command: x}", ("--events-fd", "977"), "--events-fd 977: not open for writing"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_2_and_nothing_is_started(
@@ -89,10 +97,10 @@ def test_neither_spec_nor_parent_is_an_error_of_usage(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name != "GATOR_PARENT"}
     done = subprocess.run(AGENT, capture_output=True, text=True, timeout=WITHIN_S, env=env)
     assert (done.returncode, "Name a spec, or --parent and --id." in done.stderr) == (2, True)
-    done = subprocess.run(
-        (*AGENT, "--id", "x", "--parent", "no such:x"), capture_output=True, text=True, timeout=WITHIN_S
-    )
-    assert (done.returncode, "Write it as HOST:PORT" in done.stderr) == (2, True)
+    for parent in ("no such:x", "nonsense", "http://host:1", "host:99999"):
+        argv = (*AGENT, "--id", "x", "--tracking", str(tmp_path), "--parent", parent)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=WITHIN_S)
+        assert (done.returncode, "Write it as HOST:PORT" in done.stderr) == (2, True), parent
     done = subprocess.run((*AGENT, "/no/such.yaml"), capture_output=True, text=True, timeout=WITHIN_S)
     assert (done.returncode, "/no/such.yaml: cannot be read" in done.stderr) == (2, True)
 
@@ -137,6 +145,14 @@ def test_isolated_children_are_processes_and_their_jobs_are_told_once(tmp_path: 
         pids |= set(db.execute("SELECT value FROM Attribute WHERE name='pid'").fetchall())
         db.close()
     assert len(pids) == 2
+
+
+def test_isolated_children_read_the_settings_of_the_root(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('[gator]\nenv = "replace"\n')
+    task = "!Job {ident: a, command: /bin/sh, args: [-c, 'echo $A${HOME+home}']}"
+    spec = f"!JobGroup {{ident: g, env: {{A: b}}, jobs: [{task}]}}"
+    done = run(spec, tmp_path, "--isolate", "--all-msg", "--config", "agent.toml", cwd=tmp_path)
+    assert (done.returncode, "[INFO   ] b\n" in done.stdout) == (0, True), done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

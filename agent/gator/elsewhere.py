@@ -179,8 +179,11 @@ class Elsewhere:
         flags = ["--interval", f"{options.interval_s:g}"]
         flags.append("--all-msg" if options.all_messages else "--quiet")
         settings = self._shared.settings
-        if settings.resume_wait_s != GatorSettings().resume_wait_s and "command" not in dict(options.sched_args):
-            flags += ["--resume-wait", f"{settings.resume_wait_s:g}"]  # which only ours know
+        if "command" not in dict(options.sched_args):  # flags that only ours know
+            if settings.resume_wait_s != GatorSettings().resume_wait_s:
+                flags += ["--resume-wait", f"{settings.resume_wait_s:g}"]
+            for file in options.config:
+                flags += ["--config", file]
         if settings.dialect == "d0":  # it has no more flags than these
             options = msgspec.structs.replace(options, limits=Limits(), isolate=False, sched_args=())
             demand = Demand(1)

@@ -37,7 +37,9 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line says, for every layer. `all_messages`: those of children are told upward too."""
+    """What the command line says, for every layer. `all_messages`: those of children are told upward too. `config` are
+    the files of the settings, by absolute paths: processes of children read the same.
+    """
 
     interval_s: float = 5.0
     quiet: bool = False
@@ -48,6 +50,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: str = "local"
     sched_args: tuple[tuple[str, str], ...] = ()
     hub: str = ""
+    config: tuple[str, ...] = ()
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,8 +5,11 @@
 Source: protocols/gator.md, "Command line", "State machine" (Signals), "Schedulers" (local).
 """
 
+import errno
+import fcntl
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -48,6 +51,7 @@ PASSED, FAILED, UNREACHABLE = 0, 1, 3
 KNOWN_ARGS: Final = {"concurrency", "memory", "isolated", "command", "babysit", "partition", "batch"}
 QUEUED: Final = 1000  # children that are given to a scheduler that has a queue of its own
 MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:@?#\[\]]+):\d{1,5}(/[^\s?#]*)?")
 
 
 class BadOption(AgentError):
@@ -110,7 +114,7 @@ async def run(command: Command, settings: GatorSettings, out: TextIO = sys.stdou
     """One layer from start to end; the exit code.
 
     Raises DocumentError for a spec that cannot be used, BadOption, PeerUnreachable and PeerRefused for a parent, and
-    OSError when the tracking folder cannot be made.
+    OSError when it cannot listen, or its files cannot be made.
     """
     async with trio.open_nursery() as nursery:
         await nursery.start(adopt)
@@ -127,9 +131,11 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
     options = command.options
     pool = _pool(options, settings)
     check(spec, pool)
+    if command.events is not None:
+        _check_writable(command.events)
+    tracking = await trio.to_thread.run_sync(_make, command.tracking[-1] if command.tracking else _tracking())
     told = Told(spec.root, command.events) if command.events is not None else None
     shared = _shared(options, settings, pool, told.tell if told else lambda event: None)
-    tracking = command.tracking[-1].absolute() if command.tracking else _tracking()
     root = Root(out, options, progress=command.progress)
     for name in unlisted(spec.root, pool):
         log.warning("license %r is not in [gator.licenses]: any number is given", name)
@@ -176,12 +182,17 @@ async def _run_children(command: Command, settings: GatorSettings) -> int:
     assert command.parent is not None
     if not command.idents or any(not ident or specs.bad_ident(ident) for ident in command.idents):
         raise BadOption("a child needs an ident", remedy="Name it with --id.")
+    if not _ADDRESS.fullmatch(command.parent):
+        raise BadOption(
+            f"--parent {command.parent}: no address", remedy="Write it as HOST:PORT, as the parent gave it."
+        )
     if len(command.idents) > 1 and len(command.tracking) != len(command.idents):
         raise BadOption("each of several children needs a folder", remedy="Give a --tracking with each --id.")
     codes: list[int] = []
+    folders = [await trio.to_thread.run_sync(_make, folder) for folder in command.tracking or (_tracking(),)]
     running = _Running()
     async with _stopped_by_signals(running, is_root=False):
-        for ident, tracking in zip(command.idents, command.tracking or (_tracking(),), strict=True):
+        for ident, tracking in zip(command.idents, folders, strict=True):
             try:
                 with ungrouped():
                     codes.append(await _run_child(ident, tracking, command, settings, running))
@@ -233,8 +244,31 @@ async def _run_child(ident: str, tracking: Path, command: Command, settings: Gat
     return PASSED if layer.result == "SUCCESS" else FAILED
 
 
+def _check_writable(fd: int) -> None:
+    """Raises BadOption."""
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    except (OSError, OverflowError) as err:
+        raise BadOption(f"--events-fd {fd}: not open for writing", remedy="Name one that the caller opened.") from err
+
+
 def _tracking() -> Path:
-    return Path("tracking").absolute() / datetime.now().isoformat(timespec="seconds")
+    return Path("tracking") / datetime.now().isoformat(timespec="microseconds")  # two may begin in one second
+
+
+def _make(folder: Path) -> Path:
+    """The tracking folder, by its absolute path. Blocks. Raises BadOption."""
+    folder = folder.absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as err:
+        raise BadOption(
+            f"--tracking {folder}: no folder to write in: {err.strerror}", remedy="Name one that can be made."
+        ) from err
+    return folder
 
 
 def _end_of(layer: Wrapper | Tier, shared: Shared) -> dict[str, Any]:
@@ -263,7 +297,6 @@ def _read(path: Path) -> bytes:
 
 
 def _layer(node: Node, folder: Path, above: Above, shared: Shared, *, forward: bool) -> Wrapper | Tier:
-    folder = folder.absolute()
     if isinstance(node, Job):
         held = Held(shared.pool, shared.pool.take(demand(node)) or Grant(Demand(0)))
         grant, release = held.grant, held.give
