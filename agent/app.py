@@ -1,6 +1,6 @@
 """The service: settings to roles. The only file that knows all of them.
 
-    load settings -> open the store -> start roles -> READY -> until a signal
+    load settings -> open the store -> control listens -> READY, start the other roles -> until a signal
     SIGHUP    read the settings again; all valid or nothing changes; roles whose table changed are restarted
     SIGTERM   no new run; running ones end; outboxes get up to 60 s; a second one: at once
 
@@ -44,16 +44,7 @@ from agent.mimir.settings import MimirSettings
 from agent.monitors.settings import MonitorsSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.seneschal.settings import SeneschalSettings
-from agent.settings import (
-    DEFAULT_TOKEN,
-    Given,
-    Settings,
-    certificates,
-    find,
-    load_settings,
-    state_dir,
-    survey,
-)
+from agent.settings import DEFAULT_TOKEN, Given, Settings, Tls, certificates, find, load_settings, state_dir, survey
 from agent.suites.requirements import labels_of
 from agent.suites.settings import SuitesSettings
 
@@ -96,10 +87,8 @@ async def serve(effective: Effective[Settings], given: Given) -> int:
             nursery.start_soon(_become_ready, service)
             nursery.start_soon(edited.follow, partial(config.default_files, given.config), partial(_edited, service))
             nursery.start_soon(heartbeat.beat, service.supervisor, service.store, service.bus.publish)
-            await nursery.start(service.run)
-            settle()
-            if pending := release.own_trial():
-                nursery.start_soon(heartbeat.confirm, service.supervisor, service.store, pending)
+            nursery.start_soon(service.run)  # not waited for: a port that is taken must not keep signals from us
+            nursery.start_soon(_go_on, service)
             async for received in signals:
                 if received != signal.SIGHUP:
                     break
@@ -139,6 +128,14 @@ def _check_rules(effective: Effective[Settings]) -> None:
         raise config.ConfigErrors(list(err.errors)) from err
 
 
+async def _go_on(service: "Service") -> None:
+    """What comes when every role had its start."""
+    await service.up.wait()
+    settle()
+    if pending := release.own_trial():
+        await heartbeat.confirm(service.supervisor, service.store, pending)
+
+
 async def _become_ready(service: "Service") -> None:
     await service.serving.wait()
     within_s = service.effective.settings.clock.wait_sync_s
@@ -147,15 +144,18 @@ async def _become_ready(service: "Service") -> None:
     if within_s and not await clock.wait_synchronised(within_s):
         log.warning("clock not synchronised waited_s=%g", within_s)
     notify.ready(service.summary())
+    service.is_ready = True
 
 
 async def _reload(service: "Service") -> None:
-    notify.reloading()
+    if service.is_ready:
+        notify.reloading()
     try:
         await service.bus.ask("reload", {})
     except ActionError as err:
         log.error("reload refused, nothing changed error=%s", err)  # noqa: TRY400 - the person at the file reads this
-    notify.ready(service.summary())
+    if service.is_ready:
+        notify.ready(service.summary())
 
 
 async def _edited(service: "Service") -> None:
@@ -191,6 +191,7 @@ class Service:
         self.board = Board()
         self.serving = trio.Event()  # the control port listens; the other roles are on their way
         self.up = trio.Event()  # every role had its start
+        self.is_ready = False  # as the supervisor was told
         self.control_url = ""
         self._covering: Coverage | None = None  # runners that are covered go on while its role is started anew
         self._leaves = cgroup.claim()  # before the first child: the agent itself moves into a leaf
@@ -204,19 +205,18 @@ class Service:
                     await inner.start(adopt)
                     inner.start_soon(self._tell_full_disk)
                     await inner.start(self._keep_board)
-                    roles = self._roles()
                     with ExitStack() as answering:
-                        for action, handler in {
-                            "reload": self._reload,
-                            "config": self._config,
-                            "profile": self._profile,
-                            "selftest": self._selftest,
-                        }.items():
-                            answering.enter_context(self.bus.answer(action, handler))
-                        await inner.start(self.supervisor.run, [roles.pop("control")])
-                        self.serving.set()
-                        for role in roles.values():
-                            await self.supervisor.start(role)
+                        answering.enter_context(self.bus.answer("reload", self._reload))
+                        answering.enter_context(self.bus.answer("config", self._config))
+                        answering.enter_context(self.bus.answer("profile", self._profile))
+                        answering.enter_context(self.bus.answer("selftest", self._selftest))
+                        await inner.start(self.supervisor.run, [Role("control", self._control)])
+                        if not self.serving.is_set():  # the lab is told the server's URL: no work before there is one
+                            notify.status(f"not ready: {self.supervisor.status['control'].error}")
+                            await self.serving.wait()
+                        for name, role in self._roles().items():
+                            if name != "control":
+                                await self.supervisor.start(role)
                         self.up.set()
                         self.bus.publish(
                             AgentStarted(
@@ -239,7 +239,10 @@ class Service:
 
     async def end_orderly(self) -> None:
         """No new run, running ones end; then the outboxes get DELIVER_S. What is undelivered waits on disk."""
+        if not self.serving.is_set():
+            return  # no role but control was started
         with trio.move_on_after(DELIVER_S):
+            await self.up.wait()
             try:
                 await self.bus.ask("shut_down", {})
             except ActionError as err:
@@ -316,8 +319,11 @@ class Service:
         _warn(new)
         changed = config.diff(self.effective, new)
         needs_restart = [key for key in changed if key.split(".")[0] in NEEDS_RESTART]
-        before, self.effective = self._roles(), new
-        after = self._roles()
+        if self.serving.is_set():
+            await self.up.wait()
+        is_up = self.up.is_set()  # else the roles wait for the port, and are given what holds then
+        before, self.effective = self._roles() if is_up else {}, new
+        after = self._roles() if is_up else {}
         tables = {key.split(".")[0].split("[")[0] for key in changed}
         for name, role in after.items():
             if name not in before or tables & set(ROLE_TABLES[name]):
@@ -379,6 +385,7 @@ class Service:
 
     def _tell_url(self, url: str) -> None:
         self.control_url = url
+        self.serving.set()
 
     def _token(self, name: str) -> str:
         """A token of `control.tokens`; the default one is made when there is none yet."""
@@ -512,13 +519,12 @@ class Service:
         from agent.eman.shake import md5_key
 
         settings = self.effective.settings
-        eman, tls = settings.eman, settings.tls
+        eman = settings.eman
         name = eman.name or f"agent-{settings.name}"
         if eman.key_file:
             key = read_token(self.find(eman.key_file))
         else:
             key = md5_key(name, read_token(self.find(eman.salt_file))) if eman.salt_file else "none"
-        files = (self.find(each) if each else None for each in (tls.ca_file, tls.cert_file, tls.key_file))
         await role.run(
             self.bus,
             self.store,
@@ -526,7 +532,7 @@ class Service:
             key,
             name,
             health,
-            dial=Dial(url=role.dial_url(eman.url, eman.eio), tls=TlsSettings(*files)),
+            dial=Dial(url=role.dial_url(eman.url, eman.eio), tls=self._tls(settings.tls)),
             metrics=self.metrics,
             task_status=task_status,
         )
@@ -535,13 +541,12 @@ class Service:
         from agent.coverage import role
         from agent.coverage.sources.named import Sources
 
-        settings, tls = self.effective.settings, self.effective.settings.tls
+        settings = self.effective.settings
         coverage = settings.coverage
         dial = None
         if coverage.enabled:
-            files = (self.find(each) if each else None for each in (tls.ca_file, tls.cert_file, tls.key_file))
             url = f"{coverage.admin.rstrip('/')}/agent/attach"
-            dial = Dial(url=url, tls=TlsSettings(*files), headers=tuple(coverage.headers.items()))
+            dial = Dial(url=url, tls=self._tls(settings.tls), headers=tuple(coverage.headers.items()))
         if self._covering is None:
             self._covering = role.Coverage(self.bus, self.store, make=Sources().make, metrics=self.metrics)
         await role.run(self._covering, coverage, settings.name, health, dial=dial, task_status=task_status)
@@ -566,7 +571,7 @@ class Service:
             tls=self._tls(peer),
         )
 
-    def _tls(self, peer: SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings) -> TlsSettings:
+    def _tls(self, peer: SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings | Tls) -> TlsSettings:
         """The peer's own certificate files, else those of `[tls]`."""
         return TlsSettings(*certificates(self.effective.settings, peer, self.store.folder))
 

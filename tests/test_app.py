@@ -1,5 +1,6 @@
 """The service: settings to roles, reload, and its ends, as an init script sees them."""
 
+import itertools
 import os
 import signal
 import socket
@@ -84,6 +85,48 @@ def test_monitors_follow_their_file_without_a_signal(
     service.send_signal(signal.SIGTERM)
     _, err = service.communicate(timeout=60)
     assert "reloaded changed=monitors.monitor" in err
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, notified: socket.socket) -> Iterator[tuple["subprocess.Popen[str]", socket.socket]]:
+    """`agent run` whose port is taken, as its supervisor has heard; and who has taken it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "agent.toml").write_text(SETTINGS.format(folder=tmp_path).replace(":0", f":{port}"))
+        argv = [sys.executable, "-m", "agent", "run", "--config", str(tmp_path / "agent.toml")]
+        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+            said = f"STATUS=not ready: control.listen: 127.0.0.1:{port}: Address already in use. End what uses the port"
+            assert heard(notified).startswith(said)
+            yield process, taken
+            process.kill()
+
+
+def test_it_is_not_ready_while_its_port_is_taken(
+    waiting: tuple["subprocess.Popen[str]", socket.socket], notified: socket.socket, tmp_path: Path
+) -> None:
+    process, taken = waiting
+    with (tmp_path / "agent.toml").open("a") as file:
+        file.write("[suites]\nslots = 3\n")
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    before = list(itertools.takewhile(lambda line: "reloaded changed=suites.slots" not in line, process.stderr))
+    taken.close()
+    assert heard(notified) == "READY=1"
+    process.send_signal(signal.SIGTERM)
+    _, after = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in "".join(before) + after
+    assert ["state=running" in line for line in before] == [False] * len(before)  # without the port, no role
+    assert "role=suites state=running" in after
+
+
+def test_it_ends_while_its_port_is_taken(waiting: tuple["subprocess.Popen[str]", socket.socket]) -> None:
+    process, _ = waiting
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, "role=suites" in err, "Traceback" in err) == (0, False, False)
 
 
 def test_every_role_has_the_tables_that_restart_it() -> None:
