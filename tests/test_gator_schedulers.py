@@ -89,7 +89,7 @@ async def test_a_job_of_slurm_is_submitted_and_watched_until_it_is_gone(
     (tmp_path / "queue").write_text("41|RUNNING|None\n42|PENDING|Resources\n")
     waited = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(slurm(tmp_path).run, asked, waited.set, trio.Event())
+        nursery.start_soon(slurm(tmp_path, AGENT_GATOR__ENV="replace").run, asked, waited.set, trio.Event())
         with trio.fail_after(WITHIN_S):
             await waited.wait()
         (tmp_path / "down").touch()  # a squeue that fails proves nothing
@@ -98,7 +98,10 @@ async def test_a_job_of_slurm_is_submitted_and_watched_until_it_is_gone(
         assert nursery.child_tasks
         (tmp_path / "down").unlink()
     first = calls(tmp_path)[0]
-    assert first.startswith("127.0.0.1:1/t/x sbatch --parsable --no-requeue --export=GATOR_PARENT,PATH --job-name=a b")
+    assert first.startswith(
+        "127.0.0.1:1/t/x sbatch --parsable --no-requeue --export=GATOR_PARENT,PATH,AGENT_GATOR__ENV --job-n"
+    )
+    assert " --job-name=a b " in first
     assert "--cpus-per-task=2 --mem=96M --licenses=sim:1 --time=3 --partition=main --wrap=exec " in first
     assert first.endswith("agent gator --id 'a b' --tracking a --quiet")
     assert "127.0.0.1" not in first.partition("sbatch")[2]  # arguments are seen by all

@@ -24,6 +24,7 @@ from agent.core.process import UNLIMITED, ChildFailedToStart, Pipe, Spec, Step, 
 log = logging.getLogger(__name__)
 
 MAX_PRINTED = 1024 * 1024  # bytes
+SETTINGS = "AGENT_GATOR__"  # variables that children are to have as the parent has them
 POLL_S = 10.0  # between two looks at Slurm's queue
 GATHER_S = 0.2  # that a batch waits for more like it
 COMMAND_S = 60.0  # for one of its commands
@@ -247,7 +248,8 @@ class Slurm:
         orders, need = place.orders, place.orders[0].need
         for order in orders:
             order.folder.mkdir(parents=True, exist_ok=True)
-        argv = ["sbatch", "--parsable", "--no-requeue", "--export=GATOR_PARENT,PATH"]
+        passed = ("GATOR_PARENT", "PATH", *sorted(name for name in self._env if name.startswith(SETTINGS)))
+        argv = ["sbatch", "--parsable", "--no-requeue", f"--export={','.join(passed)}"]
         argv += [f"--job-name={orders[0].ident}", f"--output={orders[0].folder / 'layer.log'}"]
         argv.append(f"--cpus-per-task={max(need.cores, 1)}")
         if need.memory:
