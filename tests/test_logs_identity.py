@@ -31,7 +31,7 @@ def test_other_names(name: str, of: str) -> None:
 
 def done(offset: int) -> Checkpoint:
     file = File(1, Stat(1, 2, len(DATA)), 1, 0.0)
-    assert file.knows_head(DATA[:HEAD])
+    assert file.knows(DATA[:HEAD], memoryview(b""))
     file.go_on(offset, 0, memoryview(DATA)[:offset])
     return file.checkpoint()
 

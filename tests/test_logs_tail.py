@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 
 from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
-from agent.logs.identity import HEAD, Checkpoint, Sibling, Stat, fits, is_copy
+from agent.logs.identity import HEAD, LAST, Checkpoint, Sibling, Stat, fits, is_copy
 from agent.logs.regex import Regex
-from agent.logs.scanner import LIMIT, End, Scanner, Worker
+from agent.logs.scanner import LIMIT, LINE_MAX, End, Scanner, Worker
 from agent.logs.tail import BLOCK, Tail
 
 PATH = "/var/log/x"
@@ -177,6 +177,16 @@ def test_a_file_that_is_there_is_followed_from_its_end_by_lines(machine: Machine
     machine.write(b" new\nlast\n")
     machine.look()
     assert machine.lines == [b"half new", b"last"]
+
+
+@pytest.mark.parametrize("more", [-LAST - 1, -LAST, -1, 0, 1])
+def test_a_long_line_at_the_end_makes_it_no_other_file(machine: Machine, more: int) -> None:
+    machine.create(b"a" * 99 + b"\n" + b"x" * (LINE_MAX + more))
+    machine.start(start="end")
+    machine.write(b"y\nb\n")
+    machine.look()
+    assert machine.lines[-1:] == [b"b"]
+    assert [report.what for report in machine.told if isinstance(report, Report)] == ["found"]
 
 
 def test_a_file_that_comes_later_is_read_from_its_beginning(machine: Machine) -> None:

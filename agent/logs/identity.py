@@ -152,7 +152,9 @@ class File:
         self.origin = (stat.dev, stat.ino)  # where the lines were written: a copy keeps that
         self.offset = self.before = 0  # `before` bytes of the line at the offset are done, by windows
         self.head = b""  # as last read; known by it is what was matched, since the rest may change
-        self.head_size, self.head_hash, self.last_hash = 0, digest(b""), digest(b"")
+        self.head_size, self.head_hash = 0, digest(b"")
+        self._known = b""  # a head that was found to be the same: mostly it is read again
+        self._last: bytes | str = b""  # what stands before the offset, or its hash
         self.is_at_end = self.is_copied = False
         self.seeks_line = False  # begin with the line that the offset is in
         self.changed_at = now
@@ -170,24 +172,39 @@ class File:
     def unread(self) -> int:
         return max(0, self.stat.size - self.offset)
 
-    def knows_head(self, head: bytes) -> bool:
-        """Is it the same beginning? `head` is what stands there now."""
+    def knows(self, head: bytes, last: memoryview) -> bool:
+        """Is it the same file? What stands there now: its first HEAD bytes, and `overlap` of them before the offset."""
+        is_same = last == self._last if isinstance(self._last, bytes) else self._last in (UNKNOWN, digest(last))
+        return is_same and self._knows_head(head)
+
+    def _knows_head(self, head: bytes) -> bool:
         was, self.head = self.head, head
+        if head == self._known:
+            return True
         if not self.head_size and b"\0" not in was:  # nothing was matched yet, but it was looked at
-            return head.startswith(was)
-        return digest(head[: self.head_size]) == self.head_hash
+            is_same = head.startswith(was)
+        else:
+            is_same = digest(head[: self.head_size]) == self.head_hash
+        if is_same:
+            self._known = head
+        return is_same
+
+    def begin(self, to: int) -> None:
+        """Begin at an offset; what stands before it is not known."""
+        self.offset, self._last = to, UNKNOWN
 
     def go_on(self, to: int, before: int, last: memoryview) -> None:
-        """The offset moves; `last` is what is read before it."""
-        self.offset, self.before, self.last_hash = to, before, digest(last[-LAST:])
+        """The offset moves; `last` is what is read before it, LAST bytes if there are so many."""
+        self.offset, self.before, self._last = to, before, bytes(last[-LAST:])
         if self.head_size < len(self.head):
             self.head_size = min(len(self.head), to)
             self.head_hash = digest(self.head[: self.head_size])
-        self.reported = {line: rules for line, rules in self.reported.items() if line >= to - before}
+        if self.reported:
+            self.reported = {line: rules for line, rules in self.reported.items() if line >= to - before}
 
     def resume(self, done: Checkpoint) -> None:
         """Go on where a checkpoint says."""
-        self.offset, self.last_hash, self.written = done.offset, done.last_hash, done.written
+        self.offset, self._last, self.written = done.offset, done.last_hash, done.written
         self.is_copied = done.is_copied
         if done.offset:
             self.head_size, self.head_hash = done.head_size, done.head_hash
@@ -195,10 +212,10 @@ class File:
     def rewind(self, to: int) -> None:
         """Read again from an offset where a line begins, if that lies behind."""
         if to < self.offset:
-            self.offset, self.before, self.last_hash, self.is_at_end = to, 0, UNKNOWN if to else digest(b""), False
+            self.offset, self.before, self._last, self.is_at_end = to, 0, UNKNOWN if to else b"", False
 
     def checkpoint(self) -> Checkpoint:
-        head_size, head_hash = self.head_size, self.head_hash
+        head_size, head_hash, last = self.head_size, self.head_hash, self._last
         if not head_size and b"\0" not in self.head:  # zeros may become data
             head_size, head_hash = len(self.head), digest(self.head)
         return Checkpoint(
@@ -208,7 +225,7 @@ class File:
             offset=self.offset - self.before,
             head_size=head_size,
             head_hash=head_hash,
-            last_hash=UNKNOWN if self.before else self.last_hash,
+            last_hash=UNKNOWN if self.before else digest(last) if isinstance(last, bytes) else last,
             written=self.written,
             is_copied=self.is_copied,
         )

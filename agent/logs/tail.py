@@ -21,7 +21,7 @@ import msgspec
 
 from agent.logs import identity
 from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
-from agent.logs.identity import LAST, UNKNOWN, Checkpoint, File, Opening, Sibling, Stat, begins, digest, is_it
+from agent.logs.identity import LAST, Checkpoint, File, Opening, Sibling, Stat, begins, is_it
 from agent.logs.scanner import LINE_MAX, PARTIAL, WINDOW, End
 
 BLOCK = 1 << 21  # bytes of one read; an eighth of it takes twice the time in all, by what each costs
@@ -100,7 +100,8 @@ class Tail:
     @property
     def lag(self) -> int:
         """Bytes not matched yet, those of drained files too."""
-        return sum(file.unread for file in self._files())
+        drained = sum(file.unread for file in self._draining) if self._draining else 0
+        return drained + (self._current.unread if self._current else 0)
 
     @property
     def held(self) -> int:
@@ -322,15 +323,15 @@ class Tail:
         if file.seeks_line:
             return self._seek(file, view, now)
         overlap = file.overlap
-        is_same = len(view) >= overlap and file.last_hash in (UNKNOWN, digest(view[:overlap]))
+        is_same = len(view) >= overlap
         if overlap == file.offset:  # the same beginning was read twice: was it cut in between?
             is_same = is_same and head[: len(view)] == view[: len(head)]
-        if not is_same or not file.knows_head(head):
+        if not is_same or not file.knows(head, view[:overlap]):
             return self._restart(file, "replaced", file.stat._replace(size=0), now) + self._next(now)
         file.written = file.stat.written
         new = view[overlap:]
         file.is_at_end = len(view) < overlap + BLOCK
-        if file.is_at_end:
+        if file.is_at_end and file.stat.size != file.offset + len(new):
             self._grow(file, file.stat._replace(size=file.offset + len(new)), now, seen=True)
         wants_partial, file.wants_partial = file.wants_partial, False
         zeros = 0 if file.before else identity.leading_zeros(new)
@@ -422,7 +423,7 @@ class Tail:
                 self._busy = file
                 size, at = BLOCK + file.overlap, file.offset - file.overlap
                 if file.seeks_line:
-                    at = max(0, file.offset - LINE_MAX)
+                    at = max(0, file.offset - LINE_MAX - LAST)
                     size = file.offset - at
                 acts.append(Read(file.number, at, size, head=True))
                 break
@@ -495,8 +496,7 @@ class Tail:
         file.generation = self.generation
         acts.append(Report("found", self.generation))
         if is_first and self.start != "start":
-            file.offset = file.stat.size if self.start == "end" else min(int(self.start), file.stat.size)
-            file.last_hash = UNKNOWN
+            file.begin(file.stat.size if self.start == "end" else min(int(self.start), file.stat.size))
             file.seeks_line = self.start == "end" and file.offset > 0
         return acts
 
@@ -579,8 +579,9 @@ class Tail:
         """Begin with the line that the offset is in."""
         file.seeks_line = False
         text = bytes(view)
-        start = text.rfind(b"\n") + 1
-        if start or len(text) == file.offset:
+        is_whole = len(text) == file.offset
+        start = text.rfind(b"\n", 0 if is_whole else LAST - 1) + 1  # LAST bytes before it are to be known again
+        if start or is_whole:
             file.go_on(file.offset - len(text) + start, 0, view[max(0, start - LAST) : start])
         return self._next(now)
 
