@@ -161,6 +161,15 @@ def test_who_gets_no_answer_is_told_why() -> None:
     assert faulty(play, play.answer(3, 2, "b", data=1)) == (3, "api:response:error", "unknown_request", 404)
 
 
+def test_a_time_too_long_to_be_one_is_an_hour() -> None:
+    play = Play()
+    play.online(1, "post")
+    play.online(2)
+    assert len(play.ask(2, "post", timeout_ms=10**400)) == 1
+    assert play.at(3599.0) == []
+    assert faulty(play, play.at(3600.0)) == (2, "api:response", "timeout", 504)
+
+
 def test_a_request_that_wants_no_answer_leaves_no_record() -> None:
     play = Play()
     play.online(1, "post")
@@ -230,6 +239,20 @@ def test_the_handshake_and_all_its_refusals() -> None:
     play.do(1, "shake_i_am", good)
     fault, _ = play.do(1, "shake_ready", {"id": "another's"})
     assert faulty(play, [fault]) == (1, "shake_error", "invalid_id", 400)
+
+
+def test_who_is_refused_cannot_try_again_and_is_asked_no_more() -> None:
+    play = Play()
+    play.online(2)
+    play.hub.opened(1, "", 0.0)
+    play.hub.joined(1, 0.0)
+    play.do(1, "shake_i_am", {"name": "a", "key": md5_key("a", "salt")})
+    play.do(1, messages.SUBSCRIBE, {"name": "post"})
+    assert len(play.do(1, "shake_ready", {"id": "another's"})) == 2
+    for event in ("shake_i_am", "shake_ready", messages.SUBSCRIBE, "api:request", "x"):
+        assert play.do(1, event, {"name": "post", "key": md5_key("post", "salt"), "id": "a.2"}) == []
+    assert play.ask(2, "post")[0][2]["error"]["code"] == "no_listeners"
+    assert play.at(60.0) == []
 
 
 def test_a_handshake_that_stops_is_ended_after_two_seconds() -> None:

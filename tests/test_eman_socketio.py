@@ -1,5 +1,8 @@
 """Socket.IO packets: every form that the versions use."""
 
+import json
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +53,32 @@ def test_events_are_pure_ascii() -> None:
     assert bytes(read_event('["shake_who"]').payload) == b"null"
 
 
-@pytest.mark.parametrize("data", ["", "{}", "[]", "[1]", '["a"', "[null]"])
+@pytest.mark.parametrize(
+    "payload", ['{"t":"é","n":1e999}', '{"t":"é","n":1.10}', '{"é":' + "[" * 5000 + "]" * 5000 + "}"]
+)
+def test_what_a_payload_is_made_of_stays_as_it_was(payload: str) -> None:
+    """Numbers that no float holds, and depths that nobody wants to read, are the listener's matter."""
+    written = event("a", msgspec.Raw(payload.encode()))
+    assert written == f'["a",{payload}]'.replace("é", "\\u00e9")
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard"),
+    [
+        ("\\ud83d", "\ufffd"),  # half an emoji, as `text.slice(0, 1)` makes it in JavaScript
+        ("a\\uDE00b", "a\ufffdb"),
+        ("\\ud83d\\ud83d\\ude00", "\ufffd😀"),
+        ("\\ud83d\\ude00", "😀"),
+        ("\\\\ud83d", "\\ud83d"),  # a backslash, and letters
+        ("\\\\\\ud83d", "\\\ufffd"),
+    ],
+)
+def test_half_a_character_costs_no_more_than_itself(sent: str, heard: str) -> None:
+    read = read_event(f'["a",{{"t":"{sent}"}}]')
+    assert json.loads(bytes(read.payload)) == {"t": heard}
+
+
+@pytest.mark.parametrize("data", ["", "{}", "[]", "[1]", '["a"', "[null]", '["a",' + "[" * 100_000 + "]" * 100_001])
 def test_what_is_no_event(data: str) -> None:
     with pytest.raises(PacketBroken):
         read_event(data)

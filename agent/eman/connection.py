@@ -26,16 +26,20 @@ PING_S, PONG_S = 25.0, 20.0
 MAX_MESSAGE = engineio.MAX_PAYLOAD
 MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 8 * 2**20  # what may wait for a slow reader
 LAST_WORDS_S = 5.0  # for a closing websocket to take what is queued
+BURST_S = 1.0  # what may be said at once, at the rate that is allowed for long
+PROBED_S = 0.1  # between two polls of a client that is about to leave polling
 
 
 class Session:
     """One Engine.IO session on whichever transport it has now."""
 
-    def __init__(self, server: "HubServer", number: int, eio: Eio, peer: str, *, is_websocket: bool) -> None:
+    def __init__(self, server: "HubServer", number: int, eio: Eio, peer: str, *, rate: int, is_websocket: bool) -> None:
+        """`rate`: events a second."""
         self.sid = base64.urlsafe_b64encode(secrets.token_bytes(15)).decode()
         self.number, self.eio, self.peer, self.is_websocket = number, eio, peer, is_websocket
-        self.is_held = self.is_posting = self.is_closed = False
-        self._server = server
+        self.is_held = self.is_posting = self.is_probed = self.is_closed = False
+        self._server, self._rate = server, rate
+        self._paid_until = -math.inf  # what it has said so far is within the rate then
         self._queue: list[Packet] = []  # a deque would take 700 bytes of each idle session
         self._size = 0
         self._wake: trio.Event | None = None  # of a GET that is held
@@ -74,6 +78,19 @@ class Session:
                         self.receive(engineio.decode(text, self.eio))
             except PacketBroken as err:
                 self.close(str(err))
+        if self._nursery is not None and self._ws is not None and self._paid_until > trio.current_time():
+            line_of(self._ws).divert(None)
+            self._nursery.start_soon(self._take_later)
+
+    async def _take_later(self) -> None:
+        await self.rest()
+        if self._ws is not None:
+            line_of(self._ws).divert(self.take)
+
+    async def rest(self) -> None:
+        """Wait until what it has said is within the rate."""
+        if self._paid_until > trio.current_time():
+            await trio.sleep_until(self._paid_until)
 
     def receive(self, packet: Packet, *, is_poll: bool = False) -> None:
         """Take a packet. Raises PacketBroken."""
@@ -117,6 +134,7 @@ class Session:
             case "disconnect":
                 self.close("left the namespace")
             case "event":
+                self._paid_until = max(self._paid_until, now - BURST_S) + 1 / self._rate
                 event = socketio.read_event(packet.data)
                 if packet.id is not None:
                     self._say(socketio.Packet("ack", messages.NAMESPACE, "[]", packet.id))
@@ -134,22 +152,16 @@ class Session:
     # ---- out -------------------------------------------------------------------------------------------------------
 
     def emit(self, packet: Packet) -> None:
-        """Send an event. Who does not read fast enough is told so, and closed."""
-        if self.is_closed:
-            return
-        if len(self._queue) >= MAX_QUEUED or self._size >= MAX_QUEUED_BYTES:
-            self._queue.clear()
-            self._complain(ServiceError("read faster", "too_slow"))
-            self.close("a slow reader")
-            return
-        self._put(packet)
+        """Send an event."""
+        if not self.is_closed:
+            self._put(packet)
 
     def _complain(self, error: ServiceError) -> None:
         text = socketio.event(messages.SERVICE_ERROR, error)
         self._say(socketio.Packet("event", messages.NAMESPACE, text))
 
     def leave(self) -> None:
-        """Leave the namespace; close when the service has not within LEAVE_S."""
+        """Leave the namespace; close when the service has not within LEAVE_S. Said once of a session."""
         self._say(socketio.Packet("disconnect", messages.NAMESPACE))
         self._closes_at = trio.current_time() + LEAVE_S
 
@@ -157,6 +169,14 @@ class Session:
         self._put(Packet("message", socketio.encode(packet)))
 
     def _put(self, packet: Packet) -> None:
+        """Send a packet. Who does not read fast enough is told so, and closed."""
+        if self._is_full():
+            self.send()  # it may be that it only was not given what is gathered
+            if self._is_full():
+                self._all()
+                self._complain(ServiceError("read faster", "too_slow"))
+                self.close("a slow reader")
+                return
         self._queue.append(packet)
         self._size += len(packet.data)
         if self._nursery is None:
@@ -165,6 +185,9 @@ class Session:
             self._is_gathered = self._server.gathers(self)
             if not self._is_gathered:
                 self.send()
+
+    def _is_full(self) -> bool:
+        return len(self._queue) >= MAX_QUEUED or self._size >= MAX_QUEUED_BYTES
 
     def send(self) -> None:
         """Send what is queued by the websocket: at once if the kernel takes it, else by a task."""
@@ -220,7 +243,8 @@ class Session:
         try:
             if not self._queue and not self.is_closed:
                 self._wake = trio.Event()
-                await self._wake.wait()
+                with trio.move_on_after(PROBED_S if self.is_probed else math.inf):
+                    await self._wake.wait()
         finally:
             self.is_held = False
         if self.is_websocket or not self._queue:
@@ -236,7 +260,8 @@ class Session:
             try:
                 while self._queue or line.has_rest:
                     if line.has_rest:
-                        await line.send_all(b"")
+                        async with self._ws._stream_lock:  # the library's reader answers a close meanwhile
+                            await line.send_all(b"")
                     for packet in self._all():
                         await self._ws.send_message(engineio.encode(packet, self.eio))
             except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):

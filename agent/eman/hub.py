@@ -179,18 +179,17 @@ class HubServer:
         session.is_posting = True
         try:
             raw = await body.read()
-        finally:
-            session.is_posting = False
-        if (head.headers.get("content-type") or "").startswith("application/octet-stream"):
-            session.close("a binary POST")
-            return _error(3)
-        try:
-            packets = engineio.decode_payload(raw.decode(), session.eio)
-            for packet in packets:
-                session.receive(packet, is_poll=True)
+            if (head.headers.get("content-type") or "").startswith("application/octet-stream"):
+                raise PacketBroken("a binary POST")
+            for packet in engineio.decode_payload(raw.decode(), session.eio):
+                if not session.is_closed:
+                    session.receive(packet, is_poll=True)
+            await session.rest()
         except (PacketBroken, UnicodeDecodeError) as err:
             session.close(str(err))
             return _error(3)
+        finally:
+            session.is_posting = False
         return Response(200, (("Content-Type", "text/html"), *allowed), b"ok")
 
     # ---- websocket -------------------------------------------------------------------------------------------------
@@ -222,6 +221,7 @@ class HubServer:
             try:
                 while not session.is_closed:  # what is not simple comes this way, and the end
                     session.receive(engineio.decode(await ws.get_message(), session.eio))
+                    await session.rest()
             except ConnectionClosed as err:
                 session.close(f"closed by the service: {err.reason}")
             except PacketBroken as err:
@@ -239,7 +239,7 @@ class HubServer:
                     session.take([text])
                 elif text == "2probe" and not probed.is_set():
                     probed.set()
-                elif text == "5" and probed.is_set() and not session.is_closed:
+                elif text == "5" and probed.is_set() and not session.is_closed and not session.is_websocket:
                     session.is_websocket = True
                     upgraded.set()
                 else:
@@ -257,18 +257,20 @@ class HubServer:
                 nursery.start_soon(end_with_it)
                 line_of(ws).divert(take)
                 await probed.wait()
+                session.is_probed = True
                 await ws.send_message("3probe")
                 session.release()
                 await upgraded.wait()
                 session.release()
                 nursery.cancel_scope.cancel()
+        session.is_probed = False
         return upgraded.is_set()
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 
     def _open(self, eio: Eio, peer: str, *, is_websocket: bool = False) -> "Session":
         self._next += 1
-        session = Session(self, self._next, eio, peer, is_websocket=is_websocket)
+        session = Session(self, self._next, eio, peer, rate=self._settings.rate, is_websocket=is_websocket)
         self._sessions[session.sid] = self._numbers[session.number] = session
         self.act(self.hub.opened(session.number, peer, trio.current_time()))
         log.debug("eman hub: opened sid=%s peer=%s eio=%d", session.sid, peer, eio)

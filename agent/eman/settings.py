@@ -22,7 +22,8 @@ class HubTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The hub. `auth` "md5" computes keys with the salt in `salt_file`, "keys" has one for each service in `services`.
 
-    "any" takes every key, on loopback only. Times are seconds.
+    "any" takes every key, on loopback only. Times are seconds. Who says more than `rate` events a second, and has said
+    as many at once, is read more slowly; nothing of it is lost.
     """
 
     auth: Literal["md5", "keys", "any"] = "md5"
@@ -33,6 +34,7 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     origins: tuple[str, ...] = ()
     services_page: Literal["loopback", "open", "off"] = "loopback"
     max_connections: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+    rate: Annotated[int, msgspec.Meta(ge=100, le=1_000_000)] = 20_000
     tls: HubTls = HubTls()
 
 

@@ -2,7 +2,7 @@
 
 Events go in, acts come out. Times are seconds of a clock that never steps; connections are numbers of the caller.
 
-    hub, a connection     open -> who -> identified -> online -> gone
+    hub, a connection     open -> who -> identified -> online -> gone; refused from any of the first three
     service               wait_who -> wait_id -> wait_online -> online | refused
 
 Source: seeds/eman-protocol.md; protocols/eman.md, "State machines", "Differences and decisions", "Limits and security".
@@ -27,7 +27,7 @@ LEAVE_S = 1.0  # a refused service may close by itself
 JOIN_S = 10.0
 MANY_DEADLINES = 10_000
 
-State = Literal["open", "who", "identified", "online"]
+State = Literal["open", "who", "identified", "online", "refused"]
 
 
 class Emit(msgspec.Struct, frozen=True):
@@ -132,7 +132,7 @@ class Hub:
     def event(self, number: int, name: str, payload: msgspec.Raw, now: float) -> list[Act]:
         """It said something. What cannot be read is answered, and the connection stays."""
         service = self._services.get(number)
-        if service is None:
+        if service is None or service.state == "refused":
             return []
         match name:
             case messages.I_AM:
@@ -180,7 +180,6 @@ class Hub:
             elif service.state == "identified":
                 acts += self._online(service)  # the seed shows no shake_ready: who never says it is online too
             else:
-                service.deadline = None
                 acts += self._refuse(service, "request_timeout", 408, "Handshake Request Timeout")
         return acts
 
@@ -224,6 +223,9 @@ class Hub:
         return [Emit(service.number, messages.ONLINE)]
 
     def _refuse(self, service: Service, code: str, status: int, message: str) -> list[Act]:
+        service.state, service.deadline = "refused", None
+        for name in list(service.subscribed):
+            self._unlisten(service, name)
         fault = Emit(service.number, messages.SHAKE_ERROR, Faulty(Fault(message, code, status)))
         return [fault, Leave(service.number)]
 
@@ -358,7 +360,7 @@ class Hub:
 
 def answer_limit_s(request: Request) -> float:
     """How long who asks waits for an answer, in seconds."""
-    return ANSWER_S if request.timeout_ms is None else min(request.timeout_ms / 1000, MAX_ANSWER_S)
+    return ANSWER_S if request.timeout_ms is None else min(request.timeout_ms, 1000 * MAX_ANSWER_S) / 1000
 
 
 def _fault(service: Service, event: str, code: str, status: int, text: str) -> Emit:

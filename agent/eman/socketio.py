@@ -17,6 +17,9 @@ TYPES: tuple[Type, ...] = ("connect", "disconnect", "event", "ack", "error", "bi
 MAX_ATTACHMENTS = 16
 
 _HEAD = re.compile(r"([0-6])(?:(\d{1,3})-)?(?:(/[^,\[{\"]*)(,?))?(\d{1,15})?")
+_OTHERS = re.compile(r"[^\x00-\x7f]+")
+# Every escape of JSON, so that of two backslashes none begins one. A pair of surrogates is one character.
+_ESCAPE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(u[dD][89a-fA-F][0-9a-fA-F]{2}|.)")
 
 
 class Packet(msgspec.Struct, frozen=True):
@@ -64,7 +67,7 @@ def event(name: str, payload: object = msgspec.UNSET) -> str:
     """
     parts = [name] if payload is msgspec.UNSET else [name, payload]
     text = msgspec.json.encode(parts).decode()
-    return text if text.isascii() else json.dumps(msgspec.json.decode(text), separators=(",", ":"))
+    return text if text.isascii() else _OTHERS.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -79,9 +82,14 @@ _ARGUMENTS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def read_event(data: str) -> Event:
-    """Read an event's JSON. Raises PacketBroken."""
+    """Read an event's JSON. Half a character, which JavaScript may send, is U+FFFD. Raises PacketBroken."""
     try:
-        name, *payload = _ARGUMENTS.decode(data)
+        name, *payload = _ARGUMENTS.decode(_without_halves(data) if "\\ud" in data or "\\uD" in data else data)
         return Event(msgspec.json.decode(name, type=str), payload[0] if payload else _NULL)
-    except (ValueError, msgspec.DecodeError) as err:
+    except (ValueError, msgspec.DecodeError, RecursionError) as err:
         raise PacketBroken(f"an event that cannot be read: {err}") from err
+
+
+def _without_halves(data: str) -> str:
+    """JSON without escapes of surrogates that have no other beside them."""
+    return _ESCAPE.sub(lambda found: "\\ufffd" if (found[1] or "")[1:2] in ("d", "D") else found[0], data)
