@@ -18,7 +18,7 @@ from agent.logs.anomalies import WINDOW_S
 from agent.logs.classify import Classifier
 from agent.logs.learning import KEEP_S, KEY, RESERVE, WRITE_S, Kept, Learning
 from agent.logs.messages import LabelLog, Rule
-from agent.logs.model import Model
+from agent.logs.model import Model, encode
 from agent.logs.templates import Miner
 
 LINES = [b"user ada logged in", b"user bob logged in", b"user eve logged in", b"disk 3 is broken"]
@@ -252,6 +252,71 @@ async def test_a_damaged_checkpoint_is_left_alone(tmp_path: Path, autojump_clock
         analysis = (await here.load()).analysis
         assert analysis.miner.mine_line(b"goes on") == 1
         assert analysis.find(b"goes on") == 1070
+
+
+async def test_a_model_that_is_put_there_meanwhile_is_taken_up(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """And never written over: labels that no file knew are learned again on top of it."""
+    async with house(tmp_path) as here:
+        learning = await here.load()
+        stream = learning.analysis.stream("/log", lambda: (None, None), 0.0)
+        for line in LINES:
+            learning.analysis.mined(line)
+        told = learning.analysis.find(LINES[-1])
+        learn(learning.analysis, "disk")
+        await run(learning, WRITE_S)
+        block = memoryview(LINES[-1] + b"\n")
+        held = learning.analysis.read(stream, block, 1, int, 0.0, is_live=True)  # while a line is looked at
+        await learning.labelling.learn(LabelLog(text="a fan stopped", class_="fan"), learning.analysis)
+        miner, classifier = Miner(), Classifier()
+        for _ in range(10):
+            classifier.learn(miner.mine_line(b"cpu 3 is hot"), b"cpu 3 is hot", "cpu")
+        modelfile.write(here.path, Model(classes=("cpu",), weights=classifier.dump(), templates=miner.dump()[0]))
+        await learning.keep_due()
+        assert modelfile.named(here.path).classes == ("cpu",)
+        await learning.take_up()
+        analysis = learning.analysis
+        assert analysis.classifier.classes == ["cpu", "fan"]
+        found = analysis.find(b"cpu 7 is hot")
+        assert found is not None
+        assert told is not None
+        assert found > told
+        id = held._template(0, LINES[-1])
+        assert analysis.miner.text(id) == "disk <*> is broken"
+        await run(learning, WRITE_S)
+        assert modelfile.named(here.path).classes == ("cpu", "fan")
+        again = (await here.load()).analysis
+        assert again.find(b"cpu 7 is hot") == found
+        assert again.classifier.classes == ["cpu", "fan"]
+
+
+async def test_a_damaged_model_that_is_put_there_changes_nothing(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        learning = await here.load()
+        learn(learning.analysis, "disk")
+        for damage in (encode(Model(chains=b"nonsense")), b"EMLM nonsense"):
+            with here.bus.subscribe(Alert) as alerts:
+                here.path.write_bytes(damage)
+                await learning.take_up()
+                alert = await anext(alerts)
+            assert "what was known before goes on" in alert.remedy
+            assert learning.analysis.classifier.classes == ["disk"]
+            assert here.path.with_name("logs.model.bad").read_bytes() == damage
+        await learning.keep_due()
+        assert modelfile.named(here.path).classes == ("disk",)
+
+
+async def test_a_model_that_can_be_read_at_last_is_taken_up(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        here.path.mkdir()
+        learning = await here.load()
+        learn(learning.analysis, "disk")
+        with here.bus.subscribe(Alert, AlertCleared) as alerts:
+            await learning.take_up()  # is told once
+            here.path.rmdir()
+            modelfile.write(here.path, Model(templates=Miner().dump()[0]))
+            await learning.take_up()
+            assert isinstance(await anext(alerts), AlertCleared)
+        assert learning.analysis.classifier.classes == []
 
 
 async def test_a_folder_that_cannot_be_written_to_is_tried_again(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -71,6 +71,7 @@ class Lines:
     ) -> None:
         self._analysis, self._stream, self._block, self._place = analysis, stream, block, place
         self._ids, self._starts = (mined.ids, mined.starts) if mined else (array("I"), array("I"))
+        self._miner = analysis.miner  # that the ids are of
         self._is_live = is_live
         self._is_new = mined is not None
         self.has_forecast = False  # something was told of forecasts
@@ -100,12 +101,14 @@ class Lines:
 
     def _template(self, at: int, text: bytes) -> int:
         n = bisect_left(self._starts, at)
-        if n < len(self._ids) and self._starts[n] == at:
+        if n < len(self._ids) and self._starts[n] == at and self._miner is self._analysis.miner:
             return self._ids[n]
         return self._analysis.mined(text or b"\n").ids[0]
 
     def _look_until(self, at: int) -> None:
         """Show the wanted lines before that to the forecaster; the one there is a failure."""
+        if self._miner is not self._analysis.miner:  # another model was taken up while the block was looked at
+            self._wanted = []
         while self._next < len(self._wanted) and self._starts[self._wanted[self._next]] <= at:
             n = self._wanted[self._next]
             self._next += 1
@@ -166,6 +169,19 @@ class Analysis:
         """These rules hold."""
         named = sorted((rule.id, rule.class_) for rule in rules if rule.class_ is not None)
         self.rules = hashlib.blake2b(repr(named).encode(), digest_size=16).hexdigest() if named else ""
+
+    def take_up(
+        self, miner: Miner, classifier: Classifier | None, chains: Chains | None, base: int, now: float
+    ) -> None:
+        """Another model holds from now on; what was usual was by other templates. Open forecasts go on."""
+        before = self.forecaster
+        self.miner, self.classifier, self.base = miner, classifier or Classifier(), base
+        self.forecaster = Forecaster(chains or Chains(), base=base)
+        self.forecaster.resume(before.waiting, before.total, self.clock())
+        self.rates = Rates(now)
+        self._warmths.clear()
+        for stream in self.streams.values():
+            stream.warmth = self._warmths.setdefault(stream.path, Warmth())
 
     def stream(self, path: str, active: Callable[[], tuple[str | None, str | None]], now: float) -> Stream:
         """The log at a path is followed from now on."""

@@ -41,7 +41,13 @@ class Labelling:
     async def resume(self, analysis: Analysis) -> None:
         """Learn what the last process had learned, and no model file knows. After the store's commit()."""
         self._first, self.next = await self._store.get(KEY, tuple[int, int]) or (0, 0)
-        for number in range(self._first, self.next):
+        await self.replay(analysis)
+
+    async def replay(self, analysis: Analysis) -> None:
+        """Learn again what no model file knows: `analysis` goes on with another one."""
+        rows = range(self._first, self.next)
+        await self._store.commit()
+        for number in rows:
             label = await self._store.get(_key(number), Label)
             try:
                 if label is not None:

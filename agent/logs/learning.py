@@ -2,11 +2,13 @@
 the forecasts that wait (forecasts.py), labels of people (labelling.py), and each minute what is usual in logs.
 
 A model file from elsewhere (`agent logs learn`) brings its own templates, for its weights and chains know them by their
-ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to.
+ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to. One
+that is put there while the agent runs is taken up within TICK_S, and never written over.
 
 No id is told twice, for two templates, by one machine. The store has how far they were given, and RESERVE of them are
 skipped where nobody knows. The ids of a model from elsewhere begin at 1, as those here did: they are told with `base`
-added, the last one that was told before. A model that cannot be used is set aside, which is told.
+added, the last one that was told before. A model that cannot be used is set aside, which is told; one that cannot be
+read is left where it is, and nothing is kept over it.
 
 Source: protocols/logs.md 4, "Model file".
 """
@@ -18,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import msgspec
 import trio
@@ -48,8 +50,9 @@ WRITE_S = 60.0  # s between two writes of the model file at least
 COMMIT_S = 1.0  # a full disk may take for ever
 RESERVE = 4096  # ids that may be given between two checkpoints
 
-_OWNER = "Give it to the user who runs the agent (chown), and restart; until then nothing is written over it."
-_DISK = "Look at the disk, and restart; until then nothing is written over it."
+_OWNER = "Give it to the user who runs the agent (chown); until then nothing is written over it."
+_DISK = "Look at the disk; until then nothing is written over it."
+_BESIDE = "It is kept beside as .bad, and what was known before goes on."
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +76,16 @@ class Usual(msgspec.Struct, frozen=True):
     warmths: dict[str, Warmth]
 
 
+class _Known(NamedTuple):
+    """What a model teaches, and the checkpoint that belongs to it; `is_here`: there is one."""
+
+    miner: Miner
+    classifier: Classifier | None
+    chains: Chains | None
+    base: int
+    is_here: bool
+
+
 class Learning:
     """Keeps what is learned on the disk. `path` is that of the model file. load() comes first."""
 
@@ -85,7 +98,8 @@ class Learning:
         self._digest = ""
         self._kept_next = self._written = self._kept_windows = 0
         self._keep_at = self._write_at = 0.0
-        self._is_kept = True  # in the model file: one that could not be read is not written over
+        self._mark: modelfile.Mark | None = None  # of the model file as it was read or written; None: it was not
+        self._damage = ""  # that is told
 
     async def load(self) -> Analysis:
         """What was learned before; what cannot be used is told, and learned anew."""
@@ -93,20 +107,29 @@ class Learning:
         kept, usual = await self._store.get(KEY, Kept), await self._store.get(USUAL, Usual)
         waiting, ended = await self._forecasts.read()
         model, damage = await self._read()
-        now = trio.current_time()
         try:
-            self.analysis = await trio.to_thread.run_sync(self._taken_up, model, kept, usual, now)
+            known = await trio.to_thread.run_sync(_known, model, kept, _behind(kept))
         except ModelDamaged as err:
-            with suppress(OSError):  # then it is told again at the next start
-                await trio.to_thread.run_sync(modelfile.set_aside, self._path)
-            damage = err
-            self._model, self._digest = Model(), ""
-            base, keep = _behind(kept), self._forecasts.keep
-            self.analysis = Analysis(self._bus.publish, self._clock, now, base=base, keep=keep)
-        if damage:
-            self._blame(damage)
-        else:
-            self._bus.publish(AlertCleared(code=ALERT))
+            model, damage = None, err
+            await self._set_aside()
+            known = await trio.to_thread.run_sync(_known, None, kept, _behind(kept))
+        if model:
+            self._model, self._digest = model, _digest(model)
+        usual = usual if known.is_here else None  # else it is by other templates
+        self.analysis = Analysis(
+            self._bus.publish,
+            self._clock,
+            trio.current_time(),
+            miner=known.miner,
+            classifier=known.classifier,
+            chains=known.chains,
+            warmths=usual.warmths if usual else None,
+            base=known.base,
+            keep=self._forecasts.keep,
+        )
+        if usual:
+            self.analysis.rates.resume(usual.rates, lambda id: known.miner.resolve(id) == id)
+        self._tell(damage)
         self.analysis.forecaster.resume(waiting, ended, self._clock())
         self._written = self.analysis.learned
         await self.labelling.resume(self.analysis)
@@ -114,15 +137,16 @@ class Learning:
         return self.analysis
 
     async def run(self) -> NoReturn:
-        """Keep it from time to time, and at the end."""
+        """Keep it from time to time, and at the end; take up what others put there."""
         try:
             while True:
                 await trio.sleep(TICK_S)
                 self.analysis.tick(trio.current_time())
+                await self.take_up()
                 await self.keep_due()
         finally:
             with trio.CancelScope(shield=True):
-                if self._is_kept and self.analysis.learned != self._written:
+                if self.analysis.learned != self._written:
                     await self._write()
                 await self._keep(0)
                 self._keep_usual()
@@ -130,7 +154,7 @@ class Learning:
     async def keep_due(self) -> None:
         """Keep what has been learned, if that was long enough ago."""
         now, next = trio.current_time(), self.analysis.miner.next
-        if self._is_kept and self.analysis.learned != self._written and now >= self._write_at:
+        if self.analysis.learned != self._written and now >= self._write_at:
             await self._write()
         if next >= self._kept_next - RESERVE // 2 or (next != self._kept_next - RESERVE and now >= self._keep_at):
             await self._keep(RESERVE)
@@ -138,52 +162,63 @@ class Learning:
             self._kept_windows = windows
             self._keep_usual()
 
+    async def take_up(self) -> None:
+        """Go on with the model file, if somebody put another one there. Labels that no file knew are learned again."""
+        if not await self._is_replaced():
+            return
+        model, damage = await self._read()
+        if model and _digest(model) != self._digest:
+            try:
+                known = await trio.to_thread.run_sync(_known, model, None, 0)
+            except ModelDamaged as err:
+                damage = err
+                await self._set_aside()
+            else:
+                await self._go_on(model, known)
+        self._tell(damage and ModelDamaged(damage.what, remedy=_BESIDE if self._mark else damage.remedy))
+
+    async def _go_on(self, model: Model, known: _Known) -> None:
+        analysis = self.analysis
+        self._model, self._digest = model, _digest(model)
+        base = analysis.base + analysis.miner.next - 1
+        analysis.take_up(known.miner, known.classifier, known.chains, base, trio.current_time())
+        self._written = analysis.learned
+        self._keep_usual()
+        await self._keep(RESERVE)
+        await self.labelling.replay(analysis)
+        log.info("model taken up path=%s classes=%d templates=%d", self._path, len(model.classes), len(known.miner))
+
+    async def _is_replaced(self) -> bool:
+        """Is there a model file that was neither read nor written here?"""
+        return await trio.to_thread.run_sync(modelfile.mark, self._path) not in (None, self._mark)
+
     async def _read(self) -> tuple[Model | None, ModelDamaged | None]:
+        self._mark = await trio.to_thread.run_sync(modelfile.mark, self._path)
         try:
             return await trio.to_thread.run_sync(modelfile.read_or_set_aside, self._path)
         except OSError as err:
-            self._is_kept = False
+            self._mark = None  # it may be readable the next time
             remedy = _OWNER if isinstance(err, PermissionError) else _DISK
             return None, ModelDamaged(f"the model cannot be read: {err.strerror or err}", remedy=remedy)
 
-    def _blame(self, damage: ModelDamaged) -> None:
-        log.error("model cannot be used path=%s error=%s", self._path, damage)
-        text = f"{self._path}: {damage.what}"
-        self._bus.publish(Alert(code=ALERT, text=text, remedy=damage.remedy, since=self._clock()))
+    async def _set_aside(self) -> None:
+        with suppress(OSError):  # then it is told again at the next start
+            await trio.to_thread.run_sync(modelfile.set_aside, self._path)
 
-    def _taken_up(self, model: Model | None, kept: Kept | None, usual: Usual | None, now: float) -> Analysis:
-        """Raises ModelDamaged."""
-        miner = None
-        if model:
-            self._model, self._digest = model, _digest(model)
-        if kept and (not model or self._digest in (kept.model, kept.before)):
-            try:
-                miner = Miner.load(zlib.decompress(kept.templates))
-            except (zlib.error, ModelDamaged) as err:
-                log.warning("templates of the checkpoint cannot be used error=%s", err)
-        if kept and miner is not None:
-            miner.skip_ids(kept.next)
-            base = kept.base
-        else:
-            base, usual = _behind(kept), None  # by other templates
-            miner = Miner.load(model.templates) if model and model.templates else Miner()
-        analysis = Analysis(
-            self._bus.publish,
-            self._clock,
-            now,
-            miner=miner,
-            classifier=Classifier.load(model.weights, model.classes) if model and model.weights else None,
-            chains=Chains.decode(model.chains, model.calibration) if model and model.chains else None,
-            warmths=usual.warmths if usual else None,
-            base=base,
-            keep=self._forecasts.keep,
-        )
-        if usual:
-            analysis.rates.resume(usual.rates, lambda id: analysis.miner.resolve(id) == id)
-        return analysis
+    def _tell(self, damage: ModelDamaged | None) -> None:
+        """Tell what is wrong with the model file, once, or that nothing is."""
+        before, self._damage = self._damage, damage.what if damage else ""
+        if damage is None:
+            self._bus.publish(AlertCleared(code=ALERT))
+        elif damage.what != before:
+            log.error("model cannot be used path=%s error=%s", self._path, damage)
+            text = f"{self._path}: {damage.what}"
+            self._bus.publish(Alert(code=ALERT, text=text, remedy=damage.remedy, since=self._clock()))
 
     async def _write(self) -> None:
-        """Write the model file. What does not work is told, and tried again."""
+        """Write the model file, but for one that others put there. What does not work is told, and tried again."""
+        if await self._is_replaced():
+            return
         analysis = self.analysis
         learned, labelled = analysis.learned, self.labelling.next
         chains, calibration = analysis.forecaster.chains.encode()
@@ -209,6 +244,7 @@ class Learning:
         except OSError as err:
             log.warning("model is not kept path=%s error=%s", self._path, err)
             return
+        self._mark = await trio.to_thread.run_sync(modelfile.mark, self._path)
         self._model, self._digest, self._written = model, digest, learned
         self.labelling.written(labelled)
 
@@ -231,6 +267,28 @@ class Learning:
 
     def _keep_usual(self) -> None:
         self._store.put(USUAL, Usual(self.analysis.rates.kept(), self.analysis.warmths))
+
+
+def _known(model: Model | None, kept: Kept | None, behind: int) -> _Known:
+    """For a thread. `behind`: the last id that may have been told. Raises ModelDamaged."""
+    miner, base = None, behind
+    if kept and (not model or _digest(model) in (kept.model, kept.before)):
+        try:
+            miner = Miner.load(zlib.decompress(kept.templates))
+            miner.skip_ids(kept.next)
+            base = kept.base
+        except (zlib.error, ModelDamaged) as err:
+            log.warning("templates of the checkpoint cannot be used error=%s", err)
+    is_here = miner is not None
+    if miner is None:
+        miner = Miner.load(model.templates) if model and model.templates else Miner()
+    return _Known(
+        miner,
+        Classifier.load(model.weights, model.classes) if model and model.weights else None,
+        Chains.decode(model.chains, model.calibration) if model and model.chains else None,
+        base,
+        is_here,
+    )
 
 
 def _behind(kept: Kept | None) -> int:

@@ -84,7 +84,7 @@ def room(model: Model) -> int:
 def decode(data: bytes) -> Model:
     """The model of a file. Raises ModelDamaged."""
     if len(data) > MAX_SIZE:
-        raise _damaged(f"it has {len(data)} bytes, and a model {MAX_SIZE} at most")
+        raise _damaged(f"it has more than {MAX_SIZE} bytes, which no model has")
     if len(data) < _HEAD.size + _SUM or not data.startswith(_MAGIC):
         raise _damaged("it does not begin as a model does" if data else "it is empty")
     _, version, size = _HEAD.unpack_from(data)

@@ -15,6 +15,18 @@ REMEDY = "Name a file that `agent logs learn` or the service wrote."
 PRIVATE = 0o600  # templates quote the logs
 
 
+Mark = tuple[int, int, int]  # inode, size, and ns since 1970 of the last change
+
+
+def mark(path: Path) -> Mark | None:
+    """What another file at `path` would not have; None: there is none, or nobody can say."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def read(path: Path) -> Model | None:
     """The model at `path`; None: there is no file. Raises ModelDamaged, and OSError for one that cannot be read."""
     try:
