@@ -87,7 +87,7 @@ def with_header(header: bytes, sections: bytes = b"") -> bytes:
         (with_header(b'{"sizes":{"other":1}}'), "not of the sizes"),
         (with_header(b'{"sizes":{},"classes":["a","a"]}'), "a class twice"),
         (with_header(b'{"sizes":{},"classes":[%s]}' % b",".join([b'"a"'] * (MAX_CLASSES + 1))), "its header"),
-        (bytes(MAX_SIZE + 1), f"it has {MAX_SIZE + 1} bytes"),
+        (bytes(MAX_SIZE + 1), f"it has more than {MAX_SIZE} bytes"),
     ],
 )
 def test_it_is_told_what_is_wrong(data: bytes, told: str) -> None:
