@@ -7,7 +7,7 @@ import trio
 
 from agent.core.bus import Bus
 from agent.core.errors import ActionError
-from agent.core.events import AlertCleared, AnyEvent, LinkChanged
+from agent.core.events import Alert, AlertCleared, AnyEvent, LinkChanged
 
 
 class Kept:
@@ -18,22 +18,34 @@ class Kept:
         self.events.append((event, at))
 
 
+def alert(code: str) -> Alert:
+    return Alert(code=code, text="it burns", remedy="Put it out.", since=17.0)
+
+
 async def test_an_event_reaches_the_journal_and_the_subscriptions_of_its_kind() -> None:
     journal = Kept()
     bus = Bus(journal, clock=lambda: 17.0)
-    with bus.subscribe(AlertCleared) as cleared, bus.subscribe(LinkChanged, AlertCleared) as both:
+    with bus.subscribe(Alert) as cleared, bus.subscribe(LinkChanged, Alert) as both:
         bus.publish(LinkChanged(name="mimir", state="ready"))
-        bus.publish(AlertCleared(code="x"))
-        assert await cleared.__anext__() == AlertCleared(code="x")
-        assert [type(await both.__anext__()) for _ in range(2)] == [LinkChanged, AlertCleared]
-    assert [(type(e), at) for e, at in journal.events] == [(LinkChanged, 17.0), (AlertCleared, 17.0)]
+        bus.publish(alert("x"))
+        assert await cleared.__anext__() == alert("x")
+        assert [type(await both.__anext__()) for _ in range(2)] == [LinkChanged, Alert]
+    assert [(type(e), at) for e, at in journal.events] == [(LinkChanged, 17.0), (Alert, 17.0)]
+
+
+def test_an_alert_that_nobody_raised_is_not_cleared() -> None:
+    journal = Kept()
+    bus = Bus(journal)
+    for event in (AlertCleared(code="x"), alert("x"), alert("x"), AlertCleared(code="x"), AlertCleared(code="x")):
+        bus.publish(event)
+    assert [event for event, _ in journal.events] == [alert("x"), alert("x"), AlertCleared(code="x")]
 
 
 async def test_a_slow_subscriber_loses_the_oldest_and_knows_how_many() -> None:
     bus = Bus()
-    with bus.subscribe(AlertCleared, limit=2) as events:
+    with bus.subscribe(Alert, limit=2) as events:
         for code in "abcd":
-            bus.publish(AlertCleared(code=code))
+            bus.publish(alert(code))
         assert events.dropped == 2
         assert [(await events.__anext__()).code for _ in range(2)] == ["c", "d"]
 
@@ -42,16 +54,16 @@ async def test_a_waiting_subscriber_wakes_at_the_next_event(autojump_clock: obje
     bus, got = Bus(), []
 
     async def listen(*, task_status: trio.TaskStatus[None]) -> None:
-        with bus.subscribe(AlertCleared) as events:
+        with bus.subscribe(Alert) as events:
             task_status.started()
             async for event in events:
                 got.append(event.code)
 
     async with trio.open_nursery() as nursery:
         await nursery.start(listen)
-        bus.publish(AlertCleared(code="first"))
+        bus.publish(alert("first"))
         await trio.testing.wait_all_tasks_blocked()
-        bus.publish(AlertCleared(code="second"))
+        bus.publish(alert("second"))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert got == ["first", "second"]
@@ -59,9 +71,9 @@ async def test_a_waiting_subscriber_wakes_at_the_next_event(autojump_clock: obje
 
 async def test_an_ended_subscription_gets_nothing_more() -> None:
     bus = Bus()
-    with bus.subscribe(AlertCleared) as events:
+    with bus.subscribe(Alert) as events:
         pass
-    bus.publish(AlertCleared(code="late"))
+    bus.publish(alert("late"))
     with trio.move_on_after(0):
         await events.__anext__()
         pytest.fail("an event came after the end")

@@ -417,9 +417,29 @@ async def test_a_minute_without_connection_is_loud_once(clock: MockClock) -> Non
         await told.until(lambda event: isinstance(event, Alert))
         assert 60 <= trio.current_time() < 120
         await trio.sleep(600)
-    (alert,) = told.alerts
+        (alert,) = told.alerts
     assert isinstance(alert, Alert)
     assert alert.text == f"lab: 127.0.0.1:{port} cannot be reached: Connection refused"
+
+
+async def test_a_link_that_is_given_up_is_offline_and_its_alert_is_over(clock: MockClock) -> None:
+    refused = {"result": "error", "reason": "unauthorized: no"}
+
+    async def fail(ws: WebSocketConnection, tell: Callable[[str], None]) -> None:
+        tell("ready")
+        raise KeyError("a bug of ours")
+
+    told = Told()
+    async with server(websocket(echo)) as port:
+        with pytest.raises(KeyError):
+            await redial("lab", Dial(f"ws://127.0.0.1:{port}/"), fail, publish=told.publish, random=Dice())
+    assert told.states == ["connecting", "ready", "offline"]
+    async with (
+        server(websocket(registrar(refused))) as port,
+        keeping(Dial(f"ws://127.0.0.1:{port}/"), register) as (told, _),
+    ):
+        await told.until(lambda event: isinstance(event, Alert))
+    assert told.alerts[1:] == [AlertCleared(code="link.lab")]
 
 
 async def test_the_token_is_read_at_every_connect(tmp_path: Path, clock: MockClock) -> None:

@@ -17,7 +17,7 @@ import trio
 
 from agent.core.errors import ActionError
 from agent.core.event import Event
-from agent.core.events import AnyEvent
+from agent.core.events import Alert, AlertCleared, AnyEvent
 
 E = TypeVar("E", bound=Event)
 Handler = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
@@ -60,9 +60,20 @@ class Bus:
         self._journal, self._clock = journal, clock
         self._subscriptions: dict[type[Event], list[Subscription[Any]]] = {}
         self._handlers: dict[str, Handler] = {}
+        self._alerts: set[str] = set()
 
     def publish(self, event: AnyEvent) -> None:
-        """Tell everybody. Returns at once; the event is durable when `Store.commit()` returns."""
+        """Tell everybody. Returns at once; the event is durable when `Store.commit()` returns.
+
+        AlertCleared is news only where the alert stands: who begins or ends clears what it may have raised.
+        """
+        match event:
+            case Alert():
+                self._alerts.add(event.code)
+            case AlertCleared() if event.code not in self._alerts:
+                return
+            case AlertCleared():
+                self._alerts.remove(event.code)
         if self._journal is not None:
             self._journal.append(event, self._clock())
         for subscription in self._subscriptions.get(type(event), ()):

@@ -31,7 +31,10 @@ ReservationState = Literal["available", "reserved", "running", "returned", "lost
 
 
 class AgentStarted(Event, frozen=True, kw_only=True):
-    """The service is up. `instance` is the store's uuid: another value means another store."""
+    """The service is up. `instance` is the store's uuid: another value means another store.
+
+    Alerts of a process before this one are over; what still is so is raised again.
+    """
 
     version: str
     ident: str

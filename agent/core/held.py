@@ -46,10 +46,13 @@ class Held:
         if left := await self._box.held():
             self._alert(left[0][2])
         with self._bus.subscribe(Reloaded) as reloads:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._hourly)
-                async for _ in reloads:
-                    await self._box.retry_held(float("inf"))
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._hourly)
+                    async for _ in reloads:
+                        await self._box.retry_held(float("inf"))
+            finally:
+                self._bus.publish(AlertCleared(code=self._code))  # until the next start finds it held
         raise AssertionError("a subscription never ends")
 
     async def _hourly(self) -> NoReturn:

@@ -123,12 +123,28 @@ async def redial(
     `headers` gives what a connection's request has beside those of `dial`.
 
     `publish` gets a LinkChanged at each change of state, an Alert `link.<name>` for what a person must mend (or when
-    there was no connection for 60 s), and AlertCleared when the link is ready again.
+    there was no connection for 60 s), and AlertCleared when the link is ready again. Who is cancelled, or raises, is
+    offline, and nobody is to look at its alert.
     """
+    states = _States(name, publish, clock)
+    try:
+        await _connect_for_ever(states, dial, use, random=random, max_message=max_message, headers=headers)
+    finally:
+        states.end()
+
+
+async def _connect_for_ever(
+    states: "_States",
+    dial: Dial,
+    use: Callable[[WebSocketConnection, Tell], Awaitable[None]],
+    *,
+    random: Random,
+    max_message: int,
+    headers: Callable[[], tuple[tuple[str, str], ...]],
+) -> NoReturn:
     secure, host, _, _ = _parts(dial.url)
     if dial.token_file is not None and not secure and not is_loopback(host):
-        log.warning("link=%s sends its token without TLS url=%s", name, dial.url)
-    states = _States(name, publish, clock)
+        log.warning("link=%s sends its token without TLS url=%s", states.name, dial.url)
     retry_s = FIRST_RETRY_S
     while True:
         states.become("connecting")
@@ -171,7 +187,7 @@ class _States:
     """What was told of a link: its state, and the alert that stands."""
 
     def __init__(self, name: str, publish: Publish, clock: Callable[[], float]) -> None:
-        self._name, self._publish, self._clock = name, publish, clock
+        self.name, self._publish, self._clock = name, publish, clock
         self._state = ""
         self._alert = ""
         self.connected_at = trio.current_time()  # or the start: when there was last a connection
@@ -179,16 +195,24 @@ class _States:
     def become(self, state: str, error: str | None = None) -> None:
         if state != self._state:
             self._state = state
-            log.info("link=%s state=%s error=%s", self._name, state, error)
-            self._publish(LinkChanged(name=self._name, state=state, error=error))
-        if state == "ready" and self._alert:
+            log.info("link=%s state=%s error=%s", self.name, state, error)
+            self._publish(LinkChanged(name=self.name, state=state, error=error))
+        if state == "ready":
+            self._take_back()
+
+    def end(self) -> None:
+        self.become("offline")
+        self._take_back()
+
+    def _take_back(self) -> None:
+        if self._alert:
             self._alert = ""
-            self._publish(AlertCleared(code=f"link.{self._name}"))
+            self._publish(AlertCleared(code=f"link.{self.name}"))
 
     def alert(self, text: str, remedy: str) -> None:
         if text != self._alert:
             self._alert = text
-            code, text = f"link.{self._name}", f"{self._name}: {text}"
+            code, text = f"link.{self.name}", f"{self.name}: {text}"
             self._publish(Alert(code=code, text=text, remedy=remedy, since=self._clock()))
 
 

@@ -107,7 +107,10 @@ async def run_files(
             with trio.move_on_after(START_S):
                 await files.begun.wait()
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                bus.publish(AlertCleared(code=ALERT))
 
 
 class _Files:

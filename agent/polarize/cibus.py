@@ -74,6 +74,14 @@ class Line:
 
     async def run(self) -> NoReturn:
         """Connect, converse, and again: 1 s doubling to 60 s, with full jitter; from the start after a good minute."""
+        try:
+            await self._connect_for_ever()
+        finally:
+            if self._state != "offline":
+                self._become("offline")
+            self._bus.publish(AlertCleared(code="link.cibus"))
+
+    async def _connect_for_ever(self) -> NoReturn:
         retry_s = FIRST_RETRY_S
         while True:
             began = trio.current_time()
@@ -99,7 +107,7 @@ class Line:
         self._state = state
         log.info("link=cibus state=%s error=%s", state, error)
         self._bus.publish(LinkChanged(name="cibus", state=state, error=error))
-        if state == "ready" and self._alert:
+        if state == "ready":
             self._alert = ""
             self._bus.publish(AlertCleared(code="link.cibus"))
 

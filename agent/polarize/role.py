@@ -293,15 +293,19 @@ class _Reports:
             run, _, why = reason.partition(": ")
             if await self._remember(n, run):
                 self._tell_refused(self._cases[run], why)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._retry_held_hourly)
-            await nursery.start(self._retry_held_when_reloaded)
-            after = 0
-            while rows := await self._box.peek(after):
-                after = await self._take(rows, nursery)
-            task_status.started()
-            while True:
-                after = await self._take(await self._box.due(after), nursery)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._retry_held_hourly)
+                await nursery.start(self._retry_held_when_reloaded)
+                after = 0
+                while rows := await self._box.peek(after):
+                    after = await self._take(rows, nursery)
+                task_status.started()
+                while True:
+                    after = await self._take(await self._box.due(after), nursery)
+        finally:
+            for code in ("polarize", *map(_alert, self._cases)):  # raised again by who finds it so
+                self._bus.publish(AlertCleared(code=code))
 
     def complete(self, response: str, finished: Finished) -> None:
         """The bus says that the submission with this response value is over."""
