@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--keep", action="store_true", help="keep the folder with everything the run left")
     demo.add_argument("--json", action="store_true", help="only the result document on standard output")
     lab = add("lab", "the embedded lab server: Seneschal, Mimir, Polarize, Drill", _lab)
-    lab.add_argument("--listen", metavar="HOST:PORT", help="default: lab.listen of the settings")
+    lab.add_argument("--listen", type=_address, metavar="HOST:PORT", help="default: lab.listen of the settings")
     lab.add_argument("--data", type=Path, metavar="DIR", help="default: lab.data of the settings")
     lab.add_argument("--suite", type=Path, metavar="DIR", action="append", default=[], help="a suite to hand out")
     _config_option(lab)
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     _config_option(install)
     eman = add("eman", "the event bus", None).add_subparsers(metavar="hub", required=True)
     hub = add("hub", "an Eman hub", _eman_hub, eman)
-    hub.add_argument("--listen", metavar="HOST:PORT", required=True, help="as 127.0.0.1:9001")
+    hub.add_argument("--listen", type=_address, metavar="HOST:PORT", required=True, help="as 127.0.0.1:9001")
     _config_option(hub)
     _gator_options(add("gator", "run a Gator spec, or one layer below --parent", _gator))
     add("schema", "JSON Schema of every event, action and file format", _schema)
@@ -264,7 +264,7 @@ def _lab(given: argparse.Namespace) -> int:
 
     import trio
 
-    from agent.eman.hub import authority
+    from agent.eman.hub import HubUnsafe, authority
     from agent.lab.server import Lab, serve_lab
     from agent.ownlog import log_to
     from agent.settings import find, state_dir
@@ -276,8 +276,12 @@ def _lab(given: argparse.Namespace) -> int:
     data = given.data or Path(settings.lab.data or state_dir(settings) / "lab")
     suites = [tree_of(folder) for folder in given.suite]
 
-    hub = settings.eman.hub
-    eman = authority(hub, address, partial(find, folder=state_dir(settings))) if hub.salt_file or hub.services else None
+    hub, place = settings.eman.hub, partial(find, folder=state_dir(settings))
+    try:
+        eman = authority(hub, address, place) if hub.salt_file or hub.services else None
+    except HubUnsafe as err:
+        print(err, file=sys.stderr)
+        return USAGE
 
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
@@ -366,6 +370,17 @@ def _logs_evaluate(given: argparse.Namespace) -> int:
     return DONE
 
 
+def _address(text: str) -> str:
+    """Where to listen."""
+    from agent.core.listen import split_address
+
+    try:
+        split_address(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(str(err)) from None
+    return text
+
+
 def _share(text: str) -> float:
     """A share or a probability."""
     if not 0 <= float(text) < 1:
@@ -422,7 +437,7 @@ def _eman_hub(given: argparse.Namespace) -> int:
 
     from agent.core.metrics import Metrics
     from agent.core.tls import server_context
-    from agent.eman.hub import authority, serve_hub
+    from agent.eman.hub import HubUnsafe, authority, serve_hub
     from agent.eman.messages import NAMESPACE
     from agent.ownlog import log_to
     from agent.settings import find, state_dir
@@ -432,7 +447,11 @@ def _eman_hub(given: argparse.Namespace) -> int:
     hub, place = settings.eman.hub, partial(find, folder=state_dir(settings))
     files = [place(name) if name else None for name in (hub.tls.cert, hub.tls.key, hub.tls.client_ca)]
     tls = server_context(files[0], *files[1:]) if files[0] else None
-    is_right = authority(hub, given.listen, place)
+    try:
+        is_right = authority(hub, given.listen, place)
+    except HubUnsafe as err:
+        print(err, file=sys.stderr)
+        return USAGE
 
     async def serve() -> None:
         async with trio.open_nursery() as nursery:

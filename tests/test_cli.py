@@ -99,11 +99,24 @@ def test_an_unusable_state_directory_ends_with_1_and_a_remedy(tmp_path: Path) ->
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("argv", [[], ["frobnicate"], ["run", "--no-such"], ["config"], ["config", "check"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *([], ["frobnicate"], ["run", "--no-such"], ["config"], ["config", "check"]),
+        *(["eman", "hub", "--listen", "9001"], ["lab", "--listen", "127.0.0.1:99999"]),
+    ],
+)
 def test_a_wrong_command_line_ends_with_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == 2
+
+
+def test_a_hub_that_cannot_be_opened_safely_ends_with_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('[eman.hub]\nauth = "any"\n')
+    assert main(["eman", "hub", "--listen", "0.0.0.0:0", "--config", str(file)]) == 2
+    assert capfd.readouterr().err.startswith('eman.hub.auth = "any" takes every key, and 0.0.0.0:0 is not loopback.')
 
 
 def test_output_to_a_closed_pipe_is_no_traceback() -> None:

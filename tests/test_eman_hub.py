@@ -242,3 +242,5 @@ def test_who_decides_about_keys(tmp_path: Any) -> None:
         check(HubSettings(auth="any"), "0.0.0.0:9001")
     with pytest.raises(HubUnsafe, match="salt_file is not set"):
         check(HubSettings())
+    with pytest.raises(HubUnsafe, match="services has no service"):
+        check(HubSettings(auth="keys"))

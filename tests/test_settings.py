@@ -118,6 +118,8 @@ def test_settings_with_errors_are_told_without_a_profile(profiles: Path, tmp_pat
         ('[control]\nlisten = ["127.0.0.1:65536"]', 'control.listen[0]: text "127.0.0.1:65536" does not fit.'),
         ('[lab]\nlisten = "127.0.0.1:99999"', 'lab.listen: text "127.0.0.1:99999" does not fit. Use HOST:PORT.'),
         ('[control]\norigins = ["lab.example"]', 'control.origins[0]: text "lab.example" does not fit. Use http(s)://'),
+        ('[eman]\nurl = "hub.lab:9001"', 'eman.url: text "hub.lab:9001" does not fit. Use http(s)://HOST:9001/'),
+        ("[eman.hub]\nrate = 10", "eman.hub.rate: 10 is less than 100."),
         ('[suites]\nroots = ["suites"]', 'suites.roots[0]: text "suites" does not fit. Use an absolute path.'),
     ],
 )
@@ -127,6 +129,23 @@ def test_what_could_never_work_is_told_with_its_line(profiles: Path, tmp_path: P
         load_settings(Given((own,)))
     (error,) = broken.value.errors
     assert str(error).startswith(f"{own}:2: {told}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[eman]\nname = "connect"', "eman: 'connect' cannot be a service's name: 'connect.run_suite' is an event of"),
+        ('[eman]\nemit = ["TestFnished"]', "eman: emit: 'TestFnished' is no kind of event."),
+        ('[eman]\nkey_file = "a"\nsalt_file = "b"', "eman: key_file and salt_file are two ways to the one key."),
+        ('[eman.hub]\ntls = { key = "k" }', "eman.hub.tls: key and client_ca mean nothing without cert."),
+    ],
+)
+def test_what_does_not_go_together_is_told_with_its_table(profiles: Path, tmp_path: Path, text: str, told: str) -> None:
+    own = write(tmp_path / "agent.toml", text)
+    with pytest.raises(ConfigErrors) as broken:
+        load_settings(Given((own,)))
+    (error,) = broken.value.errors
+    assert told in str(error)
 
 
 def test_ports_and_origins_that_work_are_taken(profiles: Path, tmp_path: Path) -> None:

@@ -356,6 +356,8 @@ def authority(settings: HubSettings, address: str, find: Callable[[str], Path]) 
                 raise HubUnsafe("eman.hub.salt_file is not set", remedy="Name the file with the salt of the keys.")
             return by_salt(read_token(find(settings.salt_file)))
         case "keys":
+            if not settings.services:
+                raise HubUnsafe("eman.hub.services has no service", remedy="Name each with the file of its key.")
             return by_keys({name: read_token(find(each.key_file)) for name, each in settings.services.items()})
         case "any":
             if not is_loopback(listen.split_address(address)[0]):
