@@ -199,6 +199,24 @@ async def test_a_parent_that_is_not_there_is_told_so(tmp_path: Path, monkeypatch
         async with child_of(parent, tmp_path):
             pass
     assert isinstance(unwrap(failed.value), PeerUnreachable)
+    assert "127.0.0.1:9 was not to be reached: 127.0.0.1:9 cannot be reached: Connection refused." in str(
+        unwrap(failed.value)
+    )
+
+
+async def test_a_parent_that_never_answers_the_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def deaf(payload: dict[str, Any]) -> dict[str, Any]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr("agent.gator.uplink.ASK_S", 0.2)
+    parent = Parent({"spec": spec_of("true"), "register": OURS, "complete": deaf})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parent.run)
+        async with child_of(parent, tmp_path / "j", resume_wait_s=0.5) as child:
+            await parent.heard("complete")
+        nursery.cancel_scope.cancel()
+    assert child.code == 3
 
 
 @pytest.mark.parametrize(

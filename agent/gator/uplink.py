@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 FIRST_S: Final = 30.0  # for the first connection, with the spec
 MAX_LOGS: Final = 10_000  # messages that wait for the parent; then the oldest are dropped
 MAX_EVENTS: Final = 500  # in one update
+ASK_S: Final = 10.0  # for the answer to `complete`; then it is told again, until the parent was deaf for too long
 OURS: Final = {"version": agent.__version__}
 
 
@@ -61,7 +62,7 @@ class Uplink:
         self._server = ""
         self._latest: tuple[Summary, Result] | None = None
         self._final: tuple[Summary, Result, int] | None = None
-        self._completing = False  # it was sent, and may have arrived
+        self._completing: float | None = None  # when it was first sent: it may have arrived
         self._done = False
         self._logs: deque[tuple[Severity, str, float]] = deque(maxlen=MAX_LOGS)
         self._sent: list[tuple[Severity, str, float]] = []  # since the last answer
@@ -70,8 +71,14 @@ class Uplink:
         self._changed = trio.Event()
         self._since = trio.current_time()  # when there was last a connection
         self._connected = False
+        self._trouble = "no connection"  # why there was none, or why it ended
         self._idle = trio.Event()  # no connection is open
         self._idle.set()
+
+    @property
+    def _name(self) -> str:
+        """The address without the secret that it may end in."""
+        return self.address.partition("/")[0]
 
     # ---- for the layer ----------------------------------------------------------------------------------------------
 
@@ -124,7 +131,7 @@ class Uplink:
                 raise self._refusal
             if self.gave_up and self._final is None:
                 raise PeerUnreachable(
-                    f"the parent at {self.address.partition('/')[0]} was not to be reached",
+                    f"the parent at {self._name} was not to be reached: {self._trouble}",
                     remedy="Look at its address, and whether it runs.",
                 )
             await self._changed.wait()
@@ -150,9 +157,12 @@ class Uplink:
 
     async def _give_up(self, scope: trio.CancelScope) -> None:
         while True:
-            patience = FIRST_S if self._place is None else self._shared.settings.resume_wait_s
-            if not self._connected and trio.current_time() - self._since >= patience:
-                log.error("parent gone for good parent=%s", self.address.partition("/")[0])
+            now, patience = trio.current_time(), self._shared.settings.resume_wait_s
+            if self._place is None:
+                patience = FIRST_S
+            is_deaf = self._completing is not None and now - self._completing >= patience + ASK_S
+            if is_deaf or (not self._connected and now - self._since >= patience):
+                log.error("parent gone for good parent=%s error=%s", self._name, self._trouble)
                 self.gave_up = True
                 self._news()
                 scope.cancel()
@@ -162,8 +172,10 @@ class Uplink:
         match event:
             case LinkChanged(state="ready"):
                 self._connected = True
-            case LinkChanged(state="offline") if self._connected:
-                self._connected, self._since = False, trio.current_time()
+            case LinkChanged(state="offline"):
+                self._trouble = event.error or self._trouble
+                if self._connected:
+                    self._connected, self._since = False, trio.current_time()
             case Alert():
                 log.warning("%s %s", event.text, event.remedy)
             case _:
@@ -276,11 +288,13 @@ class Uplink:
 
     async def _tell_complete(self, channel: Channel, summary: Summary, result: Result, code: int) -> None:
         assert self._dialect is not None
-        if not (self._completing and self._dialect != "emissary" and await self._has_arrived(channel)):
-            self._completing = True
+        again = self._completing is not None and self._dialect != "emissary"
+        if self._completing is None:
+            self._completing = trio.current_time()
+        if not (again and await self._has_arrived(channel)):
             payload = dialects.completion(self._dialect, self.ident, summary, result, code, plain=self._plain)
             try:
-                await channel.ask("complete", payload)
+                await channel.ask("complete", payload, timeout_s=ASK_S)
             except Refused as err:
                 self._stop_for(err)
                 log.warning("complete refused reason=%s", err.reason)
