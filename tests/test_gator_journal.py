@@ -43,6 +43,21 @@ async def test_a_folder_that_is_used_again_has_the_messages_of_the_last_layer(tm
     ]
 
 
+async def test_what_is_kept_has_an_end_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.gator.layerdb.MAX_LOGS", 3)
+    monkeypatch.setattr("agent.gator.journal.MAX_LOGS", 3)
+    monkeypatch.setattr("agent.gator.journal.MAX_TEXT", 200)
+    journal = await journal_of(tmp_path, Above())
+    for number in range(20):
+        journal.say("INFO", f"message {number}")
+    assert [row.message[:9] for row in await journal.read(1, 10)] == ["message 0", "message 1", "more than"]
+    assert (journal.counts["msg_info"], journal.counts["msg_warning"]) == (20, 2)
+    await journal.close()
+    text = (tmp_path / "messages.log").read_text()
+    assert len(text) < 400
+    assert text.endswith("… messages.log ends here\n")
+
+
 async def test_what_comes_from_below_is_neither_counted_nor_kept(tmp_path: Path) -> None:
     above = Above()
     journal = await journal_of(tmp_path, above)

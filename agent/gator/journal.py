@@ -12,12 +12,13 @@ from pathlib import Path
 import trio
 
 from agent.gator.layer import Above, Shared, no_messages
-from agent.gator.layerdb import LayerDb, LogRow
+from agent.gator.layerdb import MAX_LOGS, LayerDb, LogRow
 from agent.gator.messages import SEVERITIES, Number, Severity
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 65 * 1024  # characters of one message that are kept: a line of output, and that it was cut
+MAX_TEXT = 64 * 1024 * 1024  # characters of messages.log
 MAX_WAITING = 2000  # rows that gather before who writes them must wait for the disk
 FLUSH_S = 0.5
 
@@ -36,6 +37,7 @@ class Journal:
         self._least = SEVERITIES[shared.options.least]
         self._db: LayerDb | None = None
         self._text: io.TextIOWrapper | None = None
+        self._room = MAX_TEXT  # in it
 
     async def open(self, spec: str) -> None:
         """Make the folder, spec.yaml and the database. Raises OSError, sqlite3.Error."""
@@ -69,14 +71,20 @@ class Journal:
         self.pass_on(severity, message, now)
 
     def _keep(self, db: LayerDb, severity: Severity, message: str, now: float) -> None:
-        db.log(severity, message, now)
-        try:
-            if self._text is None:
-                self._text = open(self.folder / "messages.log", "w", encoding="utf-8", errors="replace")  # noqa: SIM115
-            stamp = time.strftime("%H:%M:%S", time.localtime(now))
-            self._text.write(f"[{stamp}] [{severity:<7s}] {message}\n")
-        except OSError as err:
-            self._disk_failed(err)
+        number = db.log(severity, message, now)
+        line = f"[{time.strftime('%H:%M:%S', time.localtime(now))}] [{severity:<7s}] {message}\n"
+        had_room, self._room = self._room > 0, self._room - len(line)
+        if had_room:
+            try:
+                if self._text is None:
+                    self._text = open(self.folder / "messages.log", "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+                self._text.write(line if self._room > 0 else f"{line}… messages.log ends here\n")
+            except OSError as err:
+                self._disk_failed(err)
+        if number == MAX_LOGS - 1:
+            self.say("WARNING", f"more than {MAX_LOGS} messages: the database keeps no more, and only counts them")
+        if had_room and self._room <= 0:
+            self.say("WARNING", f"more than {MAX_TEXT} characters of messages: messages.log keeps no more")
 
     def pass_on(self, severity: Severity, message: str, at: float) -> None:
         """A message from below: told upward, and neither counted nor kept."""
