@@ -1,5 +1,7 @@
 """What a Tail asks for, carried out on real files: reads, errors, searches back into a file that was renamed."""
 
+import errno
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,6 +181,37 @@ async def test_what_is_heard_of_is_matched_in_the_same_turn(tmp_path: Path, nurs
     source.go_on()  # its task has work already, and looks again behind it
     await source.settle()
     assert len(taking.text) == 4 + following.DIRECT + 1
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "nfs"])
+async def test_a_file_that_is_on_no_disk_is_read_in_the_same_turn(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path, taking, preadv = tmp_path / "log", Taking(), os.preadv
+    path.write_bytes(b"a\n")
+    device = path.stat().st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"27 1 {os.major(device)}:{os.minor(device)} / / rw,relatime - {kind} none rw\n")
+
+    def waiting(fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, "")
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(following, "_MOUNTS", mounts)
+    monkeypatch.setattr(os, "preadv", waiting)
+    source = follow(path, taking)
+    nursery.start_soon(source.run)
+    await source.settle()
+    for line in (b"b\n", b"c\n"):
+        before = taking.text
+        with path.open("ab") as file:
+            file.write(line)
+        source.wake()
+        source.go_on()
+        assert taking.text == (before + line if kind == "tmpfs" else before)
+        await source.settle()
+        assert taking.text == before + line
 
 
 class Waiting(Taking):

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import trio
@@ -27,7 +28,7 @@ from agent.core.supervise import Health
 from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
 from agent.logs.context import Ask, Place, Search, Size, T
 from agent.logs.identity import HEAD, LAST, Checkpoint, Reading, Sibling, Stat, fits, is_copy, is_rotation
-from agent.logs.paths import COMPRESSED
+from agent.logs.paths import COMPRESSED, in_memory
 from agent.logs.tail import BLOCK, Tail
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ TURN_S = 0.002  # s for which blocks are matched one after the other, before oth
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-
+_MOUNTS = Path("/proc/self/mountinfo")
+_TOLD = (Report, Gap)
 
 R = TypeVar("R")
 
@@ -113,6 +115,7 @@ class Followed:
         self._handed: Coroutine[Any, Any, None] | None = None  # work that began so, and goes on in its task
         self._acts: deque[Act] = deque()
         self._fds: dict[int, int] = {}
+        self._in_memory: dict[int, bool] = {}  # files, by number
         self._seen: Stat | int | None = None
         self._is_heard = False  # by inotify: then its disk is here
         self._came = 0  # files that did since the last look, says inotify
@@ -145,8 +148,13 @@ class Followed:
                 await self._look()
             if self._acts:
                 self._take(await self._carry_out(self._acts.popleft()), first=True)
-                self._matching.keep(self.tail)
-                self._matching.tick(trio.current_time())
+                self._matching.keep(self.tail)  # in the transaction of what was told
+                now = trio.current_time()
+                self._matching.tick(now)
+                if now >= self._turn_at:
+                    self._turn_at = now + TURN_S
+                    await self.own_turn()
+                    await trio.lowlevel.checkpoint()
             if not self.begun.is_set() and not any(isinstance(act, Open | FindSiblings) for act in self._acts):
                 self.begun.set()
 
@@ -218,7 +226,7 @@ class Followed:
         """
         todo: list[Act] = []
         for act in acts:
-            if isinstance(act, Report | Gap):
+            if isinstance(act, _TOLD):
                 self._matching.tell(act)
             else:
                 todo.append(act)
@@ -330,6 +338,7 @@ class Followed:
             case Close(number):
                 os.close(self._fds.pop(number))
                 self.linked.discard(number)
+                self._in_memory.pop(number, None)
             case Read():
                 return await self._read(act)
             case Scan():
@@ -365,17 +374,11 @@ class Followed:
 
     async def _read(self, act: Read) -> Sequence[Act]:
         fd = self._fds[act.file]
-
-        def read() -> tuple[bytes | memoryview, bytes]:
-            head = os.pread(fd, HEAD, 0) if act.head else b""
-            if not self._block:
-                return os.pread(fd, act.size, act.at), head
-            data = memoryview(self._block)[: act.size]
-            return data[: os.preadv(fd, [data], act.at)], head
-
         try:
             found = await self._read_at_once(fd, act) if self._is_heard else None
-            data, head = await self._run(read, long=True) if found is None else found
+            if found is None:
+                found = await self._run(partial(self._read_all, fd, act), long=True)
+            data, head = found
         except OSError as err:
             self._leave_block()
             return self.tail.failed(act.file, err.errno or errno.EIO, trio.current_time())
@@ -387,9 +390,18 @@ class Followed:
             self._leave_block()
         return acts
 
+    def _read_all(self, fd: int, act: Read) -> tuple[bytes | memoryview, bytes]:
+        """However long the disk takes."""
+        head = os.pread(fd, HEAD, 0) if act.head else b""
+        if not self._block:
+            return os.pread(fd, act.size, act.at), head
+        data = memoryview(self._block)[: act.size]
+        return data[: os.preadv(fd, [data], act.at)], head
+
     async def _read_at_once(self, fd: int, act: Read) -> tuple[bytes | memoryview, bytes] | None:
         """All that is there, when it is in memory: what was just written is. None: the disk has to be waited for."""
-        size = min(act.size, max(0, os.fstat(fd).st_size - act.at))
+        found = os.fstat(fd)
+        size = min(act.size, max(0, found.st_size - act.at))
         if size > DIRECT:
             await self.own_turn()
             self._block = await self._blocks.take()
@@ -398,10 +410,19 @@ class Followed:
             if size and os.preadv(fd, [data], act.at, os.RWF_NOWAIT) < size:
                 return None
         except OSError as err:
-            if err.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            if err.errno == errno.EAGAIN or (err.errno == errno.EOPNOTSUPP and not self._is_in_memory(act.file, found)):
                 return None
-            raise
+            if err.errno != errno.EOPNOTSUPP:
+                raise
+            if os.preadv(fd, [data], act.at) < size:
+                return None
         return data, os.pread(fd, HEAD, 0) if act.head else b""
+
+    def _is_in_memory(self, file: int, found: os.stat_result) -> bool:
+        """Is there no disk below the file? tmpfs knows no RWF_NOWAIT."""
+        if file not in self._in_memory:
+            self._in_memory[file] = found.st_dev in in_memory(_MOUNTS.read_text(errors="surrogateescape"))
+        return self._in_memory[file]
 
     def _leave_block(self) -> None:
         """What was read is matched, or not wanted."""
@@ -415,13 +436,8 @@ class Followed:
         if not self._is_paused and not self.room():
             self._is_paused = True
             self.tail.pause()
-        acts = self.tail.scanned(act.file, consumed, before, trio.current_time())  # at once: what was told is done
-        self._matching.keep(self.tail)  # in the transaction of what was told
+        acts = self.tail.scanned(act.file, consumed, before, trio.current_time())
         self._leave_block()
-        if (now := trio.current_time()) >= self._turn_at:
-            self._turn_at = now + TURN_S
-            await self.own_turn()
-            await trio.lowlevel.checkpoint()
         return acts
 
 

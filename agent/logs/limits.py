@@ -105,6 +105,8 @@ class Pauses:
 
     def resume(self, now: float) -> list[int]:
         """End the pauses that are over; returns their rules."""
+        if not self._until:
+            return []
         over = [rule for rule, until in self._until.items() if until <= now]
         for rule in over:
             del self._until[rule]

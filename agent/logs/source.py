@@ -104,6 +104,8 @@ class Together:
                 its.add(numbers[key])
             of.append(frozenset(its))
         self.rules, self.of = tuple(rules), tuple(of)
+        # Of these more than the matched line is told, of what follows it.
+        self.followed = {n for n, rule in enumerate(rules) if rule.spec.context.after or rule.spec.multiline}
         self.indexed: list[tuple[Regex, tuple[str, ...]]] = []
         self.chains = [[self._number(rule, until) for until in rule.until] for rule in rules]
         self._scanner = sets[0].scanner if len(sets) == 1 and not self.indexed else None
@@ -212,11 +214,13 @@ class Source:
         self.together = self._rules = Together(())
         self._rates = Rates([], 0.0)
         self._next: tuple[Together, list[Want]] | None = None
+        self._since: dict[str, tuple[Place | None, Place | None]] = {}  # of each that watches
         self._take(self.together, [])
 
     def use(self, together: Together) -> None:
         """From the next block on: the rules of all `wants`, in that order."""
         self.together, self._next = together, (together, list(self.wants.values()))
+        self._since = {id: (want.since, want.seen) for id, want in self.wants.items()}
         self.followed.links = any(not want.is_remote for want in self.wants.values())
         self._has_told = True  # who watches from where is kept with the checkpoint
 
@@ -338,8 +342,8 @@ class Source:
             generation=tail.generation,
             checkpoints=tail.checkpoints(),
             past=tail.past,
-            since={id: (want.since, want.seen) for id, want in self.wants.items()},
-            waiting=[waiting.kept() for waiting in self._waiting],
+            since=self._since,
+            waiting=[waiting.kept() for waiting in self._waiting] if self._waiting else [],
             begun=self._begun,
         )
         if done == self._kept:
@@ -355,16 +359,19 @@ class Source:
         self._store.put(self.key, done)
 
     def due(self) -> float:
-        times = [waiting.behind.following.due for waiting in self._waiting]
+        times = [waiting.behind.following.due for waiting in self._waiting] if self._waiting else []
         times += [due for due in (self._rates.due(), self._pauses.due(), self._keeps_at) if due is not None]
         return min(times, default=math.inf)
 
     def tick(self, now: float) -> None:
-        over = [one for one in self._waiting if one.behind.following.is_complete or one.behind.following.due <= now]
+        over: list[_Waiting] = []
+        if self._waiting:
+            over = [one for one in self._waiting if one.behind.following.is_complete or one.behind.following.due <= now]
         if over:
             self._waiting = [waiting for waiting in self._waiting if waiting not in over]
             self._end_waiting(over)
-        self._tell_suppressed(now)
+        if self._rates.due() is not None:
+            self._tell_suppressed(now)
         self._pauses.resume(now)
         if over or (self._keeps_at is not None and self._keeps_at <= now):
             self.keep(self.followed.tail)
@@ -381,14 +388,12 @@ class Source:
     # ---- matches -----------------------------------------------------------------------------------------------------
 
     async def _look_at(self, act: Scan, at: int, part: memoryview, found: Found, lines: Lines) -> None:
-        offset, rules = act.offset + at, self._rules.rules
+        offset, rules, now = act.offset + at, self._rules.rules, trio.current_time()
         numbers = found.rules()
-        indexes = self._may_index(act, offset, found, sum(number >= len(rules) for number in numbers))
-        wants_data = bool(self._waiting) or any(
-            rules[number].spec.multiline or rules[number].spec.context.after
-            for number in set(numbers)
-            if number < len(rules)
+        indexes = bool(self._indexes) and self._may_index(
+            act, offset, found, sum(number >= len(rules) for number in numbers)
         )
+        wants_data = self._waiting or not self._rules.followed.isdisjoint(numbers)
         data = bytes(part[: found.consumed]) if wants_data else b""
         matches = list(found)
         told_of = set[int]()  # those that are in a record of one before
@@ -412,7 +417,7 @@ class Source:
                 waiting.count += 1
             elif tags := self._tags(match.rule, place, act.file):
                 self.matches[rule.spec.id] += 1
-                suppressed = self._rates.take(match.rule, place.offset, trio.current_time())
+                suppressed = self._rates.take(match.rule, place.offset, now)
                 if suppressed is None:
                     dry |= {} if rule.spec.multiline else {match.rule: []}
                     self._dropped(rule, 1)
@@ -421,7 +426,9 @@ class Source:
                 event = await self._event(act, match, place, text, captures, suppressed)
                 is_whole = not match.flags & (PARTIAL | WINDOW)
                 event = lines.told(event, match.line_at, text, captures, is_whole=is_whole)
-                waiting = await self._wait_behind(event, rule, place, text, tags)
+                waiting = None
+                if match.rule in self._rules.followed:
+                    waiting = await self._wait_behind(event, rule, place, text, tags)
                 if waiting and rule.spec.multiline:
                     for other in range(index + 1, len(matches)):
                         more = matches[other]
@@ -430,7 +437,7 @@ class Source:
                                 break
                             told_of.add(other)
                             waiting.count += 1
-                self._tell(replace(event, count=waiting.count if waiting else 1), tags)
+                self._tell(event if waiting is None else replace(event, count=waiting.count), tags)
         for number, lines_at in dry.items():
             if lines_at:
                 self.matches[rules[number].spec.id] += len(lines_at)
@@ -438,7 +445,6 @@ class Source:
                 self._dropped(rules[number], len(lines_at))
         for waiting in self._waiting:
             waiting.behind.feed(data, act.generation, offset)
-        self.tick(trio.current_time())
 
     def _dropped(self, rule: CompiledRule, count: int) -> None:
         """So many matches were, by its rate limit."""
@@ -476,7 +482,7 @@ class Source:
 
     def _tell(self, event: LogMatched, tags: Sequence[tuple[str | None, str | None]]) -> None:
         for run, test in tags:
-            self._bus.publish(replace(event, run=run, test=test))
+            self._bus.publish(event if run is None and test is None else replace(event, run=run, test=test))
         self._has_told = True
         self._metrics.count("logs_matches_total")
 
@@ -487,10 +493,8 @@ class Source:
         place: Place,
         text: bytes,
         tags: list[tuple[str | None, str | None]],
-    ) -> _Waiting | None:
-        """Have what follows the match told, if its rule wants that."""
-        if not rule.spec.context.after and not rule.spec.multiline:
-            return None
+    ) -> _Waiting:
+        """Have what follows the match told."""
         record: list[bytes] = []
         if rule.spec.multiline and rule.start and rule.continuation:
             back = record_before(rule.spec.multiline, rule.start, rule.continuation, self._matcher, place, text)
