@@ -386,7 +386,7 @@ async def test_one_connection_too_many_is_told_so() -> None:
 
 async def test_ports_are_told_and_those_in_use_are_an_error() -> None:
     async with port(HELLO) as address:
-        with pytest.raises(OSError, match="Address already in use"):
+        with pytest.raises(OSError, match=f"Address already in use: '{address}'"):
             await serve([address], [], Guard([], {}, False, [], trio.current_time), metrics=Metrics())
 
 

@@ -1,6 +1,6 @@
 """The agent as a service: its actions and events on our hub; nothing lost, nothing done twice."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from trio_websocket import WebSocketConnection
 from agent.core import listen
 from agent.core.bus import Bus, Handler
 from agent.core.errors import ActionError
-from agent.core.events import Alert, LinkChanged, SlotsChanged
+from agent.core.events import Alert, LinkChanged, RunChanged, SlotsChanged
 from agent.core.guard import Guard
 from agent.core.head import Head
 from agent.core.link import Dial
@@ -139,6 +139,32 @@ async def test_more_requests_than_can_be_under_way_are_told_so(tmp_path: Path, m
         assert here.asked == []
 
 
+async def greeted(ws: WebSocketConnection, service_id: str) -> Peer:
+    """The service, as a hub by hand sees it, once it is online."""
+    asked = Peer(ws)
+    await ws.send_message('0{"sid":"s","upgrades":[],"pingInterval":25000,"pingTimeout":60000}')
+    await ws.send_message("40")
+    assert await asked.hear() == "40/communication,"
+    await ws.send_message("40/communication,")
+    await asked.emit("shake_who", {})
+    await asked.event()
+    await asked.emit("shake_id", {"id": service_id})
+    await asked.event()
+    await asked.emit("shake_online", {})
+    return asked
+
+
+@asynccontextmanager
+async def by_hand(serve: Callable[[Head, WebSocketConnection], Awaitable[None]]) -> AsyncIterator[str]:
+    """The address of a hub that is `serve`."""
+    async with trio.open_nursery() as nursery:
+        guard = Guard((), {}, False, (), trio.current_time)
+        routes = [Route("/socket.io/", websocket=serve, scope="open")]
+        [address] = await nursery.start(partial(listen.serve, ["127.0.0.1:0"], routes, guard, metrics=Metrics()))
+        yield address
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_action_goes_on_without_its_connection_and_is_answered_under_the_new_id(tmp_path: Path) -> None:
     """The hub is one by hand that forwards, as the original does, and closes when it has asked."""
     reached, go = trio.Event(), trio.Event()
@@ -152,16 +178,7 @@ async def test_an_action_goes_on_without_its_connection_and_is_answered_under_th
         return {"run": "r-1"}
 
     async def serve(head: Head, ws: WebSocketConnection) -> None:
-        asked = Peer(ws)
-        await ws.send_message('0{"sid":"s","upgrades":[],"pingInterval":25000,"pingTimeout":60000}')
-        await ws.send_message("40")
-        assert await asked.hear() == "40/communication,"
-        await ws.send_message("40/communication,")
-        await asked.emit("shake_who", {})
-        await asked.event()
-        await asked.emit("shake_id", {"id": ids[0]})
-        await asked.event()
-        await asked.emit("shake_online", {})
+        asked = await greeted(ws, ids[0])
         if len(ids) == 2:
             name = f"{NAME}.run_suite"
             request = {"name": name, "request_id": "r", "sender_id": "asker.1", "data": {"path": "/x"}}
@@ -177,14 +194,9 @@ async def test_an_action_goes_on_without_its_connection_and_is_answered_under_th
         over.set()
         await trio.sleep_forever()
 
-    async with trio.open_nursery() as nursery:
-        guard = Guard((), {}, False, (), trio.current_time)
-        routes = [Route("/socket.io/", websocket=serve, scope="open")]
-        [address] = await nursery.start(partial(listen.serve, ["127.0.0.1:0"], routes, guard, metrics=Metrics()))
-        async with station(tmp_path, address, allow=("run_suite",), run_suite=run_suite):
-            with trio.fail_after(60):
-                await over.wait()
-        nursery.cancel_scope.cancel()
+    async with by_hand(serve) as address, station(tmp_path, address, allow=("run_suite",), run_suite=run_suite):
+        with trio.fail_after(60):
+            await over.wait()
     (response,) = responses
     assert (response["data"], response["recipient_id"]) == ({"run": "r-1"}, f"{NAME}.2")
 
@@ -255,6 +267,50 @@ async def test_with_acked_an_event_is_told_until_a_listener_takes_it(
             assert second["request_id"] == first["request_id"]
             await listener.emit("api:response", second | {"recipient_id": "x", "data": {}})
             await here.until_all_is_told()
+
+
+async def test_with_acked_an_event_that_no_hub_answers_for_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original forgets a request that nobody listens to, and says nothing."""
+    monkeypatch.setattr(role, "AGAIN_S", 0.05)
+    monkeypatch.setattr(role, "UNANSWERED_S", 0.05)
+
+    async def serve(head: Head, ws: WebSocketConnection) -> None:
+        asked = await greeted(ws, f"{NAME}.1")
+        requests: list[Any] = []
+        while len(requests) < 2:
+            event, payload = await asked.event()
+            requests += [payload] if event == "api:request" else []
+        assert requests[0] == requests[1]
+        await asked.emit("api:response", requests[1] | {"recipient_id": "listener", "data": {}})
+        await trio.sleep_forever()
+
+    async with (
+        by_hand(serve) as address,
+        station(tmp_path, address, emit=("SlotsChanged",), acked=True) as here,
+    ):
+        here.bus.publish(slots(1))
+        await here.store.commit()
+        await here.until_all_is_told()
+
+
+async def test_an_event_too_long_for_the_bus_is_held_and_the_next_one_told(tmp_path: Path) -> None:
+    async with (
+        hub() as address,
+        peer(address, "listener", "agent.event.RunChanged") as listener,
+        station(tmp_path, address, emit=("RunChanged",)) as here,
+    ):
+        await listener.ask("nobody")
+        await listener.event()  # so its subscription is heard
+        await here.until("ready")
+        for reason in ("x" * 400_000, "short"):
+            here.bus.publish(RunChanged(run="r", state="running", reason=reason))
+        assert (await listener.event())[1]["data"]["data"]["reason"] == "short"
+        alerts = [each.text for each in here.links if isinstance(each, Alert)]
+        assert len(alerts) == 1
+        assert "RunChanged of 4000" in alerts[0]
+        assert "is too long for the bus" in alerts[0]
 
 
 async def test_a_wrong_key_is_an_alert(tmp_path: Path) -> None:

@@ -126,7 +126,11 @@ async def serve(
         listeners: list[trio.SocketListener] = []
         for address in listen:
             host, number = split_address(address)
-            for listener in await trio.open_tcp_listeners(number, host=host):
+            try:
+                opened = await trio.open_tcp_listeners(number, host=host)
+            except OSError as err:
+                raise OSError(err.errno, err.strerror, address) from err
+            for listener in opened:
                 listeners.append(await stack.enter_async_context(listener))
         task_status.started([_bound(listener) for listener in listeners])
         await trio.serve_listeners(port.handle, listeners)

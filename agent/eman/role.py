@@ -31,7 +31,18 @@ from agent.eman import engineio, messages, socketio
 from agent.eman.engineio import Heartbeat, Packet
 from agent.eman.messages import Fault, Named, Request, Response, answer
 from agent.eman.settings import EmanSettings
-from agent.eman.shake import Answered, Asked, Caller, Complaint, Heard, IsOnline, IsRefused, Say, answer_limit_s
+from agent.eman.shake import (
+    ANSWER_S,
+    Answered,
+    Asked,
+    Caller,
+    Complaint,
+    Heard,
+    IsOnline,
+    IsRefused,
+    Say,
+    answer_limit_s,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +53,7 @@ MAX_REMEMBERED = 10_000
 ACTION_S = 300.0
 MAX_UNDER_WAY = 1000  # requests: as many as a hub keeps open for one who asks
 AGAIN_S = 5.0  # with `acked`: an event that nobody took is told again then
+UNANSWERED_S = ANSWER_S + 5.0  # the same where the hub says nothing: the original does not, when nobody listens
 BATCH = 64
 LEAVE_S = 1.0  # for the last words, when we go
 LOOK_AT_EIO = "Look at eman.url, and at eman.eio: Socket.IO 1 and 2 speak 3, later ones 4."
@@ -357,7 +369,8 @@ class _Connection:
             came = trio.Event()
             self._waiting[request.request_id] = came
             await self._emit(messages.REQUEST, request)
-            await came.wait()
+            with trio.move_on_after(UNANSWERED_S):
+                await came.wait()
             response = self._waiting.pop(request.request_id)
             if isinstance(response, Response) and response.error is msgspec.UNSET:
                 return
