@@ -190,7 +190,8 @@ async def test_a_websocket_is_refused_before_the_upgrade() -> None:
 async def test_pages_of_other_sites_are_turned_away() -> None:
     async with hub(origins=("https://good.example",)) as address, browser() as http:
         url = f"http://{address}/socket.io/?EIO=4&transport=polling"
-        assert (await http.get(url, headers={"Origin": "https://bad.example"})).status_code == 403
+        bad = await http.get(url, headers={"Origin": "https://bad.example"})
+        assert (bad.status_code, bad.json()) == (403, {"code": 4, "message": "Forbidden"})
         good = await http.get(url, headers={"Origin": "https://good.example"})
         assert good.headers["access-control-allow-origin"] == "https://good.example"
         assert (await http.options(url, headers={"Origin": "https://good.example"})).status_code == 204
@@ -223,6 +224,17 @@ async def test_who_never_reads_is_closed_and_nobody_else_notices() -> None:
                     if answer["error"]["code"] in ("no_listeners", "listener_gone"):
                         break
         assert slow.ws.closed is None or slow.ws.closed.code
+
+
+async def test_who_is_refused_is_told_of_by_name_and_no_key(caplog: pytest.LogCaptureFixture) -> None:
+    async with hub() as address, peer(address) as one:
+        await one.ws.send_message(f"40{NS}")
+        await one.event()
+        await one.emit("shake_i_am", {"name": "worker", "key": "a wrong key"})
+        assert (await one.event())[1]["error"] == {"message": "Invalid key", "code": "invalid_key", "status": 403}
+        await one.until_closed()
+    assert "eman hub: refused service=worker peer=127.0.0.1 code=invalid_key" in caplog.messages
+    assert "a wrong key" not in caplog.text
 
 
 def test_who_decides_about_keys(tmp_path: Any) -> None:

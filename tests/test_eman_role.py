@@ -346,7 +346,7 @@ async def test_it_leaves_before_it_closes(tmp_path: Path, caplog: pytest.LogCapt
             while (await http.get("/services")).json() != {"result": {}}:
                 pass
     assert [text for text in caplog.messages if text.startswith("eman hub: gone")] == [
-        "eman hub: gone peer=127.0.0.1 why=left the namespace"
+        f"eman hub: gone service={NAME} peer=127.0.0.1 why=left the namespace"
     ]
 
 

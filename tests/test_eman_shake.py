@@ -47,7 +47,7 @@ class Play:
                             else msgspec.to_builtins(msgspec.json.decode(msgspec.json.encode(payload))),
                         )
                     )
-                case Leave(to):
+                case Leave(to, _, _):
                     got.append((to, "41", None))
         return got
 

@@ -91,8 +91,9 @@ class Route(msgspec.Struct, frozen=True):
     """What answers at a path: exactly "/x", or all below "/x/" for "/x/*". GET brings HEAD with it.
 
     `scope` is the least that a client needs; with "open" the handler looks at `head.scope` itself. `max_body` in bytes.
-    `refuse` may answer a request for a websocket in place of the upgrade. With `is_diverted` the websocket says nothing
-    before its handler has called Upgraded.divert.
+    `refuse` may answer a request for a websocket in place of the upgrade, `reword` give an error the form that the
+    clients of an exact path know. With `is_diverted` the websocket says nothing before its handler has called
+    Upgraded.divert.
     """
 
     path: str
@@ -102,6 +103,7 @@ class Route(msgspec.Struct, frozen=True):
     methods: tuple[str, ...] = ("GET",)
     max_body: int = 0
     refuse: Callable[[Head], Response | None] | None = None
+    reword: Callable[[HttpError], Response | None] | None = None
     is_diverted: bool = False
 
 
@@ -254,7 +256,9 @@ class Port:
             # Who guesses on is not told of again: the refusal that began it said for how long.
             level = logging.DEBUG if err.status == 429 else logging.INFO
             log.log(level, "refused peer=%s status=%d why=%s", wire.peer, err.status, err.text)
-            return await wire.refuse(err, close=head is None)
+            reword = self._exact[head.path].reword if head is not None and head.path in self._exact else None
+            worded = None if reword is None else reword(err)
+            return await (wire.refuse(err, close=head is None) if worded is None else wire.respond(worded))
 
     async def _receive_head(self, wire: "_Wire", client_cert: str | None, until: float) -> Head | None:
         with trio.move_on_at(until):

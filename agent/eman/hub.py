@@ -49,6 +49,7 @@ ERRORS = {
     1: "Session ID unknown",
     2: "Bad handshake method",
     3: "Bad request",
+    4: "Forbidden",
     5: "Unsupported protocol version",
 }
 
@@ -93,6 +94,7 @@ class HubServer:
             methods=("GET", "POST", "OPTIONS"),
             max_body=MAX_MESSAGE,
             refuse=self._refuse,
+            reword=lambda err: _error(4, 403) if err.status == 403 else None,
             is_diverted=True,
         )
         return [engine, Route("/", self._root, scope="open"), Route("/services", self._services, scope="open")]
@@ -281,7 +283,7 @@ class HubServer:
         if self._sessions.pop(session.sid, None) is None:
             return
         del self._numbers[session.number]
-        log.info("eman hub: gone peer=%s why=%s", session.peer, why)
+        log.info("eman hub: gone service=%s peer=%s why=%s", self.hub.name(session.number), session.peer, why)
         self.act(self.hub.gone(session.number))
 
     def act(self, acts: list[Act]) -> None:
@@ -297,7 +299,10 @@ class HubServer:
                         said = socketio.Packet("event", messages.NAMESPACE, socketio.event(event, payload))
                         written = (payload, Packet("message", socketio.encode(said)))
                     session.emit(written[1])
-                case Leave():
+                    if event == messages.ONLINE:
+                        log.info("eman hub: online service=%s peer=%s", self.hub.name(act.to), session.peer)
+                case Leave(_, name, code):
+                    log.warning("eman hub: refused service=%s peer=%s code=%s", name, session.peer, code)
                     session.leave()
         if self.hub.due() < self._wakes_at:
             self._sooner.set()
@@ -321,8 +326,8 @@ class HubServer:
         return self._gathered is not None
 
 
-def _error(code: int) -> Response:
-    return Response(400, JSON, msgspec.json.encode({"code": code, "message": ERRORS[code]}))
+def _error(code: int, status: int = 400) -> Response:
+    return Response(status, JSON, msgspec.json.encode({"code": code, "message": ERRORS[code]}))
 
 
 async def serve_hub(

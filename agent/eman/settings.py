@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from agent.core.url import fault, shown
 from agent.eman.messages import name_fault
 
 Origin = Annotated[
@@ -69,8 +70,12 @@ class EmanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     hub: HubSettings = HubSettings()
 
     def __post_init__(self) -> None:
-        if self.name and (fault := name_fault(f"{self.name}.run_suite")):
-            raise ValueError(f"{self.name!r} cannot be a service's name: {fault}. Choose another.")
+        if self.url and (why := fault(self.url, ("http", "https", "ws", "wss"))):
+            raise ValueError(
+                f"url: {shown(self.url)} cannot be reached: {why}. Write http(s)://HOST:9001/communication."
+            )
+        if self.name and (why := name_fault(f"{self.name}.run_suite")):
+            raise ValueError(f"name: {self.name!r} cannot be a service's name: {why}. Choose another.")
         if self.key_file and self.salt_file:
             raise ValueError("key_file and salt_file are two ways to the one key. Set one of them.")
         if self.emit != EMITTED:

@@ -39,9 +39,14 @@ class Emit(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """Leave the namespace of a connection, and close it when it has not closed within LEAVE_S."""
+    """Leave the namespace of a connection, and close it when it has not closed within LEAVE_S.
+
+    `name` is what it calls itself, "" if it never said so; `code` is the error's.
+    """
 
     to: int
+    name: str
+    code: str
 
 
 Act: TypeAlias = Emit | Leave
@@ -163,6 +168,11 @@ class Hub:
             acts += self._answered(asker, request_id, service, is_gone=True)
         return acts
 
+    def name(self, number: int) -> str:
+        """What a connection calls itself, "" if it never said so."""
+        service = self._services.get(number)
+        return service.name if service else ""
+
     def due(self) -> float:
         """When `tick` has something to do."""
         return self._deadlines[0][0] if self._deadlines else float("inf")
@@ -200,11 +210,12 @@ class Hub:
         name, key = (given.get("name"), given.get("key")) if isinstance(given, dict) else (None, None)
         if not isinstance(name, str) or name_fault(name):
             return self._refuse(service, "invalid_name", 400, "Invalid name")
+        service.name = name
         if not isinstance(key, str) or not key:
             return self._refuse(service, "invalid_secret_key", 400, "Invalid secret key")
         if not self._is_right(IAm(name, key)):
             return self._refuse(service, "invalid_key", 403, "Invalid key")
-        service.state, service.name, service.id = "identified", name, self._new_id(name)
+        service.state, service.id = "identified", self._new_id(name)
         self._by_id[service.id] = service
         return [Emit(service.number, messages.ID, Id(service.id))]
 
@@ -227,7 +238,7 @@ class Hub:
         for name in list(service.subscribed):
             self._unlisten(service, name)
         fault = Emit(service.number, messages.SHAKE_ERROR, Faulty(Fault(message, code, status)))
-        return [fault, Leave(service.number)]
+        return [fault, Leave(service.number, service.name, code)]
 
     # ---- subscriptions ---------------------------------------------------------------------------------------------
 
