@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agent.core.learned import LogEvidence, LogForecast
 from agent.logs.chains import Chain, Chains, FailureClass, Seen
-from agent.logs.predict import Forecaster, Open, Tally
+from agent.logs.predict import MOST_OPEN, Forecaster, Open, Tally
 
 HORIZON_S, GAP_S = 60.0, 50.0
 STEP, OTHER, END = 11, 12, 20
@@ -223,6 +223,21 @@ def test_evidence_is_bounded_and_can_be_read() -> None:
     assert len(event.evidence) == 8
     assert event.evidence[0].text.startswith("line a \\xffxx")
     assert len(event.evidence[0].text) < 600
+
+
+def test_forecasts_that_find_no_room_are_counted_and_told() -> None:
+    forecaster = Forecaster(chains())
+    for n in range(MOST_OPEN):
+        assert said(forecaster, 0.001 * n, "step", f"u{n}")[0].suppressed == 0
+    for at in (10.0, 11.0):  # one chain of each is one forecast
+        assert said(forecaster, at, "step", "x") == said(forecaster, at, "step", "y") == []
+    assert (forecaster.open, forecaster.suppressed) == (MOST_OPEN, 2)
+    assert [event.state for event in said(forecaster, 12.0, "fails", "u7")] == ["hit"]
+    (late,) = said(forecaster, 13.0, "step", "y")  # when there is room again
+    assert (late.state, late.key, late.suppressed) == ("open", "y", 2)
+    said(forecaster, 14.0, "fails", "u8")
+    (next,) = said(forecaster, 15.0, "step", "z")
+    assert (next.suppressed, forecaster.suppressed) == (0, 2)
 
 
 def test_what_is_hardly_known_is_not_said() -> None:

@@ -24,7 +24,7 @@ class LogForecast(Event, frozen=True, kw_only=True):
 
     `key` is what the failure's lines share (a unit, a volume; else the log). `expected_s` are the 10 % and 90 %
     quantiles of the time to the failure. `probability` is calibrated; `evidence` is oldest first. `sampled`: not every
-    line was looked at.
+    line was looked at. `suppressed` others were not made before it, for too many were open.
     """
 
     path: str
@@ -37,6 +37,7 @@ class LogForecast(Event, frozen=True, kw_only=True):
     key: str
     evidence: tuple[LogEvidence, ...] = ()
     sampled: bool = False
+    suppressed: int = 0
     run: str | None = None
     test: str | None = None
 

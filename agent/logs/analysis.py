@@ -86,8 +86,7 @@ class Lines:
         """
         template = self._template(at, text) if is_whole else NONE
         event = self._analysis.classified(event, template, text)
-        is_awaited = self._is_new and self._analysis.forecaster.open
-        if event.severity in FAILURES and (self._is_live or is_awaited):
+        if event.severity in FAILURES and (self._is_live or (self._is_new and self._analysis.forecaster.open)):
             self._look_until(at)
             named = tuple(value for value in captures.values() if value is not None)
             if not is_whole:  # what there is of it may tell all the same
@@ -97,7 +96,8 @@ class Lines:
 
     def end(self) -> None:
         """No more of the block's lines are told."""
-        self._look_until(len(self._block) + 1)
+        if self._wanted:
+            self._look_until(len(self._block) + 1)
 
     def _template(self, at: int, text: bytes) -> int:
         n = bisect_left(self._starts, at)
@@ -178,6 +178,7 @@ class Analysis:
         self.miner, self.classifier, self.base = miner, classifier or Classifier(), base
         self.forecaster = Forecaster(chains or Chains(), base=base)
         self.forecaster.resume(before.waiting, before.total, self.clock())
+        self.forecaster.suppressed = before.suppressed
         self.rates = Rates(now)
         self._warmths.clear()
         for stream in self.streams.values():
@@ -218,6 +219,7 @@ class Analysis:
             hits=total.hits,
             expired=total.expired,
             misses=total.misses,
+            suppressed=self.forecaster.suppressed,
             precision=total.precision,
             recall=total.recall,
         )
@@ -240,17 +242,16 @@ class Analysis:
         """
         data = bytes(block)
         lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
-        was_warm = stream.warmth.is_warm
         mined = self.mined(data, every=stream.share(lines, now))
-        new = [id for id in mined.new if self.miner.resolve(id) == id]
+        new = [id for id in mined.new if self.miner.resolve(id) == id] if mined.new else []
+        novel = new if new and stream.warmth.is_warm else []
         stream.warmth.see(len(mined.ids), len(new))
         if is_live:
             self._tell_jumps(self.rates.see(stream.path, mined.ids, stream.every), now)
         else:
             self.rates.late(stream.path)
-        if was_warm:
-            for id in new:
-                self._tell_novelty(stream, data, mined, id, generation, place, now)
+        for id in novel:
+            self._tell_novelty(stream, data, mined, id, generation, place, now)
         return Lines(self, stream, block, place, mined, is_live)
 
     def mined(self, block: bytes, *, every: int = 1) -> Mined:
@@ -296,7 +297,7 @@ class Analysis:
             return event
         guess, drift = self.classifier.ask(template, line)
         self._drifted(drift)
-        return classed(event, guess)
+        return event if guess is None else classed(event, guess)
 
     def label(self, line: bytes, class_: str | None) -> None:
         """Somebody says of which class the line is; None: it is normal. Raises TooManyClasses."""

@@ -269,16 +269,16 @@ def _damaged(why: str) -> ModelDamaged:
 
 
 class Track:
-    """What was seen for one class and key. `lines` and `armed` are for whoever forecasts; they begin anew after a pause
-    as the rest does.
+    """What was seen for one class and key. `lines`, `armed` and `refused` are for whoever forecasts; they begin anew
+    after a pause as the rest does.
     """
 
-    __slots__ = ("_chains", "_paths", "_templates", "armed", "at", "lines")
+    __slots__ = ("_chains", "_paths", "_templates", "armed", "at", "lines", "refused")
 
     def __init__(self, chains: Sequence[Chain]) -> None:
         self._chains = chains
         self.lines: deque[Any] = deque(maxlen=LINES)
-        self.armed = True
+        self.armed, self.refused = True, False
         self._paths: dict[int, _Path] = {}
         self._templates: tuple[int, ...] = ()
         self.at = -math.inf  # of the last step
@@ -286,7 +286,7 @@ class Track:
     def step(self, at: float, template: int, steps: Sequence[tuple[int, int]], gap_s: float) -> Reading:
         """A line of `template` came: `steps` are the chains it is a step of, and its rank in each."""
         if at - self.at > gap_s:
-            self._templates, self.armed = (), True
+            self._templates, self.armed, self.refused = (), True, False
             self.lines.clear()
         self.at = max(self.at, at)
         self._templates = (*self._templates[1 - SUFFIX :], template)

@@ -134,7 +134,8 @@ class RuleCounts(msgspec.Struct, frozen=True, kw_only=True):
 class Learned(msgspec.Struct, frozen=True, kw_only=True):
     """What is learned of logs, in the answer to `list_logs`: templates, classes, and what became of forecasts.
 
-    `open` forecasts wait for their failure, `misses` are failures that had none, since the state directory is there.
+    `open` forecasts wait for their failure, `misses` are failures that had none, since the state directory is there;
+    `suppressed` forecasts were not made since the start, for too many were open.
     Precision and recall are shares, null where nothing was forecast, or nothing failed.
     """
 
@@ -144,6 +145,7 @@ class Learned(msgspec.Struct, frozen=True, kw_only=True):
     hits: int
     expired: int
     misses: int
+    suppressed: int
     precision: float | None
     recall: float | None
 

@@ -32,8 +32,8 @@ THRESHOLD = 0.7
 HYSTERESIS = 0.2  # how far below the threshold a probability is for a new chance after a forecast that expired
 BURST_S = 10.0  # failures of one class and key closer than this are one
 CATCH_UP_S = 5.0
+MOST_OPEN = 1024
 
-_MOST_OPEN = 1024
 _MOST_FAILED = 4096
 _TEXT = 512  # bytes of a line in evidence
 
@@ -87,7 +87,8 @@ class Open(msgspec.Struct, frozen=True):
 class Forecaster:
     """Forecasts from `chains`. `learning`: what becomes of forecasts corrects these; `heard` is told of each
     probability (class's number, key, probability), and of each failure (its class's number, key, None). Evidence has
-    templates by ids `base` above those that chains and lines know them by.
+    templates by ids `base` above those that chains and lines know them by. `suppressed` forecasts were not made because
+    MOST_OPEN others were open; the next one that opens tells those since the last.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Forecaster:
         self.chains, self._sure = chains, chains.sure
         self.wanted = chains.wanted | self._sure
         self.sampled = False
+        self.suppressed = self._untold = 0
         self.tallies: dict[str, Tally] = {class_.name: Tally() for class_ in chains.classes}
         self._threshold, self._learning, self._base, self._heard = threshold, learning, base, heard
         self._numbers = {class_.name: number for number, class_ in enumerate(chains.classes)}
@@ -170,7 +172,13 @@ class Forecaster:
             error = math.sqrt(probability * (1 - probability) / max(1, judgement.rows))
             if probability - error < self._threshold:
                 track.armed = track.armed or probability < self._threshold - HYSTERESIS
-            elif track.armed and (class_.name, key) not in self._open and len(self._open) < _MOST_OPEN:
+            elif not track.armed or (class_.name, key) in self._open:
+                continue
+            elif len(self._open) >= MOST_OPEN:
+                self.suppressed += not track.refused
+                self._untold += not track.refused
+                track.refused = True
+            else:
                 track.armed = False
                 changed.append(self._opened(seen.at, number, key, track, reading, judgement, scope))
         return changed
@@ -237,9 +245,11 @@ class Forecaster:
             key=_text(key),
             evidence=evidence,
             sampled=self.sampled,
+            suppressed=self._untold,
             run=scope[0],
             test=scope[1],
         )
+        self._untold = 0
         word = key if isinstance(key, bytes) else None
         self._wait(Open(event, at + class_.horizon_s, word, reading, judgement), at + class_.horizon_s)
         return event

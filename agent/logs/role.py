@@ -146,6 +146,7 @@ class _Logs:
         metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.hits, state="hit")
         metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.expired, state="expired")
         metrics.gauge("logs_forecasts_missed_total", lambda: analysis.forecaster.total.misses)
+        metrics.gauge("logs_forecasts_suppressed_total", lambda: analysis.forecaster.suppressed)
         metrics.gauge("logs_forecast_precision", lambda: analysis.forecaster.total.precision)
         metrics.gauge("logs_forecast_recall", lambda: analysis.forecaster.total.recall)
         metrics.gauge("logs_sources", lambda: len(self._sources) + len(self._records))
