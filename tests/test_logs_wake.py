@@ -1,6 +1,7 @@
 """What wakes the logs: the look at all paths without inotify, globs, and nothing at all where nothing is followed."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from agent._native import ffi, lib
 from agent.core.supervise import Health
 from agent.logs import wake
 from agent.logs.follow import Blocks, Followed
+from agent.logs.paths import Globs
 from agent.logs.tail import Tail
 from agent.logs.wake import Follower
 from tests.test_logs_follow import Taking, has_room
@@ -100,19 +102,58 @@ async def test_without_inotify_what_changed_is_seen_by_a_look(
             await trio.lowlevel.checkpoint()
 
 
-async def test_where_nothing_is_followed_nothing_wakes(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    looks = 0
+async def test_where_nothing_is_followed_nothing_wakes(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wake, "POLL_S", 0.0)
+    found: list[dict[str, list[str]]] = []
 
     async def rescan(files: dict[str, list[str]]) -> None:
-        nonlocal looks
-        looks += 1
+        found.append(files)
 
     follower = Follower(rescan)
     await nursery.start(follower.run)
-    await trio.sleep(3600)
-    assert looks == 0
+    for _ in range(20):  # it would have had the time
+        await trio.to_thread.run_sync(os.getpid)
+    assert not found
+    follower.seek("/nowhere/*")
+    with trio.fail_after(WAIT_S):
+        while not found:
+            await trio.lowlevel.checkpoint()
+
+
+def test_a_look_comes_back_when_there_is_something_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wake, "POLL_S", 0.0)
+    waits: list[float | None] = []
+
+    class New(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:  # type: ignore[explicit-override]  # typing's needs 3.12
+            waits.append(timeout)
+            return super().wait(timeout)
+
+    source, new, pattern = log(tmp_path / "log", Taking(), Blocks()), New(), f"{tmp_path}/*"
+    path = ffi.new("char[]", os.fsencode(tmp_path / "log"))
+    looks = [(ffi.new("struct look *", {"path": path}), path)]
+    found: dict[str, list[str]] = {}
+
+    def look(patterns: list[str]) -> tuple[int, list[int]]:
+        """How often it looked, and the numbers of the paths where something changed."""
+        nonlocal found
+        waits.clear()
+        found, changed = wake._look(Globs(), patterns, [source], looks, found, new)
+        return len(waits), changed
+
+    source.is_waiting = False
+    assert look([]) == (1, [0])
+    assert look([]) == (wake.RESCAN, [])
+    assert look([pattern]) == (1, [])
+    assert look([pattern]) == (wake.RESCAN, [])
+    (tmp_path / "log").write_bytes(b"1")
+    assert look([pattern]) == (1, [0])
+    assert found == {pattern: [f"{tmp_path}/log"]}
+    source.is_waiting = True
+    assert look([pattern]) == (1, [])
+    source.is_waiting = False
+    new.set()
+    assert look([pattern]) == (1, [])
 
 
 async def test_what_is_followed_no_longer_is_watched_no_longer(tmp_path: Path, nursery: trio.Nursery) -> None:

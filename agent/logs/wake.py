@@ -1,11 +1,15 @@
 """What wakes the logs that are followed: inotify, and one look at all paths a second, which needs neither of them.
 
-Threads: the look at all paths and the reading of directories are one worker's, since a disk (NFS) may hang.
+Threads: the look at all paths and the reading of directories are one worker's, since a disk (NFS) may hang. It waits
+between two looks too, and comes back when there is something to do: a second in which nothing happens costs no turn of
+the loop. It reads what the sources say of themselves, and changes no more than its own looks.
 
 Source: protocols/logs.md 5.
 """
 
+import math
 import os
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 GATHER_S = 0.06  # between two looks at what grows quickly: few large blocks cost less than many
 HEARD = 1 << 16  # bytes of inotify's events that are read at once
-RESCAN = 5  # polls: so often `rescan` is told what it knows
+RESCAN = 5  # looks: so often `rescan` is told what it knows
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
 
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
@@ -48,7 +52,7 @@ class Follower:
         self._wanted: Counter[str] = Counter()
         self._folders: dict[int, str] = {}
         self._notify: INotify | None = None
-        self._new = trio.Event()
+        self._new = threading.Event()  # there is something else to look at, or for
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Wake the logs, for ever. Without an inotify instance they are looked at each second alone."""
@@ -139,30 +143,47 @@ class Follower:
                 await trio.sleep(GATHER_S)  # meanwhile the kernel makes one event of a thousand writes
 
     async def _poll(self) -> NoReturn:
-        polls, before = 0, dict[str, list[str]]()
-        while True:
-            with trio.move_on_after(POLL_S if self._looks or self._sought else float("inf")):
-                await self._new.wait()
-            self._new = trio.Event()
-            self._watch_folders()
-            sources, looks = list(self._looks), list(self._looks.values())
-            look = partial(_look, self._globs, list(self._sought), looks)
-            found, changed = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
-            if found != before or polls % RESCAN == 0:
-                await self._rescan(found)
-            polls, before = polls + 1, found
-            waiting = [source for source in sources if source.is_waiting]
-            for source in {*waiting, *(sources[number] for number in changed)}:
-                source.poll()
-            draining = [source for source in waiting if source.tail.draining()]
-            if sum(source.tail.held for source in draining) > MAX_HELD:
-                max(draining, key=lambda source: source.tail.held).give_up()
+        one, told_at, before = trio.CapacityLimiter(1), -math.inf, dict[str, list[str]]()
+        try:
+            while True:
+                self._new.clear()
+                self._watch_folders()
+                sources, looks = list(self._looks), list(self._looks.values())
+                look = partial(_look, self._globs, list(self._sought), sources, looks, before, self._new)
+                found, changed = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=one)
+                now = trio.current_time()
+                if found != before or now >= told_at + RESCAN * POLL_S:
+                    await self._rescan(found)
+                    told_at = now
+                before = found
+                waiting = [source for source in sources if source.is_waiting]
+                for source in {*waiting, *(sources[number] for number in changed)}:
+                    source.poll()
+                draining = [source for source in waiting if source.tail.draining()]
+                if sum(source.tail.held for source in draining) > MAX_HELD:
+                    max(draining, key=lambda source: source.tail.held).give_up()
+        finally:
+            self._new.set()  # its thread ends too
 
 
 def _look(
-    globs: Globs, patterns: list[str], looks: "Sequence[tuple[CData, CData]]"
+    globs: Globs,
+    patterns: list[str],
+    sources: list[Followed],
+    looks: "Sequence[tuple[CData, CData]]",
+    before: dict[str, list[str]],
+    new: threading.Event,
 ) -> tuple[dict[str, list[str]], list[int]]:
-    """What the globs find, and the numbers of the paths where something changed since the last time. Blocks."""
+    """What the globs find, and the numbers of the paths where something changed since the last time. Blocks.
+
+    Looks each second until there is something to tell, `new` is set or a source waits, but RESCAN times at most. Where
+    there is nothing to look at, it waits for `new`.
+    """
     again, changed = ffi.new("struct look *[]", [look for look, _ in looks]), ffi.new("uint32_t[]", len(looks))
-    count = lib.look_again(again, len(looks), changed)
-    return globs.find(patterns), ffi.unpack(changed, count)
+    count, found = 0, before
+    for _ in range(RESCAN):
+        new.wait(POLL_S if looks or patterns else None)
+        count, found = lib.look_again(again, len(looks), changed), globs.find(patterns)
+        if count or found != before or new.is_set() or any(source.is_waiting for source in sources):
+            break
+    return found, ffi.unpack(changed, count)
