@@ -96,15 +96,11 @@ class _Lib:
         worker: CData,
         block: CData,
         size: int,
-        before: CData,
+        before: int,
         end: int,
         suspended: CData,
-        matches: CData,
-        capacity: int,
-        captures: CData,
-        captures_capacity: int,
-        consumed: CData,
-    ) -> int: ...
+        results: CData,
+    ) -> None: ...
     def match_seed(self, device: int, inode: int, generation: int) -> int: ...
     def match_id(self, seed: int, offset: int, rule: int) -> int: ...
     def look_again(self, looks: CData, count: int, changed: CData) -> int: ...

@@ -152,16 +152,25 @@ struct worker *worker_new(const struct scanner *scanner);
 void worker_free(struct worker *worker);
 
 /*
- * Match the lines of block[0..size), size below 2^31. `*before`: how many bytes of the first line came before the
- * block, 0 or a multiple of WINDOW_STEP. `end`: END_*. `suspended`: a byte a rule, not 0: leave it out; or NULL.
- * Writes the matches, by line and then by rule, at most `capacity` and `captures_capacity` pairs of captures; room for
- * one match of every rule is needed to get on at all. Sets *consumed, and *before, to where to go on: the start of a
- * line or window. That is `size`, unless the matches are full or the last line is open. A long line gives a rule once
- * per call. Returns how many matches were written.
+ * What a scan found, and how far it came. The caller gives room for `capacity` matches and for `captures_capacity` pairs
+ * of captures; to get on at all, that of one match of every rule.
  */
-size_t scan(const struct scanner *scanner, struct worker *worker, const uint8_t *block, size_t size, size_t *before,
-            int end, const uint8_t *suspended, struct match *matches, size_t capacity,
-            uint32_t *captures, size_t captures_capacity, size_t *consumed);
+struct results {
+    struct match *matches;
+    uint32_t *captures;
+    size_t capacity, captures_capacity;
+    size_t count;
+    size_t consumed, before; /* where to go on, with so many bytes of the line done: the start of a line or window */
+    int is_full;             /* there was no room for more: go on at once. Else what is left is a line that is open */
+};
+
+/*
+ * Match the lines of block[0..size), size below 2^31, the first of which began `before` bytes earlier: 0, or a multiple
+ * of WINDOW_STEP. `end`: END_*. `suspended`: a byte a rule, not 0: leave it out; or NULL. Gives the matches by line and
+ * then by rule; a long line gives a rule once per call.
+ */
+void scan(const struct scanner *scanner, struct worker *worker, const uint8_t *block, size_t size, size_t before,
+          int end, const uint8_t *suspended, struct results *results);
 
 /* How often a regex was tried since the worker was made. */
 uint64_t worker_tries(const struct worker *worker);

@@ -123,13 +123,6 @@ uint64_t worker_tries(const struct worker *worker) { return worker->tries; }
 
 /* ------------------------------------------------------------------------------------------------------- one scan */
 
-struct output {
-    struct match *matches;
-    size_t count, capacity;
-    uint32_t *captures;
-    size_t pairs, pairs_capacity;
-};
-
 /* The text that regexes run on: a line, or a window of one. */
 struct unit {
     size_t start, end; /* without LF and one CR; start > end: there is none yet */
@@ -144,16 +137,16 @@ struct job {
     const uint8_t *block, *suspended;
     uint16_t mark; /* MATCH_WINDOW, MATCH_PARTIAL: of all matches now */
     uint32_t window_at;
-    struct output out;
+    struct results *out;
+    size_t pairs; /* of captures */
     struct unit unit;
-    int is_full;
 };
 
 /* Run a rule's regex on the unit, once. When the output is full, the unit's matches are taken back. */
 static void try_rule(struct job *job, uint32_t rule)
 {
     struct worker *worker = job->worker;
-    struct output *out = &job->out;
+    struct results *out = job->out;
     const struct regex *regex = job->scanner->regexes[rule];
     if (worker->tried[rule] == worker->units)
         return;
@@ -161,15 +154,15 @@ static void try_rule(struct job *job, uint32_t rule)
     if ((job->suspended && job->suspended[rule]) || worker->found[rule] == worker->lines)
         return;
     size_t pairs = job->scanner->groups[rule];
-    if (out->count == out->capacity || out->pairs + pairs > out->pairs_capacity) {
+    if (out->count == out->capacity || job->pairs + pairs > out->captures_capacity) {
         out->count = job->unit.first_match;
-        out->pairs = job->unit.first_pair;
-        job->is_full = 1;
+        job->pairs = job->unit.first_pair;
+        out->is_full = 1;
         return;
     }
     worker->tries++;
     int found = regex_match(regex, worker->scratch, job->block + job->unit.start, job->unit.end - job->unit.start,
-                            job->unit.flags, out->captures + 2 * out->pairs);
+                            job->unit.flags, out->captures + 2 * job->pairs);
     if (!found)
         return;
     uint16_t flags = job->mark;
@@ -182,12 +175,12 @@ static void try_rule(struct job *job, uint32_t rule)
         .line_at = (uint32_t)job->unit.start,
         .line_size = (uint32_t)(job->unit.end - job->unit.start),
         .rule = rule,
-        .captures_at = (uint32_t)out->pairs,
+        .captures_at = (uint32_t)job->pairs,
         .captures = (uint16_t)pairs,
         .flags = flags,
         .window_at = job->window_at,
     };
-    out->pairs += pairs;
+    job->pairs += pairs;
 }
 
 static void sort_by_rule(struct match *matches, size_t count)
@@ -203,7 +196,7 @@ static void sort_by_rule(struct match *matches, size_t count)
 
 static void end_unit(struct job *job)
 {
-    sort_by_rule(job->out.matches + job->unit.first_match, job->out.count - job->unit.first_match);
+    sort_by_rule(job->out->matches + job->unit.first_match, job->out->count - job->unit.first_match);
 }
 
 static void begin_unit(struct job *job, size_t start, size_t end, size_t next)
@@ -212,9 +205,9 @@ static void begin_unit(struct job *job, size_t start, size_t end, size_t next)
     job->unit.start = start;
     job->unit.end = end;
     job->unit.next = next;
-    job->unit.first_match = job->out.count;
-    job->unit.first_pair = job->out.pairs;
-    for (size_t i = 0; i < job->scanner->always_count && !job->is_full; i++)
+    job->unit.first_match = job->out->count;
+    job->unit.first_pair = job->pairs;
+    for (size_t i = 0; i < job->scanner->always_count && !job->out->is_full; i++)
         try_rule(job, job->scanner->always[i]);
 }
 
@@ -237,23 +230,23 @@ static size_t scan_span(struct job *job, size_t from, size_t to, int is_window)
     const uint8_t *block = job->block;
     job->unit.next = from;
     job->unit.start = from;
-    job->unit.first_match = job->out.count;
+    job->unit.first_match = job->out->count;
     int began = 0;
     if (is_window) {
         begin_unit(job, from, to, to);
         began = 1;
     }
     size_t at = from;
-    while (at < to && !job->is_full) {
+    while (at < to && !job->out->is_full) {
         size_t hits = prefilter_find(scanner->prefilter, block, at, to, worker->hits, worker->hits_capacity, &at);
-        for (size_t i = 0; i < hits && !job->is_full; i++) {
+        for (size_t i = 0; i < hits && !job->out->is_full; i++) {
             struct literal_hit hit = worker->hits[i];
             if (hit.at < from)
                 continue; /* it began before the window */
             if (!began || hit.at >= job->unit.next) {
                 if (began)
                     end_unit(job);
-                while (scanner->always_count && !job->is_full) {
+                while (scanner->always_count && !job->out->is_full) {
                     const uint8_t *lf = memchr(block + job->unit.next, '\n', hit.at - job->unit.next);
                     if (!lf)
                         break;
@@ -261,27 +254,27 @@ static size_t scan_span(struct job *job, size_t from, size_t to, int is_window)
                     begin_line(job, job->unit.next, job->unit.next, to);
                     end_unit(job);
                 }
-                if (job->is_full)
+                if (job->out->is_full)
                     break;
                 const uint8_t *lf = memrchr(block + job->unit.next, '\n', hit.at - job->unit.next);
                 began = 1;
                 begin_line(job, lf ? (size_t)(lf - block) + 1 : job->unit.next, hit.at, to);
             }
             for (uint32_t r = scanner->rules_at[hit.literal]; r < scanner->rules_at[hit.literal + 1]; r++) {
-                if (job->is_full)
+                if (job->out->is_full)
                     break;
                 try_rule(job, scanner->rules_of[r]);
             }
         }
     }
-    if (began && !job->is_full)
+    if (began && !job->out->is_full)
         end_unit(job);
-    while (scanner->always_count && !job->is_full && job->unit.next < to) {
+    while (scanner->always_count && !job->out->is_full && job->unit.next < to) {
         begin_line(job, job->unit.next, job->unit.next, to);
-        if (!job->is_full)
+        if (!job->out->is_full)
             end_unit(job);
     }
-    return job->is_full ? job->unit.start : to;
+    return job->out->is_full ? job->unit.start : to;
 }
 
 /* The first line of more than LINE_MAX_SIZE bytes that begins at `at` or later: its start, or `size`. */
@@ -297,20 +290,21 @@ static size_t find_long_line(const uint8_t *block, size_t at, size_t size)
     return size;
 }
 
-size_t scan(const struct scanner *scanner, struct worker *worker, const uint8_t *block, size_t size, size_t *before,
-            int end, const uint8_t *suspended, struct match *matches, size_t capacity,
-            uint32_t *captures, size_t captures_capacity, size_t *consumed)
+void scan(const struct scanner *scanner, struct worker *worker, const uint8_t *block, size_t size, size_t before,
+          int end, const uint8_t *suspended, struct results *results)
 {
     struct job job = {
         .scanner = scanner,
         .worker = worker,
         .block = block,
         .suspended = suspended,
-        .out = {matches, 0, capacity, captures, 0, captures_capacity},
+        .out = results,
     };
     size_t at = 0;
-    while (at < size && !job.is_full) {
-        size_t long_line = *before ? at : find_long_line(block, at, size);
+    results->count = 0;
+    results->is_full = 0;
+    while (at < size && !results->is_full) {
+        size_t long_line = before ? at : find_long_line(block, at, size);
         if (long_line > at) {
             const uint8_t *lf = memrchr(block + at, '\n', long_line - at);
             size_t whole = lf ? (size_t)(lf - block) + 1 : at;
@@ -329,36 +323,37 @@ size_t scan(const struct scanner *scanner, struct worker *worker, const uint8_t 
         const uint8_t *lf = memchr(block + at, '\n', size - at);
         size_t line_end = lf ? (size_t)(lf - block) : size;
         worker->lines++;
-        for (int is_last = 0; !is_last && !job.is_full;) {
+        for (int is_last = 0; !is_last && !results->is_full;) {
             size_t stop = at + LINE_MAX_SIZE;
             int is_cut = stop < line_end || (!lf && end != END_LINE);
             is_last = stop >= line_end;
             if (is_last && !lf && end == END_OPEN) { /* one byte more would tell a cut window from the last */
-                *consumed = at;
-                return job.out.count;
+                results->consumed = at;
+                results->before = before;
+                return;
             }
             stop = is_last ? line_end : stop;
-            job.unit.flags = (*before ? MATCH_NOTBOL : 0) | (is_cut ? MATCH_NOTEOL : 0);
+            job.unit.flags = (before ? MATCH_NOTBOL : 0) | (is_cut ? MATCH_NOTEOL : 0);
             job.mark = MATCH_WINDOW | (is_last && !lf && end == END_PARTIAL ? MATCH_PARTIAL : 0);
-            job.window_at = (uint32_t)*before;
+            job.window_at = (uint32_t)before;
             size_t text_end = stop;
             if (is_last && lf && text_end > at && block[text_end - 1] == '\r')
                 text_end--;
             scan_span(&job, at, text_end, 1);
-            if (job.is_full)
+            if (results->is_full)
                 break;
             if (is_last) {
                 at = lf ? line_end + 1 : size;
-                *before = 0;
+                before = 0;
             } else {
                 at += WINDOW_STEP;
-                *before += WINDOW_STEP;
+                before += WINDOW_STEP;
             }
         }
         job.unit.flags = 0;
         job.mark = 0;
         job.window_at = 0;
     }
-    *consumed = at;
-    return job.out.count;
+    results->consumed = at;
+    results->before = before;
 }

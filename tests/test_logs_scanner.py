@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import tracemalloc
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from agent._native import lib
 from agent.core.engine import ENGINE, available_engines
 from agent.logs.literals import Clause, Literal, clauses
 from agent.logs.regex import Matcher, Regex
-from agent.logs.scanner import LIMIT, LINE_MAX, MEASURED, PARTIAL, WINDOW, WINDOW_STEP, End, Scanner, Worker
+from agent.logs.scanner import LIMIT, LINE_MAX, MEASURED, PARTIAL, PIECE, WINDOW, WINDOW_STEP, End, Scanner, Worker
 
 ENGINES = pytest.mark.parametrize("engine", available_engines().values(), ids=available_engines())
 MATCHER = Matcher()
@@ -249,6 +250,19 @@ def test_literals_are_chosen_anew_by_what_was_scanned() -> None:
     before = scanning.tries
     assert rows(scanning, block) == [Row(0, b"request 18 of x refused", (b"18",))]
     assert scanning.tries == before + 1  # of " refused" it looks for now
+
+
+def test_what_is_scanned_takes_no_more_memory_though_nobody_chooses_anew() -> None:
+    scanning, block, taken = worker(["error"]), bytes(1 << 20), []
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            for _ in range(MEASURED // len(block)):
+                scanning.scan(block)
+            taken.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert taken[2] - taken[0] < PIECE
 
 
 def test_a_scanner_without_rules_finds_nothing() -> None:

@@ -93,6 +93,7 @@ class Scanner:
         self.regexes, self._clauses, self._engine = tuple(regexes), tuple(clauses), engine
         self.slow = tuple(i for i, known in enumerate(self._clauses) if not known)
         self.handle = self._compile(sample)
+        self.is_sampling = True  # what is scanned: see() is wanted
         self._seen = 0
         self._sample: bytearray | None = bytearray()  # None: chosen anew
 
@@ -101,21 +102,22 @@ class Scanner:
         if (sample := self._sample) is None:
             return
         self._seen += len(block)
-        wanted = self._seen // EVERY - len(sample)
+        wanted = min(self._seen, MEASURED) // EVERY - len(sample)
         if wanted >= PIECE:
             sample += block[:wanted]
+        self.is_sampling = self._seen < MEASURED
 
     @property
     def is_due(self) -> bool:
         """Is it time for choose_anew()? Once, when MEASURED bytes were seen."""
-        return self._sample is not None and self._seen >= MEASURED
+        return self._sample is not None and not self.is_sampling
 
     def choose_anew(self) -> None:
         """Choose the literals by the text that was seen; workers take them at their next scan.
 
         Takes 0.2 s for 1000 rules, so it is for threads. Raises MemoryError.
         """
-        sample, self._sample = self._sample, None
+        sample, self._sample, self.is_sampling = self._sample, None, False
         if sample is not None:
             self.handle = self._compile(bytes(sample))
 
@@ -151,14 +153,24 @@ class Found:
     `before`; else what is left is a line that has not ended.
     """
 
+    __slots__ = ("_worker", "before", "consumed", "count", "is_full")
+
     def __init__(self, worker: "Worker", count: int, consumed: int, before: int, is_full: bool) -> None:
         self._worker, self.count, self.consumed, self.before, self.is_full = worker, count, consumed, before, is_full
-        self.matches, self.captures = worker.matches, worker.captures  # the native arrays, for native functions
+
+    @property
+    def matches(self) -> "CData":
+        """The native array, for native functions."""
+        return self._worker.matches
+
+    @property
+    def captures(self) -> "CData":
+        """That of the captures."""
+        return self._worker.captures
 
     def __iter__(self) -> Iterator[Match]:
         """The matches by line, then by rule."""
-        for record in _RECORD.iter_unpack(self._worker.records[: self.count * _RECORD.size]):
-            yield Match(*record)
+        return map(Match._make, _RECORD.iter_unpack(self._worker.records[: self.count * _RECORD.size]))
 
     def rules(self) -> list[int]:
         """The rule of each match, without making matches."""
@@ -183,13 +195,21 @@ class Worker:
         self.scanner = scanner
         self._earlier = 0  # tries before the literals were chosen anew
         self._compiled, self._handle = self._renewed()
-        self._capacity = max(RECORDS, len(scanner.regexes))
-        self._pairs_capacity = max(PAIRS, sum(len(regex.groups) for regex in scanner.regexes))
-        self.matches = room("struct match[]", self._capacity)
-        self.captures = room("uint32_t[]", 2 * self._pairs_capacity)
+        capacity = max(RECORDS, len(scanner.regexes))
+        pairs = max(PAIRS, sum(len(regex.groups) for regex in scanner.regexes))
+        self.matches = room("struct match[]", capacity)
+        self.captures = room("uint32_t[]", 2 * pairs)
         self.records = memoryview(ffi.buffer(self.matches))
         self.pairs = memoryview(ffi.buffer(self.captures)).cast("I")
-        self._before, self._consumed = ffi.new("size_t *"), ffi.new("size_t *")
+        self._results = ffi.new(
+            "struct results *",
+            {
+                "matches": self.matches,
+                "capacity": capacity,
+                "captures": self.captures,
+                "captures_capacity": pairs,
+            },
+        )
 
     def _renewed(self) -> "tuple[CData, CData]":
         compiled = self.scanner.handle
@@ -216,29 +236,20 @@ class Worker:
         `suspended`: a byte for each rule, not 0 for those to leave out. Runs without the GIL. A line longer than
         LINE_MAX gives a rule once per call: who continues in a line drops what that line gave already.
         """
-        self.scanner.see(block)
+        if self.scanner.is_sampling:
+            self.scanner.see(block)
         if self._compiled is not self.scanner.handle:
             self._earlier = self.tries
             self._compiled, self._handle = self._renewed()
-        self._before[0] = before
-        count = lib.scan(
+        results = self._results
+        lib.scan(
             self._compiled,
             self._handle,
             ffi.from_buffer(_BYTES, block),
             len(block),
-            self._before,
+            before,
             end,
             ffi.NULL if suspended is None else ffi.from_buffer(_BYTES, suspended),
-            self.matches,
-            self._capacity,
-            self.captures,
-            self._pairs_capacity,
-            self._consumed,
+            results,
         )
-        consumed: int = self._consumed[0]
-        is_full = consumed < len(block) and (end is not End.OPEN or _has_whole_line(block, consumed))
-        return Found(self, count, consumed, self._before[0], is_full)
-
-
-def _has_whole_line(block: Bytes, at: int) -> bool:
-    return len(block) - at > LINE_MAX or b"\n" in bytes(block[at:])
+        return Found(self, results.count, results.consumed, results.before, bool(results.is_full))

@@ -121,19 +121,29 @@ static void run_case(void)
                                           (int)engine);
     struct worker *worker = worker_new(scanner);
     capacity = capacity > kept ? capacity : kept;
-    struct match *matches = malloc(capacity * sizeof *matches);
-    uint32_t *captures = malloc(2 * (capacity + groups) * sizeof *captures);
+    struct results results = {
+        .matches = malloc(capacity * sizeof *results.matches),
+        .capacity = capacity,
+        .captures = malloc(2 * (capacity + groups) * sizeof *results.captures),
+        .captures_capacity = capacity + groups,
+    };
     size_t count = 0;
     for (uint32_t at = 0; at < size;) {
-        size_t before = 0, consumed;
-        size_t found = scan(scanner, worker, block + at, size - at, &before, (int)end, NULL, matches,
-                            capacity, captures, capacity + groups, &consumed);
-        for (size_t i = 0; i < found; i++)
-            seen[count++] = (struct seen){at + matches[i].line_at, matches[i].rule, matches[i].flags};
-        format(regexes, kept, matches, found, captures, block + at);
-        if (!consumed)
+        scan(scanner, worker, block + at, size - at, 0, (int)end, NULL, &results);
+        for (size_t i = 0; i < results.count; i++) {
+            const struct match *match = &results.matches[i];
+            seen[count++] = (struct seen){at + match->line_at, match->rule, match->flags};
+        }
+        format(regexes, kept, results.matches, results.count, results.captures, block + at);
+        const uint8_t *rest = block + at + results.consumed;
+        size_t left = size - at - results.consumed;
+        if (results.is_full != (left && (end != END_OPEN || memchr(rest, '\n', left)))) {
+            fprintf(stderr, "engine %u: is_full is %d with %zu bytes left\n", engine, results.is_full, left);
+            exit(1);
+        }
+        if (!results.consumed)
             break;
-        at += (uint32_t)consumed;
+        at += (uint32_t)results.consumed;
     }
     size_t right = oracle(regexes, kept, block, size, end, expected);
     printf("%zu\n", count);
@@ -153,8 +163,8 @@ static void run_case(void)
                     expected[e].flags);
         exit(1);
     }
-    free(captures);
-    free(matches);
+    free(results.captures);
+    free(results.matches);
     worker_free(worker);
     scanner_free(scanner);
     for (uint32_t i = 0; i < kept; i++)
