@@ -17,7 +17,7 @@ class Metrics:
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
         """Add to a counter; it begins at 0."""
-        key = (name, tuple(sorted(labels.items())))
+        key = (name, tuple(sorted(labels.items())) if labels else ())
         self._values[key] = self._values.get(key, 0) + by
 
     def gauge(self, name: str, read: Callable[[], float | None], **labels: str) -> None:

@@ -20,7 +20,7 @@ Source: protocols/logs.md 2.3, 4.
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple
 
@@ -166,10 +166,11 @@ class Rates:
         ]
         return KeptRates([*logs], rates)
 
-    def see(self, log: str, templates: Iterable[int], weight: int) -> list[Jump]:
+    def see(self, log: str, templates: Sequence[int], weight: int) -> list[Jump]:
         """Lines of these templates came, each for `weight` of them."""
         jumps: list[Jump] = []
-        for template, count in Counter(templates).items():
+        counts = Counter(templates).items() if len(templates) != 1 else ((templates[0], 1),)
+        for template, count in counts:
             key = (log, template)
             self._counts[key] += count * weight
             rate = self._rates.get(key)

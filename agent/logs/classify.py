@@ -112,6 +112,8 @@ class Classifier:
 
     def guess(self, template: int, line: bytes) -> Guess | None:
         """The class of a line without one; None: it abstains."""
+        if not self.classes:  # nothing can be guessed
+            return None
         found = lib.model_guess(self._model, line, len(line), template, len(self._numbers))
         return self._told(found.best, found.confidence, found.by)
 

@@ -5,6 +5,7 @@ Source: protocols/logs.md 2.3.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from msgspec.structs import replace
@@ -18,11 +19,14 @@ from agent.logs.rules import CompiledRule
 from agent.logs.scanner import PARTIAL, WINDOW
 
 Flag = Literal["partial", "window", "nul", "invalid_utf8"]
-
+_WORDS: dict[int, tuple[Flag, ...]] = {
+    0: (), PARTIAL: ("partial",), WINDOW: ("window",), PARTIAL | WINDOW: ("partial", "window")
+}  # fmt: skip
 
 Origin = tuple[int, int] | str
 
 
+@lru_cache(10_000)
 def rule_hash(rule: str) -> int:
     """64 bits that stand for a rule's id."""
     return int.from_bytes(hashlib.blake2b(rule.encode(), digest_size=8).digest(), "little")
@@ -57,8 +61,8 @@ def shown(text: bytes) -> str:
 
 def captured(text: bytes, names: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> dict[str, bytes | None]:
     """The captures of a match in its line; None: the group took no part."""
-    values = [None if span is None else text[span[0] : sum(span)] for span in spans]
-    return dict(zip(names, values, strict=True))
+    found = zip(names, spans, strict=True)
+    return {name: None if span is None else text[span[0] : span[0] + span[1]] for name, span in found}
 
 
 def told(
@@ -84,6 +88,13 @@ def told(
     `is_cut`: what `around` was looked for in ended before the search did.
     """
     spec = rule.spec
+    words = _WORDS[flags & (PARTIAL | WINDOW)]
+    if b"\0" in text:
+        words = (*words, "nul")
+    try:
+        readable = text.decode()
+    except UnicodeDecodeError:
+        readable, words = shown(text), (*words, "invalid_utf8")
     return LogMatched(
         id=identify(origin, generation, offset, spec.id),
         path=path,
@@ -96,11 +107,11 @@ def told(
         class_=spec.class_,
         class_by="rule" if spec.class_ else None,
         confidence=1.0 if spec.class_ else None,
-        text=shown(text),
+        text=readable,
         captures={name: None if value is None else shown(value) for name, value in captures.items()},
         count=count,
         suppressed=suppressed,
-        flags=tuple(_flags(flags, text)),
+        flags=words,
         context=around and _around(around, is_cut),
         run=run,
         test=test,
@@ -131,21 +142,6 @@ def finish(search: Search[T], answer: Callable[[Ask | Size], bytes | int | None]
     except StopIteration as end:
         found: T = end.value
         return found
-
-
-def _flags(flags: int, text: bytes) -> list[Flag]:
-    words: list[Flag] = []
-    if flags & PARTIAL:
-        words.append("partial")
-    if flags & WINDOW:
-        words.append("window")
-    if b"\0" in text:
-        words.append("nul")
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        words.append("invalid_utf8")
-    return words
 
 
 def _around(around: Around, is_cut: bool) -> LogAround:

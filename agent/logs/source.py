@@ -197,7 +197,7 @@ class Source:
     ) -> None:
         self.path, self.key, self._active, self._analysis = path, key, active, analysis
         self.stream = analysis.stream(path, lambda: active(None), trio.current_time())
-        self._analysed = Place(0, 0)  # to there lines were looked at
+        self._analysed = (0, 0)  # generation and offset: to there lines were looked at
         self._bus, self._store, self._metrics = bus, store, metrics
         self.scope = trio.CancelScope()
         self.wants: dict[str, Want] = {}
@@ -287,37 +287,37 @@ class Source:
             self._index_from(Place(act.generation, act.offset))
         at, before = 0, act.before
         while at < len(act.data):
-            part = act.data[at:]
+            part, now = act.data[at:], trio.current_time()
             scan = partial(self._worker.scan, part, before=before, end=act.end, suspended=self._mask(act))
             if len(part) <= DIRECT:
                 found = scan()
             else:
                 await self.followed.own_turn()
                 found = await trio.to_thread.run_sync(scan)
-            lines = self._lines(act, at, part[: found.consumed], before)
+            lines = self._lines(act, at, part[: found.consumed], before, now)
             if found.count or self._waiting:
-                await self._look_at(act, at, part, found, lines)
+                await self._look_at(act, at, part, found, lines, now)
             lines.end()
             self._has_told |= lines.has_forecast  # else the lines that it is based on might be read again
             if self._worker.scanner.is_due:
                 await self.followed.own_turn()
                 await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
             at, before = at + found.consumed, found.before
-            self._at = max(self._at, Place(act.generation, act.offset + at))
+            if self._rules.indexed:
+                self._at = max(self._at, Place(act.generation, act.offset + at))
             if not found.is_full or (found.count and not self.followed.room()):
                 break  # else a block of short lines has more events than memory should hold
         return at, before
 
-    def _lines(self, act: Scan, at: int, block: memoryview, before: int) -> Lines:
+    def _lines(self, act: Scan, at: int, block: memoryview, before: int, now: float) -> Lines:
         """Have lines looked at that are whole, and were not before."""
-        place = Place(act.generation, act.offset + at)
+        place = (act.generation, act.offset + at)
         is_ended = len(block) and (block[len(block) - 1] == LF or act.end is End.LINE)
         is_live = self.followed.tail.lag <= LIVE
         if before or act.end is End.PARTIAL or not is_ended or place < self._analysed:
             return self._analysis.unread(self.stream, block, is_live=is_live and place >= self._analysed)
-        self._analysed = Place(place.generation, place.offset + len(block))
-        now = trio.current_time()
-        return self._analysis.read(self.stream, block, act.generation, place.offset.__add__, now, is_live=is_live)
+        self._analysed = (act.generation, act.offset + at + len(block))
+        return self._analysis.read(self.stream, block, act.generation, place[1].__add__, now, is_live=is_live)
 
     def _mask(self, act: Scan) -> bytearray:
         if act.file not in self.followed.linked:
@@ -387,13 +387,12 @@ class Source:
 
     # ---- matches -----------------------------------------------------------------------------------------------------
 
-    async def _look_at(self, act: Scan, at: int, part: memoryview, found: Found, lines: Lines) -> None:
-        offset, rules, now = act.offset + at, self._rules.rules, trio.current_time()
-        numbers = found.rules()
+    async def _look_at(self, act: Scan, at: int, part: memoryview, found: Found, lines: Lines, now: float) -> None:
+        offset, rules = act.offset + at, self._rules.rules
         indexes = bool(self._indexes) and self._may_index(
-            act, offset, found, sum(number >= len(rules) for number in numbers)
+            act, offset, found, sum(number >= len(rules) for number in found.rules())
         )
-        wants_data = self._waiting or not self._rules.followed.isdisjoint(numbers)
+        wants_data = self._waiting or (self._rules.followed and not self._rules.followed.isdisjoint(found.rules()))
         data = bytes(part[: found.consumed]) if wants_data else b""
         matches = list(found)
         told_of = set[int]()  # those that are in a record of one before
@@ -423,7 +422,13 @@ class Source:
                     self._dropped(rule, 1)
                     continue
                 text, captures = self._text(match, part, found)
-                event = await self._event(act, match, place, text, captures, suppressed)
+                around = None
+                if wants_context(rule):
+                    around = await self.followed.search(look_back(rule, place, captures, self._chain(match.rule)))
+                event = told(
+                    rule, self.path, act.origin, *place, text, captures, match.flags,
+                    suppressed=suppressed, around=around,
+                )  # fmt: skip
                 is_whole = not match.flags & (PARTIAL | WINDOW)
                 event = lines.told(event, match.line_at, text, captures, is_whole=is_whole)
                 waiting = None
@@ -468,17 +473,10 @@ class Source:
             runs.pop(None, None)
         return [self._active(run) for run in runs]
 
-    async def _event(
-        self, act: Scan, match: Match, place: Place, text: bytes, captures: dict[str, bytes | None], suppressed: int
-    ) -> LogMatched:
-        rule, around = self._rules.rules[match.rule], None
-        if wants_context(rule):
-            chain = self._rules.chains[match.rule]
-            indexes = [None if number is None or not self._indexes else self._indexes[number] for number in chain]
-            around = await self.followed.search(look_back(rule, place, captures, indexes))
-        return told(
-            rule, self.path, act.origin, *place, text, captures, match.flags, suppressed=suppressed, around=around
-        )
+    def _chain(self, rule: int) -> list[Anchors | None]:
+        """The indexes of each `until` of a rule."""
+        chain = self._rules.chains[rule]
+        return [None if number is None or not self._indexes else self._indexes[number] for number in chain]
 
     def _tell(self, event: LogMatched, tags: Sequence[tuple[str | None, str | None]]) -> None:
         for run, test in tags:

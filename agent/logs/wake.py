@@ -9,6 +9,7 @@ Source: protocols/logs.md 5.
 
 import math
 import os
+import struct
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
-from inotify_simple import INotify, flags, parse_events
+from inotify_simple import INotify, flags
 
 from agent._native import ffi, lib
 from agent.core.inotify import open_inotify, unwatch
@@ -33,6 +34,7 @@ HEARD = 1 << 16  # bytes of inotify's events that are read at once
 RESCAN = 5  # looks: so often `rescan` is told what it knows
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
 
+_EVENT = struct.Struct("@iIII")  # inotify(7): watch, mask, cookie, bytes of the name behind it
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
 _NEW = int(flags.CREATE | flags.MOVED_TO)  # as numbers, which cost a tenth of flags
 _OVERFLOW, _IGNORED = int(flags.Q_OVERFLOW), int(flags.IGNORED)
@@ -47,7 +49,7 @@ class Follower:
         self.blocks = Blocks()
         self._rescan = rescan
         self._looks: dict[Followed, tuple[CData, CData]] = {}  # a struct look, and its path
-        self._names: dict[tuple[str, str], list[Followed]] = {}
+        self._names: dict[tuple[str, bytes], list[Followed]] = {}  # by folder, and the name that inotify tells
         self._globs, self._sought = Globs(), Counter[str]()
         self._wanted: Counter[str] = Counter()
         self._folders: dict[int, str] = {}
@@ -69,7 +71,7 @@ class Follower:
         self._looks[source] = ffi.new("struct look *", {"path": path}), path
         for real in {source.tail.path, os.path.realpath(source.tail.path)}:
             folder, name = os.path.split(real)
-            self._names.setdefault((folder, name), []).append(source)
+            self._names.setdefault((folder, os.fsencode(name)), []).append(source)
             self._want(folder)
         self._new.set()
 
@@ -119,23 +121,28 @@ class Follower:
                 self._folders[self._notify.add_watch(folder, _HEARD)] = folder  # type: ignore[no-untyped-call]
 
     async def _hear(self, notify: INotify) -> NoReturn:
+        fd = notify.fileno()
         while True:
-            await trio.lowlevel.wait_readable(notify.fileno())
+            await trio.lowlevel.wait_readable(fd)
             is_busy, heard = False, dict[Followed, None]()
-            for event in parse_events(os.read(notify.fileno(), HEARD)):  # type: ignore[no-untyped-call]
-                if event.mask & _OVERFLOW:
+            events, at = os.read(fd, HEARD), 0
+            while at < len(events):
+                wd, mask, _, size = _EVENT.unpack_from(events, at)
+                name = events[at + _EVENT.size : at + _EVENT.size + size].rstrip(b"\0")
+                at += _EVENT.size + size
+                if mask & _OVERFLOW:
                     for source in self._looks:
                         source.wake(lost=True)
                         heard[source] = None
                     self._new.set()
-                if event.mask & _IGNORED:
-                    self._folders.pop(event.wd, None)
+                if mask & _IGNORED:
+                    self._folders.pop(wd, None)
                     continue
-                for source in self._names.get((self._folders.get(event.wd, ""), event.name), ()):
+                for source in self._names.get((self._folders.get(wd, ""), name), ()):
                     is_busy |= source.grows_fast
-                    source.wake(came=bool(event.mask & _NEW))
+                    source.wake(came=mask & _NEW != 0)
                     heard[source] = None
-                if event.mask & _NEW:
+                if mask & _NEW:
                     self._new.set()
             for source in heard:
                 source.go_on()
