@@ -360,6 +360,7 @@ def test_every_error_is_said_with_its_line_and_what_to_do(tmp_path: Path) -> Non
         '0.toml:21: control.tokens[1].scope: expected "control" or "read", got text "raed". Did you mean "read"?',
         "0.toml:21: control.tokens[2]: expected a table, got text."
         " Write it as { key = value } or below a [table] header.",
+        "0.toml:22: control.tls: cert and key go together. Give both or neither.",
         '0.toml:24: polarize.mode: expected "polarize-http" or "polarize-ws", got text "polarise-ws".'
         ' Did you mean "polarize-ws"?',
         "0.toml:25: polarize.password: expected text, got a number. Write it in quotes.",
@@ -403,6 +404,8 @@ def test_what_a_table_says_of_its_keys_together_is_said_at_the_table(tmp_path: P
     assert errors(tmp_path, "[control]\n\n[control.tls]\ncert = 'c'") == [
         "0.toml:3: control.tls: cert and key go together. Give both or neither."
     ]
+    # Half of it may stand in the file that cannot be read.
+    assert len(errors(tmp_path, "control.tls.cert = 'c'", "control.tls.key =")) == 1
 
 
 def test_secrets_are_masked_wherever_they_are_shown(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_wrong_file_is_a_usage_error_that_names_the_line(tmp_path: Path) -> No
     path.write_text('[[monitors.monitor]]\nid = "web"\ncommand = ["web"]\nsteps = ["not ok"]\n')
     done = agent("--once", path)
     assert done.returncode == 2
-    assert f"{path}:1: monitors.monitor" in done.stderr
+    assert f"{path}:4: monitors.monitor[web].steps: " in done.stderr
     assert "'not ok' cannot be a step's name" in done.stderr
 
 

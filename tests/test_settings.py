@@ -134,13 +134,27 @@ def test_what_could_never_work_is_told_with_its_line(profiles: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('[eman]\nname = "connect"', "eman: 'connect' cannot be a service's name: 'connect.run_suite' is an event of"),
-        ('[eman]\nemit = ["TestFnished"]', "eman: emit: 'TestFnished' is no kind of event."),
+        (
+            '[eman]\nname = "connect"',
+            "eman.name: 'connect' cannot be a service's name: 'connect.run_suite' is",
+        ),
+        ('[eman]\nemit = ["TestFnished"]', "eman.emit: 'TestFnished' is no kind of event."),
         ('[eman]\nkey_file = "a"\nsalt_file = "b"', "eman: key_file and salt_file are two ways to the one key."),
+        ('[mimir]\nurl = "ws://lab:99999"', "mimir.url: 'ws://lab:99999' cannot be reached: its port is no number"),
+        ('[seneschal]\nurl = "ws://a:pw@lab"', "seneschal.url: 'ws://***@lab' cannot be reached: it has a user name"),
+        ('[eman]\nurl = "http://[::1"', "eman.url: 'http://[::1' cannot be reached: its host is neither a name nor"),
+        ('[coverage]\nadmin = "http://lab"', "coverage.admin: 'http://lab' cannot be reached: it does not begin with"),
+        (
+            '[polarize]\nurl = "lab.example"',
+            "polarize.url: 'lab.example' is no address for mode polarize-http: it",
+        ),
+        ('[cibus]\nurl = "stomp://lab"', "cibus.url: 'stomp://lab' is no address of a broker: host and port are"),
         ('[eman.hub]\ntls = { key = "k" }', "eman.hub.tls: key and client_ca mean nothing without cert."),
     ],
 )
-def test_what_does_not_go_together_is_told_with_its_table(profiles: Path, tmp_path: Path, text: str, told: str) -> None:
+def test_what_no_type_can_say_is_told_with_its_key_or_table(
+    profiles: Path, tmp_path: Path, text: str, told: str
+) -> None:
     own = write(tmp_path / "agent.toml", text)
     with pytest.raises(ConfigErrors) as broken:
         load_settings(Given((own,)))

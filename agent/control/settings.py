@@ -31,7 +31,7 @@ class ControlTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if (self.key or self.client_ca or self.names) and not self.cert:
             raise ValueError("key, client_ca and names mean nothing without cert. Set cert.")
         if self.names and not self.client_ca:
-            raise ValueError("names of client certificates are not checked without client_ca. Set client_ca.")
+            raise ValueError("names: names of client certificates are not checked without client_ca. Set client_ca.")
 
 
 class ControlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +53,8 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
         outside = [address for address in self.listen if not is_loopback(address.rpartition(":")[0].strip("[]"))]
         if outside and self.insecure_loopback:
-            raise ValueError(f"insecure_loopback is for loopback alone, not for {outside[0]}. Take one of them away.")
+            raise ValueError(f"insecure_loopback: is for loopback alone, not for {outside[0]}. Take one of them away.")
         if outside and not has_key:
-            raise ValueError(f"{outside[0]} is open to anybody. Set tokens or tls.client_ca, or listen on 127.0.0.1.")
+            raise ValueError(
+                f"listen: {outside[0]} is open to anybody. Set tokens or tls.client_ca, or listen on 127.0.0.1."
+            )

@@ -6,9 +6,9 @@ entry that says `enabled = false` is removed.
 
 A settings struct is frozen, has `forbid_unknown_fields=True` and gives bounds with `msgspec.Meta`; the description of a
 Meta, where there is one, says in words what fits ("1 to 128 letters"). `Size` is a number of bytes that may be written
-"16MiB". What no single key can know is checked in `__post_init__`: its `ValueError("What is wrong. What to do.")` is
-reported at the table. Fields are scalars, Literals, Enums, Paths, lists, tuples of one type, dicts, structs, unions of
-these, and Any.
+"16MiB". What no type can say is checked in `__post_init__`: its `ValueError("What is wrong. What to do.")` is reported
+at the table, or with "KEY: " before it at that key. Fields are scalars, Literals, Enums, Paths, lists, tuples of one
+type, dicts, structs, unions of these, and Any.
 
     AgentError
     └── ConfigErrors        all that is wrong with the files, the environment and the flags, in one go
@@ -228,6 +228,7 @@ class _Tree:
         self.shown: dict[str, object] = {}
         self.origins: dict[str, Origin] = {}
         self.warnings: list[str] = []
+        self.is_partial = False  # a file could not be read
 
     def errors(self) -> list[ConfigError]:
         return [err for layer in self.layers for err in sorted(layer.errors, key=lambda err: err.line)]
@@ -241,6 +242,7 @@ class _Tree:
             # In conf.d packages link to their own files; a `--config` that is a link is a mistake or a trap.
             document = toml.read(path, follow_links=path.parent.name == "conf.d")
         except toml.TomlError as err:
+            self.is_partial = True
             self.layers.append(Source(str(path)))
             self.layers[-1].errors.append(ConfigError(path, err.line, err.key, err.what, remedy=err.remedy))
         else:
@@ -336,7 +338,17 @@ class _Tree:
                 typed.missing(field, node.place)
         if node is None:
             return base
-        return None if any(layer.errors for layer in self.layers) else typed.made(kind, values, node.place)
+        if self._is_broken(toml.joined(node.place.names)[: toml.MAX_SHOWN]):
+            return None
+        keys = {name: child.place for name, child in node.children.items() if isinstance(name, str)}
+        return typed.made(kind, values, node.place, keys)
+
+    def _is_broken(self, table: str) -> bool:
+        """Is something wrong at or below that key, or did a file with perhaps a part of it say nothing at all?"""
+        errors = (err for layer in self.layers for err in layer.errors)
+        return self.is_partial or any(
+            err.key.startswith(table) and (not table or err.key[len(table) :][:1] in ("", ".", "[")) for err in errors
+        )
 
     def _build_each(
         self, kind: inspect.Type, node: _Node | None, base: Mapping[Any, Any], names: tuple[str, ...], by: str = ""

@@ -9,7 +9,6 @@ Source: protocols/emissary.md, "Seneschal", "Link states"; protocols/packaging.m
 
 import logging
 import os
-import re
 import socket
 import ssl
 import time
@@ -45,6 +44,7 @@ from agent.core.guard import is_loopback
 from agent.core.metrics import Metrics
 from agent.core.tls import TlsSettings, TlsUnusable, client_context
 from agent.core.token import TokenUnusable, read_token
+from agent.core.url import fault, shown
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,6 @@ LOUD_AFTER_S = 60.0  # s without a connection, then an Alert: a wrong address lo
 MAX_ANSWER = 64 * 1024  # bytes of an answer that is no websocket
 SUPERSEDED = 4001  # close code: another connection with our ident and instance took over
 REFUSALS = {"ident_taken", "unauthorized", "forbidden"}  # codes that a retry alone does not change
-
-# Labels of 1 to 63 characters: what the resolver's IDNA would fail on is refused with the settings.
-_HOST = re.compile(r"[0-9a-f:.]*:[0-9a-f:.]*|[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 
 Publish = Callable[[LinkChanged | Alert | AlertCleared], None]
 
@@ -361,12 +358,9 @@ class _Line:
 
 def _parts(url: str) -> tuple[bool, str, int, str]:
     """With TLS?, host, port, request target. Raises ValueError."""
+    if why := fault(url, ("ws", "wss")):
+        raise ValueError(f"{shown(url)} is no ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH: {why}")
     parts = urlsplit(url)
-    writable = url.isascii() and url.isprintable() and " " not in url
-    if parts.scheme not in ("ws", "wss") or not writable or not _HOST.fullmatch(parts.hostname or ""):
-        raise ValueError(f"{url!r} is no ws://HOST[:PORT]/PATH or wss://HOST[:PORT]/PATH")
-    if parts.username is not None or parts.fragment:
-        raise ValueError(f"the url of {parts.hostname} has a user name or a fragment; use a token file")
     secure = parts.scheme == "wss"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return secure, parts.hostname or "", parts.port or (443 if secure else 80), target

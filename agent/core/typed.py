@@ -10,7 +10,7 @@ import difflib
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,13 +109,19 @@ def convert(kind: inspect.Type, value: Any, place: Place) -> Any:
             return place.no(f"expected {_or(_choices(kind))}, got {_got(value, place)}", hint)
 
 
-def made(kind: inspect.StructType, values: dict[str, Any], place: Place) -> Any:
-    """The struct; what its __post_init__ says ("What is wrong. What to do.") goes to the source's errors."""
+def made(kind: inspect.StructType, values: dict[str, Any], place: Place, keys: Mapping[str, Place]) -> Any:
+    """The struct; what its __post_init__ says ("What is wrong. What to do.") goes to the source's errors.
+
+    When it begins with one of the `keys` that were given ("url: What ..."), to that key's place, else to the table's.
+    """
     try:
         return kind.cls(**values)
     except ValueError as err:
-        what, _, remedy = str(err).partition(". ")
-        return place.no(what.removesuffix("."), remedy or "Correct one of its keys.")
+        key, _, text = str(err).partition(": ")
+        if key not in keys:
+            key, text = "", str(err)
+        what, _, remedy = text.partition(". ")
+        return keys.get(key, place).no(what.removesuffix("."), remedy or "Correct one of its keys.")
 
 
 def missing(field: inspect.Field, place: Place) -> None:
@@ -249,7 +255,8 @@ def _struct(kind: inspect.StructType, table: dict[str, Any], place: Place) -> An
             values[field.name] = convert(field.type, table[field.encode_name], place.inner(field.encode_name))
         elif field.required:
             missing(field, place)
-    return made(kind, values, place) if len(place.source.errors) == before else None
+    keys = {name: place.inner(name) for name in table}
+    return made(kind, values, place, keys) if len(place.source.errors) == before else None
 
 
 def _within(kind: _Number, number: Any, show: Callable[[Any], str], place: Place, hint: str) -> Any:

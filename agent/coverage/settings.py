@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from agent.core.url import fault, shown
+
 SourceName = Literal["v8", "python", "jacoco"]
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
@@ -37,3 +39,7 @@ class CoverageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     hook_s: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
     stop_reply: Literal["finished", "sessions-finished", "both"] = "finished"
     max_pending_mib: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+
+    def __post_init__(self) -> None:
+        if why := fault(self.admin, ("ws", "wss")):
+            raise ValueError(f"admin: {shown(self.admin)} cannot be reached: {why}. Write ws(s)://HOST[:PORT].")

@@ -74,8 +74,8 @@ class EmanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(
                 f"url: {shown(self.url)} cannot be reached: {why}. Write http(s)://HOST:9001/communication."
             )
-        if self.name and (why := name_fault(f"{self.name}.run_suite")):
-            raise ValueError(f"name: {self.name!r} cannot be a service's name: {why}. Choose another.")
+        if self.name and (fault_of_name := name_fault(f"{self.name}.run_suite")):
+            raise ValueError(f"name: {self.name!r} cannot be a service's name: {fault_of_name}. Choose another.")
         if self.key_file and self.salt_file:
             raise ValueError("key_file and salt_file are two ways to the one key. Set one of them.")
         if self.emit != EMITTED:

@@ -21,9 +21,9 @@ class LogWatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if sum(map(bool, (self.path, self.glob, self.journal, self.kmsg))) != 1:
             raise ValueError(f"{self.name} has to watch one thing. Set one of path, glob, journal, kmsg.")
-        for text in (self.path, self.glob):
+        for key, text in (("path", self.path), ("glob", self.glob)):
             if text and not text.startswith("/"):
-                raise ValueError(f"{text!r} is relative. Write the whole path.")
+                raise ValueError(f"{key}: {text!r} is relative. Write the whole path.")
 
 
 class LogsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

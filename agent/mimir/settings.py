@@ -4,6 +4,8 @@ from typing import Annotated
 
 import msgspec
 
+from agent.core.url import fault, shown
+
 
 class MimirSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`url` is ws(s)://HOST/mimir; empty: no Mimir.
@@ -16,3 +18,7 @@ class MimirSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+
+    def __post_init__(self) -> None:
+        if self.url and (why := fault(self.url, ("ws", "wss"))):
+            raise ValueError(f"url: {shown(self.url)} cannot be reached: {why}. Write ws(s)://HOST[:PORT]/mimir.")

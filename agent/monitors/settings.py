@@ -56,12 +56,12 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         if not ID.fullmatch(self.id):
-            raise ValueError(f"{self.id!r} cannot be an id. Use 1 to 64 of A-Z a-z 0-9 . _ -")
+            raise ValueError(f"id: {self.id!r} cannot be an id. Use 1 to 64 of A-Z a-z 0-9 . _ -")
         for name, _ in self.plan():
             if not STEP.fullmatch(name):
-                raise ValueError(f"{name!r} cannot be a step's name. Use A-Z a-z 0-9 _")
+                raise ValueError(f"steps: {name!r} cannot be a step's name. Use A-Z a-z 0-9 _")
         if self.webhook_url and not _is_http(self.webhook_url):
-            raise ValueError(f"{self.webhook_url!r} is not an http URL. Write it whole.")
+            raise ValueError(f"webhook_url: {self.webhook_url!r} is not an http URL. Write it whole.")
 
     def plan(self) -> list[tuple[str, float]]:
         """Every step with its timeout in seconds, in order."""

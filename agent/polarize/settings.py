@@ -2,9 +2,10 @@
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import msgspec
+
+from agent.core.url import fault, shown
 
 Mode = Literal["polarize-http", "polarize-ws", "polarion"]
 # A selector on a name with a hyphen silently never matches on ActiveMQ (protocols/emissary.md, "CI Bus").
@@ -29,12 +30,12 @@ class PolarizeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     def __post_init__(self) -> None:
         schemes = ("http", "https", "ws", "wss") if self.mode == "polarize-ws" else ("http", "https")
-        if self.url and (urlsplit(self.url).scheme not in schemes or not urlsplit(self.url).hostname):
-            raise ValueError(
-                f"{self.url!r} is no address for mode {self.mode}. Write {' or '.join(schemes)}://HOST[:PORT]."
-            )
+        if self.url and (why := fault(self.url, schemes)):
+            remedy = f"Write {' or '.join(f'{scheme}://HOST[:PORT]' for scheme in schemes)}."
+            raise ValueError(f"url: {shown(self.url)} is no address for mode {self.mode}: {why}. {remedy}")
         if bool(self.user) != bool(self.password_file):
-            raise ValueError("user and password_file go together. Set both or neither.")
+            key = "user" if self.user else "password_file"
+            raise ValueError(f"{key}: user and password_file go together. Set both or neither.")
 
 
 class CibusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,11 +55,15 @@ class CibusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     key_file: str = ""
 
     def __post_init__(self) -> None:
-        if self.url and not re.fullmatch(r"stomp(\+ssl)?://(\[[0-9A-Fa-f:.]+\]|[^/:@\s]+):[0-9]{1,5}/?", self.url):
-            raise ValueError(
-                f"{self.url!r} is no address of a broker. Write stomp://HOST:PORT or stomp+ssl://HOST:PORT."
-            )
+        if self.url:
+            why = fault(self.url, ("stomp", "stomp+ssl"))
+            if not why and not re.fullmatch(r"[^/]*//[^/?]*:[0-9]+/?", self.url):
+                why = "host and port are expected, and nothing else"
+            if why:
+                remedy = "Write stomp://HOST:PORT or stomp+ssl://HOST:PORT."
+                raise ValueError(f"url: {shown(self.url)} is no address of a broker: {why}. {remedy}")
         if bool(self.login) != bool(self.password_file):
-            raise ValueError("login and password_file go together. Set both or neither.")
+            key = "login" if self.login else "password_file"
+            raise ValueError(f"{key}: login and password_file go together. Set both or neither.")
         if self.destination and not self.destination.startswith(("/topic/", "/queue/")):
-            raise ValueError(f"{self.destination!r} is no destination. It begins with /topic/ or /queue/.")
+            raise ValueError(f"destination: {self.destination!r} is no destination. It begins with /topic/ or /queue/.")

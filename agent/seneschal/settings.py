@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from agent.core.url import fault, shown
+
 
 class SeneschalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`url` is ws(s)://HOST/seneschal; empty: no Seneschal.
@@ -20,3 +22,7 @@ class SeneschalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     key_file: str = ""
     heartbeat: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5
     on_lease_lost: Literal["finish", "abort"] = "finish"
+
+    def __post_init__(self) -> None:
+        if self.url and (why := fault(self.url, ("ws", "wss"))):
+            raise ValueError(f"url: {shown(self.url)} cannot be reached: {why}. Write ws(s)://HOST[:PORT]/seneschal.")
