@@ -13,7 +13,10 @@ size_t look_again(struct look *const *looks, size_t count, uint32_t *changed)
     for (size_t i = 0; i < count; i++) {
         struct stat found;
         struct status seen = {0};
-        if (stat(looks[i]->path, &found)) {
+        looks[i]->asked = 1;
+        int refused = stat(looks[i]->path, &found);
+        looks[i]->asked = 0;
+        if (refused) {
             seen.error = (uint64_t)errno;
         } else {
             seen.device = found.st_dev;

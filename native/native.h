@@ -199,10 +199,10 @@ size_t format_matches(const struct line_format *format, const struct match *matc
 
 /*
  * Many paths, looked at again and again. `path` ends in a NUL; `seen` is what stat(2) said last, all 0 before that, and of
- * a path that it refuses `error` alone: an errno.
+ * a path that it refuses `error` alone: an errno. `asked` is 1 while its disk is waited for, which others may read.
  */
 struct status { uint64_t error, device, inode, mode, size, written_s, written_ns; };
-struct look { const char *path; struct status seen; };
+struct look { const char *path; struct status seen; uint32_t asked; };
 
 /*
  * Ask for looks[0..count) again. The numbers of those where anything differs from what was seen go to changed[0..count),

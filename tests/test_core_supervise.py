@@ -128,3 +128,14 @@ async def test_a_unit_of_work_is_overdue_only_while_it_lasts(autojump_clock: Moc
         await trio.sleep(3)
         assert health.overdue_s() == pytest.approx(2)
     assert health.overdue_s() == 0
+
+
+async def test_a_thread_that_does_more_than_ask_the_disk_hangs_when_its_time_is_over(autojump_clock: MockClock) -> None:
+    health, asked = Health("logs"), [None, "/mnt/log", "/mnt/log", None]
+    with health.asking(lambda: asked.pop(0), within_s=5):
+        await trio.sleep(14.5)
+        assert health.hung() == {}
+        await trio.sleep(0.5)
+        assert [health.hung() for _ in range(3)] == [{}, {"/mnt/log": 10}, {"/mnt/log": 10}]
+        assert health.hung() == {}
+    assert health.hung() == {}

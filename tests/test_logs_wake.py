@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
 from inotify_simple import INotify
+from trio.testing import MockClock
 
 from agent._native import ffi, lib
 from agent.core.supervise import Health
-from agent.logs import wake
+from agent.logs import paths, wake
 from agent.logs.follow import Blocks, Followed
 from agent.logs.paths import Globs
 from agent.logs.tail import Tail
@@ -78,7 +80,7 @@ async def test_without_inotify_what_changed_is_seen_by_a_look(
     async def rescan(files: dict[str, list[str]]) -> None:
         found.append(files)
 
-    follower, takings = Follower(rescan), {name: Taking() for name in ("a.log", "b.log")}
+    follower, takings = Follower(rescan, Health("logs")), {name: Taking() for name in ("a.log", "b.log")}
     await nursery.start(follower.run)
     pattern = f"{tmp_path}/*.log"
     follower.seek(pattern)
@@ -109,7 +111,7 @@ async def test_where_nothing_is_followed_nothing_wakes(nursery: trio.Nursery, mo
     async def rescan(files: dict[str, list[str]]) -> None:
         found.append(files)
 
-    follower = Follower(rescan)
+    follower = Follower(rescan, Health("logs"))
     await nursery.start(follower.run)
     for _ in range(20):  # it would have had the time
         await trio.to_thread.run_sync(os.getpid)
@@ -117,6 +119,26 @@ async def test_where_nothing_is_followed_nothing_wakes(nursery: trio.Nursery, mo
     follower.seek("/nowhere/*")
     with trio.fail_after(WAIT_S):
         while not found:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_what_is_new_before_a_look_begins_is_looked_at_at_once(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wake, "POLL_S", 3600.0)
+    patterns = [f"{tmp_path}/{name}*" for name in "abc"]
+    found: list[dict[str, list[str]]] = []
+
+    async def rescan(files: dict[str, list[str]]) -> None:
+        found.append(files)
+        if patterns:
+            follower.seek(patterns.pop(0))
+
+    follower = Follower(rescan, Health("logs"))
+    follower.seek(patterns.pop(0))
+    await nursery.start(follower.run)
+    with trio.fail_after(WAIT_S):
+        while not found or len(found[-1]) < 3:
             await trio.lowlevel.checkpoint()
 
 
@@ -138,7 +160,7 @@ def test_a_look_comes_back_when_there_is_something_to_do(tmp_path: Path, monkeyp
         """How often it looked, and the numbers of the paths where something changed."""
         nonlocal found
         waits.clear()
-        found, changed = wake._look(Globs(), patterns, [source], looks, found, new)
+        found, changed = wake._look(Globs(), patterns, [source], looks, found, new, at_once=False)
         return len(waits), changed
 
     source.is_waiting = False
@@ -156,10 +178,46 @@ def test_a_look_comes_back_when_there_is_something_to_do(tmp_path: Path, monkeyp
     assert look([pattern]) == (1, [])
 
 
+@pytest.mark.parametrize("is_glob", [False, True], ids=["file", "glob"])
+async def test_a_disk_that_does_not_answer_a_look_is_told(
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch, is_glob: bool
+) -> None:
+    async def rescan(files: dict[str, list[str]]) -> None: ...
+
+    asked, answers, health = threading.Event(), threading.Event(), Health("logs")
+
+    def hang(looks: "CData", count: int, changed: "CData") -> int:
+        looks[0].asked = 1
+        asked.set()
+        answers.wait()
+        looks[0].asked = 0
+        return 0
+
+    def hang_too(pattern: str) -> list[str]:
+        asked.set()
+        answers.wait()
+        return []
+
+    follower = Follower(rescan, health)
+    if is_glob:
+        monkeypatch.setattr(paths, "matching", hang_too)
+        follower.seek(f"{tmp_path}/*")
+    else:
+        monkeypatch.setattr(wake, "lib", SimpleNamespace(look_again=hang))
+        follower.add(log(tmp_path / "log", Taking(), follower.blocks))
+    await nursery.start(follower.run)
+    await trio.to_thread.run_sync(asked.wait)
+    mock_clock.jump(wake.RESCAN * wake.POLL_S + 9)
+    assert not health.hung()
+    mock_clock.jump(1)
+    assert list(health.hung()) == [f"{tmp_path}/{'*' if is_glob else 'log'}"]
+    answers.set()
+
+
 async def test_what_is_followed_no_longer_is_watched_no_longer(tmp_path: Path, nursery: trio.Nursery) -> None:
     async def rescan(files: dict[str, list[str]]) -> None: ...
 
-    follower = Follower(rescan)
+    follower = Follower(rescan, Health("logs"))
     await nursery.start(follower.run)
     sources = [log(tmp_path / name, Taking(), follower.blocks) for name in ("a", "b")]
     for source in sources:

@@ -33,17 +33,20 @@ class Health:
     def __init__(self, name: str) -> None:
         self.name = name
         self._units: dict[object, float] = {}
-        self._asked: dict[object, tuple[str, float]] = {}
+        self._asked: dict[object, tuple[Callable[[], str | None], float]] = {}
 
     def busy(self, limit: float) -> "_Unit":
         """A unit of work, while in its context; longer than `limit` seconds is a hang, and the watchdog may act."""
         return _Unit(self._units, trio.current_time() + limit)
 
     @contextmanager
-    def asking(self, path: str) -> Generator[None, None, None]:
-        """A thread asks the disk about `path`, and nobody else waits for that thread."""
+    def asking(self, path: str | Callable[[], str | None], *, within_s: float = 0.0) -> Generator[None, None, None]:
+        """A thread asks the disk about `path`, and nobody else waits for that thread.
+
+        One that does more than ask has so many seconds for it, and tells about which path it asks just then, if any.
+        """
         unit = object()
-        self._asked[unit] = (path, trio.current_time())
+        self._asked[unit] = (path if callable(path) else lambda: path, trio.current_time() + within_s)
         try:
             yield
         finally:
@@ -52,8 +55,8 @@ class Health:
     def hung(self) -> dict[str, float]:
         """Of which paths the disk has told nothing for HUNG_S or more, and for how many seconds."""
         now = trio.current_time()
-        asked = ((path, now - since) for path, since in self._asked.values())
-        return {path: for_s for path, for_s in asked if for_s >= HUNG_S}
+        late = ((path(), now - since) for path, since in self._asked.values() if now - since >= HUNG_S)
+        return {path: for_s for path, for_s in late if path is not None}
 
     def overdue_s(self) -> float:
         """For how many seconds the worst unit has been overdue; 0 when none is."""

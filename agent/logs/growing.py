@@ -31,7 +31,7 @@ async def follow(
     `written` raises, in groups.
     """
     turn = trio.Semaphore(1)
-    follower = Follower(_no_globs)
+    follower = Follower(_no_globs, Health("scan"))
     logs = [_Growing(written, path, turn, tell, scanned, follower.blocks) for path in dict.fromkeys(paths)]
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:

@@ -40,12 +40,14 @@ class Globs:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, float, list[str]]] = {}  # change of the directory, when it was read, files
+        self.asked: str | None = None  # what is being looked for
 
     def find(self, patterns: Iterable[str]) -> dict[str, list[str]]:
         """The files of each."""
         now, before = time.time(), self._known
         self._known = {}
         for pattern in patterns:
+            self.asked = pattern
             folder, name = os.path.split(pattern)
             changed = -1 if glob.has_magic(folder) or name == "**" else _changed(folder)
             known = before.get(pattern)
@@ -54,6 +56,7 @@ class Globs:
                     changed = -1
                 known = (changed, now, matching(pattern))
             self._known[pattern] = known
+        self.asked = None
         return {pattern: files for pattern, (_, _, files) in self._known.items()}
 
 

@@ -128,7 +128,7 @@ class _Logs:
         self._bus, self._store, self._metrics, self._active = bus, store, metrics, Active()
         self._settings, self._health, self._clock, self._nursery = settings, health, clock, nursery
         self._labelling, self._analysis = learning.labelling, learning.analysis
-        self.follower = Follower(self._rescan)
+        self.follower = Follower(self._rescan, health)
         self._watches: dict[str, Watch] = {}
         self._sources: dict[str, Source] = {}  # by path
         self._pending: dict[str, Done] | None = {}  # how far those were that begin at the start, until they do

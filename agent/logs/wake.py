@@ -22,6 +22,7 @@ from inotify_simple import INotify, flags
 
 from agent._native import ffi, lib
 from agent.core.inotify import open_inotify, unwatch
+from agent.core.supervise import Health
 from agent.logs.follow import Blocks, Followed
 from agent.logs.paths import Globs, fixed
 
@@ -45,9 +46,9 @@ class Follower:
     all logs.
     """
 
-    def __init__(self, rescan: Callable[[dict[str, list[str]]], Awaitable[None]]) -> None:
+    def __init__(self, rescan: Callable[[dict[str, list[str]]], Awaitable[None]], health: Health) -> None:
         self.blocks = Blocks()
-        self._rescan = rescan
+        self._rescan, self._health = rescan, health
         self._looks: dict[Followed, tuple[CData, CData]] = {}  # a struct look, and its path
         self._names: dict[tuple[str, bytes], list[Followed]] = {}  # by folder, and the name that inotify tells
         self._globs, self._sought = Globs(), Counter[str]()
@@ -153,11 +154,16 @@ class Follower:
         one, told_at, before = trio.CapacityLimiter(1), -math.inf, dict[str, list[str]]()
         try:
             while True:
+                is_new = self._new.is_set()
                 self._new.clear()
                 self._watch_folders()
                 sources, looks = list(self._looks), list(self._looks.values())
-                look = partial(_look, self._globs, list(self._sought), sources, looks, before, self._new)
-                found, changed = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=one)
+                look = partial(
+                    _look, self._globs, list(self._sought), sources, looks, before, self._new, at_once=is_new
+                )
+                waits_s = RESCAN * POLL_S if looks or self._sought else math.inf
+                with self._health.asking(self._asked, within_s=waits_s):
+                    found, changed = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=one)
                 now = trio.current_time()
                 if found != before or now >= told_at + RESCAN * POLL_S:
                     await self._rescan(found)
@@ -172,6 +178,11 @@ class Follower:
         finally:
             self._new.set()  # its thread ends too
 
+    def _asked(self) -> str | None:
+        """What the worker waits for, if for a disk."""
+        asked = (source.tail.path for source, (look, _) in self._looks.items() if look.asked)
+        return next(asked, self._globs.asked)
+
 
 def _look(
     globs: Globs,
@@ -180,16 +191,19 @@ def _look(
     looks: "Sequence[tuple[CData, CData]]",
     before: dict[str, list[str]],
     new: threading.Event,
+    *,
+    at_once: bool,
 ) -> tuple[dict[str, list[str]], list[int]]:
     """What the globs find, and the numbers of the paths where something changed since the last time. Blocks.
 
-    Looks each second until there is something to tell, `new` is set or a source waits, but RESCAN times at most. Where
-    there is nothing to look at, it waits for `new`.
+    Looks each second, or `at_once` and then each second, until there is something to tell, `new` is set or a source
+    waits; RESCAN times at most. Where there is nothing to look at, it waits for `new`.
     """
     again, changed = ffi.new("struct look *[]", [look for look, _ in looks]), ffi.new("uint32_t[]", len(looks))
     count, found = 0, before
-    for _ in range(RESCAN):
-        new.wait(POLL_S if looks or patterns else None)
+    for number in range(RESCAN):
+        if number or not at_once:
+            new.wait(POLL_S if looks or patterns else None)
         count, found = lib.look_again(again, len(looks), changed), globs.find(patterns)
         if count or found != before or new.is_set() or any(source.is_waiting for source in sources):
             break
