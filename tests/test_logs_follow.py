@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import trio
 import trio.testing
 
 from agent.core.supervise import Health
+from agent.logs import disk
 from agent.logs import follow as following
 from agent.logs.acts import Gap, Report, Scan
 from agent.logs.context import BLOCK, Ask, Search, Size
@@ -114,27 +116,6 @@ async def test_a_loss_is_told_before_a_checkpoint_forgets_of_it(tmp_path: Path, 
     assert taking.hidden == set()
 
 
-async def test_names_that_change_while_they_are_listed_hide_no_copy(
-    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, taking, list_names = tmp_path / "log", Taking(), following._names_beside
-    path.write_bytes(b"a\n")
-    source = follow(path, taking)
-    nursery.start_soon(source.run)
-    await source.settle()
-    (tmp_path / "log.1").write_bytes(b"a\nb\n")
-
-    def rename_meanwhile(path: str, known: Sequence[Checkpoint]) -> dict[tuple[str, str, int], float]:
-        (tmp_path / "log.1").rename(tmp_path / "log.2")
-        monkeypatch.setattr(following, "_names_beside", list_names)
-        return {}
-
-    monkeypatch.setattr(following, "_names_beside", rename_meanwhile)
-    path.write_bytes(b"c\n")
-    await source.settle()
-    assert taking.text == b"a\nb\nc\n"
-
-
 async def test_a_disk_that_does_not_answer_is_told_and_is_no_hang_of_ours(
     tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,14 +123,14 @@ async def test_a_disk_that_does_not_answer_is_told_and_is_no_hang_of_ours(
     path, taking, health = tmp_path / "log", Taking(), Health("logs")
     path.write_bytes(b"a\n")
     asked, answers = trio.Event(), threading.Event()
-    stat = following._stat
+    look = disk.look
 
     def slow(name: str) -> object:
         trio.from_thread.run_sync(asked.set)
         answers.wait()
-        return stat(name)
+        return look(name)
 
-    monkeypatch.setattr(following, "_stat", slow)
+    monkeypatch.setattr(disk, "look", slow)
     source = follow(path, taking, health=health)
     nursery.start_soon(source.run)
     try:
@@ -198,7 +179,7 @@ async def test_a_file_that_is_on_no_disk_is_read_in_the_same_turn(
             raise OSError(errno.EOPNOTSUPP, "")
         return preadv(fd, buffers, offset)
 
-    monkeypatch.setattr(following, "_MOUNTS", mounts)
+    monkeypatch.setattr(disk, "is_in_memory", partial(disk.is_in_memory, mounts=mounts))
     monkeypatch.setattr(os, "preadv", waiting)
     source = follow(path, taking)
     nursery.start_soon(source.run)

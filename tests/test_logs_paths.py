@@ -112,13 +112,3 @@ def test_a_suite_that_came_over_a_link_has_the_folder_of_its_source(tmp_path: Pa
     watches, refused = paths.of_run("r", {"source": {"git": "https://x/y", "ref": "main"}, "watch": watch}, None)
     assert [watch.pattern for watch in watches] == ["/var/log/x"]
     assert refused[1] == "*.log is not watched: the suite has no folder here yet that it could be in; name it from /"
-
-
-def test_what_has_no_disk_is_known_by_its_mount() -> None:
-    mounts = (
-        "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n"
-        "25 24 0:23 / /dev/shm rw,relatime - tmpfs tmpfs rw,size=24684084k\n"
-        "26 27 0:24 / /mnt/a\\040b rw master:1 - ramfs - rw\n"
-        "28 27 0:25 / /home rw - nfs4 tmpfs:/home rw\n"
-    )
-    assert paths.in_memory(mounts) == {os.makedev(0, 23), os.makedev(0, 24)}

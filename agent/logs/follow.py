@@ -10,40 +10,29 @@ Source: protocols/logs.md 3 ("Blocks") and 5.
 """
 
 import errno
-import logging
 import math
 import os
-import stat
 import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import trio
 
 from agent.core.supervise import Health
+from agent.logs import disk
 from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
 from agent.logs.context import Ask, Place, Search, Size, T
-from agent.logs.identity import HEAD, LAST, Checkpoint, Reading, Sibling, Stat, fits, is_copy, is_rotation
-from agent.logs.paths import COMPRESSED, in_memory
+from agent.logs.identity import HEAD, LAST, Stat
 from agent.logs.tail import BLOCK, Tail
-
-log = logging.getLogger(__name__)
 
 DIRECT = 1 << 16  # bytes that are read and matched without a thread
 BLOCKS = 4  # large blocks in memory at a time, of all files
-MAX_SIBLINGS = 100
 _DISK = trio.CapacityLimiter(40)  # threads that wait for one: where a mount hangs, only logs wait for each other
-LISTINGS = 5  # of a folder in which names change meanwhile
 BLOCK_S = 30.0  # s for a hang of one block
 TURN_S = 0.002  # s for which blocks are matched one after the other, before others have their turn
 
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
-_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-_MOUNTS = Path("/proc/self/mountinfo")
 _TOLD = (Report, Gap)
 
 R = TypeVar("R")
@@ -272,9 +261,9 @@ class Followed:
     def _open_past(self, generation: int) -> int | None:
         """Open the file of a generation that is done, if it is found beside."""
         done = [done for done in self.tail.past if done.generation == generation]
-        for sibling in _siblings(self.tail.path, done):
+        for sibling in disk.siblings(self.tail.path, done):
             if sibling.fits and (sibling.is_rotation or (done[0].dev, done[0].ino) == sibling.stat[:2]):
-                return os.open(sibling.path, _FLAGS)
+                return os.open(sibling.path, disk.FLAGS)
         return None
 
     async def _wait(self) -> None:
@@ -314,7 +303,8 @@ class Followed:
 
     async def _look(self) -> None:
         def stats() -> tuple[Stat | int | None, list[tuple[int, Stat]]]:
-            return _stat(self.tail.path), [(number, _stat_of(os.fstat(self._fds[number]))) for number in draining]
+            drained = [(number, disk.stat_of(os.fstat(self._fds[number]))) for number in draining]
+            return disk.look(self.tail.path), drained
 
         draining = self.tail.draining()
         came, self._came = self._came, 0  # what comes while stat is asked may be what it sees: that is told later
@@ -344,20 +334,20 @@ class Followed:
             case Scan():
                 return await self._scan(act)
             case FindSiblings(known):
-                found = await self._run(partial(_siblings, self.tail.path, known), long=True)
+                found = await self._run(partial(disk.siblings, self.tail.path, known), long=True)
                 return self.tail.siblings(found, trio.current_time())
         return []
 
     async def _open(self, act: Open) -> Sequence[Act]:
         def open_() -> tuple[int, bool, Stat, bytes]:
             try:
-                fd, is_link = os.open(act.path, _FLAGS), False
+                fd, is_link = os.open(act.path, disk.FLAGS), False
             except OSError as err:
                 if err.errno != errno.ELOOP or not self.links:
                     raise
-                fd, is_link = os.open(act.path, _FLAGS & ~os.O_NOFOLLOW), True
+                fd, is_link = os.open(act.path, disk.FLAGS & ~os.O_NOFOLLOW), True
             try:
-                found = _stat_of(os.fstat(fd))
+                found = disk.stat_of(os.fstat(fd))
                 return fd, is_link, found, os.pread(fd, HEAD, 0) if found.kind == "file" else b""
             except OSError:
                 os.close(fd)
@@ -421,7 +411,7 @@ class Followed:
     def _is_in_memory(self, file: int, found: os.stat_result) -> bool:
         """Is there no disk below the file? tmpfs knows no RWF_NOWAIT."""
         if file not in self._in_memory:
-            self._in_memory[file] = found.st_dev in in_memory(_MOUNTS.read_text(errors="surrogateescape"))
+            self._in_memory[file] = disk.is_in_memory(found.st_dev)
         return self._in_memory[file]
 
     def _leave_block(self) -> None:
@@ -462,130 +452,6 @@ def _go_on(search: Search[T], wish: Ask | Size, answer: Callable[[Ask | Size], b
         return found
 
 
-def _stat_of(found: os.stat_result) -> Stat:
-    kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
-    return Stat(found.st_dev, found.st_ino, found.st_size, kind, found.st_mtime, found.st_nlink == 0)
-
-
 def _file_of(found: Stat | int | None) -> tuple[int, int] | None:
     """Device and inode, of what is there."""
     return found[:2] if isinstance(found, Stat) else None
-
-
-def _stat(path: str) -> Stat | int | None:
-    try:
-        return _stat_of(os.stat(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as err:
-        return err.errno or errno.EIO
-
-
-def _siblings(path: str, known: Sequence[Checkpoint]) -> list[Sibling]:
-    """The path's own file, and the newest of those beside it that may once have been there by name or inode."""
-    found: list[Sibling | None] = []
-    for _ in range(LISTINGS):
-        names = _names_beside(path, known)
-        newest = sorted(names, key=names.__getitem__, reverse=True)[:MAX_SIBLINGS]
-        found = [look_into(path, known), *(_beside(other, name, path, known) for other, name, _ in newest)]
-        if names.keys() == _names_beside(path, known).keys():  # else files may have been missed: they were renamed
-            break
-    return [sibling for sibling in found if sibling]
-
-
-def _names_beside(path: str, known: Sequence[Checkpoint]) -> dict[tuple[str, str, int], float]:
-    """When they were written: by path, the name that they may have had, and inode."""
-    found: dict[tuple[str, str, int], float] = {}
-    inodes = {done.ino for done in known}
-    for own in dict.fromkeys((path, os.path.realpath(path))):
-        folder, name = os.path.split(own)
-        stem = name.split(".")[0] or name
-        with suppress(OSError), os.scandir(folder) as entries:  # the folder is gone, or not for us
-            for entry in entries:
-                if entry.name != name and not entry.name.endswith(COMPRESSED):
-                    with suppress(OSError):  # the file is gone
-                        if (entry.name.startswith(stem) or entry.inode() in inodes) and entry.is_file(
-                            follow_symlinks=False
-                        ):
-                            found[entry.path, name, entry.inode()] = entry.stat(follow_symlinks=False).st_mtime
-    return found
-
-
-def is_new(path: str, logs: Sequence[tuple[str, Checkpoint]], passed: dict[str, tuple[int, int, int]]) -> bool:
-    """Is this file none of the logs that are followed, by their paths: not renamed, not the copy of a rotation? Blocks.
-
-    `passed` keeps device, inode and size of those that are none. Like beginnings are no proof: many logs begin alike.
-    """
-    sibling = look_into(path, [done for _, done in logs])
-    if sibling is None or sibling.stat[:3] == passed.get(path):
-        return False
-    passed.pop(path, None)
-    for number, (of, done) in enumerate(logs):
-        is_same = (done.dev, done.ino) == sibling.stat[:2]
-        if is_same and (number in sibling.fits or not done.head_size):
-            break
-        is_named = is_rotation(os.path.basename(path), os.path.basename(of))
-        if number in sibling.fits and is_named and _may_be_copy(path, of, done):
-            break
-    else:
-        return True
-    passed[path] = sibling.stat[:3]
-    return False
-
-
-def _may_be_copy(path: str, of: str, done: Checkpoint) -> bool:
-    """Is it the beginning of a log that was not cut yet? Of a cut one it may have more than the checkpoint."""
-    with (
-        suppress(OSError),
-        _opened(path, _FLAGS) as (its, read),
-        _opened(of, _FLAGS & ~os.O_NOFOLLOW) as (own, read_of),
-    ):
-        if own[:2] == (done.dev, done.ino) and fits(done, own.size, read_of(0, HEAD), read_of):
-            return is_copy(its.size, read, own.size, read_of)
-    return True
-
-
-def look_into(path: str, known: Sequence[Checkpoint]) -> Sibling | None:
-    """Which of the known files it is. None: it cannot be read, or is no file. Blocks."""
-    try:
-        with _opened(path, _FLAGS & ~os.O_NOFOLLOW) as (status, read):
-            if status.kind != "file":
-                return None
-            return Sibling(path, status, False, _fitting(known, status, read))
-    except OSError as err:
-        log.debug("cannot read path=%s error=%s", path, err)
-        return None
-
-
-def _beside(path: str, name: str, own: str, known: Sequence[Checkpoint]) -> Sibling | None:
-    """A file beside the path `own`, which perhaps was called `name` once."""
-    sibling = None
-    try:
-        for _ in range(2):  # a copy may have been completed, and the path's file cut, while these were compared
-            with _opened(path, _FLAGS) as (status, read):
-                its, is_rotated = _fitting(known, status, read), is_rotation(os.path.basename(path), name)
-                sibling = Sibling(path, status, is_rotated, its)
-                if not is_rotated or its:
-                    break
-                with suppress(OSError), _opened(own, _FLAGS & ~os.O_NOFOLLOW) as (its_status, read_own):
-                    if is_copy(status.size, read, its_status.size, read_own):
-                        return sibling._replace(is_copy=True)
-                if not read(status.size, 1):
-                    break
-    except OSError as err:
-        log.debug("cannot read a file beside path=%s error=%s", path, err)
-    return sibling
-
-
-@contextmanager
-def _opened(path: str, how: int) -> Iterator[tuple[Stat, Reading]]:
-    fd = os.open(path, how)
-    try:
-        yield _stat_of(os.fstat(fd)), lambda at, size: os.pread(fd, size, at)
-    finally:
-        os.close(fd)
-
-
-def _fitting(known: Sequence[Checkpoint], status: Stat, read: Reading) -> frozenset[int]:
-    head = read(0, HEAD)
-    return frozenset(number for number, done in enumerate(known) if fits(done, status.size, head, read))

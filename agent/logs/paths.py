@@ -148,14 +148,3 @@ def of_run(run: str, suite: Mapping[str, Any], base: str | None) -> tuple[list[W
             )
             watches.append(watch)
     return watches, refused
-
-
-def in_memory(mountinfo: str) -> frozenset[int]:
-    """The device numbers of the mounted file systems that have no disk: /proc/self/mountinfo, proc(5)."""
-    devices = set()
-    for line in mountinfo.splitlines():
-        fields, _, rest = line.partition(" - ")
-        if rest.split(" ", 1)[0] in ("tmpfs", "ramfs"):
-            major, _, minor = fields.split(" ")[2].partition(":")
-            devices.add(os.makedev(int(major), int(minor)))
-    return frozenset(devices)

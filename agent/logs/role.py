@@ -42,7 +42,8 @@ from agent.core.supervise import Health
 from agent.core.underway import underway
 from agent.logs import lint, paths, streams
 from agent.logs.active import Active
-from agent.logs.follow import Followed, is_new
+from agent.logs.disk import is_new
+from agent.logs.follow import Followed
 from agent.logs.learning import Learning
 from agent.logs.messages import (
     Labelled,
