@@ -146,6 +146,54 @@ def test_the_same_version_with_other_bytes_is_replaced_and_on_trial(image: Path,
     assert tree(prefix / "current/") == tree(one)
 
 
+def test_the_proven_release_stays_to_go_back_to_however_often_its_version_comes_anew(
+    image: Path, tmp_path: Path, one: Path
+) -> None:
+    prefix = image / "opt/agent"
+    install(job(image), one, "1")
+    confirm(image)
+    for number in range(3):
+        install(job(image), make_release(tmp_path / f"again{number}", "1", code=f"build {number}\n"), "1")
+    assert tree(prefix / "releases/1") == tree(tmp_path / "again2")
+    assert [release.boot_check(prefix) for _ in range(4)] == [None, None, None, "1.replaced"]
+    assert tree(prefix / "current/") == tree(one)
+
+
+def test_a_release_that_is_gone_back_to_may_be_replaced(image: Path, tmp_path: Path, one: Path, two: Path) -> None:
+    prefix = image / "opt/agent"
+    install(job(image), one, "1")
+    confirm(image)
+    install(job(image), two, "2")  # on trial
+    again = make_release(tmp_path / "again", "1", code="another build\n")
+    install(job(image), again, "1")
+    assert tree(prefix / "current/") == tree(again)
+    run(steps.roll_back(job(image)))
+    assert tree(prefix / "current/") == tree(one)
+
+
+def test_a_proven_release_that_is_installed_again_is_not_on_trial(image: Path, one: Path, two: Path) -> None:
+    prefix = image / "opt/agent"
+    install(job(image), one, "1")
+    confirm(image)
+    install(job(image), two, "2")  # on trial
+    install(job(image), one, "1")
+    assert (pointed(prefix / "current"), read_pending(prefix)) == ("1", None)
+    assert versions(image) == ["1"]
+
+
+def test_both_trials_of_one_version_went_well(image: Path, tmp_path: Path, one: Path) -> None:
+    prefix = image / "opt/agent"
+    install(job(image), one, "1")
+    confirm(image)
+    for number in range(2):
+        install(job(image), make_release(tmp_path / f"again{number}", "1", code=f"build {number}\n"), "1")
+        confirm(image)
+    assert release.boot_check(prefix) is None
+    assert versions(image) == ["1", "1.replaced1"]
+    run(steps.roll_back(job(image)))
+    assert tree(prefix / "current/") == tree(tmp_path / "again0")
+
+
 def test_a_release_whose_selftest_fails_leaves_nothing(image: Path, tmp_path: Path, one: Path) -> None:
     install(job(image), one, "1")
     before = tree(image)

@@ -71,6 +71,19 @@ def pointed(link: Path) -> str | None:
         return None
 
 
+def version_of(name: str) -> str:
+    """The version of a release, of its folder's name; one that was kept when its version came anew has more behind."""
+    return name.partition(".replaced")[0]
+
+
+def named(prefix: Path) -> set[str]:
+    """The releases that are pointed to or on trial, or were before a trial that is under way."""
+    pending = read_pending(prefix)
+    names = {pointed(prefix / "current"), pointed(prefix / "previous")}
+    names |= {pending.version, pending.previous} if pending else set()
+    return {name for name in names if name is not None}
+
+
 def point(link: Path, version: str) -> None:
     """Let `current` or `previous` point to a version: at every moment it points to the old one or the new one."""
     new = link.with_name(f".{link.name}.new")
@@ -146,10 +159,8 @@ def settle(prefix: Path, pending: Pending) -> None:
 
 
 def prune(prefix: Path) -> list[str]:
-    """Keep the releases that are pointed to or on trial; the versions that went, and what a kill has left."""
-    pending = read_pending(prefix)
-    named = {pointed(prefix / "current"), pointed(prefix / "previous")}
-    keep = named | ({pending.version, pending.previous} if pending else set())
+    """Remove all but the `named` releases; the versions that went, and what a kill has left."""
+    keep = named(prefix)
     gone = [path for path in (prefix / "releases").iterdir() if path.is_dir() and path.name not in keep]
     for path in gone:
         shutil.rmtree(path)

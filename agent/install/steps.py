@@ -5,8 +5,8 @@
     STARTED     pending.json, `current` replaced, the service restarted    else: back to the previous release, restarted
     TRIAL       it became READY; the agent or the boot check ends the trial (core/release.py)
 
-At every moment `current` names a whole release: nothing is ever changed inside the folder that it names. When the same
-version comes anew, `current` names a copy of the old one meanwhile.
+At every moment `current`, `previous` and pending.json name whole releases: nothing is ever changed in a folder that is
+named. When the same version comes anew, a copy of the old one is named instead: `V.replaced`.
 
 Source: protocols/packaging.md 8.
 """
@@ -21,6 +21,7 @@ import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -140,9 +141,8 @@ def install(job: Job, source: Path, version: str) -> Generator[Step, None, None]
         yield f"wait for a free slot, at most {SLOT_S:.0f} s", lambda: _wait_for_slot(job)
     if replaces:
         yield from _replace(job, placed, staged)
-        fallback = f"{version}.replaced" if fallback == version else fallback
     if copies or fallback != version:
-        yield f"{job.prefix / 'current'} -> {version}, on trial", lambda: _begin_trial(job, fallback)
+        yield f"{job.prefix / 'current'} -> {version}, on trial", lambda: _begin_trial(job)
     yield "remove older releases", lambda: release.prune(job.prefix)
     yield from _start(job)
 
@@ -166,11 +166,13 @@ def _place(staged: Path, placed: Path) -> None:
 
 
 def _replace(job: Job, placed: Path, staged: Path) -> Generator[Step, None, None]:
-    """The same version anew. When it is current, `current` names a copy of it until the new files are in its place."""
-    current, kept = job.prefix / "current", job.releases / f"{job.version}.replaced"
-    if pointed(current) == job.version:
+    """The same version anew. Where something names it, that names a copy of it before the new files come."""
+    names = release.named(job.prefix)
+    if job.version in names:
+        each = (f"{job.version}.replaced{number or ''}" for number in count())
+        kept = job.releases / next(name for name in each if name not in names)
         yield f"keep what is there as {kept}", lambda: _keep(placed, kept)
-        yield f"{current} -> {kept.name}", lambda: point(current, kept.name)
+        yield f"what was {placed.name} is {kept.name}", lambda: _rename(job, placed.name, kept.name)
     old = job.releases / f".{job.version}.old"
     yield f"rename {placed} to {old}", lambda: _move_away(placed, old)
     yield f"rename {staged} to {placed}", lambda: _place(staged, placed)
@@ -184,19 +186,35 @@ def _keep(placed: Path, kept: Path) -> None:
     sync(kept.parent)
 
 
+def _rename(job: Job, name: str, to: str) -> None:
+    """Whatever names one release names another from now on. They are the same: it may end between any two."""
+    pending = read_pending(job.prefix)
+    if pending is not None and name in (pending.version, pending.previous):
+        version, previous = (to if each == name else each for each in (pending.version, pending.previous))
+        write_pending(job.prefix, msgspec.structs.replace(pending, version=version, previous=previous))
+    for link in (job.prefix / "current", job.prefix / "previous"):
+        if pointed(link) == name:
+            point(link, to)
+
+
 def _move_away(placed: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     placed.rename(old)
 
 
-def _begin_trial(job: Job, fallback: str | None) -> None:
+def _begin_trial(job: Job) -> None:
     """pending.json first: whoever looks at the new `current` finds its trial."""
-    earlier = read_pending(job.prefix)
-    if earlier is not None and fallback is not None and earlier.version == fallback.removesuffix(".replaced"):
+    fallback, earlier = pointed(job.prefix / "current"), read_pending(job.prefix)
+    if earlier is not None and earlier.version == fallback:
         if release.is_confirmed(earlier):
             release.settle(job.prefix, earlier)
         elif earlier.previous is not None:
             fallback = earlier.previous  # what is current now has not proven itself: the one before it has
+    if fallback == job.version:  # and that is wanted again
+        point(job.prefix / "current", job.version)
+        (job.prefix / "pending.json").unlink()
+        sync(job.prefix)
+        return
     confirm = job.state_dir / "confirmed"
     pending = Pending(id=secrets.token_hex(16), version=job.version, previous=fallback, confirm=str(confirm))
     write_pending(job.prefix, pending)
@@ -245,7 +263,7 @@ def restart(job: Job, version: str) -> None:
         if told.returncode == 0:
             status = json.loads(told.stdout)
             if status["uptime"] <= time.monotonic() - began:
-                if status["version"] == version.removesuffix(".replaced"):
+                if status["version"] == release.version_of(version):
                     return
                 said = f"version {status['version']}"
         else:
