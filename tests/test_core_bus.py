@@ -92,3 +92,33 @@ async def test_an_action_has_one_handler_and_is_unknown_without() -> None:
     with pytest.raises(ActionError, match="nothing here answers 'count'") as caught:
         await bus.ask("count", {})
     assert caught.value.reason == "unknown_action: nothing here answers 'count'"
+
+
+async def test_a_handler_that_fails_answers_and_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    journal = Kept()
+    bus = Bus(journal, clock=lambda: 7.0)
+
+    async def handler(payload: dict[str, Any]) -> dict[str, Any]:
+        if payload.get("refuse"):
+            raise ActionError("no_such_run", "there is none")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.checkpoint)
+            return {"got": payload["n"]}
+
+    with bus.answer("count", handler):
+        for _ in range(2):
+            with pytest.raises(ActionError) as caught:
+                await bus.ask("count", {})
+            assert caught.value.reason == "internal: 'count' failed here; the log has the details"
+        with pytest.raises(ActionError, match="there is none"):
+            await bus.ask("count", {"refuse": True})
+        raised = Alert(
+            code="action.count",
+            text="'count' failed: KeyError: 'n'",
+            remedy="The log has the details; it is over once the action is carried out again.",
+            since=7.0,
+        )
+        assert [event for event, _ in journal.events] == [raised]
+        assert await bus.ask("count", {"n": 3}) == {"got": 3}
+    assert [event for event, _ in journal.events] == [raised, AlertCleared(code="action.count")]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]

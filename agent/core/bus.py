@@ -7,6 +7,7 @@ waiting: a subscription is bounded, and what a slow subscriber cannot take is dr
 Source: ARCHITECTURE.md, rule 3; protocols/settings.md, "Names that several folders share" (actions, event id).
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
@@ -15,9 +16,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
-from agent.core.errors import ActionError
+from agent.core.errors import ActionError, unwrap
 from agent.core.event import Event
 from agent.core.events import Alert, AlertCleared, AnyEvent
+
+log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Event)
 Handler = Callable[[dict[str, Any]], Awaitable[Mapping[str, Any]]]
@@ -105,9 +108,31 @@ class Bus:
     async def ask(self, action: str, payload: dict[str, Any]) -> Mapping[str, Any]:
         """Let the handler of an action do it; its answer's payload.
 
-        Raises ActionError: `unknown_action` without a handler, else what the handler says.
+        Raises ActionError: `unknown_action` without a handler, else what the handler says. What else it raises is a bug
+        of its role and not the asker's: it is logged, an alert until the action is carried out again, and `internal`.
         """
         handler = self._handlers.get(action)
         if handler is None:
             raise ActionError("unknown_action", f"nothing here answers {action!r}")
-        return await handler(payload)
+        try:
+            done = await handler(payload)
+        except Exception as err:
+            cause = unwrap(err)
+            if isinstance(cause, ActionError):
+                raise cause from cause.__cause__
+            log.exception("action failed action=%s", action)
+            self._fail(action, cause)
+            raise ActionError("internal", f"{action!r} failed here; the log has the details") from err
+        self.publish(AlertCleared(code=_alert_of(action)))
+        return done
+
+    def _fail(self, action: str, err: BaseException) -> None:
+        if _alert_of(action) in self._alerts:
+            return
+        text = f"{action!r} failed: {type(err).__name__}: {err}"
+        remedy = "The log has the details; it is over once the action is carried out again."
+        self.publish(Alert(code=_alert_of(action), text=text[:1000], remedy=remedy, since=self._clock()))
+
+
+def _alert_of(action: str) -> str:
+    return f"action.{action}"
