@@ -17,7 +17,7 @@ from agent.core.supervise import Health, Role, Supervisor
 from agent.coverage import role
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.settings import CoverageSettings, SourceName
-from agent.coverage.sources import Lost, Source, Warned
+from agent.coverage.sources import Asking, Lost, Source, Warned
 from tests.drill_transcripts import bits, unit
 
 E = TypeVar("E", bound=AnyEvent)
@@ -31,6 +31,8 @@ class Product:
         self.is_alive = False
         self.told: list[Warned | Lost] = []
         self.broken: Exception | None = None
+        self.hangs: set[str] = set()  # folders of sources whose product's disk does not answer
+        self.hung = trio.Event()  # somebody waits for it
         self.fails: list[str] = []  # "look at r-1", "last look at r-1": these fail, once each
         self._reached: list[Delta] = []
         self._listeners: list[list[Delta]] = []
@@ -40,7 +42,9 @@ class Product:
         for listener in self._listeners:
             listener.append(Delta(class_id, bits(flags), test))
 
-    def make(self, name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path) -> Source:
+    def make(
+        self, name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path, asking: Asking
+    ) -> Source:
         assert folder.stat().st_mode & 0o777 == 0o700
         return Probe(self, catalog, folder)
 
@@ -59,6 +63,9 @@ class Probe:
     async def prepare(self, roots: Sequence[Path]) -> None:
         if self._product.broken is not None:
             raise self._product.broken
+        if self._folder.name in self._product.hangs:
+            self._product.hung.set()
+            await trio.sleep_forever()
         if roots:
             self._catalog.add(self._product.units)
 

@@ -27,9 +27,10 @@ from agent.core.covered import (
 from agent.core.errors import ActionError
 from agent.core.events import Alert, LinkChanged, RoleChanged, TestStarted
 from agent.core.store import open_store
+from agent.coverage import role
 from agent.coverage.kept import Kept
 from agent.coverage.sources import Lost, Warned
-from agent.coverage.sources.v8 import V8
+from agent.coverage.sources.named import Sources
 from agent.lab.server import Lab
 from agent.lab.test2code import Session
 from tests.coverage_house import House, Product, house
@@ -370,6 +371,36 @@ async def test_what_cannot_be_read_or_written_is_an_answer_and_no_crash(tmp_path
         assert (await here.bus.ask("coverage", {}))["runs"] == ()
 
 
+async def test_a_run_does_not_wait_for_ever_for_its_coverage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    product = Product("./a.js")
+    product.hangs = {"r-1", "r-2"}
+    async with house(tmp_path, product) as here:
+        monkeypatch.setattr(role, "PREPARE_S", 0.01)
+        with pytest.raises(ActionError, match=r"coverage of r-1: the files of its product are not read after 0.01 s"):
+            await here.open("r-1", tmp_path, report=True)
+        monkeypatch.undo()
+        product.hung = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(here.open, "r-2", tmp_path, report=True))
+            await product.hung.wait()
+            nursery.cancel_scope.cancel()  # the run was
+        assert (await here.bus.ask("coverage", {}))["runs"] == ()
+        assert list((tmp_path / "state/coverage/runs").iterdir()) == []
+        assert await here.open("r-3", tmp_path, report=True) != {}
+
+
+async def test_a_product_that_cannot_be_read_yet_holds_up_no_run_and_no_start(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    product.hangs = {"product"}
+    async with admin(tmp_path) as (lab, _), house(tmp_path, product, lab.ws_url, arm="always") as here:
+        await product.hung.wait()  # the role is up, and reads
+        assert await here.open("r-1", tmp_path, report=True) != {}
+        assert lab.drill.agents == {}
+        product.hangs.clear()
+        await here.reload(arm="session")
+        await ready(here, lab)
+
+
 async def test_nonsense_is_refused_by_name(tmp_path: Path) -> None:
     async with house(tmp_path, Product()) as here:
         with pytest.raises(ActionError, match="key dir is missing"):
@@ -401,7 +432,7 @@ async def test_a_file_that_the_runner_names_is_credited_whatever_its_name(
     scripts = (recorded / "report1.json").read_text().replace("file:///product", project.as_uri())
     test = {"url": (project / "checks/a.js").as_uri(), "functions": []}
     report = scripts.replace('"result":[', f'"result":[{json.dumps(test)},')
-    monkeypatch.setattr(product, "make", lambda name, *made: V8(*made))
+    monkeypatch.setattr(product, "make", Sources().make)
     async with house(tmp_path, product) as here:
         env = await here.open("r-1", project, report=True)
         started = TestStarted(run="r-1", suite="s", case="a", name="a", file="checks/a.js", started=1.0)

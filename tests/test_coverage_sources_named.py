@@ -1,5 +1,6 @@
 """A source by its name; the next of its name knows what it has read."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ async def test_sources_of_a_name_share_what_they_read(
     sources, units = Sources(), []
     for run in ("r-1", "r-2"):
         catalog = Catalog()
-        source = sources.make(name, CoverageSettings(), catalog, tmp_path / run)
+        source = sources.make(name, CoverageSettings(), catalog, tmp_path / run, nullcontext)
         assert isinstance(source, kind)
         await source.prepare([tmp_path])
         units.append(catalog.units[f"./{file}"])
@@ -28,4 +29,4 @@ async def test_sources_of_a_name_share_what_they_read(
 
 
 def test_jacoco_reads_no_files(tmp_path: Path) -> None:
-    assert isinstance(Sources().make("jacoco", CoverageSettings(), Catalog(), tmp_path), Jacoco)
+    assert isinstance(Sources().make("jacoco", CoverageSettings(), Catalog(), tmp_path, nullcontext), Jacoco)

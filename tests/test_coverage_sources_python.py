@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from trio.testing import MockClock
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.settings import CoverageSettings
 from agent.coverage.sources import Lost, Source, Warned
-from agent.coverage.sources.python import Python
+from agent.coverage.sources.python import Python, reading
 
 CALC = "import os\n\ndef add(a, b):\n    return (a +\n            b)\n\ndef sub(a, b):\n    return a - b\n"
 
@@ -35,7 +36,18 @@ class Told:
         (self.root / "empty.py").write_text("# nothing\n")
         self.run_dir = folder / "run"
         self.catalog = Catalog()
-        self.source = Python(CoverageSettings(**settings), self.catalog, self.run_dir)  # type: ignore[arg-type]
+        self.asked: list[str] = []
+        self.source = Python(
+            CoverageSettings(**settings),  # type: ignore[arg-type]
+            self.catalog,
+            self.run_dir,
+            self.asking,
+            reading(),
+        )
+
+    def asking(self, path: str) -> AbstractContextManager[None]:
+        self.asked.append(path)
+        return nullcontext()
 
     async def start(self) -> None:
         await self.source.prepare([self.root])
@@ -175,9 +187,20 @@ async def test_a_file_that_has_changed_is_told_and_does_not_count(told: Told) ->
     told.process(told.lines(1), told.lines(3)).close()
     assert await told.source.collect() == []
     assert told.source.told() == [Lost(1, f"{told.root}/calc.py has changed since its lines were read")]
-    await told.source.prepare([told.root])
-    told.process(told.lines(2)).close()
-    assert await told.source.collect() == [Delta("./calc.py", 0b10)]
+    await told.source.stop()
+
+
+async def test_a_look_that_is_given_up_loses_nothing(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    await told.start()
+    told.process(told.lines(1)).close()
+    with trio.CancelScope() as scope:
+        monkeypatch.setattr(told.source, "_asking", lambda path: scope.cancel() or nullcontext())
+        await told.source.collect()
+    assert scope.cancelled_caught
+    monkeypatch.setattr(told.source, "_asking", told.asking)
+    told.process(told.lines(3)).close()
+    assert await told.source.collect() == [Delta("./calc.py", 0b11)]
+    assert told.asked == [str(told.root)] * 2  # when it was read, and now
     await told.source.stop()
 
 
@@ -190,9 +213,9 @@ async def test_files_that_cannot_be_covered_are_told(told: Told, tmp_path: Path)
     (other / "new.py").write_text("print 'of another Python'\n")
     await told.source.prepare([told.root, other])
     assert sorted(text.text for text in told.source.told() if isinstance(text, Warned)) == [
-        f"{other}/calc.py is not covered: another root has a calc.py too",
-        f"{other}/gone.py cannot be read, and is not covered: No such file or directory",
-        f"{other}/huge.py is larger than 4 MiB, and is not covered",
+        f"{other}/calc.py: not covered, another root has a file of that name",
+        f"{other}/gone.py: not covered, No such file or directory",
+        f"{other}/huge.py: not covered, more than 524288 bytes",
     ]
     assert sorted(told.catalog.units) == ["./calc.py", "./new.py"]
 

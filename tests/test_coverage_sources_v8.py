@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trio.testing import MockClock
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.javascript import Script, script
 from agent.coverage.settings import CoverageSettings
-from agent.coverage.sources import Lost, Warned, reading, v8
+from agent.coverage.sources import Lost, Warned, v8
 from agent.coverage.sources.reading import Reading
 from agent.coverage.sources.v8 import HOOK, V8
 from agent.coverage.v8profile import NotAProfile
@@ -33,7 +34,7 @@ class House:
         self.product.mkdir()
         (self.product / "queue.mjs").write_bytes((DATA / "queue.mjs").read_bytes())
         self.catalog = Catalog()
-        self.source = V8(CoverageSettings(**settings), self.catalog, tmp_path / "run")
+        self.source = V8(CoverageSettings(**settings), self.catalog, tmp_path / "run", nullcontext, v8.reading())
         self.folder = tmp_path / "run/v8"
 
     async def start(self) -> None:
@@ -264,9 +265,9 @@ async def test_what_a_source_before_it_has_read_is_not_taken_apart_again(house: 
         read.append(path)
         return script(text, path, file)
 
-    scripts, catalog = Reading(recorded), Catalog()
+    scripts, catalog = Reading(recorded, v8.SUFFIXES, v8.MOST_BYTES), Catalog()
     for run in ("r-1", "r-2"):
-        await V8(CoverageSettings(), catalog, tmp_path / run, scripts).prepare([house.product])
+        await V8(CoverageSettings(), catalog, tmp_path / run, nullcontext, scripts).prepare([house.product])
         (house.product / "src").mkdir(exist_ok=True)
         (house.product / "src/new.cjs").write_text("f()")
     assert read == ["queue.mjs", "src/new.cjs"]
@@ -278,17 +279,20 @@ async def test_the_first_of_two_roots_with_one_file_counts(tmp_path: Path) -> No
     (tmp_path / "other").mkdir()
     (tmp_path / "other/queue.mjs").write_text("other()")
     await house.source.prepare([house.product, tmp_path / "other"])
-    assert house.texts() == ["./queue.mjs: left out, another root has a file of that name"]
+    assert house.texts() == [f"{tmp_path}/other/queue.mjs: not covered, another root has a file of that name"]
     assert house.catalog.units["./queue.mjs"].file == str(house.product / "queue.mjs")
 
 
 async def test_large_and_unreadable_files_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(tmp_path)
     (house.product / "none.js").symlink_to("nowhere")
-    for module in (v8, reading):
-        monkeypatch.setattr(module, "MOST_BYTES", 100)
+    monkeypatch.setattr(v8, "MOST_BYTES", 100)
+    house.source = V8(CoverageSettings(), house.catalog, tmp_path / "run", nullcontext, v8.reading())
     await house.start()
-    assert house.texts() == ["queue.mjs: left out, more than 100 bytes"]
+    assert house.texts() == [
+        f"{house.product}/none.js: not covered, No such file or directory",
+        f"{house.product}/queue.mjs: not covered, more than 100 bytes",
+    ]
     assert house.catalog.units == {}
 
 

@@ -1,19 +1,21 @@
 """What is covered together: one folder, one catalog, and a report that is bounded like the sessions are."""
 
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.merged import UNSPECIFIED
 from agent.coverage.settings import CoverageSettings, SourceName
-from agent.coverage.sources import Lost, Source
-from agent.coverage.sources.python import Python
+from agent.coverage.sources import Asking, Lost, Source
+from agent.coverage.sources.python import Python, reading
 from agent.coverage.watched import Watched
 from tests.coverage_house import Product
 
 
 async def watched(folder: Path, product: Product, *, report: bool = True, mib: int = 64) -> Watched:
-    made = Watched(CoverageSettings(max_pending_mib=mib), ["v8"], folder / "runs" / "r-1", product.make, report=report)
+    settings = CoverageSettings(max_pending_mib=mib)
+    made = Watched(settings, ["v8"], folder / "runs" / "r-1", product.make, nullcontext, report=report)
     await made.prepare([folder])
     await made.let_count(True)
     return made
@@ -39,10 +41,10 @@ async def test_what_counts_is_taken_for_the_report_by_test(tmp_path: Path) -> No
 async def test_a_report_lists_what_has_a_source_that_saw_anything(tmp_path: Path) -> None:
     script, module = Product("./a.js"), Product("./a.py")
 
-    def make(name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path) -> Source:
-        return (script if name == "v8" else module).make(name, settings, catalog, folder)
+    def make(name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path, asking: Asking) -> Source:
+        return (script if name == "v8" else module).make(name, settings, catalog, folder, asking)
 
-    run = Watched(CoverageSettings(), ["v8", "python"], tmp_path / "runs" / "r-1", make, report=True)
+    run = Watched(CoverageSettings(), ["v8", "python"], tmp_path / "runs" / "r-1", make, nullcontext, report=True)
     await run.prepare([tmp_path])
     await run.let_count(True)
     assert run.units().keys() == run.reported().keys() == {"./a.js", "./a.py"}
@@ -89,11 +91,11 @@ async def test_a_session_beside_others_has_lines_told_anew(tmp_path: Path) -> No
     (tmp_path / "product/a.py").write_text("x = 1\n")
     folders: list[Path] = []
 
-    def make(name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path) -> Source:
+    def make(name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path, asking: Asking) -> Source:
         folders.append(folder)
-        return Python(settings, catalog, folder)
+        return Python(settings, catalog, folder, asking, reading())
 
-    run = Watched(CoverageSettings(), ["python"], tmp_path / "runs", make)
+    run = Watched(CoverageSettings(), ["python"], tmp_path / "runs", make, nullcontext)
     await run.prepare([tmp_path / "product"])
     await run.count_anew()
     await run.let_count(True)

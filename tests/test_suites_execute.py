@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from agent.core.errors import ActionError
 from agent.core.events import (
@@ -176,6 +177,25 @@ async def test_coverage_that_is_asked_for_and_not_there_is_a_warning_in_the_resu
         finished = await here.finished()
         assert finished.verdict == "passed"
         assert [warning.code for warning in finished.warnings] == ["coverage.unavailable"]
+
+
+async def test_a_run_that_waits_for_its_coverage_can_be_cancelled(tmp_path: Path) -> None:
+    waits = trio.Event()
+
+    async def cover(payload: dict[str, Any]) -> dict[str, Any]:
+        waits.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with house(tmp_path) as here:
+        with here.bus.answer("coverage_open", cover):
+            await here.order(command=tap("echo 1..1; echo ok"), coverage=True)
+            with trio.fail_after(60):
+                await waits.wait()
+            await here.bus.ask("cancel", {"run": R[1]})
+            finished = await here.finished()
+        assert finished.verdict == "aborted"
+        assert not (tmp_path / "state/runs" / R[1] / "stdout.log").exists()
 
 
 async def test_covered_runners_get_their_environment_and_the_report_is_an_artifact(tmp_path: Path) -> None:

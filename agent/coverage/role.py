@@ -12,7 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,7 +49,7 @@ from agent.coverage.session import Status
 from agent.coverage.sessions import Act, Announce, Empty, Machine, Map, Part, Ping, Say
 from agent.coverage.settings import CoverageSettings, SourceName
 from agent.coverage.sources import Lost, Warned
-from agent.coverage.watched import Make, Watched
+from agent.coverage.watched import Closed, Make, Opened, Watched
 
 log = logging.getLogger(__name__)
 
@@ -57,33 +57,10 @@ NAME, UNDELIVERED = "coverage", "coverage.undelivered"
 KEEP_S = 10.0  # s between checkpoints
 ANNOUNCE_S = 10.0  # s at least between two announcements of classes that are found as a product loads them
 OWED_S = 60.0  # s for which the end of a session cannot be told, then an Alert
-COLLECT_S = 90.0  # s for a hang of one collection: three sources may take 30 s for their last look
-PREPARE_S = 300.0  # s for a hang of reading the product's files
+COLLECT_S = 60.0  # s for a hang of one look, or of taking a profile apart; a look gives the disk up before
+PREPARE_S = 120.0  # s for reading the files of a run's product: its runner waits for that
 LARGE = 256 * 1024  # characters of a frame that is read in a thread: whole profiles come in ADD_SESSION_DATA
 MAX_REASONS = 16  # runs that are over of which is remembered why they saw nothing
-
-
-class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """`coverage_open`: a runner will be started for this run in this folder. `report`: its suite asks for coverage.
-
-    What it reaches is kept in the file `kept`, should the run be resumed.
-    """
-
-    run: str
-    dir: str
-    report: bool = False
-    kept: str | None = None
-
-
-class Closed(msgspec.Struct, frozen=True, kw_only=True):
-    """`coverage_close`: the runners of this run have ended. Its report goes into the folder `artifacts`.
-
-    There is none when the run `resumes` at the agent's next start.
-    """
-
-    run: str
-    artifacts: str
-    resumes: bool = False
 
 
 async def run(
@@ -106,6 +83,7 @@ async def run(
             nursery.start_soon(coverage.collect_all)
             nursery.start_soon(coverage.keep_all)
             task_status.started()
+            await coverage.read_product()
             if dial is None:
                 await trio.sleep_forever()
             await link.redial(
@@ -194,8 +172,7 @@ class Coverage:
         )
 
     async def _resume(self) -> None:
-        """Take up the sessions of the store, and read what of the product is known."""
-        settings = self._settings
+        """Take up the sessions of the store."""
         units, sessions = await self._kept.read() if self._has_admin else ([], [])
         machine = self._new_machine()
         for saved in sessions:
@@ -205,15 +182,23 @@ class Coverage:
         if self._product is not None:
             await self._product.remove()
             self._product = None
-        if self._has_admin or "jacoco" in settings.sources:
-            names: tuple[SourceName, ...] = settings.sources if self._has_admin else ("jacoco",)
-            product = Watched(settings, names, self._folder / "product", self._make)
-            with self._health.busy(limit=PREPARE_S):
-                await product.prepare([Path(root) for root in settings.roots if Path(root).is_absolute()])
-            self._product, self._announced = product, 0
-            await self._announce(product.units())
-        await self._count_build()
         self._arm()
+
+    async def read_product(self) -> None:
+        """Read what is known of the product without any run. A disk that hangs is waited for, and told of."""
+        settings = self._settings
+        if self._product is None and (self._has_admin or "jacoco" in settings.sources):
+            names: tuple[SourceName, ...] = settings.sources if self._has_admin else ("jacoco",)
+            product = Watched(settings, names, self._folder / "product", self._make, self._asking)
+            await product.prepare([Path(root) for root in settings.roots if Path(root).is_absolute()])
+            async with self._one:
+                self._product, self._announced = product, 0
+                await product.let_count(self._is_wanted())
+                await self._announce(product.units())
+        await self._count_build()
+
+    def _asking(self, path: str) -> AbstractContextManager[None]:
+        return self._health.asking(path)
 
     async def leave(self) -> None:
         """The agent ends: sources hold sockets and folders, which end with it."""
@@ -241,19 +226,30 @@ class Coverage:
             self._uncovered.add(asked.run)
             return {"env": {}}
         own = [name for name in self._settings.sources if name != "jacoco"]  # which listens to what runs by itself
+        project, folder = Path(asked.dir), self._folder / "runs" / asked.run
+        kept = Path(asked.kept) if asked.kept else None
         try:
-            project, folder = Path(asked.dir), self._folder / "runs" / asked.run
-            kept = Path(asked.kept) if asked.kept else None
-            watched = Watched(self._settings, own, folder, self._make, project=project, kept=kept, report=asked.report)
-            with self._health.busy(limit=PREPARE_S):
-                await watched.prepare([project / root for root in self._settings.roots])
+            watched = Watched(
+                self._settings, own, folder, self._make, self._asking, project=project, kept=kept, report=asked.report
+            )
+            try:
+                with trio.fail_after(PREPARE_S):
+                    await watched.prepare([project / root for root in self._settings.roots])
+                async with self._one:
+                    self._runs[asked.run] = watched
+                    await watched.let_count(self._is_wanted())
+                    if self._has_admin:
+                        await self._announce(watched.units())
+            except BaseException:  # the run is cancelled, say
+                self._runs.pop(asked.run, None)
+                with trio.CancelScope(shield=True):
+                    await watched.remove()
+                raise
+        except trio.TooSlowError as err:
+            why = f"the files of its product are not read after {PREPARE_S:g} s: many of them, or a disk that hangs"
+            raise ActionError("internal", f"cannot prepare the coverage of {asked.run}: {why}") from err
         except OSError as err:
             raise ActionError("internal", f"cannot prepare the coverage of {asked.run}: {err}") from err
-        async with self._one:
-            self._runs[asked.run] = watched
-            await watched.let_count(self._is_wanted())
-            if self._has_admin:
-                await self._announce(watched.units())
         self._woken.set()
         return {"env": watched.env()}
 
@@ -296,11 +292,10 @@ class Coverage:
             of_product, reached = self._product.units(), {class_id for class_id, _, _ in seen.entries()}
             if not reached.isdisjoint(of_product.keys() - units.keys()):
                 units |= of_product
+        # Abandoned when who asks waits no longer.
+        write = partial(_write, Path(asked.artifacts), units, watched.covered(units), self._clock())
         try:
-            with self._health.busy(limit=PREPARE_S):
-                totals = await trio.to_thread.run_sync(
-                    _write, Path(asked.artifacts), units, watched.covered(units), self._clock()
-                )
+            totals = await trio.to_thread.run_sync(write, abandon_on_cancel=True)
         except OSError as err:
             raise ActionError("internal", f"cannot write the coverage of {asked.run}: {err}") from err
         self.publish(CoverageReport(run=asked.run, **msgspec.structs.asdict(totals)))
@@ -482,21 +477,22 @@ class Coverage:
     async def _collect(self, last_of: str | None = None) -> None:
         """One collection. `last_of` is a run whose runners have ended."""
         async with self._one:
-            with self._health.busy(limit=COLLECT_S):
-                began = trio.current_time()
-                final = self._machine.final(began)
-                if self._product is not None:
+            began = trio.current_time()
+            final = self._machine.final(began)
+            if self._product is not None:
+                with self._health.busy(limit=COLLECT_S):
                     await self._product.collect(self._take_shared, final=final)
-                for name, watched in list(self._runs.items()):
+            for name, watched in list(self._runs.items()):
+                with self._health.busy(limit=COLLECT_S):
                     await watched.collect(self._take, final=final or name == last_of)
-                await self._announce_found(final)
-                await self._let_count()
-                if self._machine.begins(began):
-                    for watched in self._all():
-                        await watched.count_anew()
-                self._tell()
-                self._perform(self._machine.collected(began, trio.current_time()))
-                await self._let_count()
+            await self._announce_found(final)
+            await self._let_count()
+            if self._machine.begins(began):
+                for watched in self._all():
+                    await watched.count_anew()
+            self._tell()
+            self._perform(self._machine.collected(began, trio.current_time()))
+            await self._let_count()
             self._looked = trio.current_time()
         if self._machine.link == "offline":
             self.keep()

@@ -15,14 +15,37 @@ import trio
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.merged import Budget, Merged
 from agent.coverage.settings import CoverageSettings, SourceName
-from agent.coverage.sources import Lost, Source, Warned
+from agent.coverage.sources import Asking, Lost, Source, Warned
 
 log = logging.getLogger(__name__)
 
-Make = Callable[[SourceName, CoverageSettings, Catalog, Path], Source]
+Make = Callable[[SourceName, CoverageSettings, Catalog, Path, Asking], Source]
 
-STOP_S = 30.0  # s for the last look of all sources
+LOOK_S = 30.0  # s for one look of all sources
 MAX_WARNINGS = 20  # in the result of a run
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """`coverage_open`: a runner will be started for this run in this folder. `report`: its suite asks for coverage.
+
+    What it reaches is kept in the file `kept`, should the run be resumed.
+    """
+
+    run: str
+    dir: str
+    report: bool = False
+    kept: str | None = None
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True):
+    """`coverage_close`: the runners of this run have ended. Its report goes into the folder `artifacts`.
+
+    There is none when the run `resumes` at the agent's next start.
+    """
+
+    run: str
+    artifacts: str
+    resumes: bool = False
 
 
 class SavedRun(msgspec.Struct, frozen=True):
@@ -47,6 +70,7 @@ class Watched:
         names: Iterable[SourceName],
         folder: Path,
         make: Make,
+        asking: Asking,
         *,
         project: Path | None = None,
         kept: Path | None = None,
@@ -56,7 +80,7 @@ class Watched:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         self._catalogs = {name: Catalog() for name in names}
-        self._sources = [make(name, settings, catalog, folder) for name, catalog in self._catalogs.items()]
+        self._sources = [make(name, settings, catalog, folder, asking) for name, catalog in self._catalogs.items()]
         self._is_started = False
         self._budget = Budget(settings.max_pending_mib * 2**20, self._make_room)
         self.seen = Merged(self._budget) if report else None
@@ -64,6 +88,8 @@ class Watched:
         self._digest = ""  # of the classes
         self.warnings: list[str] = []
         self._refused: set[str] = set()
+        self._told: list[Warned | Lost] = []
+        self._hangs = False  # the last look was given up
 
     def env(self) -> dict[str, str]:
         """What a runner gets."""
@@ -103,11 +129,14 @@ class Watched:
 
     async def collect(self, take: Callable[[Sequence[Delta]], None], *, final: bool = False) -> None:
         """What is new goes to `take`, and into the run's own report, as soon as a source has given it away."""
-        with trio.move_on_after(STOP_S):
+        with trio.move_on_after(LOOK_S) as limit:
             for source in self._sources:
                 deltas = await source.collect(final=final)
                 self.see(deltas)
                 take(deltas)
+        hung, self._hangs = self._hangs, limit.cancelled_caught
+        if self._hangs and not hung:
+            self._told.append(Warned(f"What ran last may be missing: no answer of the disk in {LOOK_S:g} s."))
 
     def see(self, deltas: Iterable[Delta]) -> None:
         """Take what was seen for the run's own report."""
@@ -129,7 +158,8 @@ class Watched:
 
     def told(self) -> list[Warned | Lost]:
         """What is to be said, new since the last call."""
-        told = [each for source in self._sources for each in source.told()]
+        told, self._told = self._told, []
+        told += [each for source in self._sources for each in source.told()]
         if self._refused:
             told.append(Lost(len(self._refused), "coverage.max_pending_mib is reached; new classes are refused"))
             self._refused = set()

@@ -73,7 +73,7 @@ class Execution:
         self._changed = trio.Event()  # something happened that may move the next check
         self._warnings: list[Warned] = []
         self._exit: Exit | None = None
-        self._cover: dict[str, str] = {}  # what covered runners get
+        self._cover: dict[str, str] | None = None  # what covered runners get; None: nobody was asked, or could say
         self._began = began or time.time()
 
     def stop(self, reason: str) -> None:
@@ -104,9 +104,14 @@ class Execution:
             if project is None:
                 return
             try:
-                if await self._unless_ended(partial(self._set_up, project, env, setup)) is not None:
-                    async with self._covered(project):
-                        await self._drive(project, env, only)
+                if await self._unless_ended(partial(self._set_up, project, env, setup)) is None:
+                    return
+                if await self._unless_ended(partial(self._open_coverage, project)) is None:
+                    return
+                try:
+                    await self._drive(project, env, only)
+                finally:
+                    await self._close_coverage()
             finally:
                 await self._tear_down(project, env, setup)
 
@@ -154,38 +159,35 @@ class Execution:
                 for err in each(group):
                     self._warnings.append(Warned("teardown", f"{' '.join(argv)}: {str(err) or 'took too long'}"))
 
-    @asynccontextmanager
-    async def _covered(self, project: Path) -> AsyncIterator[None]:
+    async def _open_coverage(self, project: Path) -> Path:
         """Runners are covered where the suite or a session of the Drill admin asks for it; never does it stop a run.
 
         Source: protocols/suites.md, "The suite document" (`coverage`).
         """
-        run, wants_report = self.run.run, self.run.suite.coverage
+        kept, wants_report = self._folder / "scratch/coverage.json", self.run.suite.coverage
+        asked = {"run": self.run.run, "dir": str(project), "report": wants_report, "kept": str(kept)}
         try:
-            kept = self._folder / "scratch/coverage.json"
-            asked = {"run": run, "dir": str(project), "report": wants_report, "kept": str(kept)}
             self._cover = (await self._bus.ask("coverage_open", asked))["env"]
         except ActionError as err:  # the role is in backoff, or cannot read the product
             if wants_report:
                 self._warnings.append(Warned("coverage.unavailable", f"not measured: {err.what}"))
-            yield
+        return project
+
+    async def _close_coverage(self) -> None:
+        if self._cover is None:
             return
-        try:
-            yield
-        finally:
-            with trio.move_on_after(COVERAGE_S, shield=True) as limit:
-                try:
-                    ended = {"run": run, "artifacts": str(self._folder), "resumes": self.scope.cancel_called}
-                    said = await self._bus.ask("coverage_close", ended)
-                    self._warnings += [Warned("coverage", text) for text in said.get("warnings", ())]
-                    if wants_report and not said:  # it knows nothing of the run any more
-                        text = "no report: the coverage of the agent was started anew during the run"
-                        self._warnings.append(Warned("coverage.lost", text))
-                except ActionError as err:
-                    self._warnings.append(Warned("coverage.lost", f"no report: {err.what}"))
-            if limit.cancelled_caught:
-                text = f"no report: not written within {COVERAGE_S:g} s"
-                self._warnings.append(Warned("coverage.lost", text))
+        with trio.move_on_after(COVERAGE_S, shield=True) as limit:
+            try:
+                ended = {"run": self.run.run, "artifacts": str(self._folder), "resumes": self.scope.cancel_called}
+                said = await self._bus.ask("coverage_close", ended)
+                self._warnings += [Warned("coverage", text) for text in said.get("warnings", ())]
+                if self.run.suite.coverage and not said:  # it knows nothing of the run any more
+                    text = "no report: the coverage of the agent was started anew during the run"
+                    self._warnings.append(Warned("coverage.lost", text))
+            except ActionError as err:
+                self._warnings.append(Warned("coverage.lost", f"no report: {err.what}"))
+        if limit.cancelled_caught:
+            self._warnings.append(Warned("coverage.lost", f"no report: not written within {COVERAGE_S:g} s"))
 
     async def _drive(self, project: Path, env: dict[str, str], only: tuple[Only, ...]) -> None:
         """Launch the runner; again for failed tests, as often as the document says."""
@@ -221,7 +223,7 @@ class Execution:
         spec = Spec(
             argv=launch.argv,
             cwd=project,
-            env=joined(own | launch.set_env, self._cover),
+            env=joined(own | launch.set_env, self._cover or {}),
             mark=run.run,
             pipes=launch.pipes,
             limits=_child_limits(run),

@@ -6,7 +6,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from agent.coverage.attach import Attachment
 from agent.coverage.catalog import Catalog, Delta, Method, Unit
 from agent.coverage.messages import parts
 from agent.coverage.sessions import Act, Machine, Part
-from agent.coverage.settings import CoverageSettings
-from agent.coverage.sources.python import Python
-from agent.coverage.sources.v8 import V8
+from agent.coverage.settings import CoverageSettings, SourceName
+from agent.coverage.sources.named import Sources
 from agent.demo import SAMPLES
 from agent.lab.drill import Attached
 from tests.drill_house import admin, agent_of, run_suite
@@ -104,9 +103,9 @@ def test_a_flush_that_finds_nothing(figure: Figure) -> None:
     figure("coverage: a flush that finds nothing", f"{statistics.median(seconds) * 1000:.3f} ms", "< 1 ms")
 
 
-@pytest.mark.parametrize("make", [V8, Python])
-async def test_a_poll_that_finds_nothing(figure: Figure, tmp_path: Path, make: type[V8] | type[Python]) -> None:
-    source = make(CoverageSettings(), Catalog(), tmp_path)
+@pytest.mark.parametrize("name", ["v8", "python"])
+async def test_a_poll_that_finds_nothing(figure: Figure, tmp_path: Path, name: SourceName) -> None:
+    source = Sources().make(name, CoverageSettings(), Catalog(), tmp_path, nullcontext)
     await source.prepare([tmp_path])
     await source.start()
     seconds = []
@@ -115,7 +114,7 @@ async def test_a_poll_that_finds_nothing(figure: Figure, tmp_path: Path, make: t
         assert await source.collect() == []
         seconds.append(time.perf_counter() - began)
     await source.stop()
-    what = f"coverage: a poll of {make.__name__} that finds nothing, median of 501"
+    what = f"coverage: a poll of {type(source).__name__} that finds nothing, median of 501"
     figure(what, f"{statistics.median(seconds) * 1000:.2f} ms", "< 1 ms")
 
 

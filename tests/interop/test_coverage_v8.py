@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import trio
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.javascript import NotFollowed, functions, utf16
 from agent.coverage.settings import CoverageSettings
-from agent.coverage.sources.v8 import V8
+from agent.coverage.sources.v8 import V8, reading
 
 pytestmark = pytest.mark.interop
 
@@ -80,7 +81,9 @@ class Covered:
     def __init__(self, project: Path, scratch: Path, *, hook_s: float = 0.1) -> None:
         self.project = project
         self.catalog = Catalog()
-        self.source = V8(CoverageSettings(include=("src/**",), hook_s=hook_s), self.catalog, scratch / "run")
+        self.source = V8(
+            CoverageSettings(include=("src/**",), hook_s=hook_s), self.catalog, scratch / "run", nullcontext, reading()
+        )
         self.folder = scratch / "run/v8"
         self.seen: dict[tuple[str, str], int] = {}
 
@@ -241,7 +244,7 @@ async def test_a_folder_that_is_hidden_for_a_while_costs_nothing(project: Path, 
 )
 def test_the_hook_changes_nothing_of_how_a_program_ends(program: str, tmp_path: Path, node: Path) -> None:
     """Also without a folder that it could write into; and it keeps no process alive."""
-    source = V8(CoverageSettings(hook_s=60), Catalog(), tmp_path)
+    source = V8(CoverageSettings(hook_s=60), Catalog(), tmp_path, nullcontext, reading())
     env = {"PATH": os.environ["PATH"]}
     (tmp_path / "own").write_text("")
     broken = {"EMISSARY_V8": str(tmp_path / "own/none"), "NODE_V8_COVERAGE": str(tmp_path / "own/none")}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import textwrap
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ import trio
 
 from agent.coverage.catalog import Catalog
 from agent.coverage.settings import CoverageSettings
-from agent.coverage.sources.python import Python
+from agent.coverage.sources.python import Python, reading
 from tests.interop.conftest import PeerAbsent, find_python
 
 pytestmark = pytest.mark.interop
@@ -168,7 +169,7 @@ class Product:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).write_text(textwrap.dedent(text))
         self.catalog = Catalog()
-        self.source = Python(CoverageSettings(arm=arm), self.catalog, folder / "run")
+        self.source = Python(CoverageSettings(arm=arm), self.catalog, folder / "run", nullcontext, reading())
         self.covered: dict[str, dict[str, set[int]]] = {}  # class id to test to lines
 
     async def start(self) -> None:

@@ -1,12 +1,13 @@
 """Probe sources: what sees which code of the product runs. All have one shape, `Source`.
 
-A source is made with the settings, the catalog and a folder of the run that only the agent may read.
+A source is made with the settings, the catalog, a folder of the run that only the agent may read, and `asking`.
 Source: drill sheet, "Probe sources".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -26,6 +27,18 @@ class Lost(msgspec.Struct, frozen=True):
     why: str
 
 
+Asking: TypeAlias = Callable[[str], AbstractContextManager[object]]  # in it a thread waits for the disk of that path
+
+MOST_NAMED = 5  # of what one warning is about
+
+
+def listed(names: Iterable[str]) -> str:
+    """A few of the names, in order, and how many more there are: for a warning."""
+    names = sorted(names)
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
 class Source(Protocol):
     """Where deltas come from. All is called from one task."""
 
@@ -33,7 +46,7 @@ class Source(Protocol):
         """For runners started from now on. NODE_OPTIONS and PYTHONPATH are to be added to what is there."""
 
     async def prepare(self, roots: Sequence[Path]) -> None:
-        """Read the product's files below the roots into the catalog."""
+        """Read the product's files below the roots into the catalog. When it is cancelled nothing is read."""
 
     async def start(self) -> None:
         """From now on probes count; what was seen before does not."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.coverage.catalog import Catalog
 from agent.coverage.settings import CoverageSettings, SourceName
-from agent.coverage.sources import Source
+from agent.coverage.sources import Asking, Source
 
 if TYPE_CHECKING:
     from agent.coverage.javascript import Script
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 class Sources:
     """Makes sources. What one has read of the product's files the next of its name need not take apart again."""
 
-    def make(self, name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path) -> Source:
-        """The source of this name."""
+    def make(
+        self, name: SourceName, settings: CoverageSettings, catalog: Catalog, folder: Path, asking: Asking
+    ) -> Source:
+        """The source of this name. Its threads wait for the disk in `asking`."""
         match name:
             case "v8":
                 from agent.coverage.sources.v8 import V8
 
-                return V8(settings, catalog, folder, self._scripts)
+                return V8(settings, catalog, folder, asking, self._scripts)
             case "python":
                 from agent.coverage.sources.python import Python
 
-                return Python(settings, catalog, folder, self._modules)
+                return Python(settings, catalog, folder, asking, self._modules)
             case "jacoco":
                 from agent.coverage.sources.jacoco import Jacoco
 
@@ -38,14 +40,12 @@ class Sources:
 
     @cached_property
     def _scripts(self) -> "Reading[Script]":
-        from agent.coverage.javascript import script
-        from agent.coverage.sources.reading import Reading
+        from agent.coverage.sources.v8 import reading
 
-        return Reading(script)
+        return reading()
 
     @cached_property
     def _modules(self) -> "Reading[Module]":
-        from agent.coverage.python import read_module
-        from agent.coverage.sources.reading import Reading
+        from agent.coverage.sources.python import reading
 
-        return Reading(read_module)
+        return reading()

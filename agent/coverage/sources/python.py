@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -23,12 +24,14 @@ from agent.core.lines import CutLine, Lines
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.python import Module, read_module
 from agent.coverage.settings import CoverageSettings
-from agent.coverage.sources import Lost, Warned
-from agent.coverage.sources.product import Chosen, files_below
-from agent.coverage.sources.reading import MOST_BYTES, Reading, Stamp, stamp_of
+from agent.coverage.sources import Asking, Lost, Warned, listed
+from agent.coverage.sources.product import Chosen
+from agent.coverage.sources.reading import Reading, Stamp, stamp_of
 
 log = logging.getLogger(__name__)
 
+# Of a file. Python's own compiler lets no other thread run meanwhile: for two seconds, where it is all short functions.
+MOST_BYTES = 512 * 1024
 FLUSH_S = 1.0  # a process that holds the interpreter for longer is not waited for
 MOST_PROCESSES = 512  # connected at a time; more wait until some have ended
 MOST_LINE = 512 * 1024  # bytes: 10**6 lines of a file are half of it
@@ -43,6 +46,11 @@ PLUGIN = {
 }
 
 
+class _Place(NamedTuple):
+    file: str
+    test: str
+
+
 class _Line(msgspec.Struct, frozen=True):
     pid: int = 0
     python: str = ""
@@ -54,6 +62,11 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(_Line).decode
+
+
+def reading() -> Reading[Module]:
+    """Reads the Python of products."""
+    return Reading(read_module, (".py",), MOST_BYTES)
 
 
 class _Process:
@@ -96,7 +109,7 @@ class _Process:
 class Python:
     """The source `python`: see `Source`. What products load is in `folder`.
 
-    `modules` are what sources before it have read.
+    `modules` reads the product's files, and knows those that sources before it have read.
     """
 
     def __init__(
@@ -104,20 +117,22 @@ class Python:
         settings: CoverageSettings,
         catalog: Catalog,
         run_dir: Path,
-        modules: Reading[Module] | None = None,
+        asking: Asking,
+        modules: Reading[Module],
     ) -> None:
-        self._modules = modules or Reading(read_module)
+        self._asking, self._modules = asking, modules
         self.folder = run_dir / "python"
         self._settings, self._catalog, self._run_dir = settings, catalog, run_dir
         self._chosen = Chosen(settings.include, settings.exclude)
-        self._roots: list[Path] = []
+        self._roots: list[str] = []
         self._probe_of: dict[str, dict[int, int]] = {}  # by file
         self._seen_as: dict[str, Stamp] = {}  # by file, when it was read
         self._changed: set[str] = set()
         self._listener: socket.socket | None = None
         self._processes: list[_Process] = []
-        self._found: dict[tuple[str, str], int] = {}  # file and test to probes
+        self._ran: dict[_Place, int] = {}  # bit n for line n, of what was told and is not collected
         self._told: list[Warned | Lost] = []
+        self._one = trio.CapacityLimiter(1)  # who makes probes of lines, in a thread
         self._asked = 0
         self._connected = 0  # since the start
         self._reasons: dict[str, None] = {}  # why processes cannot be covered, since the start
@@ -128,13 +143,25 @@ class Python:
         return {"PYTHONPATH": str(self.folder)}
 
     async def prepare(self, roots: Sequence[Path]) -> None:
-        async with self._modules.one:
-            await trio.to_thread.run_sync(self._prepare, roots)
+        product = await self._modules.read(roots, self._chosen, self._asking)
+        self._roots = product.roots
+        for _, file, module, stamp, _ in product.files:
+            if not module.unit.probe_count:
+                continue
+            if self._catalog.add([module.unit]):
+                product.left_out.setdefault("another root has a file of that name", []).append(file)
+                continue
+            if module.why:
+                log.info("coverage file=%s is known by its lines only: %s", file, module.why)
+            self._probe_of[file], self._seen_as[file] = module.probe_of, stamp
+        for why, files in product.left_out.items():
+            self._told.append(Warned(f"{listed(files)}: not covered, {why}"))
+        await trio.to_thread.run_sync(self._write_preloaded)
 
     async def start(self) -> None:
         if self._listener is None:
             self._connected, self._reasons, self._is_empty = 0, {}, True
-            self._found.clear()
+            self._ran.clear()
             self._listener = _listen(self._run_dir)
             return
         self._asked += 1  # for one more session; the others go on
@@ -146,13 +173,15 @@ class Python:
         self._look()
         if final and self._processes:
             await self._flush()
-        found, self._found = self._found, {}
-        deltas = []
-        for (file, test), probes in found.items():
-            unit = self._catalog.of_file(file)
-            if unit is not None:
-                deltas.append(Delta(unit.class_id, probes, test))
-        return deltas
+        if not self._ran:
+            return []
+        ran, self._ran = self._ran, {}
+        try:
+            with self._asking(", ".join(self._roots)):
+                return await trio.to_thread.run_sync(self._deltas, ran, abandon_on_cancel=True, limiter=self._one)
+        except trio.Cancelled:  # each process has told it only once
+            self._ran = {place: self._ran.get(place, 0) | ran.get(place, 0) for place in ran | self._ran}
+            raise
 
     async def stop(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -183,39 +212,33 @@ class Python:
         return "no Python process was seen: none was started in the session, or not with the agent's PYTHONPATH"
 
     def _below(self) -> str:
-        return ", ".join(map(str, self._roots)) or "no root"
+        return ", ".join(self._roots) or "no root"
 
-    # ---- the product's files: in a thread; nothing else is called meanwhile ----
+    # ---- files: in a thread ----
 
-    def _prepare(self, roots: Sequence[Path]) -> None:
-        self._modules.begin()
-        for root in (root.resolve() for root in roots):
-            if root not in self._roots:
-                self._roots.append(root)
-            for path, file in files_below(root, self._chosen, {".py"}):
-                self._read(path, file)
-        self._write_preloaded()
+    def _deltas(self, ran: dict[_Place, int]) -> list[Delta]:
+        """The probes of these lines; none of a file that is no more the one that was read."""
+        same: dict[str, bool] = {}
+        deltas = []
+        for (file, test), lines in ran.items():
+            if file not in same:
+                same[file] = self._is_same(file)
+            unit = self._catalog.of_file(file)
+            probes = _probes(lines, self._probe_of[file]) if same[file] else 0
+            if unit is not None and probes:
+                self._is_empty = False
+                deltas.append(Delta(unit.class_id, probes, test))
+        return deltas
 
-    def _read(self, path: str, file: str) -> None:
-        try:
-            found = self._modules.read(path, file)
-        except OSError as error:
-            self._told.append(Warned(f"{file} cannot be read, and is not covered: {error.strerror}"))
-            return
-        if found is None:
-            self._told.append(Warned(f"{file} is larger than {MOST_BYTES >> 20} MiB, and is not covered"))
-            return
-        module = found.made
-        if not module.unit.probe_count:
-            return
-        if self._catalog.add([module.unit]):
-            self._told.append(Warned(f"{file} is not covered: another root has a {path} too"))
-            return
-        if module.why:
-            log.info("coverage file=%s is known by its lines only: %s", file, module.why)
-        self._probe_of[file] = module.probe_of
-        self._seen_as[file] = found.stamp
-        self._changed.discard(file)
+    def _is_same(self, file: str) -> bool:
+        if file in self._changed:
+            return False
+        with suppress(OSError):
+            if stamp_of(os.stat(file)) == self._seen_as[file]:
+                return True
+        self._changed.add(file)
+        self._told.append(Lost(1, f"{file} has changed since its lines were read"))
+        return False
 
     def _write_preloaded(self) -> None:
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -225,7 +248,7 @@ class Python:
             _write(self.folder / name, pkgutil.get_data("agent.coverage", f"preload/{name}") or b"")
         for name, text in PLUGIN.items():
             _write(info / name, text.encode())
-        where = (self._run_dir / SOCKET, self._settings.arm, *(f"{str(root).rstrip('/')}/" for root in self._roots))
+        where = (self._run_dir / SOCKET, self._settings.arm, *(f"{root.rstrip('/')}/" for root in self._roots))
         _write(self.folder / "where", b"\0".join(map(os.fsencode, where)))
 
     # ---- what processes tell ----
@@ -273,33 +296,9 @@ class Python:
                     self._reasons[line.why] = None
                     self._told.append(Warned(f"a Python process ({line.pid}) is not covered: {line.why}"))
             process.flushed = max(process.flushed, line.flushed)
-            if lines:
-                self._count(line.file, line.test, lines)
-
-    def _count(self, file: str, test: str, lines: int) -> None:
-        probe_of = self._probe_of.get(file)
-        if probe_of is None or self._is_changed(file):
-            return
-        probes = 0
-        while lines:
-            lowest = lines & -lines
-            probe = probe_of.get(lowest.bit_length() - 1)
-            if probe is not None:
-                probes |= 1 << probe
-            lines ^= lowest
-        if probes:
-            self._is_empty = False
-            self._found[file, test] = self._found.get((file, test), 0) | probes
-
-    def _is_changed(self, file: str) -> bool:
-        """Is it another than the one that was read? Then its lines are others too."""
-        if file not in self._changed:
-            with suppress(OSError):
-                if stamp_of(os.stat(file)) == self._seen_as[file]:
-                    return False
-            self._changed.add(file)
-            self._told.append(Lost(1, f"{file} has changed since its lines were read"))
-        return True
+            if lines and line.file in self._probe_of:
+                place = _Place(line.file, line.test)
+                self._ran[place] = self._ran.get(place, 0) | lines
 
     async def _flush(self) -> None:
         """Have each process tell what it still has."""
@@ -329,6 +328,18 @@ def _bits(text: str) -> int:
         return int(text, 16)
     except ValueError as error:
         raise msgspec.DecodeError(f"lines {text[:40]!r}") from error
+
+
+def _probes(lines: int, probe_of: dict[int, int]) -> int:
+    """Bit n for probe n, of the lines that have one."""
+    probes = 0
+    while lines:
+        lowest = lines & -lines
+        probe = probe_of.get(lowest.bit_length() - 1)
+        if probe is not None:
+            probes |= 1 << probe
+        lines ^= lowest
+    return probes
 
 
 def _write(path: Path, data: bytes) -> None:

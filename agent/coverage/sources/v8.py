@@ -27,22 +27,22 @@ from agent.core.processtree import Proc, stat_of
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.javascript import Script, script
 from agent.coverage.settings import CoverageSettings
-from agent.coverage.sources import Lost, Warned
-from agent.coverage.sources.product import Chosen, files_below
-from agent.coverage.sources.reading import MOST_BYTES, Reading, Stamp, digest_of, stamp_of
+from agent.coverage.sources import Asking, Lost, Warned, listed
+from agent.coverage.sources.product import Chosen
+from agent.coverage.sources.reading import Reading, Stamp, digest_of, stamp_of, text_of
 from agent.coverage.v8profile import Loaded, NotAProfile, Transformed, covered, file_of, is_test, loaded, session_data
 
 log = logging.getLogger(__name__)
 
 HOOK = Path(agent.__file__).parent / "coverage/hook.cjs"
 SUFFIXES = (".js", ".mjs", ".cjs")
+MOST_BYTES = 4 * 2**20  # of a file; larger ones were made by a tool, and nobody reads their coverage
 FOLDER_LIMIT = 256 * 2**20  # bytes: protocols/drill.md, "Failure behaviour"
 REPORT_LIMIT = 64 * 2**20  # bytes of one report: a hundred times what Node's own modules take
 STALE_S = 5.0  # a report that does not parse and has not grown for so long stays as it is
 STALE_DEAD_S = 0.5  # when its process is dead, or one that we cannot see
 FINAL_LOOKS, LOOK_S = 20, 0.05  # at the end of a session: for reports that are being written
 MOST_WORKERS = 20_000  # processes and threads that are remembered; the oldest are forgotten first
-MOST_NAMED = 5  # files in one warning
 
 _REPORT = re.compile(r"coverage-([0-9]{1,10})-([0-9]{1,15})-([0-9]{1,10})\.json")
 _BEGUN = re.compile(r"begun-([0-9]{1,10})-([0-9]{1,10})-([0-9]{1,10})-([0-9]{1,10})")
@@ -67,6 +67,11 @@ class _Product(msgspec.Struct):
     digest: bytes
 
 
+def reading() -> Reading[Script]:
+    """Reads the JavaScript of products."""
+    return Reading(script, SUFFIXES, MOST_BYTES)
+
+
 class _Report(msgspec.Struct, frozen=True, order=True):
     """A report in the folder, by its age."""
 
@@ -80,7 +85,7 @@ class _Report(msgspec.Struct, frozen=True, order=True):
 class V8:
     """The source for AVA's and all other Node. Its folder is made below `run_dir`, for the agent's user alone.
 
-    `scripts` are what sources before it have read.
+    `scripts` reads the product's files, and knows those that sources before it have read.
     """
 
     def __init__(
@@ -88,15 +93,17 @@ class V8:
         settings: CoverageSettings,
         catalog: Catalog,
         run_dir: Path,
-        scripts: Reading[Script] | None = None,
+        asking: Asking,
+        scripts: Reading[Script],
     ) -> None:
-        self._scripts = scripts or Reading(script)
+        self._asking, self._scripts = asking, scripts
+        self._one = trio.CapacityLimiter(1)  # who looks into the folder, in a thread
         self._hook_s = settings.hook_s
         self._chosen = Chosen(settings.include, settings.exclude)
         self._catalog = catalog
         self._folder = run_dir / "v8"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._roots: list[Path] = []
+        self._roots: list[str] = []
         self._products: dict[str, _Product] = {}
         self._test_files: set[str] = set()
         self._workers: dict[_Key, _Worker] = {}
@@ -120,15 +127,17 @@ class V8:
 
     async def prepare(self, roots: Sequence[Path]) -> None:
         """Read the JavaScript below the roots into the catalog."""
-        async with self._scripts.one:
-            self._products = await trio.to_thread.run_sync(self._read_product, roots)
-        refused = self._catalog.add(product.script.unit for product in self._products.values())
+        found = await self._scripts.read(roots, self._chosen, self._asking)
+        self._roots = found.roots
+        self._products = {each.file: _Product(each.made, each.stamp, each.digest) for each in found.files}
+        refused = self._catalog.add(each.made.unit for each in found.files)
         for unit in refused:
             del self._products[str(unit.file)]
         if refused:
-            names = _listed(unit.class_id for unit in refused)
-            self._tell(Warned(f"{names}: left out, another root has a file of that name"))
-        log.info("coverage of node files=%d left_out=%d", len(self._products), len(refused))
+            found.left_out["another root has a file of that name"] = [str(unit.file) for unit in refused]
+        for why, files in found.left_out.items():
+            self._tell(Warned(f"{listed(files)}: not covered, {why}"))
+        log.info("coverage of node files=%d", len(self._products))
 
     async def start(self) -> None:
         """Reports written from now on count."""
@@ -144,13 +153,13 @@ class V8:
 
     async def collect(self, *, final: bool = False) -> list[Delta]:
         """What the complete reports in the folder say. `final` waits a second for those that are being written."""
-        await trio.to_thread.run_sync(self._collect)
+        await self._look()
         if final:
             for _ in range(FINAL_LOOKS):
                 if not self._unfinished:
                     break
                 await trio.sleep(LOOK_S)
-                await trio.to_thread.run_sync(self._collect)
+                await self._look()
             if self._unfinished:
                 count = len(self._unfinished)
                 self._tell(Warned(f"{count} reports of Node were still being written when the session ended"))
@@ -209,30 +218,14 @@ class V8:
         log.warning("coverage of node: %s", what)
         self._told.append(what)
 
-    # What blocks: in a thread, while the one task that calls waits
+    async def _look(self) -> None:
+        with self._asking(", ".join(self._roots)):  # reports name its files, which are looked at
+            await trio.to_thread.run_sync(self._take_all, abandon_on_cancel=True, limiter=self._one)
 
-    def _read_product(self, roots: Sequence[Path]) -> dict[str, _Product]:
-        self._roots = [Path(os.path.realpath(root)) for root in roots]
-        products: dict[str, _Product] = {}
-        too_large: list[str] = []
-        self._scripts.begin()
-        for root in self._roots:
-            for path, file in files_below(root, self._chosen, SUFFIXES):
-                try:
-                    found = self._scripts.read(path, file)
-                except OSError as error:
-                    log.warning("coverage of node: %s", error)
-                    continue
-                if found is None:
-                    too_large.append(path)
-                else:
-                    products.setdefault(file, _Product(found.made, found.stamp, found.digest))
-        if too_large:
-            self._tell(Warned(f"{_listed(too_large)}: left out, more than {MOST_BYTES} bytes"))
-        return products
+    # What blocks: in a thread, while the one task that calls waits, or has given it up
 
-    def _collect(self) -> None:
-        reports = self._look()
+    def _take_all(self) -> None:
+        reports = self._found()
         self._drop_oldest(reports)
         checked: dict[str, bool] = {}
         self._unfinished.clear()
@@ -243,7 +236,7 @@ class V8:
             names = self._list(changed)
             self._tell(Warned(f"{names}: changed on disk since the classes were read: that coverage is dropped"))
 
-    def _look(self) -> list[_Report]:
+    def _found(self) -> list[_Report]:
         """Reports in the folder, the oldest first; what tells of a begin is taken in."""
         reports: list[_Report] = []
         if not self._folder.is_dir():
@@ -335,9 +328,11 @@ class V8:
         """Is the file as it was when it was read? Looked at once for all reports that are read together."""
         if file not in checked:
             try:
-                stamp = stamp_of(os.stat(file))
-                checked[file] = stamp == product.stamp or digest_of(Path(file).read_bytes()) == product.digest
-                product.stamp = stamp if checked[file] else product.stamp
+                checked[file] = stamp_of(os.stat(file)) == product.stamp
+                if not checked[file]:
+                    stamp, text = text_of(file, MOST_BYTES)
+                    checked[file] = digest_of(text) == product.digest
+                    product.stamp = stamp if checked[file] else product.stamp
             except OSError:
                 checked[file] = False
         return checked[file]
@@ -355,7 +350,7 @@ class V8:
         return os.path.relpath(file, shared) if shared != "/" else os.path.basename(file)
 
     def _list(self, files: Iterable[str]) -> str:
-        return _listed(map(self._shown, files))
+        return listed(map(self._shown, files))
 
     def _unlink(self, report: _Report) -> None:
         (self._folder / report.name).unlink(missing_ok=True)
@@ -403,10 +398,3 @@ def _lives(worker: _Worker) -> bool:
     if worker.proc is not None and _proc(worker.proc.pid) != worker.proc:
         worker.proc = None
     return worker.proc is not None
-
-
-def _listed(names: Iterable[str]) -> str:
-    """A few of the names, and how many more."""
-    names = sorted(names)
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
