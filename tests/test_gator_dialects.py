@@ -60,8 +60,47 @@ def test_d2s_recorded_update_is_read() -> None:
 def test_d2s_tiers_are_told_from_its_jobs_by_the_spec() -> None:
     metrics = {"sub_total": 2, "sub_active": 0, "sub_passed": 2, "sub_failed": 0}  # a group of one job
     payload = {"ident": "g", "code": 0, "result": 1, "summary": {"metrics": metrics}}
-    summary, result, code = dialects.read_complete(payload, Size(1, 1))
+    summary, result, code = dialects.read_complete("g", payload, Size(1, 1))
     assert (summary.jobs, summary.tiers, result, code) == (Sums(1, 0, 1, 0), Sums(1, 0, 1, 0), "SUCCESS", 0)
+
+
+def d1_end(result: str, total: int, passed: int, failed: int) -> dict[str, Any]:
+    return {"result": result, "code": 0, "metrics": {}, "sub_total": total, "sub_passed": passed, "sub_failed": failed}
+
+
+def d2_end(result: int, total: int, passed: int, failed: int, *paths: list[str]) -> dict[str, Any]:
+    sums = {"sub_total": total, "sub_active": 0, "sub_passed": passed, "sub_failed": failed}
+    return {"result": result, "code": 0, "summary": {"metrics": sums, "failed_ids": list(paths)}}
+
+
+@pytest.mark.parametrize(
+    ("payload", "size", "jobs", "tiers", "result"),
+    [
+        # One of five was pruned, as a real D0 tier tells it: in the total, and SUCCESS with failed jobs.
+        (d1_end("SUCCESS", 5, 3, 1), Size(5, 1), Sums(4, 0, 3, 1), Sums(1, 0, 0, 1), "FAILURE"),
+        (d1_end("SUCCESS", 5, 4, 0), Size(5, 2), Sums(4, 0, 4, 0), Sums(2, 0, 2, 0), "SUCCESS"),
+        (d1_end("FAILURE", 5, 4, 0), Size(5, 1), Sums(4, 0, 4, 0), Sums(1, 0, 0, 1), "FAILURE"),
+        (d2_end(1, 7, 6, 0), Size(5, 2), Sums(4, 0, 4, 0), Sums(2, 0, 2, 0), "SUCCESS"),
+        (d2_end(2, 7, 4, 2, ["g", "x"]), Size(5, 2), Sums(4, 0, 3, 1), Sums(2, 0, 1, 1), "FAILURE"),
+        (d2_end(3, 7, 6, 0), Size(5, 2), Sums(5, 0, 5, 0), Sums(2, 0, 1, 1), "ABORTED"),
+        # A job is what its result says, whatever it counts.
+        ({"result": "SUCCESS", "code": 0, "metrics": {}}, JOB, Sums(1, 0, 1, 0), Sums(), "SUCCESS"),
+        (d1_end("FAILURE", 1, 1, 0), JOB, Sums(1, 0, 0, 1), Sums(), "FAILURE"),
+        (d2_end(3, 1, 0, 0), JOB, Sums(1, 0, 0, 1), Sums(), "ABORTED"),
+    ],
+)
+def test_what_a_foreign_child_came_to_is_told_by_its_result(
+    payload: dict[str, Any], size: Size, jobs: Sums, tiers: Sums, result: str
+) -> None:
+    summary, told, _ = dialects.read_complete("g", payload, size)
+    assert (summary.jobs, summary.tiers, told) == (jobs, tiers, result)
+    assert bool(summary.failed) == (result != "SUCCESS")
+
+
+def test_ours_tell_their_jobs_apart() -> None:
+    done = Summary(Sums(4, 0, 3, 1), Sums(2, 0, 1, 1), {}, (("g", "x"),))  # one of five jobs was pruned
+    told = dialects.completion("emissary", "g", done, "FAILURE", 0, plain=False)
+    assert dialects.read_complete("g", told, Size(5, 2))[0] == done
 
 
 @pytest.mark.parametrize(
@@ -80,7 +119,7 @@ def test_d2s_tiers_are_told_from_its_jobs_by_the_spec() -> None:
 )
 def test_a_bad_completion_is_refused(payload: dict[str, Any], said: str) -> None:
     with pytest.raises(ActionError, match=said):
-        dialects.read_complete(payload, JOB)
+        dialects.read_complete("a", payload, JOB)
 
 
 def test_a_parent_is_told_by_its_answer_to_register() -> None:
@@ -165,6 +204,6 @@ def test_whatever_a_peer_sends_is_read_or_refused(payload: dict[str, Any], jobs:
     with suppress(ActionError):
         assert all(isinstance(name, str) for name in dialects.read_update(payload, Size(jobs, tiers))[0].metrics)
     with suppress(ActionError):
-        assert dialects.read_complete(payload, Size(jobs, tiers))[0].jobs.active == 0
+        assert dialects.read_complete("a", payload, Size(jobs, tiers))[0].jobs.active == 0
     with suppress(ActionError):
         assert all(child.state for child in dialects.read_children(payload).values())

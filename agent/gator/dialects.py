@@ -86,13 +86,14 @@ def read_update(payload: Mapping[str, Any], size: Size) -> tuple[Summary, Result
     return _summary1("update", payload, size), "UNKNOWN"
 
 
-def read_complete(payload: Mapping[str, Any], size: Size) -> tuple[Summary, Result, int]:
+def read_complete(ident: str, payload: Mapping[str, Any], size: Size) -> tuple[Summary, Result, int]:
     """A `complete` in any dialect: summary, result, code. Raises ActionError, also while jobs are active."""
     if "summary" in payload:
         report: Report2 = read("complete", payload, Report2)
         if "result" not in payload or "code" not in payload:
             raise wrong("complete: Object missing required field `result` or `code`")
         summary, result, code = _summary2(report, size), RESULTS[report.result], report.code
+        both, is_exact = summary.jobs + summary.tiers, report.emissary.jobs is not None
     else:
         given: Complete = read("complete", payload, Complete)
         name = given.result.strip().upper()
@@ -100,9 +101,36 @@ def read_complete(payload: Mapping[str, Any], size: Size) -> tuple[Summary, Resu
         if known is None:
             raise wrong(f"complete: {given.result!r} is not a valid result; SUCCESS or FAILURE is")
         summary, result, code = _summary1("complete", payload, size), known, given.code
-    if summary.jobs.active or summary.tiers.active:
-        raise wrong(f"complete: {summary.jobs.active + summary.tiers.active} jobs are still active (sub_active)")
+        both, is_exact = None, False
+    if active := (both or summary.jobs).active:
+        raise wrong(f"complete: {active} jobs are still active (sub_active)")
+    if not is_exact:
+        summary, result = _settled(ident, summary, both, result, size)
     return summary, result, code
+
+
+def _settled(ident: str, told: Summary, both: Sums | None, result: Result, size: Size) -> tuple[Summary, Result]:
+    """What a foreign child has come to. A job passed or failed as its result says.
+
+    A tier has failed with any of its jobs, whatever it says (D0's do not). What was pruned is still in the total that it
+    tells, and not in what passed or failed. `both` are its sums of jobs and tiers together, where it is of D2.
+    """
+    if not size.tiers:
+        has_passed = result == "SUCCESS"
+        jobs = Sums(1, 0, int(has_passed), int(not has_passed))
+        failed = () if has_passed else told.failed or ((ident,),)
+        return Summary(jobs=jobs, metrics=told.metrics, failed=failed), result
+    if told.jobs.failed and result == "SUCCESS":
+        result = "FAILURE"
+    failed_jobs, passed_jobs = told.jobs.failed, told.jobs.passed
+    failed_tiers = int(result != "SUCCESS")
+    if both is not None:
+        failed_tiers = max(failed_tiers, both.failed - failed_jobs)
+        passed_jobs = max(both.passed - max(size.tiers - failed_tiers, 0), 0)
+    tiers = Sums(size.tiers, 0, max(size.tiers - failed_tiers, 0), failed_tiers)
+    failed = told.failed or (((ident,),) if failed_tiers else ())
+    jobs = Sums(passed_jobs + failed_jobs, 0, passed_jobs, failed_jobs)
+    return Summary(jobs=jobs, tiers=tiers, metrics=told.metrics, failed=failed), result
 
 
 def _summary1(action: str, payload: Mapping[str, Any], size: Size) -> Summary:
@@ -118,16 +146,18 @@ def _tiers(size: Size, jobs: Sums) -> Sums:
     """The tiers of a child that counts jobs only: they are done when all of its jobs are."""
     if not size.tiers:
         return Sums()
-    done = not jobs.active and jobs.passed + jobs.failed >= jobs.total
-    return Sums(size.tiers, 0 if done else 1, size.tiers if done and not jobs.failed else 0, 1 if jobs.failed else 0)
+    is_done, failed = not jobs.active and jobs.passed + jobs.failed >= jobs.total, int(jobs.failed > 0)
+    return Sums(size.tiers, int(not is_done), size.tiers - failed if is_done else 0, failed)
 
 
 def _summary2(report: Report2, size: Size) -> Summary:
-    """Of jobs and tiers together; apart by what the spec says and the lists of paths."""
+    """Of jobs and tiers together; apart by what ours tell, else by what the spec says and the lists of paths."""
     metrics = report.summary.metrics
     both = Sums(*(int(metrics.get(name, 0)) for name in _SUBS))
     failed, running = _paths(report.summary.failed_ids), _paths(report.summary.running_ids)
-    if not size.tiers:
+    if report.emissary.jobs is not None:
+        jobs = Sums(*report.emissary.jobs)
+    elif not size.tiers:
         jobs = both
     else:
         lost = min(len(failed), both.failed)
@@ -167,7 +197,8 @@ def is_plain_dialect(dialect: Dialect, server: str) -> bool:
 def report(dialect: Dialect, ident: str, summary: Summary, result: Result, *, plain: bool) -> dict[str, Any]:
     """The payload of an `update`. `plain`: only what a real tier of D0 or D1 takes."""
     if dialect in ("d2", "emissary"):
-        return {"ident": ident, "id": ident, "summary": _written2(summary), "result": RESULTS.index(result)}
+        told = {"ident": ident, "id": ident, "summary": _written2(summary), "result": RESULTS.index(result)}
+        return told if dialect == "d2" else {**told, "emissary": {"jobs": msgspec.structs.astuple(summary.jobs)}}
     counts = _counts(summary.jobs)
     metrics: dict[str, Number] = {
         name: value for name, value in summary.metrics.items() if not plain or name.startswith("msg_")

@@ -343,7 +343,7 @@ class Elsewhere:
 
     def _complete(self, link: Link, payload: Mapping[str, Any]) -> dict[str, Any]:
         ident = self._child_of(link, "complete", payload)
-        summary, result, code = dialects.read_complete(payload, self._tree.size_of(ident))
+        summary, result, code = dialects.read_complete(ident, payload, self._tree.size_of(ident))
         now, at = trio.current_time(), self._shared.clock()
         self._do(self._tree.complete(ident, result, code, summary, now, at))
         if ident in self._overs:

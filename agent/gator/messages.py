@@ -80,12 +80,19 @@ class Summary2(msgspec.Struct, frozen=True):
     running_ids: list[list[str]] = []
 
 
+class Exact(msgspec.Struct, frozen=True):
+    """What layers of ours tell beside: the jobs alone, as (total, active, passed, failed)."""
+
+    jobs: tuple[Count, Count, Count, Count] | None = None
+
+
 class Report2(msgspec.Struct, frozen=True):
     """`update` and `complete` of D2."""
 
     summary: Summary2
     result: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
     code: int = 0
+    emissary: Exact = Exact()
 
 
 class Complete(msgspec.Struct, frozen=True):

@@ -267,7 +267,7 @@ class Uplink:
         payload = dialects.report(self._dialect, self.ident, summary, result, plain=self._plain)
         events = [self._events[n] for n in range(min(len(self._events), MAX_EVENTS))]
         if events:
-            payload["emissary"] = {"first": self._first_event, "events": events}
+            payload["emissary"] = {**payload.get("emissary", {}), "first": self._first_event, "events": events}
         try:
             await channel.ask("update", payload)
         except Refused as err:

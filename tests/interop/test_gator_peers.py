@@ -51,7 +51,12 @@ ident: g
 jobs:
   - !Job { ident: good, command: echo, args: [hello] }
   - !Job { ident: bad, command: "false" }
-  - !JobGroup { ident: below, jobs: [!Job { ident: x, command: "true" }, !Job { ident: y, command: "true" }] }
+  - !JobGroup
+    ident: below
+    jobs:
+      - !Job { ident: x, command: "true" }
+      - !Job { ident: y, command: "true" }
+      - !Job { ident: pruned, command: "true", on_fail: [x] }
 """
     )
     (tmp_path / "agent.toml").write_text('[gator]\ndialect = "d0"\n')
