@@ -46,8 +46,10 @@ DOES_IO = (
     *(f"agent/gator/{name}.py" for name in ("wrapper", "tier", "elsewhere", "uplink", "service", "hub", "orphans")),
     *("agent/polarize/cibus.py", "agent/files/disk.py", "agent/files/follow.py", "agent/files/services.py"),
     *(
+        "agent/logs/disk.py",
         "agent/logs/follow.py",
         "agent/logs/wake.py",
+        "agent/logs/disk.py",
         "agent/logs/paths.py",
         "agent/logs/search.py",
         "agent/logs/source.py",
