@@ -49,7 +49,6 @@ DOES_IO = (
         "agent/logs/disk.py",
         "agent/logs/follow.py",
         "agent/logs/wake.py",
-        "agent/logs/disk.py",
         "agent/logs/paths.py",
         "agent/logs/search.py",
         "agent/logs/source.py",
