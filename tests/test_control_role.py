@@ -133,7 +133,7 @@ async def test_insecure_loopback_needs_no_token_but_a_host_that_is_loopback(tmp_
     ("given", "what"),
     [
         ({"listen": ("0.0.0.0:1",), "tokens": ()}, "0.0.0.0:1 is open to anybody"),
-        ({"listen": ("[::]:1",), "insecure_loopback": True}, "insecure_loopback is for loopback alone"),
+        ({"listen": ("[::]:1",), "insecure_loopback": True}, "insecure_loopback: is for loopback alone"),
     ],
 )
 def test_settings_that_let_anybody_in_are_refused(given: dict[str, Any], what: str) -> None:
@@ -306,17 +306,17 @@ async def test_who_logs_faster_than_the_disk_takes_it_waits(tmp_path: Path) -> N
 
 
 async def test_a_subscriber_gets_the_kinds_it_asked_for_from_now_on(server: House) -> None:
-    server.publish(logged("before"))
+    server.publish(logged("before"), Alert(code="x", text="it burns", remedy="Put it out.", since=1.0))
     await server.store.commit()
     async with client(server.dial("peek")) as them:
         answer = await them.ask("subscribe", {"kinds": ["Alert*"]})
-        assert answer == {"sub": 1, "seq": 2, "oldest": 1}
+        assert answer == {"sub": 1, "seq": 3, "oldest": 1}
         server.publish(logged("not asked for"), AlertCleared(code="x"), RunChanged(run="r", state="done"))
         (event,) = await them.told(1)
-        assert event == {"seq": 4, "at": event["at"], "kind": "AlertCleared", "data": {"code": "x"}}
+        assert event == {"seq": 5, "at": event["at"], "kind": "AlertCleared", "data": {"code": "x"}}
         assert them.messages[0]["sub"] == 1
         assert await them.ask("unsubscribe", {"sub": 1}) == {}
-        server.publish(AlertCleared(code="y"))
+        server.publish(Alert(code="y", text="it burns", remedy="Put it out.", since=2.0))
         await server.store.commit()
         await them.ask("identify", {})
         assert len(them.events) == 1
