@@ -37,9 +37,13 @@ class Node:
 
 
 class Machine:
-    """A folder and an agent that tails PATH in it: carries out the acts, and keeps what was matched and told."""
+    """A folder and an agent that tails PATH in it: carries out the acts, and keeps what was matched and told.
 
-    def __init__(self) -> None:
+    `hears`: what was only written to is not looked at by its path.
+    """
+
+    def __init__(self, *, hears: bool = False) -> None:
+        self.hears = hears
         self.names: dict[str, Node] = {}
         self.inodes, self.writes = itertools.count(100), itertools.count(1)
         self.now = 0.0
@@ -96,6 +100,11 @@ class Machine:
                 break
         self.now = until
         node = self.names.get(PATH)
+        if self.hears and node and not self.came and self.tail.own is not None and self.open[self.tail.own] is node:
+            read = self.tail.grown(len(node.data), node.written, self.now)
+            if read:
+                self.do([read])
+                return self
         came, self.came = self.came, 0
         self.do(self.tail.look(node.stat if node else None, self.now, came))
         for number in self.tail.draining():
@@ -156,9 +165,41 @@ class Machine:
         return [act.what if isinstance(act, Report) else "gap" for act in self.told]
 
 
-@pytest.fixture
-def machine() -> Machine:
-    return Machine()
+@pytest.fixture(params=[False, True], ids=["looks", "hears"])
+def machine(request: pytest.FixtureRequest) -> Machine:
+    return Machine(hears=request.param)
+
+
+def test_a_file_that_only_grew_needs_no_look_at_its_path(machine: Machine) -> None:
+    node, looks = machine.create(b"one\n"), Machine()
+    machine.start()
+
+    def grown() -> Read | None:
+        return machine.tail.grown(len(node.data), node.written, machine.now)
+
+    assert grown() is None  # nothing is new
+    machine.write(b"two\n")
+    read = grown()
+    assert read == Read(read.file if read else 0, 0, BLOCK + 4, head=True)
+    assert grown() is None  # it is being read
+    machine.do([read])
+    assert machine.lines == [b"one", b"two"]
+    machine.tail.pause()
+    machine.write(b"three\n")
+    assert grown() is None
+    machine.do(machine.tail.resume(machine.now))
+    del node.data[5:]
+    assert grown() is None  # it was cut
+    machine.rename(f"{PATH}.1")
+    assert looks.start().tail.grown(10, 1.0, 0.0) is None  # there is none
+    machine.look()
+    machine.create(b"four\n")
+    machine.look()
+    assert len(machine.tail.draining()) == 1
+    machine.write(b"five\n")
+    assert grown() is None
+    machine.look()
+    assert machine.lines[-2:] == [b"four", b"five"]
 
 
 def test_lines_come_as_they_are_written(machine: Machine) -> None:

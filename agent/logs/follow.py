@@ -96,7 +96,7 @@ class Followed:
         self.begun = trio.Event()  # it was looked at: what is written now is new
         self.is_waiting = True  # for what nothing tells of
         self._wake, self._idle = trio.Event(), trio.Event()
-        self._wants_look = True
+        self._wants_look, self._was_written = True, False
         self._rests = False  # its task does, and waits for what comes
         self._timer = trio.CancelScope()  # of that wait
         self._due = math.inf
@@ -131,9 +131,8 @@ class Followed:
     async def _work(self) -> None:
         """Look, if something happened, and do all there is to do."""
         self._turn_at = trio.current_time() + TURN_S
-        while self._wants_look or self._acts:
-            if self._wants_look:
-                self._wants_look = False
+        while self._wants_look or self._was_written or self._acts:
+            if self._wants_look or self._was_written:
                 await self._look()
             if self._acts:
                 self._take(await self._carry_out(self._acts.popleft()), first=True)
@@ -173,14 +172,19 @@ class Followed:
         """Was there much to read at the last look?"""
         return self._grown > DIRECT
 
-    def wake(self, *, came: bool = False, lost: bool = False) -> None:
-        """Something happened at the path, says inotify; `came`: a file was created or moved there.
+    def wake(self, *, wrote: bool = False, came: bool = False, lost: bool = False) -> None:
+        """Something happened at the path, says inotify; `wrote`: the file there was written to, and no more.
 
-        `lost`: what happened is not known, there was too much. Who says so calls go_on() then.
+        `came`: a file was created or moved there. `lost`: what happened is not known, there was too much. Who says so
+        calls go_on() then.
         """
-        self._is_heard = self._wants_look = True
-        self._came += came
-        self._is_lost |= lost
+        self._is_heard = True
+        if wrote:
+            self._was_written = True
+        else:
+            self._wants_look = True
+            self._came += came
+            self._is_lost |= lost
 
     def go_on(self) -> None:
         """Look at once, in the turn of the task that calls this, if its own rests; that one goes on if it must wait."""
@@ -301,7 +305,24 @@ class Followed:
         with self._health.asking(self.tail.path):
             return await trio.to_thread.run_sync(function, limiter=_DISK)
 
+    def _look_at_file(self) -> Read | None:
+        """How it goes on where the file was only written to, which shows its size: a quarter of a look at the path."""
+        number = self.tail.own
+        if number is None:
+            return None
+        try:
+            found = os.fstat(self._fds[number])
+        except OSError:  # the look tells more
+            return None
+        return self.tail.grown(found.st_size, found.st_mtime, trio.current_time())
+
     async def _look(self) -> None:
+        wants_look, self._wants_look, self._was_written = self._wants_look, False, False
+        if not wants_look and (act := self._look_at_file()):
+            self._grown = 0
+            self._acts.append(act)
+            return
+
         def stats() -> tuple[Stat | int | None, list[tuple[int, Stat]]]:
             drained = [(number, disk.stat_of(os.fstat(self._fds[number]))) for number in draining]
             return disk.look(self.tail.path), drained

@@ -172,6 +172,20 @@ class File:
     def unread(self) -> int:
         return max(0, self.stat.size - self.offset)
 
+    @property
+    def has_partial(self) -> bool:
+        """Is there a last line without its end that was not matched yet?"""
+        return self.unread > 0 and self.partial_size != self.stat.size and self.zeros_at != self.offset
+
+    def grow(self, found: Stat, now: float, *, seen: bool = False) -> None:
+        """Its size is known again; `seen`: by reading to its end."""
+        if found.size != self.stat.size:
+            self.changed_at = now
+            self.is_at_end = seen
+        elif found.written != self.stat.written:
+            self.is_at_end = False  # perhaps cut, and grown to the same size
+        self.stat = found
+
     def knows(self, head: bytes, last: memoryview) -> bool:
         """Is it the same file? What stands there now: its first HEAD bytes, and `overlap` of them before the offset."""
         is_same = last == self._last if isinstance(self._last, bytes) else self._last in (UNKNOWN, digest(last))
@@ -192,6 +206,15 @@ class File:
     def begin(self, to: int) -> None:
         """Begin at an offset; what stands before it is not known."""
         self.offset, self._last = to, UNKNOWN
+
+    def seek(self, last: memoryview) -> None:
+        """Begin with the line that the offset is in: `last` is what stands before it."""
+        self.seeks_line = False
+        text = bytes(last)
+        is_whole = len(text) == self.offset
+        start = text.rfind(b"\n", 0 if is_whole else LAST - 1) + 1  # LAST bytes before it are to be known again
+        if start or is_whole:
+            self.go_on(self.offset - len(text) + start, 0, last[max(0, start - LAST) : start])
 
     def go_on(self, to: int, before: int, last: memoryview) -> None:
         """The offset moves; `last` is what is read before it, LAST bytes if there are so many."""

@@ -112,6 +112,11 @@ class Tail:
         """The number of each file that is open, by generation."""
         return {file.generation: file.number for file in self._files()}
 
+    @property
+    def own(self) -> int | None:
+        """The number of the path's own file."""
+        return self._current.number if self._current else None
+
     def draining(self) -> list[int]:
         """The numbers of files to fstat each second, for look_at()."""
         return [file.number for file in self._draining]
@@ -150,7 +155,7 @@ class Tail:
                 times.append(file.changed_at + QUIET_S)
             if file.zeros_at == file.offset:
                 times.append(file.changed_at + ZEROS_S)
-            elif self._has_partial(file):
+            elif file.has_partial:
                 times.append(file.changed_at + PARTIAL_S)
         return min(times, default=None)
 
@@ -188,9 +193,24 @@ class Tail:
             if file is not self._busy:  # else at the next look
                 acts += self._restart(file, "truncated", found, now)
         elif file:
-            self._grow(file, found, now)
+            file.grow(found, now)
             acts += self._tell_lag()
         return acts + self._find_path(now) + self._tell_missed() + self._next(now)
+
+    def grown(self, size: int, written: float, now: float) -> Read | None:
+        """The path's own file, as it is open, was written to, and all else is as it was. None: look() is needed.
+
+        It says the same, and is asked for each line.
+        """
+        file = self._current
+        is_other = self._wants_search or self._asked is not None or self._opening or self._draining or self._came > 0
+        is_other = is_other or self._is_paused or self._is_lagging or self._rewind is not None or self._retry_s > 0
+        if file is None or self._busy or is_other or not file.is_at_end:
+            return None
+        if size <= file.stat.size or size > file.offset + LAGGING:  # cut, or much to tell of
+            return None
+        file.grow(file.stat._replace(size=size, written=written), now)
+        return self._go_on(file)
 
     def look_at(self, number: int, found: Stat, now: float) -> list[Act]:
         """What fstat says of a file that is drained."""
@@ -201,7 +221,7 @@ class Tail:
             if found.size < max(file.offset, file.stat.size):
                 acts += self._restart(file, "truncated", found, now)
             else:
-                self._grow(file, found, now)
+                file.grow(found, now)
             break
         return acts + self._next(now)
 
@@ -321,7 +341,8 @@ class Tail:
         assert file.number == number
         view = memoryview(data)
         if file.seeks_line:
-            return self._seek(file, view, now)
+            file.seek(view)
+            return self._next(now)
         overlap = file.overlap
         is_same = len(view) >= overlap
         if overlap == file.offset:  # the same beginning was read twice: was it cut in between?
@@ -332,7 +353,7 @@ class Tail:
         new = view[overlap:]
         file.is_at_end = len(view) < overlap + BLOCK
         if file.is_at_end and file.stat.size != file.offset + len(new):
-            self._grow(file, file.stat._replace(size=file.offset + len(new)), now, seen=True)
+            file.grow(file.stat._replace(size=file.offset + len(new)), now, seen=True)
         wants_partial, file.wants_partial = file.wants_partial, False
         zeros = 0 if file.before else identity.leading_zeros(new)
         if zeros >= ZEROS or (zeros and zeros == len(new)):
@@ -394,7 +415,7 @@ class Tail:
     def hurry(self, now: float) -> list[Act]:
         """Nobody waits for the ends of lines any more: match those that have none."""
         for file in self._files():
-            if self._has_partial(file):
+            if file.has_partial:
                 file.changed_at = min(file.changed_at, now - PARTIAL_S)
         return self._next(now)
 
@@ -411,7 +432,7 @@ class Tail:
         self._rewind = None
         for file in self._files():
             is_drained = file in self._draining and file.is_at_end and now >= file.changed_at + QUIET_S
-            if file.is_at_end and self._has_partial(file) and (is_drained or now >= file.changed_at + PARTIAL_S):
+            if file.is_at_end and file.has_partial and (is_drained or now >= file.changed_at + PARTIAL_S):
                 file.wants_partial, file.is_at_end = True, False
             elif file.is_at_end and file.zeros_at == file.offset and now >= file.changed_at + ZEROS_S:
                 file.is_at_end = False
@@ -420,27 +441,16 @@ class Tail:
                 acts.append(Close(file.number))
                 continue
             if not file.is_at_end:
-                self._busy = file
-                size, at = BLOCK + file.overlap, file.offset - file.overlap
-                if file.seeks_line:
-                    at = max(0, file.offset - LINE_MAX - LAST)
-                    size = file.offset - at
-                acts.append(Read(file.number, at, size, head=True))
-                break
+                return [*acts, self._go_on(file)]
         return acts
 
-    def _has_partial(self, file: File) -> bool:
-        """Is there a last line without its end that was not matched yet?"""
-        return file.unread > 0 and file.partial_size != file.stat.size and file.zeros_at != file.offset
-
-    def _grow(self, file: File, found: Stat, now: float, *, seen: bool = False) -> None:
-        """Its size is known again; `seen`: by reading to its end."""
-        if found.size != file.stat.size:
-            file.changed_at = now
-            file.is_at_end = seen
-        elif found.written != file.stat.written:
-            file.is_at_end = False  # perhaps cut, and grown to the same size
-        file.stat = found
+    def _go_on(self, file: File) -> Read:
+        self._busy = file
+        if file.seeks_line:
+            at = max(0, file.offset - LINE_MAX - LAST)
+            return Read(file.number, at, file.offset - at, head=True)
+        overlap = file.overlap
+        return Read(file.number, file.offset - overlap, BLOCK + overlap, head=True)
 
     def _open(self, path: str, opening: Opening) -> Open:
         self._numbers += 1
@@ -574,16 +584,6 @@ class Tail:
             return []
         self._is_lagging = not self._is_lagging
         return [Report("lagging" if self._is_lagging else "recovered", self.generation, f"{self.lag} bytes behind")]
-
-    def _seek(self, file: File, view: memoryview, now: float) -> list[Act]:
-        """Begin with the line that the offset is in."""
-        file.seeks_line = False
-        text = bytes(view)
-        is_whole = len(text) == file.offset
-        start = text.rfind(b"\n", 0 if is_whole else LAST - 1) + 1  # LAST bytes before it are to be known again
-        if start or is_whole:
-            file.go_on(file.offset - len(text) + start, 0, view[max(0, start - LAST) : start])
-        return self._next(now)
 
     def _pass_zeros(self, file: File, view: memoryview, overlap: int, zeros: int, now: float) -> list[Act]:
         """A hole where a line begins: a writer kept its offset over a cut, or NFS does not have the data yet."""

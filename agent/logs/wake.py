@@ -38,7 +38,7 @@ MAX_HELD = 256 << 20  # bytes of deleted files, all together
 _EVENT = struct.Struct("@iIII")  # inotify(7): watch, mask, cookie, bytes of the name behind it
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
 _NEW = int(flags.CREATE | flags.MOVED_TO)  # as numbers, which cost a tenth of flags
-_OVERFLOW, _IGNORED = int(flags.Q_OVERFLOW), int(flags.IGNORED)
+_WRITTEN, _OVERFLOW, _IGNORED = int(flags.MODIFY), int(flags.Q_OVERFLOW), int(flags.IGNORED)
 
 
 class Follower:
@@ -141,7 +141,7 @@ class Follower:
                     continue
                 for source in self._names.get((self._folders.get(wd, ""), name), ()):
                     is_busy |= source.grows_fast
-                    source.wake(came=mask & _NEW != 0)
+                    source.wake(wrote=mask == _WRITTEN, came=mask & _NEW != 0)
                     heard[source] = None
                 if mask & _NEW:
                     self._new.set()
