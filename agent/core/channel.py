@@ -447,14 +447,15 @@ class Channel:
             now = trio.current_time()
             if self._busy_reader:
                 self.last_heard = now
-            silent, stuck = now - self.last_heard, 0.0 if self._writing_since is None else now - self._writing_since
-            if silent >= deadline_s or stuck >= deadline_s:
-                what = "sent nothing" if silent >= deadline_s else "took nothing"
+            silent_at = self.last_heard + deadline_s
+            stuck_at = math.inf if self._writing_since is None else self._writing_since + deadline_s
+            if now >= min(silent_at, stuck_at):
+                what = "sent nothing" if now >= silent_at else "took nothing"
                 raise PeerUnreachable(
                     f"{self.peer} {what} for {deadline_s:g} s",
                     remedy="Look at the network and at the other side's log.",
                 )
-            await trio.sleep(deadline_s - max(silent, stuck))
+            await trio.sleep_until(min(silent_at, stuck_at))
 
     async def _answer_all(self, answer: Answerer, identity: Mapping[str, Any]) -> None:
         async for request in self._to_answer:

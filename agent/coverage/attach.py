@@ -18,6 +18,7 @@ from agent.coverage import messages
 from agent.coverage.sessions import Announce, Part, Ping, Say
 
 IDLE_S, DEAD_S = 10.0, 30.0
+TICK_S = 0.01  # what is too short for the clock to move is not waited for
 SLOWEST = 50_000  # bytes a second: an admin that reads a large frame has no time to answer a ping
 MAX_WAITING = 1000  # acts that wait to be sent before nothing more is read
 
@@ -126,4 +127,4 @@ class Attachment:
                 raise PeerUnreachable(text, remedy="Look at the network and at the admin's log.")
             if silent >= IDLE_S:
                 self.put([self._idle()])
-            await trio.sleep(IDLE_S - silent % IDLE_S)
+            await trio.sleep(max(IDLE_S - silent % IDLE_S, TICK_S))
