@@ -26,33 +26,28 @@ def main(argv: list[str]) -> int:
     try:
         code: int = given.run(given)
         print(end="", flush=True)  # here, not at the interpreter's end: the reader may have gone
-    except (ConfigErrors, ConfigError) as err:
-        print(err, file=sys.stderr)
-        return USAGE
-    except PeerUnreachable as err:
-        print(err, file=sys.stderr)
-        return UNREACHABLE
-    except AgentError as err:
-        print(err, file=sys.stderr)
-        return FAILED
-    except BaseExceptionGroup as group:
-        return _failed(group)
-    except KeyboardInterrupt:
-        return FAILED
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+    except (AgentError, OSError, BaseExceptionGroup, KeyboardInterrupt) as err:
+        return _failed(unwrap(err))
     return code
 
 
-def _failed(group: BaseExceptionGroup[BaseException]) -> int:
-    """What ended a nursery: an error that was raised on purpose is a sentence, anything else a traceback."""
-    err = unwrap(group)
-    if isinstance(err, KeyboardInterrupt):
-        return FAILED
-    if not isinstance(err, AgentError | OSError):
-        raise group
-    print(err, file=sys.stderr)
+def _failed(err: BaseException) -> int:
+    """What ended a command: an error that was raised on purpose, or the system's, is a sentence; else a traceback."""
+    match err:
+        case KeyboardInterrupt():
+            return FAILED
+        case BrokenPipeError():  # the reader of our output went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        case OSError() if err.filename is not None and err.strerror:
+            print(f"{os.fsdecode(err.filename)}: {err.strerror}", file=sys.stderr)
+            return FAILED
+        case AgentError() | OSError():
+            print(err, file=sys.stderr)
+        case _:
+            raise err
+    if isinstance(err, ConfigErrors | ConfigError):
+        return USAGE
     return UNREACHABLE if isinstance(err, PeerUnreachable) else FAILED
 
 

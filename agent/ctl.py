@@ -33,12 +33,17 @@ ANSWER_S = 120.0  # s; a reload waits for roles to end
 def dial_of(settings: Settings, url: str | None, token_file: Path | None) -> Dial:
     """How to reach the agent that runs with these settings, or the one at `url`, as a client.
 
-    Without `token_file` the first of control.tokens that is there is shown. Raises ValueError for what is no URL.
+    Without `token_file` the first of control.tokens that is there is shown. Raises ValueError for what is no URL, and where none can be known.
     """
     folder, control = state_dir(settings), settings.control
     if url is None:
         scheme = "wss" if control.tls.cert else "ws"
         host, number = split_address(control.listen[0])
+        if not number:
+            raise ValueError(
+                f"which port control.listen = {control.listen[0]!r} became was told in the agent's log alone"
+                ' ("control listens addresses="): give --url'
+            )
         url = f"{scheme}://{_reachable(host)}:{number}/"
     else:
         scheme, colon, rest = url.partition("://")

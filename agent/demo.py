@@ -65,6 +65,10 @@ FAILURES = r"write to (?<volume>\S+) failed"
 MARKS = {"passed": "ok", "failed": "FAILED", "blocked": "BLOCKED", "skipped": "skip", "todo": "todo"}
 
 
+class NoCache(AgentError):
+    """There is no folder that outlives a demo."""
+
+
 class NoSample(AgentError):
     """A sample suite cannot be run on this machine; the text says why."""
 
@@ -337,7 +341,12 @@ def _output(argv: list[str], cwd: Path | None = None) -> str:
 
 def _cache() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emissary"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise NoCache(
+            f"{err.filename}: {err.strerror}", remedy="Set XDG_CACHE_HOME to a folder that you may write."
+        ) from err
     return folder
 
 

@@ -165,3 +165,22 @@ def test_who_stops_reading_gets_no_traceback() -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_the_system_refuses_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a folder has to be")
+    (tmp_path / "state").write_text("")
+    environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def said(*words: str) -> tuple[int, str]:
+        argv = [sys.executable, "-m", "agent", *words]
+        done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    assert said("lab", "--listen", "127.0.0.1:0", "--data", str(tmp_path / "state")) == (
+        1,
+        f"{tmp_path}/state: File exists\n",
+    )
+    code, told = said("demo", "--suite", "agent/lab/samples/command")
+    assert code == 1
+    assert told == f"{tmp_path}/cache/emissary: Not a directory. Set XDG_CACHE_HOME to a folder that you may write.\n"

@@ -84,9 +84,12 @@ def test_the_agent_is_found_by_its_settings(given: dict[str, Any], url: str | No
     assert ctl.dial_of(Settings(control=ControlSettings(**given)), url, None).url == expected
 
 
-def test_what_is_no_url_is_said() -> None:
+def test_what_is_no_url_and_where_none_can_be_known_is_said() -> None:
     with pytest.raises(ValueError, match="'lab-07' is no ws://HOST"):
         ctl.dial_of(Settings(), "lab-07", None)
+    chosen = Settings(control=ControlSettings(listen=("127.0.0.1:0",)))
+    with pytest.raises(ValueError, match=r"control.listen = '127.0.0.1:0' became was told in the agent's log alone"):
+        ctl.dial_of(chosen, None, None)
 
 
 async def test_a_request_gives_its_answers_payload_or_the_error(tmp_path: Path) -> None:
