@@ -6,7 +6,8 @@
  * vary than the preprocessing knows: for lines of the same length and first word it is known which sets of words vary,
  * and with these taken out its hash is that of the template. If there is none it is a new one, and each of its words is
  * noted beside the hash of the line without it. When enough different words were noted there (how many, depends on what
- * stands before), the word is taken to vary: all templates that differ only there join the oldest of them.
+ * stands before), the word is taken to vary: all templates that differ only there join the oldest of them. So is a word
+ * where another template, otherwise the same, has a value.
  *
  * Everything is bounded. Templates: the least recently seen is forgotten. The notes and the cache of hashes: buckets, in
  * which the new displaces the old.
@@ -569,7 +570,8 @@ static struct head head_of(const struct pattern *pattern)
                 continue;
             for (at = i + 1; at < count && words[at].kind != WORD_LITERAL; at++)
                 ;
-            head.message = at;
+            if (at < count)
+                head.message = at;
             break;
         }
     return head;
@@ -697,7 +699,7 @@ static uint32_t sweep(struct miner *miner, size_t count, const uint64_t *wild, u
 static uint32_t learn(struct miner *miner, struct pattern *pattern, uint32_t slot, int may_join)
 {
     struct kind *kind = kind_of(miner, kind_key(pattern));
-    struct group alike, *best;
+    struct group alike, beside = {.count = 0}, *best; /* beside: one that has a value there */
     do {
         struct noted noted[COLUMNS + 2];
         uint64_t *wild = NULL, together_wild[WILD_SIZE];
@@ -709,8 +711,11 @@ static uint32_t learn(struct miner *miner, struct pattern *pattern, uint32_t slo
             words_fold(pattern->words, pattern->count, noted[n].wild, folded, &hash);
             uint32_t word = noted[n].word == NONE ? 0 : noted[n].word;
             struct group *group = note(miner, hash, word, miner->templates[slot].id, noted[n].enough);
+            uint32_t other = table_find(miner, by_hash(miner), hash);
             if (group && (!best || group->count > best->count))
                 best = group, wild = noted[n].wild;
+            else if (!best && other != NONE && other != slot && noted[n].enough < MEMBERS)
+                best = &beside, wild = noted[n].wild;
         }
         if (!may_join)
             break;

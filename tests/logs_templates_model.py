@@ -297,7 +297,11 @@ class Model:
             best: list[tuple[bytes, int]] = []
             wild: frozenset[int] = frozenset()
             for columns, word, enough in to_note(pattern):
-                notes = self._note(key_of(folded(pattern, columns)), word, id)
+                key = key_of(folded(pattern, columns))
+                beside = self._by_key.get(key)
+                if not best and beside not in (None, id) and enough < MEMBERS:
+                    best, wild = [(b"", beside)], columns
+                notes = self._note(key, word, id)
                 if len(notes) >= enough and len(notes) > len(best):
                     best, wild = notes, columns
             is_alike = False
@@ -400,7 +404,7 @@ def head_of(pattern: Pattern) -> tuple[int, int]:
             if word.kind == "value" or len(word.text) != 1 or not pattern[n + 1].has_blank:
                 continue
             if word.text == b":" or (word.text == b"-" and word.has_blank):
-                message = next((at for at in literals if at > n), len(pattern))
+                message = next((at for at in literals if at > n), message)
                 break
     return first, message
 

@@ -58,6 +58,18 @@ def test_a_word_that_varies_joins_templates_and_ids_stay() -> None:
     assert len(again.joined) == 4
 
 
+def test_a_word_where_others_have_a_value_is_one() -> None:
+    lines = [b"pod started on node 7 by the scheduler", b"pod started on node edge by the scheduler"]
+    assert texts(lines) == ["pod started on node <*> by the scheduler"] * 2
+    assert texts([b"link 7", b"link down"]) == ["link <*>", "link down"]  # where little else stays, both are meant
+    assert texts([b"7 is up again", b"edge is up again"]) == ["<*> is up again", "edge is up again"]
+
+
+def test_a_sign_far_behind_ends_no_head() -> None:
+    lines = [f"I0105 kind.go:17] Starting to watch controller={name} source: *v1.1".encode() for name in "abcdef"]
+    assert set(texts(lines)) == {"<*> kind.go:<*>] Starting to watch controller=<*> source: <*>"}
+
+
 def test_words_that_vary_together_join_templates() -> None:
     people, files, shelves = (
         ("ada", "bob", "eve", "kim", "lea"),
