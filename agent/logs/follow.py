@@ -42,7 +42,7 @@ class Matching(Protocol):
     """Who takes the blocks of one source."""
 
     async def scan(self, act: Scan) -> tuple[int, int]:
-        """How much was matched in all, and `before` at the end of it. Awaits own_turn() before it awaits others."""
+        """How much was matched in all, and `before` at the end of it. What takes long is done in Followed.in_thread."""
 
     def tell(self, act: Report | Gap) -> None: ...
 
@@ -112,7 +112,7 @@ class Followed:
         self._is_paused = False
         self._ticked: float | None = None
         self._grown = 0  # bytes read since the last look
-        self._turn_at = 0.0  # others have theirs then
+        self._now = self._turn_at = 0.0  # trio time, as of the last wait; others have their turn then
 
     async def run(self) -> NoReturn:
         """Follow it, until cancelled."""
@@ -130,19 +130,20 @@ class Followed:
 
     async def _work(self) -> None:
         """Look, if something happened, and do all there is to do."""
-        self._turn_at = trio.current_time() + TURN_S
+        self._now = trio.current_time()
+        self._turn_at = self._now + TURN_S
         while self._wants_look or self._was_written or self._acts:
             if self._wants_look or self._was_written:
                 await self._look()
             if self._acts:
                 self._take(await self._carry_out(self._acts.popleft()), first=True)
                 self._matching.keep(self.tail)  # in the transaction of what was told
-                now = trio.current_time()
-                self._matching.tick(now)
-                if now >= self._turn_at:
-                    self._turn_at = now + TURN_S
+                self._matching.tick(self._now)
+                if self._now >= self._turn_at:
                     await self.own_turn()
                     await trio.lowlevel.checkpoint()
+                    self._now = trio.current_time()
+                    self._turn_at = self._now + TURN_S
             if not self.begun.is_set() and not any(isinstance(act, Open | FindSiblings) for act in self._acts):
                 self.begun.set()
 
@@ -150,6 +151,14 @@ class Followed:
         """What comes next may wait, so it is not for the turn of another task."""
         if self._is_elsewhere:
             await _hand_over()
+
+    async def in_thread(self, function: Callable[[], R]) -> R:
+        """Do there what takes long, while scan() is awaited; longer than BLOCK_S is a hang."""
+        await self.own_turn()
+        with self._health.busy(limit=BLOCK_S):
+            found = await trio.to_thread.run_sync(function)
+        self._now = trio.current_time()
+        return found
 
     async def settle(self, *, is_last: bool = False) -> None:
         """Returns when what is there now was matched. `is_last`: the last line too, if it has no end."""
@@ -195,7 +204,9 @@ class Followed:
         try:
             work.send(None)
         except StopIteration:
-            self._rests, self._timer.deadline = True, self._next_due()
+            self._rests, due = True, self._next_due()
+            if due != self._timer.deadline:
+                self._timer.deadline = due
         else:
             self._handed = work
             self._wake.set()
@@ -252,8 +263,7 @@ class Followed:
                 if room < 0:
                     break
                 wish = search.send(answer(wish))
-            await self.own_turn()
-            return await trio.to_thread.run_sync(_go_on, search, wish, answer)
+            return await self.in_thread(partial(_go_on, search, wish, answer))
         except StopIteration as end:
             found: T = end.value
             return found
@@ -303,7 +313,9 @@ class Followed:
             return function()
         await self.own_turn()
         with self._health.asking(self.tail.path):
-            return await trio.to_thread.run_sync(function, limiter=_DISK)
+            found = await trio.to_thread.run_sync(function, limiter=_DISK)
+        self._now = trio.current_time()
+        return found
 
     def _look_at_file(self) -> Read | None:
         """How it goes on where the file was only written to, which shows its size: a quarter of a look at the path."""
@@ -314,7 +326,7 @@ class Followed:
             found = os.fstat(self._fds[number])
         except OSError:  # the look tells more
             return None
-        return self.tail.grown(found.st_size, found.st_mtime, trio.current_time())
+        return self.tail.grown(found.st_size, found.st_mtime, self._now)
 
     async def _look(self) -> None:
         wants_look, self._wants_look, self._was_written = self._wants_look, False, False
@@ -333,8 +345,7 @@ class Followed:
         self._seen, drained = await self._run(stats)
         if is_lost and _file_of(self._seen) != _file_of(before):  # it may not have been the only one that came
             came = max(came, 1 + isinstance(self._seen, Stat))
-        self._grown = 0
-        now = trio.current_time()
+        self._grown, now = 0, self._now
         if self._is_paused and self.room():
             self._is_paused = False
             self._take(self.tail.resume(now))
@@ -356,7 +367,7 @@ class Followed:
                 return await self._scan(act)
             case FindSiblings(known):
                 found = await self._run(partial(disk.siblings, self.tail.path, known), long=True)
-                return self.tail.siblings(found, trio.current_time())
+                return self.tail.siblings(found, self._now)
         return []
 
     async def _open(self, act: Open) -> Sequence[Act]:
@@ -377,11 +388,11 @@ class Followed:
         try:
             fd, is_link, found, head = await self._run(open_)
         except OSError as err:
-            return self.tail.failed(act.file, err.errno or errno.EIO, trio.current_time())
+            return self.tail.failed(act.file, err.errno or errno.EIO, self._now)
         self._fds[act.file] = fd
         if is_link:
             self.linked.add(act.file)
-        return self.tail.opened(act.file, found, head, trio.current_time())
+        return self.tail.opened(act.file, found, head, self._now)
 
     async def _read(self, act: Read) -> Sequence[Act]:
         fd = self._fds[act.file]
@@ -392,9 +403,9 @@ class Followed:
             data, head = found
         except OSError as err:
             self._leave_block()
-            return self.tail.failed(act.file, err.errno or errno.EIO, trio.current_time())
+            return self.tail.failed(act.file, err.errno or errno.EIO, self._now)
         self._grown += len(data)
-        acts = self.tail.read(act.file, data, head, trio.current_time())
+        acts = self.tail.read(act.file, data, head, self._now)
         if len(acts) == 1 and isinstance(acts[0], Scan):
             return await self._scan(acts[0])
         if not any(isinstance(act, Scan) for act in acts):
@@ -416,6 +427,7 @@ class Followed:
         if size > DIRECT:
             await self.own_turn()
             self._block = await self._blocks.take()
+            self._now = trio.current_time()
         data = memoryview(self._block or bytearray(size))[:size]
         try:
             if size and os.preadv(fd, [data], act.at, os.RWF_NOWAIT) < size:
@@ -442,12 +454,12 @@ class Followed:
             self._blocks.give_back(block)
 
     async def _scan(self, act: Scan) -> Sequence[Act]:
-        with self._health.busy(limit=BLOCK_S):
-            consumed, before = await self._matching.scan(act)
+        consumed, before = await self._matching.scan(act)
+        self._now = trio.current_time()
         if not self._is_paused and not self.room():
             self._is_paused = True
             self.tail.pause()
-        acts = self.tail.scanned(act.file, consumed, before, trio.current_time())
+        acts = self.tail.scanned(act.file, consumed, before, self._now)
         self._leave_block()
         return acts
 

@@ -99,8 +99,7 @@ class _Growing:
                 found = self._worker.scan(part, before=before, end=act.end, suspended=self._log.mask)
                 cpu_s = time.thread_time() - started
                 if self._worker.scanner.is_due:
-                    await self.followed.own_turn()
-                    await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
+                    await self.followed.in_thread(self._worker.scanner.choose_anew)
                 await self._drive(self._log.take(found, part, act.offset + at, is_new, trio.current_time()))
                 self._scanned(found.consumed, cpu_s)
                 at, before, is_full = at + found.consumed, found.before, found.is_full

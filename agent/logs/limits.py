@@ -101,7 +101,7 @@ class Pauses:
 
     def due(self) -> float | None:
         """When the next pause ends."""
-        return min(self._until.values(), default=None)
+        return min(self._until.values()) if self._until else None
 
     def resume(self, now: float) -> list[int]:
         """End the pauses that are over; returns their rules."""

@@ -280,8 +280,7 @@ class Source:
     async def scan(self, act: Scan) -> tuple[int, int]:
         if self._next:
             (together, wants), self._next = self._next, None
-            await self.followed.own_turn()
-            await trio.to_thread.run_sync(getattr, together, "scanner")  # compiling takes its time
+            await self.followed.in_thread(partial(getattr, together, "scanner"))  # compiling takes its time
             self._take(together, wants)
         if self._rules.indexed and not self._indexes:
             self._index_from(Place(act.generation, act.offset))
@@ -289,19 +288,14 @@ class Source:
         while at < len(act.data):
             part, now = act.data[at:], trio.current_time()
             scan = partial(self._worker.scan, part, before=before, end=act.end, suspended=self._mask(act))
-            if len(part) <= DIRECT:
-                found = scan()
-            else:
-                await self.followed.own_turn()
-                found = await trio.to_thread.run_sync(scan)
+            found = scan() if len(part) <= DIRECT else await self.followed.in_thread(scan)
             lines = self._lines(act, at, part[: found.consumed], before, now)
             if found.count or self._waiting:
                 await self._look_at(act, at, part, found, lines, now)
             lines.end()
             self._has_told |= lines.has_forecast  # else the lines that it is based on might be read again
             if self._worker.scanner.is_due:
-                await self.followed.own_turn()
-                await trio.to_thread.run_sync(self._worker.scanner.choose_anew)
+                await self.followed.in_thread(self._worker.scanner.choose_anew)
             at, before = at + found.consumed, found.before
             if self._rules.indexed:
                 self._at = max(self._at, Place(act.generation, act.offset + at))
@@ -346,7 +340,7 @@ class Source:
             waiting=[waiting.kept() for waiting in self._waiting] if self._waiting else [],
             begun=self._begun,
         )
-        if done == self._kept:
+        if not self._has_told and done == self._kept:
             return
         now = trio.current_time()
         # A file must be known by its content before a line of it is told.

@@ -127,8 +127,8 @@ class Tail:
         To be committed with the events of what was matched, and at once with each Report and Gap: who only knows of the
         generation before cannot tell a cut that came with a crash.
         """
-        opening = [opening.done for opening in self._opening.values() if opening.done]
-        return [*self._lost, *opening, *(file.checkpoint() for file in self._files())]
+        opening = [opening.done for opening in self._opening.values() if opening.done] if self._opening else []
+        return [*self._lost, *opening, *[file.checkpoint() for file in self._files()]]
 
     def is_new(self, scan: Scan, line: int, rule: str, flags: int) -> bool:
         """Was the rule of that id not told yet of the line that begins at offset `line`? `flags` are the match's.
@@ -420,7 +420,7 @@ class Tail:
         return self._next(now)
 
     def _files(self) -> list[File]:
-        return [*self._draining, *([self._current] if self._current else [])]
+        return [*self._draining, self._current] if self._current else self._draining.copy()
 
     def _next(self, now: float) -> list[Act]:
         """Close what is drained; then read the oldest file that has more."""
