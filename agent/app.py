@@ -26,7 +26,7 @@ import trio
 import agent
 from agent.control.board import HEARD, Board
 from agent.control.messages import SelftestAsked
-from agent.core import cgroup, clock, config, edited, heartbeat, notify, release
+from agent.core import bundle, cgroup, clock, config, edited, heartbeat, notify, release
 from agent.core.bus import Bus
 from agent.core.config import Effective
 from agent.core.errors import ActionError
@@ -143,6 +143,8 @@ async def _become_ready(service: "Service") -> None:
         notify.starting(within_s + START_S)
     if within_s and not await clock.wait_synchronised(within_s):
         log.warning("clock not synchronised waited_s=%g", within_s)
+    if (now := time.time()) < bundle.built():
+        log.warning("it is %s, before this was built: events bear that date. Set the clock.", time.ctime(now))
     notify.ready(service.summary())
     service.is_ready = True
 

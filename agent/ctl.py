@@ -33,7 +33,8 @@ ANSWER_S = 120.0  # s; a reload waits for roles to end
 def dial_of(settings: Settings, url: str | None, token_file: Path | None) -> Dial:
     """How to reach the agent that runs with these settings, or the one at `url`, as a client.
 
-    Without `token_file` the first of control.tokens that is there is shown. Raises ValueError for what is no URL, and where none can be known.
+    Without `token_file` the first of control.tokens that is there is shown. Raises ValueError for what is no URL, and
+    where none can be known.
     """
     folder, control = state_dir(settings), settings.control
     if url is None:

@@ -329,5 +329,14 @@ def test_a_noexec_tmp_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.installed(subject()).status == "warn"
 
 
+def test_nowhere_to_unpack_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    found = machine.installed(subject())
+    assert (found.status, found.remedy) == ("warn", "Set TMPDIR to one that can, or install it.")
+
+
 def test_the_build_is_not_from_the_future() -> None:
     assert machine.clock(subject()).data["built"] < time.time()

@@ -57,6 +57,7 @@ def test_room(subject: Subject, monkeypatch: pytest.MonkeyPatch, free: int, size
     monkeypatch.setattr(os, "statvfs", statvfs(free, size, flags))
     found = state.disk(subject)
     assert (found.status, found.data["free"]) == (status, free * MIB)
+    assert found.remedy.startswith("Remount it") == bool(flags)
 
 
 def test_a_folder_that_may_not_be_written_fails(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,12 +104,20 @@ def test_a_file_system_without_nameless_files_is_measured_too(
     assert list(subject.folder.iterdir()) == []
 
 
-def test_a_disk_that_cannot_be_written_fails(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.EROFS, "Remount it"), (errno.ENOSPC, "Make room"), (errno.EACCES, "Run it as")],
+)
+def test_a_disk_that_cannot_be_written_fails(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
     def refuse(*_: object) -> int:
-        raise OSError(errno.EROFS, "Read-only file system")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", refuse)
-    assert state.fsync(subject).detail == f"{subject.folder}: Read-only file system"
+    found = state.fsync(subject)
+    assert found.detail == f"{subject.folder}: {os.strerror(number)}"
+    assert found.remedy.startswith(remedy)
 
 
 def test_no_store_is_good(subject: Subject) -> None:

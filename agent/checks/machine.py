@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 
-import agent
 from agent.checks.state import last_event
 from agent.checks.subject import NOT_USED, Finding, Subject, date_of, text_of
 from agent.core import bundle, toml
@@ -140,7 +139,7 @@ def clock(subject: Subject) -> Finding:
     now, before = time.time(), time.time() - time.monotonic()
     threading.Event().wait(0.05)
     jumped = time.time() - time.monotonic() - before
-    built = _built()
+    built = bundle.built()
     data = {"now": now, "built": built}
     if now < built:
         return Finding("fail", f"it is {date_of(now)}, before this was built: {date_of(built)}", "Set the clock.", data)
@@ -153,12 +152,6 @@ def clock(subject: Subject) -> Finding:
     if not is_synchronised():
         return Finding("warn", "not synchronised", "Run chronyd, systemd-timesyncd or ntpd.", data)
     return Finding("ok", "synchronised", data=data)
-
-
-def _built() -> float:
-    """When the release was made; of a checkout, when its newest file of this folder was written."""
-    release = bundle.release()
-    return float(bundle.made(release)["built"]) if release else Path(agent.__file__).stat().st_mtime
 
 
 def cgroup(subject: Subject) -> Finding:
@@ -272,13 +265,17 @@ def _program(
 def installed(subject: Subject) -> Finding:
     """Is what runs what was built, and in the form that a service has?"""
     folder = bundle.release()
-    temporary = tempfile.gettempdir()
     if folder is not None:
         if damaged := bundle.damaged(folder):
             what = f"{len(damaged)} files are not what was built: {', '.join(damaged[:3])}"
             return Finding("fail", what, "Install the release again.", {"damaged": damaged})
         if bundle.is_unpacked(folder) and {"INVOCATION_ID", "NOTIFY_SOCKET"} & os.environ.keys():
             return Finding("warn", "the single file runs as a service", "Run `agent install`.")
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:
+        what = "no folder for temporary files can be written: the single file cannot start"
+        return Finding("warn", what, "Set TMPDIR to one that can, or install it.")
     if os.statvfs(temporary).f_flag & os.ST_NOEXEC:
         what = f"{temporary} is noexec: the single file cannot start there"
         return Finding("warn", what, "Set TMPDIR to another folder for it.")

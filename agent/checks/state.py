@@ -17,6 +17,7 @@ from agent.core.store import SCHEMA
 
 MIB, GIB = 1 << 20, 1 << 30
 BACKLOG_S = 3600.0
+READ_ONLY = "Remount it (mount -o remount,rw), or set state.dir."
 QUICK_S = 2.0  # of an integrity check; a store of 256 MiB on a slow disk takes longer
 
 
@@ -26,7 +27,9 @@ def disk(subject: Subject) -> Finding:
     space = os.statvfs(folder)
     free, size = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
     data = {"folder": str(subject.folder), "free": free, "size": size}
-    if space.f_flag & os.ST_RDONLY or not os.access(folder, os.W_OK):
+    if space.f_flag & os.ST_RDONLY:
+        return Finding("fail", f"{folder} is on a file system that is read-only", READ_ONLY, data)
+    if not os.access(folder, os.W_OK):
         return Finding("fail", f"{folder} cannot be written", "Run it as the service's user, or set state.dir.", data)
     what = f"{subject.folder}: {free // MIB} MiB of {size // MIB} free"
     if free < 64 * MIB:
@@ -50,7 +53,8 @@ def fsync(subject: Subject) -> Finding:
                 if sum(took) > 2000:
                     break
     except OSError as err:
-        return Finding("fail", f"{folder}: {err.strerror}", "Run it as the service's user, or set state.dir.")
+        other = "Make room." if err.errno == errno.ENOSPC else "Run it as the service's user, or set state.dir."
+        return Finding("fail", f"{folder}: {err.strerror}", READ_ONLY if err.errno == errno.EROFS else other)
     median = sorted(took)[len(took) // 2]
     data = {"median_ms": round(median, 2), "worst_ms": round(max(took), 2)}
     if median > 50:

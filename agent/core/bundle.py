@@ -40,6 +40,12 @@ def made(folder: Path) -> Made:
     return facts
 
 
+def built() -> float:
+    """When this release was made; of a checkout, when its first file was written. Seconds since 1970."""
+    folder = release()
+    return float(made(folder)["built"]) if folder else (Path(__file__).parents[1] / "__init__.py").stat().st_mtime
+
+
 def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file, by its path in the release, but for the list itself (`lib/SHA256SUMS`)."""
     lines = (folder / "lib/SHA256SUMS").read_text().splitlines()
