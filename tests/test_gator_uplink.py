@@ -302,6 +302,33 @@ async def test_who_was_given_up_stops_its_job(tmp_path: Path) -> None:
     assert child.code == 1
 
 
+async def test_what_gathered_for_a_parent_goes_in_messages_that_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.gator.uplink.MAX_OUTPUT", 20 * 2**20)
+    parent = Parent({"spec": spec_of("true"), "register": OURS})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parent.run)
+        uplink = Uplink("j", parent.address, shared_of(options=Options(interval_s=0.05)))
+        nursery.start_soon(uplink.run)
+        await uplink.register("h:1")
+        for number in range(200):  # 40 MiB, and a message takes 16
+            uplink.tell({"event": "output", "ident": f"x_{number}", "text": "x" * 200 * 1024})
+        uplink.tell({"event": "end", "ident": "x_199"})
+        uplink.update(job_summary("j", {}, passed=None), "UNKNOWN")
+
+        def events() -> list[dict[str, Any]]:
+            told = [payload["emissary"] for name, payload in parent.requests if name == "update"]
+            return [event for each in told for event in each.get("events", [])]
+
+        await until(lambda: bool(events()) and events()[-1]["event"] == "end")
+        nursery.cancel_scope.cancel()
+    assert parent.connections == 1
+    outputs = [event["ident"] for event in events() if event["event"] == "output"]
+    assert outputs == [f"x_{number}" for number in range(len(outputs))]
+    assert 100 < len(outputs) < 200  # the rest is in the jobs' folders only
+
+
 async def test_a_tier_below_takes_slots_and_tells_its_jobs(tmp_path: Path) -> None:
     text = '!JobArray {ident: j, repeats: 3, jobs: [!Job {ident: x, command: sh, args: [-c, "read x < wait"]}]}'
     text = text.replace("jobs:", f'cwd: "{tmp_path}", jobs:')

@@ -112,8 +112,8 @@ def read_complete(ident: str, payload: Mapping[str, Any], size: Size) -> tuple[S
 def _settled(ident: str, told: Summary, both: Sums | None, result: Result, size: Size) -> tuple[Summary, Result]:
     """What a foreign child has come to. A job passed or failed as its result says.
 
-    A tier has failed with any of its jobs, whatever it says (D0's do not). What was pruned is still in the total that it
-    tells, and not in what passed or failed. `both` are its sums of jobs and tiers together, where it is of D2.
+    A tier has failed with any of its jobs, whatever it says (those of D0 do not). What was pruned is in the total that
+    it tells, not in what passed or failed. `both` are its sums of jobs and tiers together, where it is of D2.
     """
     if not size.tiers:
         has_passed = result == "SUCCESS"

@@ -12,9 +12,11 @@ Source: protocols/gator.md, "State machine" (Reconnect), "Dialects", "Direction"
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import islice
 from random import Random
 from typing import Any, Final
 
+import msgspec
 import trio
 from trio_websocket import WebSocketConnection
 
@@ -38,8 +40,10 @@ log = logging.getLogger(__name__)
 FIRST_S: Final = 30.0  # for the first connection, with the spec
 MAX_LOGS: Final = 10_000  # messages that wait for the parent; then the oldest are dropped
 MAX_EVENTS: Final = 500  # in one update
+MAX_OUTPUT: Final = 32 * 1024 * 1024  # bytes of events that wait; beyond, outputs of jobs are only in their folders
 ASK_S: Final = 10.0  # for the answer to `complete`; then it is told again, until the parent was deaf for too long
 OURS: Final = {"version": agent.__version__}
+_encode = msgspec.json.Encoder().encode
 
 
 class Uplink:
@@ -66,7 +70,8 @@ class Uplink:
         self._done = False
         self._logs: deque[tuple[Severity, str, float]] = deque(maxlen=MAX_LOGS)
         self._sent: list[tuple[Severity, str, float]] = []  # since the last answer
-        self._events: deque[dict[str, Any]] = deque()
+        self._events: deque[bytes] = deque()
+        self._event_bytes = 0  # of all of these
         self._first_event = 0  # the number of the first of these
         self._changed = trio.Event()
         self._since = trio.current_time()  # when there was last a connection
@@ -117,9 +122,12 @@ class Uplink:
 
     def tell(self, event: dict[str, Any]) -> None:
         """What happened to a job below us; a parent of ours wants to know."""
-        if self._dialect == "emissary":
-            self._events.append(event)
-            self._news()
+        if self._dialect != "emissary" or (event["event"] == "output" and self._event_bytes > MAX_OUTPUT):
+            return
+        told = _encode(event)
+        self._events.append(told)
+        self._event_bytes += len(told)
+        self._news()
 
     def _news(self) -> None:
         self._changed.set()
@@ -265,18 +273,28 @@ class Uplink:
     async def _tell_update(self, channel: Channel, summary: Summary, result: Result) -> None:
         assert self._dialect is not None
         payload = dialects.report(self._dialect, self.ident, summary, result, plain=self._plain)
-        events = [self._events[n] for n in range(min(len(self._events), MAX_EVENTS))]
-        if events:
-            payload["emissary"] = {**payload.get("emissary", {}), "first": self._first_event, "events": events}
+        if events := self._next_events():
+            numbered = {"first": self._first_event, "events": list(map(msgspec.Raw, events))}
+            payload["emissary"] = {**payload.get("emissary", {}), **numbered}
         try:
             await channel.ask("update", payload)
         except Refused as err:
             self._stop_for(err)
             log.warning("update refused reason=%s", err.reason)
         for _ in events:
-            self._events.popleft()
+            self._event_bytes -= len(self._events.popleft())
         self._first_event += len(events)
         self._sent = []
+
+    def _next_events(self) -> list[bytes]:
+        """The oldest, as many as one message takes."""
+        size, taken = 0, list[bytes]()
+        for event in islice(self._events, MAX_EVENTS):
+            size += len(event)
+            if taken and size > MAX_MESSAGE_IN // 2:
+                break
+            taken.append(event)
+        return taken
 
     async def _tell_log(self, channel: Channel) -> None:
         severity, message, at = self._logs.popleft()
