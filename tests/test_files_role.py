@@ -379,12 +379,18 @@ async def test_without_a_bus_the_certificates_tell(tmp_path: Path, pki: Path) ->
 
 
 @pytest.mark.parametrize(("enabled", "told"), [("auto", []), (True, [(-1, "unknown", "none", None)])])
-async def test_where_nothing_is_there_auto_is_silent(enabled: Any, told: list[Any], tmp_path: Path) -> None:
+async def test_where_nothing_is_there_auto_is_silent(
+    enabled: Any, told: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with house(tmp_path) as here:
         await here.entitlement(tmp_path / "no-pki", f"unix:path={tmp_path}/nobody", enabled)
         answer = await here.bus.ask("entitlement", {})
         assert (answer["status"], answer["source"]) == (-1, "none")
         assert [facts(event) for event in await here.journal(EntitlementChanged)] == told
+    loud = (
+        f"no D-Bus at=unix:path={tmp_path}/nobody error=[Errno 2] No such file or directory: the certificates must do"
+    )
+    assert any(record.getMessage().startswith(loud) for record in caplog.records) == bool(told)
 
 
 async def test_the_history_outlives_the_agent_and_is_bounded(

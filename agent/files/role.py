@@ -363,7 +363,9 @@ class _Entitlement:
             except* services.BusAway as group:
                 why = str(unwrap(group)) or type(unwrap(group)).__name__
             if why != told:
-                log.info("no D-Bus error=%s", why)
+                level = logging.WARNING if self._settings.enabled is True else logging.INFO  # was it asked for?
+                at = self._settings.bus or "the system bus"
+                log.log(level, "no D-Bus at=%s error=%s: the certificates must do. Start dbus.", at, why)
                 told = why
             await self._learn(None)
             if trio.current_time() - began >= GOOD_AFTER_S:
