@@ -28,3 +28,14 @@ def test_a_gauge_that_has_no_number_yet_is_left_out() -> None:
     metrics = Metrics()
     metrics.gauge("precision", lambda: None)
     assert list(metrics) == []
+
+
+def test_what_is_gone_has_no_numbers_any_more() -> None:
+    metrics = Metrics()
+    for monitor in ("a", "b"):
+        metrics.count("runs_total", monitor=monitor)
+        metrics.gauge("seconds", lambda: 1.0, monitor=monitor, step="A")
+    metrics.count("runs_total")
+    metrics.forget(monitor="a")
+    metrics.forget(monitor="never there")
+    assert [labels for _, labels, _ in metrics] == [(), (("monitor", "b"),), (("monitor", "b"), ("step", "A"))]

@@ -76,6 +76,25 @@ async def test_a_reload_leaves_others_alone_and_leads_out_what_is_gone(tmp_path:
         ]
         assert [step.state for step in here.steps() if step.monitor == other.id] == ["ok"]
         assert [shown["id"] for shown in (await here.bus.ask("monitors", {}))["monitors"]] == [other.id, f"{ID}-third"]
+        assert f'monitor="{other.id}"' in exposition(here.metrics)
+        assert one.id not in exposition(here.metrics)
+
+
+async def test_a_run_that_somebody_asked_for_and_that_gets_no_slot_any_more_has_its_lines(tmp_path: Path) -> None:
+    waits = program(tmp_path, "shake(); say('Log Info begun'); hear(); hear()")
+    first, removed, waiting = (monitor(waits, id=f"{ID}-{n}", steps=("A", "B")) for n in range(3))
+    async with house(tmp_path, first, removed, waiting, max_concurrent=1) as here:
+        runs = [(await here.bus.ask("run_monitor", {"id": each.id}))["run"] for each in (first, removed, waiting)]
+        await here.until(here.logs)
+        await here.reload(monitor=(first, waiting), max_concurrent=1)
+        ended = here.ended(runs[1])
+    for run, what in ((runs[1], "the monitor was removed"), (runs[2], "the agent ended")):
+        assert [(step.state, step.cause, step.text) for step in here.steps(run)] == [
+            ("not_run", "stopped", f"{what} while the run waited for a slot")
+        ] * 2
+    assert ended is not None
+    assert [run.run for run in here.runs()].count(runs[2]) == 1
+    assert len(here.runs()) == 3
 
 
 async def test_one_of_a_profile_that_is_not_installed_is_left_out_and_told_of_once(

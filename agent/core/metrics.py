@@ -24,6 +24,13 @@ class Metrics:
         """A number that is read when it is asked for; None: there is none yet. Same name and labels: a new reader."""
         self._live[name, tuple(sorted(labels.items()))] = read
 
+    def forget(self, **labels: str) -> None:
+        """Drop every number that has these labels, perhaps among others: what they name is gone."""
+        gone = set(labels.items())
+        for numbers in (self._values, self._live):
+            for key in [key for key in numbers if gone <= set(key[1])]:
+                del numbers[key]
+
     def __iter__(self) -> Iterator[tuple[str, Labels, float]]:
         """Name, labels and value of each, sorted."""
         live = {key: value for key, read in self._live.items() if (value := read()) is not None}

@@ -136,6 +136,8 @@ class _Monitors:
 
     def settle(self) -> None:
         """The last word of each history, when no run will come any more."""
+        for name in [name for name in self._runs if name not in self._stopping]:
+            self._give_up(self._schedule.monitor(name), "the agent ended")
         for name, history in self._history.items():
             if history.reserved > history.runs:
                 history.settle()
@@ -150,10 +152,13 @@ class _Monitors:
                 self._history[name] = await self._store.get(_key(name), History) or History()
                 self._history[name].resume()
         self._schedule.limit(settings.max_concurrent, settings.groups)
+        waiting = {name: self._schedule.monitor(name) for name in self._schedule.waiting}
         for name in self._schedule.arrange(wanted, time.time()):
             if name in self._stopping:
                 self._stopping[name].cancel()
             else:
+                if name in waiting and name in self._runs:
+                    self._give_up(waiting[name], "the monitor was removed")
                 self._forget(name)
         self._changed.set()
 
@@ -179,7 +184,13 @@ class _Monitors:
         self._runs.pop(name, None)
         self._history.pop(name, None)
         self._measured = {pair for pair in self._measured if pair[0] != name}
+        self._metrics.forget(monitor=name)
         self._store.forget(_key(name))
+
+    def _give_up(self, monitor: Monitor, why: str) -> None:
+        """The run that somebody was told the id of will not begin."""
+        run = self._runs.pop(monitor.id)
+        self._refuse(monitor, run, "stopped", f"{why} while the run waited for a slot", trio.current_time())
 
     async def follow_reloads(self) -> None:
         """Other settings are taken at once."""
