@@ -67,6 +67,8 @@ class _Lib:
         next: CData,
     ) -> int: ...
 
+    def literal_counts(self, literals: CData, count: int, text: bytes, size: int, counts: CData) -> int: ...
+
     MATCH_WINDOW: int
     MATCH_PARTIAL: int
     MATCH_LIMIT: int

@@ -108,6 +108,12 @@ size_t prefilter_find(const struct prefilter *prefilter, const uint8_t *block, s
                       struct literal_hit *hits, size_t capacity, size_t *next);
 
 /*
+ * How often each of literals[0..count) stands in text[0..size), letters of ASCII in either case: to counts[0..count).
+ * Returns 1; 0: no memory.
+ */
+int literal_counts(const struct literal *literals, size_t count, const uint8_t *text, size_t size, uint32_t *counts);
+
+/*
  * The scanner: all rules on every line of a block. A rule's regex runs only on lines that hold one of its literals.
  */
 

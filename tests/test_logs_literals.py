@@ -100,6 +100,15 @@ def test_any_pattern_that_pcre2_takes_is_read_or_given_up(regex: str, utf: bool)
     assert all(2 <= len(literal.text) <= 64 for clause in clauses(regex, utf=utf) for literal in clause)
 
 
+def test_rates_count_letters_in_either_case_and_what_was_not_seen_is_rarer_the_longer_it_is() -> None:
+    error, once, unseen, long = Literal(b"Error"), Literal(b"no"), Literal(b"nothing", True), Literal(b"x" * 64)
+    sample = b"error ERROR\n" * 1000 + b"no"
+    rates = Frequencies(sample).rates([error, once, unseen, long])
+    assert rates[error] / rates[once] == pytest.approx(2000, rel=0.2)
+    assert rates[error] == pytest.approx(2000 / (len(sample) + 65_536), rel=0.01)
+    assert rates[once] > rates[unseen] > rates[long] > 0
+
+
 def test_what_is_frequent_in_the_sample_is_not_searched_for() -> None:
     frequencies = Frequencies(b"INFO error count 0\n" * 100)
     assert choose([clauses("error .*rack")], frequencies) == [(Literal(b"rack"),)]

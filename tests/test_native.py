@@ -47,7 +47,7 @@ def line_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scanner_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("native") / "scanner"
-    return build(program, "scanner.c", "scanner.c", "prefilter.c", "regex.c", "format.c")
+    return build(program, "scanner.c", "scanner.c", "prefilter.c", "count.c", "regex.c", "format.c")
 
 
 def check_line_ends(harness: Sequence[str | Path], engines: Iterable[int]) -> None:

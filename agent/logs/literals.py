@@ -7,13 +7,16 @@ missing, but is never wrong. Of a regex's clauses the scanner searches for the o
 Source: protocols/logs.md 3, "Literals".
 """
 
+import itertools
 import re
-import sys
 from collections import Counter
-from collections.abc import Sequence
-from functools import cached_property
-from itertools import product
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent._native import ffi, lib
+
+if TYPE_CHECKING:
+    from agent._native import CData
 
 LITERAL_MIN, LITERAL_MAX = 2, 64  # bytes; native/native.h
 
@@ -428,7 +431,7 @@ def _cross(left: Strings, right: Strings) -> Strings | None:
     """Each of the left before each of the right; None: too many, or too long."""
     if len(left) * len(right) > MAX_STRINGS or len(left[0].text) + len(right[0].text) > 2 * MAX_TEXT:
         return None
-    return tuple(Literal(a.text + b.text, a.caseless or b.caseless) for a, b in product(left, right))
+    return tuple(Literal(a.text + b.text, a.caseless or b.caseless) for a, b in itertools.product(left, right))
 
 
 def _either(parts: Sequence[_Part]) -> _Part:
@@ -489,38 +492,35 @@ def _repeat(part: _Part, low: int, high: int | None) -> _Part:
 # the text; what it costs each time that it is found; what a rule's regex costs then.
 FILTER_NS, FOUND_NS, CONFIRM_NS = 0.0007, 30.0, 150.0
 SHORT = {2: 120.0, 3: 40.0, 4: 12.0, 5: 6.0}  # so much more does a literal of that size cost the prefilter
-GRAM = 4  # bytes, as many as a number of memoryview's "I" has
-FEW = 64  # literals that are counted at once: for more, what the sample cannot hold is sorted out first
 PASSES = 3
 ONCE_IN = 1 << 16  # bytes: what no sample shows is taken for as rare as that
-SAMPLE_MAX = 1 << 18  # bytes looked at; counting literals in more takes longer than it saves
+SAMPLE_MAX = 1 << 18  # bytes looked at
+
+
+def native_literals(literals: Collection[Literal]) -> tuple["CData", "CData"]:
+    """They as native functions take them, and their text, which is to be kept as long."""
+    text = ffi.from_buffer("uint8_t[]", b"".join(literal.text for literal in literals))
+    starts = itertools.accumulate((len(literal.text) for literal in literals), initial=0)
+    rows = [(text + at, len(known.text), known.caseless) for at, known in zip(starts, literals, strict=False)]
+    return ffi.new("struct literal[]", rows), text
 
 
 class Frequencies:
     """How often literals stand in text like a sample, letters in either case."""
 
     def __init__(self, sample: bytes) -> None:
-        self.sample = sample[:SAMPLE_MAX].lower()
-        self._known: dict[bytes, float] = {}
+        self.sample = sample[:SAMPLE_MAX]
 
-    @cached_property
-    def _grams(self) -> set[int]:
-        """All that is GRAM bytes long in it, as numbers: that takes half the time and memory of bytes."""
-        shifted = [memoryview(self.sample)[start:] for start in range(GRAM)]
-        return {gram for text in shifted for gram in text[: len(text) // GRAM * GRAM].cast("I")}
-
-    def rate(self, literal: Literal) -> float:
-        """Occurrences in a byte of text. What the sample lacks is rarer the longer it is."""
-        text = literal.text.lower()
-        if text not in self._known:
-            found = self.sample.count(text) if len(self._known) < FEW or self._may_hold(text) else 0
-            self._known[text] = (found + 1 / (4 + len(text))) / (len(self.sample) + ONCE_IN)
-        return self._known[text]
-
-    def _may_hold(self, text: bytes) -> bool:
-        return all(
-            int.from_bytes(text[i : i + GRAM], sys.byteorder) in self._grams for i in range(len(text) - GRAM + 1)
-        )
+    def rates(self, literals: Collection[Literal]) -> dict[Literal, float]:
+        """Occurrences in a byte of text. What the sample lacks is rarer the longer it is. Raises MemoryError."""
+        rows, _text = native_literals(literals)
+        counts = ffi.new("uint32_t[]", len(literals))
+        if not lib.literal_counts(rows, len(literals), self.sample, len(self.sample), counts):
+            raise MemoryError
+        return {
+            literal: (found + 1 / (4 + len(literal.text))) / (len(self.sample) + ONCE_IN)
+            for literal, found in zip(literals, counts, strict=True)
+        }
 
 
 def choose(rules: Sequence[Sequence[Clause]], frequencies: Frequencies) -> list[Clause]:
@@ -530,12 +530,13 @@ def choose(rules: Sequence[Sequence[Clause]], frequencies: Frequencies) -> list[
     often costs each rule that uses it.
     """
     users = Counter(literal for clauses in rules for literal in {literal for clause in clauses for literal in clause})
+    rates = frequencies.rates(users)
 
     def cost(clause: Clause, users: Counter[Literal]) -> float:
         total = 0.0
         for literal in clause:
             share = FILTER_NS * SHORT.get(len(literal.text), 1.0) / max(1, users[literal])
-            total += share + frequencies.rate(literal) * (FOUND_NS + CONFIRM_NS)
+            total += share + rates[literal] * (FOUND_NS + CONFIRM_NS)
         return total
 
     chosen: list[Clause] = [()] * len(rules)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent._native import ffi, lib
 from agent.core.engine import ENGINE, room
-from agent.logs.literals import Clause, Frequencies, choose
+from agent.logs.literals import Clause, Frequencies, choose, native_literals
 from agent.logs.regex import UNSET, Regex
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Scanner:
         literals = list(dict.fromkeys(literal for clause in chosen for literal in clause))
         numbers = {literal: number for number, literal in enumerate(literals)}
         members = [numbers[literal] for clause in chosen for literal in clause]
-        texts = [ffi.from_buffer(_BYTES, literal.text) for literal in literals]  # kept alive to the end
+        rows, _text = native_literals(literals)
         ends = list(itertools.accumulate(map(len, chosen), initial=0))
         handle = lib.scanner_new(
             ffi.new(
@@ -134,7 +134,7 @@ class Scanner:
                 [(r.handle, at, len(c)) for r, at, c in zip(self.regexes, ends, chosen, strict=False)],
             ),
             len(chosen),
-            ffi.new("struct literal[]", [(t, len(t), lit.caseless) for t, lit in zip(texts, literals, strict=True)]),
+            rows,
             len(literals),
             ffi.new("uint32_t[]", members),
             sample,

@@ -86,6 +86,29 @@ static size_t oracle(struct regex **regexes, uint32_t rules, const uint8_t *bloc
     return count;
 }
 
+static uint8_t lower(uint8_t byte) { return byte >= 'A' && byte <= 'Z' ? byte | 32 : byte; }
+
+/* Each literal at each offset. */
+static void check_counts(const struct literal *literals, uint32_t count, const uint8_t *block, uint32_t size)
+{
+    uint32_t *counts = malloc(count * sizeof *counts);
+    int is_done = literal_counts(literals, count, block, size, counts);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t right = 0;
+        for (uint32_t at = 0; at + literals[i].size <= size; at++) {
+            uint32_t same = 0;
+            while (same < literals[i].size && lower(block[at + same]) == lower(literals[i].text[same]))
+                same++;
+            right += same == literals[i].size;
+        }
+        if (!is_done || counts[i] != right) {
+            fprintf(stderr, "literal %u of %u counted %u times, stands there %u times\n", i, count, counts[i], right);
+            exit(1);
+        }
+    }
+    free(counts);
+}
+
 static void run_case(void)
 {
     static struct regex *regexes[MAX];
@@ -116,6 +139,7 @@ static void run_case(void)
         literals[i].text = take_bytes(&literals[i].size);
     }
     uint8_t *block = take_bytes(&size), *sample = take_bytes(&sample_size);
+    check_counts(literals, literal_count, block, size);
 
     struct scanner *scanner = scanner_new(rules, kept, literals, literal_count, members, sample, sample_size,
                                           (int)engine);
