@@ -151,6 +151,22 @@ def test_each_dialect_is_told_in_its_form() -> None:
     assert (plain["metrics"], plain["sub_failed"]) == ({"msg_error": 1}, 1)
 
 
+def test_a_metric_that_is_beyond_all_sums_is_left_out() -> None:
+    summary, _ = dialects.read_update({"ident": "a", "metrics": {"x": 10**400, "y": -1e301, "z": 1}}, JOB)
+    assert summary.metrics == {"z": 1}
+
+
+def test_no_report_is_larger_than_a_real_peer_takes() -> None:
+    path = tuple("x" * 120 for _ in range(64))
+    metrics = {"msg_error": 1, **{f"{number:0250}": 1 for number in range(3000)}}
+    large = Summary(Sums(5000), Sums(), metrics, (path,) * 1000, (path,) * 1000)
+    for dialect in ("d1", "d2"):
+        told = dialects.report(dialect, "g", large, "UNKNOWN", plain=False)
+        assert len(json.dumps(told)) < 2**20
+        assert told.get("summary", told)["metrics"]["msg_error"] == 1
+        assert told.get("summary", told)["failed_ids"]
+
+
 def test_the_end_is_told_in_words_to_d1_and_in_numbers_to_d2() -> None:
     done = Summary(jobs=Sums(1, 0, 0, 1))
     assert dialects.completion("d2", "a", done, "ABORTED", 255, plain=False)["result"] == 3

@@ -44,9 +44,14 @@ def test_of_a_metric_the_last_value_is_kept_in_one_row(tmp_path: Path) -> None:
     db.flush(db.take())
     db.metric(OWN, "lint", 2.5)
     db.metric("child", "lint", 7)
+    db.metric("child", "sum", 2**64)  # of many children
     db.close(db.take())
     found = sqlite3.connect(tmp_path / "db.sqlite")
-    assert found.execute("SELECT * FROM Metric").fetchall() == [(1, OWN, "lint", 2.5), (2, "child", "lint", 7)]
+    assert found.execute("SELECT * FROM Metric").fetchall() == [
+        (1, OWN, "lint", 2.5),
+        (2, "child", "lint", 7),
+        (3, "child", "sum", 2.0**64),
+    ]
     found.close()
 
 

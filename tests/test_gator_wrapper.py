@@ -240,6 +240,35 @@ async def test_a_task_tells_messages_and_metrics_to_its_wrapper(tmp_path: Path) 
     db.close()
 
 
+async def test_numbers_that_nothing_takes_are_refused_or_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.gator.messages.MAX_METRICS", 3)
+    above = Above()
+    wrapper = wrapper_of(shell("read x < wait", cwd=str(tmp_path)), tmp_path / "j", above)
+    os.mkfifo(tmp_path / "wait")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wrapper.run)
+        with trio.fail_after(WITHIN_S):
+            await above.registered.wait()
+        async with dialled(above.address) as task:
+            for value in (2**70, -(2**70), 1e301):
+                with pytest.raises(Refused, match="value"):
+                    await task.ask("metric", {"name": "huge", "value": value})
+            for name in ("a", "b", "c", "a"):
+                await task.ask("metric", {"name": name, "value": 2**62})
+            with pytest.raises(Refused, match="Metric 'd' is one too many: a job has at most 3"):
+                await task.ask("metric", {"name": "d", "value": 1})
+            for at in (1e300, -1, 2**70):
+                await task.ask("log", {"message": "when?", "timestamp": at})
+            assert (await task.ask("get_messages", {}))["total"] == 3
+            await task.ask("stop", {})
+    assert above.end is not None
+    with sqlite3.connect(tmp_path / "j/db.sqlite") as db:
+        assert len(db.execute("SELECT * FROM LogEntry WHERE timestamp BETWEEN 1.6e9 AND 1e11").fetchall()) == 3
+    db.close()
+
+
 async def test_processes_are_counted_each_interval(tmp_path: Path) -> None:
     await run(shell("sleep 1.2 & wait"), tmp_path, options=Options(interval_s=0.3))
     with sqlite3.connect(tmp_path / "db.sqlite") as db:

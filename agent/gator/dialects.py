@@ -8,6 +8,7 @@ Source: protocols/gator.md, "Dialects", "Decisions"; seeds/gator-websocket-api.m
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -15,7 +16,10 @@ import msgspec
 import agent
 from agent.core.errors import ActionError
 from agent.gator.messages import (
+    MAX_METRICS,
+    MAX_PATH_TEXT,
     MAX_PATHS,
+    MAX_VALUE,
     RESERVED,
     RESULTS,
     STATES,
@@ -170,7 +174,8 @@ def _summary2(report: Report2, size: Size) -> Summary:
 
 
 def _own(metrics: Mapping[str, Number]) -> dict[str, Number]:
-    return {name: value for name, value in metrics.items() if not name.startswith("sub_")}
+    kept = (item for item in metrics.items() if not item[0].startswith("sub_"))
+    return {name: value for name, value in kept if -MAX_VALUE <= value <= MAX_VALUE}
 
 
 def _paths(lists: Iterable[Sequence[str]]) -> tuple[Path, ...]:
@@ -200,13 +205,12 @@ def report(dialect: Dialect, ident: str, summary: Summary, result: Result, *, pl
         told = {"ident": ident, "id": ident, "summary": _written2(summary), "result": RESULTS.index(result)}
         return told if dialect == "d2" else {**told, "emissary": {"jobs": msgspec.structs.astuple(summary.jobs)}}
     counts = _counts(summary.jobs)
-    metrics: dict[str, Number] = {
-        name: value for name, value in summary.metrics.items() if not plain or name.startswith("msg_")
-    }
-    if not plain:
+    metrics = _told_metrics(summary)
+    if plain:
+        metrics = {name: value for name, value in metrics.items() if name.startswith("msg_")}
+    else:
         metrics.update(counts)
-    failed = [list(path) for path in summary.failed[:MAX_PATHS]]
-    return {"ident": ident, "id": ident, "metrics": metrics, **counts, "failed_ids": failed}
+    return {"ident": ident, "id": ident, "metrics": metrics, **counts, "failed_ids": _told_paths(summary.failed)}
 
 
 def completion(
@@ -222,10 +226,24 @@ def completion(
 
 def _written2(summary: Summary) -> dict[str, Any]:
     return {
-        "metrics": {**summary.metrics, **_counts(summary.jobs + summary.tiers)},
-        "failed_ids": [list(path) for path in summary.failed[:MAX_PATHS]],
-        "running_ids": [list(path) for path in summary.running[:MAX_PATHS]],
+        "metrics": {**_told_metrics(summary), **_counts(summary.jobs + summary.tiers)},
+        "failed_ids": _told_paths(summary.failed),
+        "running_ids": _told_paths(summary.running),
     }
+
+
+def _told_metrics(summary: Summary) -> dict[str, Number]:
+    return dict(islice(summary.metrics.items(), MAX_METRICS))  # those of messages come first (layer.no_messages)
+
+
+def _told_paths(paths: Sequence[Path]) -> list[list[str]]:
+    told, size = list[list[str]](), 0
+    for path in paths[:MAX_PATHS]:
+        size += sum(map(len, path))
+        if size > MAX_PATH_TEXT:
+            break
+        told.append(list(path))
+    return told
 
 
 def _counts(sums: Sums) -> dict[str, int]:

@@ -26,6 +26,7 @@ from agent.gator.messages import SEVERITIES, STATES, ApiJob, Number, Severity
 OWN, GROUP = "_OWN_", "_GROUP_"
 MAX_LOGS: Final = 100_000  # rows of LogEntry; further ones are counted only
 
+MAX_INTEGER: Final = 2**63  # SQLite's
 MAX_SINGLY: Final = 64  # files that are brought onto the disk one by one
 LEFT: Final = ("-wal", "-shm", "-journal")  # files beside one that was not closed
 _PAGE: Final = 1024  # bytes: an empty file has a page for each table, and there may be 10,000 files
@@ -104,7 +105,7 @@ class LayerDb:
 
     def metric(self, scope: str, name: str, value: Number) -> None:
         """The last value of a scope and name counts."""
-        self._metrics[scope, name] = value
+        self._metrics[scope, name] = value if -MAX_INTEGER <= value < MAX_INTEGER else float(value)
 
     def log(self, severity: Severity, message: str, timestamp: float) -> int:
         """A message; its uid, or 0 when there are too many to keep."""

@@ -24,25 +24,37 @@ STATES: Final[tuple[State, ...]] = ("PENDING", "LAUNCHED", "STARTED", "COMPLETE"
 RESULTS: Final[tuple[Result, ...]] = ("UNKNOWN", "SUCCESS", "FAILURE", "ABORTED")
 SEVERITIES: Final[dict[Severity, int]] = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 MAX_MESSAGE_IN: Final = 16 * 1024 * 1024  # bytes
-MAX_PATHS: Final = 1000  # entries of failed_ids and running_ids: real peers take at most 1 MiB a message
+# Real peers take at most 1 MiB a message.
+MAX_PATHS: Final = 1000  # entries of failed_ids and running_ids
+MAX_PATH_TEXT: Final = 100_000  # characters of all of these
+MAX_METRICS: Final = 1000  # names of a task, and of what one report tells
+MAX_TIME: Final = 253_402_300_800  # epoch seconds: the year 10,000
+MAX_VALUE: Final = 1e300  # of a metric: sums of greater ones are no numbers
 RESERVED: Final = ("msg_", "sub_")  # beginnings of metrics' names that are counted by the layers themselves
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Log(msgspec.Struct, frozen=True):
-    """`log`. An unknown severity means INFO, a missing timestamp (epoch seconds) now."""
+    """`log`. An unknown severity means INFO, a missing timestamp (epoch seconds) now, and so does an impossible one."""
 
     message: str
     severity: Any = "INFO"
     timestamp: Number | None = None
+
+    @property
+    def at(self) -> float | None:
+        return float(self.timestamp) if self.timestamp is not None and 0 <= self.timestamp < MAX_TIME else None
 
 
 class Metric(msgspec.Struct, frozen=True):
     """`metric`: the last value of a name counts."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-    value: Number
+    value: (
+        Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+        | Annotated[float, msgspec.Meta(ge=-MAX_VALUE, le=MAX_VALUE)]
+    )
 
 
 class Named(msgspec.Struct, frozen=True):

@@ -488,7 +488,7 @@ class Tier:
                 return self._view.children()
             case "log":
                 given: messages.Log = read("log", payload, messages.Log)
-                at = self.shared.clock() if given.timestamp is None else float(given.timestamp)
+                at = self.shared.clock() if given.at is None else given.at
                 if self._elsewhere is not None:
                     self._elsewhere.heard(link)
                 self._journal.pass_on(severity_of(given.severity), given.message, at)

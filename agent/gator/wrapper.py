@@ -379,13 +379,14 @@ class Wrapper:
         match request.action:
             case "log":
                 given: messages.Log = read("log", payload, messages.Log)
-                at = None if given.timestamp is None else float(given.timestamp)
-                self._journal.say(severity_of(given.severity), given.message, at)
+                self._journal.say(severity_of(given.severity), given.message, given.at)
                 return {}
             case "metric":
                 metric: messages.Metric = read("metric", payload, messages.Metric)
                 if is_reserved(metric.name):
                     raise wrong(f"Reserved metric name '{metric.name}'")
+                if metric.name not in self._metrics and len(self._metrics) >= messages.MAX_METRICS:
+                    raise wrong(f"Metric '{metric.name}' is one too many: a job has at most {messages.MAX_METRICS}")
                 self._metrics[metric.name] = metric.value
                 return {"result": "success"}
             case "get_messages":
