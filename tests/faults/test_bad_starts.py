@@ -26,6 +26,17 @@ listen = ["127.0.0.1:0"]
 """
 
 Refuse = Callable[..., str]
+Run = Callable[..., str]
+
+
+def argv_of(folder: Path, before: str, options: Sequence[str] = (), apart: str = "-Urm") -> list[str]:
+    """`agent run` after a shell command in namespaces of its own, with the state directory in $0. Skips without."""
+    argv = [sys.executable, "-m", "agent", "run", "--config", str(folder / "agent.toml"), *options]
+    if not before:
+        return argv
+    if subprocess.run(["unshare", apart, "true"], check=False).returncode != 0:
+        pytest.skip(f"unshare {apart} is refused here")
+    return ["unshare", apart, "sh", "-c", f'{before}; exec "$@"', str(folder / "state"), *argv]
 
 
 @pytest.fixture
@@ -35,14 +46,32 @@ def refused(tmp_path: Path) -> Refuse:
     (tmp_path / "agent.toml").write_text(SETTINGS.format(folder=tmp_path))
 
     def start(before: str = "", code: int = 1, options: Sequence[str] = ()) -> str:
-        argv = [sys.executable, "-m", "agent", "run", "--config", str(tmp_path / "agent.toml"), *options]
-        if before:
-            if subprocess.run(["unshare", "-Urm", "true"], check=False).returncode != 0:
-                pytest.skip("an unprivileged mount namespace is refused here")
-            argv = ["unshare", "-Urm", "sh", "-c", f'{before}; exec "$@"', str(tmp_path / "state"), *argv]
+        argv = argv_of(tmp_path, before, options)
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
         return done.stderr.splitlines()[-1]
+
+    return start
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Run:
+    """Start the agent after `before`, wait until it says `mark` and all its roles run, end it; all it said."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "agent.toml").write_text(SETTINGS.format(folder=tmp_path))
+
+    def start(before: str = "", mark: str = "role=suites state=running", apart: str = "-Urm", **environ: str) -> str:
+        argv, env = argv_of(tmp_path, before, apart=apart), {**os.environ, **environ}
+        with subprocess.Popen(argv, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as agent:
+            assert agent.stderr is not None
+            said: list[str] = []
+            while not all(any(text in line for line in said) for text in (mark, "role=suites state=running")):
+                said.append(agent.stderr.readline())
+                assert said[-1], "".join(said)
+            agent.terminate()
+            said += agent.stderr
+            assert (agent.wait(60), "Traceback" in "".join(said)) == (0, False), "".join(said)
+        return "".join(said)
 
     return start
 
@@ -90,6 +119,38 @@ def test_a_newer_store_and_one_that_is_none_are_named(refused: Refuse, tmp_path:
     assert refused().endswith("schema 99 is newer than this agent's 1. Install the newer release again.")
     (tmp_path / "state/store.db").write_text("no database, but a long enough text to be looked at")
     assert refused().endswith("Move the file away to begin with an empty store; keep it for analysis.")
+
+
+def test_a_store_with_what_this_release_does_not_know_is_used(runs: Run, tmp_path: Path) -> None:
+    runs()
+    with closing(sqlite3.connect(tmp_path / "state/store.db")) as db, db:  # as another release of the schema wrote it
+        db.execute("INSERT INTO journal(at, kind, data) VALUES(1.0, 'OfAnotherRelease', '{\"a\": 1}')")
+        db.execute("INSERT INTO journal(at, kind, data) VALUES(2.0, 'AgentStarted', '{\"version\": \"0.0.1\"}')")
+    runs()
+    with closing(sqlite3.connect(tmp_path / "state/store.db")) as db:
+        kinds = [kind for (kind,) in db.execute("SELECT kind FROM journal ORDER BY seq")]
+    assert "AgentStarted" in kinds[kinds.index("OfAnotherRelease") + 2 :]
+
+
+def test_without_var_lib_it_is_made(runs: Run, tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('[state]\nreserve = "4KiB"\n[control]\nlisten = ["127.0.0.1:0"]\n')
+    runs("mount -t tmpfs tmpfs /var && [ ! -e /var/lib ]", STATE_DIRECTORY="")
+
+
+def test_without_a_network_it_runs_and_says_what_it_cannot_reach(runs: Run, tmp_path: Path) -> None:
+    with (tmp_path / "agent.toml").open("a") as file:
+        file.write('[mimir]\nurl = "ws://192.0.2.1:13180/mimir"\n')
+    runs(
+        "true", "link=mimir state=offline error=192.0.2.1:13180 cannot be reached: Network is unreachable", apart="-Urn"
+    )
+
+
+def test_settings_of_somebody_else_are_named(refused: Refuse, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    shutil.chown(tmp_path / "agent.toml", 1234, 1234)
+    (tmp_path / "agent.toml").chmod(0o600)
+    assert refused("true", 2).endswith("agent.toml: cannot be read: Permission denied. Let the agent's user read it.")
 
 
 def test_broken_settings_are_named_with_their_line(refused: Refuse, tmp_path: Path) -> None:
