@@ -355,7 +355,8 @@ class Service:
             "logs": (True, self._logs),
             "files": (True, self._files),  # both before the suites: a resumed run has its files and logs watched
             "entitlement": (settings.entitlement.enabled is not False, self._entitlement),
-            "monitors": (bool(settings.monitors.monitor), self._monitors),
+            # Once there it stays: the last monitor that is removed is led out like any other.
+            "monitors": (bool(settings.monitors.monitor) or "monitors" in self.supervisor.health, self._monitors),
             "eman": (bool(settings.eman.url), self._eman),
             "gator": (True, self._gator),
             "coverage": (True, self._coverage),  # before the suites: it gives runners what they are started with

@@ -1,7 +1,9 @@
 """The service: settings to roles, reload, and its ends, as an init script sees them."""
 
 import itertools
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from agent.app import ROLE_TABLES
 from agent.core.config import ConfigErrors
 from agent.settings import Given, Settings, load_settings, state_dir
+from tests.monitors_house import program
 
 SETTINGS = """\
 ident = "lab-07"
@@ -85,6 +88,33 @@ def test_monitors_follow_their_file_without_a_signal(
     service.send_signal(signal.SIGTERM)
     _, err = service.communicate(timeout=60)
     assert "reloaded changed=monitors.monitor" in err
+
+
+def test_the_last_monitor_that_is_removed_is_led_out_too(
+    service: "subprocess.Popen[str]", notified: socket.socket, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "says")
+    says_to = repr(str(tmp_path / "says"))
+    body = f"shake(); hear(); out = open({says_to}, 'wb', 0); out.write(b'begun')\nhear(); out.write(b'led')"
+    command = json.dumps(program(tmp_path, body))
+    config = tmp_path / "agent.toml"
+    # A profile without a monitor of its own: the role is there for the one of the file alone.
+    without = f'profile = "beaglebone"\n{config.read_text()}'
+    steps = 'steps = ["A"]\ninterval = 1\ntimeout = 600\n'
+    with open(os.open(tmp_path / "says", os.O_RDWR), "rb", 0) as says:
+
+        def said() -> bytes:
+            assert select.select([says], [], [], 60)[0]
+            return says.read(5)
+
+        config.write_text(f'{without}[[monitors.monitor]]\nid = "m{os.getpid()}"\ncommand = {command}\n{steps}')
+        assert [heard(notified), heard(notified)] == ["RELOADING=1", "READY=1"]
+        assert said() == b"begun"
+        config.write_text(without)
+        assert said() == b"led"
+    service.send_signal(signal.SIGTERM)
+    service.communicate(timeout=60)
+    assert service.returncode == 0
 
 
 @pytest.fixture
