@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 
 from agent.logs.chains import (
     BY_SOURCE,
+    LINES,
     SUFFIX,
     TRACKS,
     WORDS,
     Chain,
     Chains,
+    Evidence,
     FailureClass,
+    KeptTrack,
     Reading,
     Seen,
     Track,
@@ -32,6 +35,10 @@ UNIT = 1
 
 def chain(*steps: int, gap_s: float = 50.0, slot: int = UNIT) -> Chain:
     return Chain({END: slot}, {t: (n, slot) for n, t in enumerate(steps)}, gap_s, [(1.0, 2.0)] * len(steps))
+
+
+def class_of(*its: Chain) -> FailureClass:
+    return FailureClass("broken", list(its), 60.0)
 
 
 def chains() -> Chains:
@@ -56,16 +63,16 @@ def state(rank: int, missing: int, extra: int) -> int:
     ],
 )
 def test_a_state_is_the_step_what_it_lacks_and_what_is_too_much(ranks: tuple[int, ...], expected: int) -> None:
-    track = Track([chain(*STEPS)])
-    readings = [track.step(float(n), STEPS[rank], [(0, rank)], 50.0) for n, rank in enumerate(ranks)]
+    track, class_ = Track(), class_of(chain(*STEPS))
+    readings = [track.step(float(n), STEPS[rank], [(0, rank)], class_) for n, rank in enumerate(ranks)]
     assert readings[-1].states == [(0, expected, 1.0)]
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
 def test_the_state_is_that_of_a_brute_force(ranks: list[int]) -> None:
     """Of all rising runs that end at the last step the longest."""
-    track = Track([chain(*range(5))])
-    readings = [track.step(float(n), rank, [(0, rank)], 50.0) for n, rank in enumerate(ranks)]
+    track, class_ = Track(), class_of(chain(*range(5)))
+    readings = [track.step(float(n), rank, [(0, rank)], class_) for n, rank in enumerate(ranks)]
     longest, last = 0, ranks[-1]
     for chosen in range(1 << len(ranks) - 1, 1 << len(ranks)):
         run = [rank for n, rank in enumerate(ranks) if chosen >> n & 1]
@@ -75,23 +82,23 @@ def test_the_state_is_that_of_a_brute_force(ranks: list[int]) -> None:
 
 
 def test_a_pause_begins_anew_and_a_step_of_another_chain_lets_one_fade() -> None:
-    track = Track([chain(1, 2, gap_s=10.0), chain(3, gap_s=40.0)])
-    track.step(0.0, 1, [(0, 0)], 40.0)
-    assert track.step(4.0, 3, [(1, 0)], 40.0) == Reading([(0, state(0, 0, 0), 0.6), (1, 0, 1.0)], (1, 3))
-    assert track.step(20.0, 3, [(1, 0)], 40.0) == Reading([(1, state(0, 0, 1), 1.0)], (1, 3, 3))
-    assert track.step(61.0, 2, [(0, 1)], 40.0) == Reading([(0, state(1, 1, 0), 1.0)], (2,))
+    track, class_ = Track(), class_of(chain(1, 2, gap_s=10.0), chain(3, gap_s=40.0))
+    track.step(0.0, 1, [(0, 0)], class_)
+    assert track.step(4.0, 3, [(1, 0)], class_) == Reading([(0, state(0, 0, 0), 0.6), (1, 0, 1.0)], (1, 3))
+    assert track.step(20.0, 3, [(1, 0)], class_) == Reading([(1, state(0, 0, 1), 1.0)], (1, 3, 3))
+    assert track.step(61.0, 2, [(0, 1)], class_) == Reading([(0, state(1, 1, 0), 1.0)], (2,))
 
 
 def test_the_suffix_is_the_last_templates_only() -> None:
-    track = Track([chain(*STEPS)])
-    readings = [track.step(float(n), STEPS[n % 3], [(0, n % 3)], 50.0) for n in range(6)]
+    track, class_ = Track(), class_of(chain(*STEPS))
+    readings = [track.step(float(n), STEPS[n % 3], [(0, n % 3)], class_) for n in range(6)]
     assert readings[-1].suffix == (STEPS * 2)[-SUFFIX:]
 
 
 def test_a_clock_that_goes_back_does_no_harm() -> None:
-    track = Track([chain(*STEPS)])
-    track.step(100.0, STEPS[0], [(0, 0)], 50.0)
-    assert track.step(90.0, STEPS[1], [(0, 1)], 50.0).states == [(0, state(1, 0, 0), 1.0)]
+    track, class_ = Track(), class_of(chain(*STEPS))
+    track.step(100.0, STEPS[0], [(0, 0)], class_)
+    assert track.step(90.0, STEPS[1], [(0, 1)], class_).states == [(0, state(1, 0, 0), 1.0)]
 
 
 def test_experts_back_off_to_what_they_know() -> None:
@@ -144,6 +151,33 @@ def test_a_failure_of_an_unknown_template_has_the_key_that_is_tracked() -> None:
     assert tracks.failed(0, Seen(1.0, "a.log", 999, b"panic on b", "broken")) is None
     assert tracks.failed(0, Seen(1.0, "a.log", 999, b"panic on (a)", "broken")) == b"a"
     assert tracks.failed(0, Seen(1.0, "a.log", 999, b"panic on a", "broken")) is None
+
+
+def test_what_was_seen_outlives_a_restart_as_long_as_it_counts() -> None:
+    first, end = Tracks(chains()), 30.0
+    for at, unit in ((0.0, "a"), (20.0, "b"), (21.0, "\xff")):
+        first.see(line(at, STEPS[0], unit))
+    (_, _, track, _) = first.see(line(25.0, STEPS[1], "b"))[0]
+    for n in range(LINES + 1):
+        track.add(Evidence("a.log", n, b"\xff", 7))
+    track.armed = False
+    kept = msgspec.json.decode(msgspec.json.encode(first.kept(end)), type=list[KeptTrack])
+    assert first.kept(end) == kept
+    assert [one.word for one in kept] == [b"a", "\xff".encode(), b"b"]
+    assert first.kept(51.0) == kept[1:]  # the pause of the other is too long
+    second = Tracks(chains())
+    second.resume(kept)
+    (_, key, again, reading) = second.see(line(31.0, STEPS[2], "b"))[0]
+    assert (key, reading.states, reading.suffix) == (b"b", [(0, state(2, 0, 0), 1.0)], STEPS[:3])
+    assert (again.armed, [one.offset for one in again.lines]) == (False, list(range(1, LINES + 1)))
+    other = Tracks(Chains())
+    other.resume(kept)  # of another model
+    assert other.kept(end) == []
+    shorter = chains()
+    shorter.classes[0].chains = [chain(STEPS[0])]
+    third = Tracks(shorter)
+    third.resume(kept)  # what its chain does not have
+    assert [one.word for one in third.kept(end)] == [b"a", "\xff".encode()]
 
 
 def test_slots_are_words_or_captures() -> None:

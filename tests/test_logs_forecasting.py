@@ -3,13 +3,16 @@
 import random
 from pathlib import Path
 
+import trio
 from msgspec.structs import replace
 
 from agent import loglearn
+from agent.core.events import LogMatched
 from agent.core.learned import LogForecast
 from agent.logs import modelfile
 from agent.logs.chains import Chains
-from tests.test_logs_role import first, house
+from agent.logs.learning import USUAL, Usual
+from tests.test_logs_role import FIRST_S, House, first, house
 
 RULES = """
 version = 1
@@ -112,3 +115,47 @@ async def test_forecasts_and_their_numbers_outlive_a_restart(tmp_path: Path) -> 
         assert (hit.state, hit.id) == ("hit", told[-1].id)
         counted = (await here.bus.ask("list_logs", {}))["learned"]
         assert (counted["hits"], counted["expired"], counted["misses"], counted["open"]) == (2, 0, 0, 0)
+
+
+async def test_a_chain_that_was_half_seen_goes_on_after_a_restart(tmp_path: Path) -> None:
+    learned(tmp_path)
+    path = tmp_path / "logs.model"
+    model = modelfile.named(path)
+    known = Chains.decode(model.chains, model.calibration)
+    (class_,) = known.classes
+    (chain,) = class_.chains
+    chain.gap_s = 3600.0
+    # Only who saw all three steps, in order and nothing else, is sure.
+    known.weights, class_.suffixes, class_.rate = (0.0, 1.0, 0.0, 0.0), {}, 0.1
+    chain.counts = {level: [1000, 100] for rank in range(3) for level in (rank << 4 | 15, rank << 4 | 3)}
+    chain.counts[2 << 4] = [1000, 990]
+    modelfile.write(path, replace(model, chains=known.encode()[0], calibration=known.encode()[1]))
+    steps = story("sdz")
+    async with house(tmp_path, RULES) as here:
+        here.log.touch()
+        with here.bus.subscribe(LogForecast, LogMatched) as events:
+            for number, step in enumerate(steps[:-1], 1):
+                scope = await here.start()
+                with here.log.open("a") as file:
+                    file.write(f"{step}\nwrite to sdy failed\n")  # another line, so that the first was looked at
+                assert isinstance(await first(events), LogMatched)
+                scope.cancel()
+                await kept(here, number)
+            await here.start()
+            with here.log.open("a") as file:
+                file.write(f"{steps[-1]}\n")
+            told = await first(events)
+        assert isinstance(told, LogForecast)
+        assert (told.state, told.key) == ("open", "sdz")
+        assert [line.text for line in told.evidence] == steps
+
+
+async def kept(here: House, steps: int) -> None:
+    """Until a chain of so many steps is on the disk, as it is when the role has ended."""
+    with trio.fail_after(FIRST_S):
+        while True:
+            await here.store.commit()
+            usual = await here.store.get(USUAL, Usual)
+            if usual and [len(one.track.templates) for one in usual.tracks] == [steps]:
+                return
+            await trio.lowlevel.checkpoint()

@@ -15,10 +15,10 @@ Source: protocols/logs.md 4, "Forecast".
 
 import math
 import re
-from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -35,6 +35,7 @@ SUFFIX = 4  # templates
 WORDS = 64  # of a line that are looked at, and of captures
 HORIZON_S = (10.0, 3600.0)
 TRACKS = 16_384
+KEPT = 1024  # of them, over a restart
 LINES = 8  # remembered of a track
 
 _MEMORY = 12  # steps of one chain and key
@@ -268,57 +269,26 @@ def _damaged(why: str) -> ModelDamaged:
     return ModelDamaged(f"the chains are damaged: {why}", remedy="They are learned anew.")
 
 
-class Track:
-    """What was seen for one class and key. `lines`, `armed` and `refused` are for whoever forecasts; they begin anew
-    after a pause as the rest does.
-    """
+class Evidence(NamedTuple):
+    """A line that was a step: where it stands, its text and template for who forecasts."""
 
-    __slots__ = ("_chains", "_paths", "_templates", "armed", "at", "lines", "refused")
-
-    def __init__(self, chains: Sequence[Chain]) -> None:
-        self._chains = chains
-        self.lines: deque[Any] = deque(maxlen=LINES)
-        self.armed, self.refused = True, False
-        self._paths: dict[int, _Path] = {}
-        self._templates: tuple[int, ...] = ()
-        self.at = -math.inf  # of the last step
-
-    def step(self, at: float, template: int, steps: Sequence[tuple[int, int]], gap_s: float) -> Reading:
-        """A line of `template` came: `steps` are the chains it is a step of, and its rank in each."""
-        if at - self.at > gap_s:
-            self._templates, self.armed, self.refused = (), True, False
-            self.lines.clear()
-        self.at = max(self.at, at)
-        self._templates = (*self._templates[1 - SUFFIX :], template)
-        for number, rank in steps:
-            path = self._paths.get(number)
-            if path is None or at - path.at > self._chains[number].gap_s:
-                path = self._paths[number] = _Path()
-            path.add(at, rank)
-        states = []
-        for number, path in list(self._paths.items()):
-            age = at - path.at
-            if age <= 0:
-                states.append((number, path.state, 1.0))
-            elif age < (gap := self._chains[number].gap_s):
-                states.append((number, path.state, 1 - age / gap))
-            else:
-                del self._paths[number]
-        return Reading(states, self._templates)
+    path: str
+    offset: int
+    line: bytes
+    template: int
 
 
-class _Path:
+class Path(msgspec.Struct):
     """The steps of one chain that were seen: their ranks, each with the length of the longest run in order up to it."""
 
-    __slots__ = ("_steps", "at", "state")
-
-    def __init__(self) -> None:
-        self.at, self.state = 0.0, 0
-        self._steps: list[tuple[int, int]] = []
+    at: float = 0.0
+    state: int = 0
+    steps: list[tuple[int, int]] = []
 
     def add(self, at: float, rank: int) -> None:
+        """A step came."""
         self.at = at
-        steps, length = self._steps, 1
+        steps, length = self.steps, 1
         for other, run in steps:
             if other < rank and run >= length:
                 length = run + 1
@@ -330,12 +300,62 @@ class _Path:
         self.state = rank << 4 | min(2, max(0, rank + 1 - length)) << 2 | min(2, max(0, len(steps) - length))
 
 
+class Track(msgspec.Struct):
+    """What was seen for one class and key; `paths` by the number of their chain in the class, `at`: of the last step.
+
+    `lines`, `armed` and `refused` are for whoever forecasts; they begin anew after a pause as the rest does.
+    """
+
+    at: float = -math.inf
+    paths: dict[int, Path] = {}
+    templates: tuple[int, ...] = ()
+    lines: list[Evidence] = []
+    armed: bool = True
+    refused: bool = False
+
+    def step(self, at: float, template: int, steps: Sequence[tuple[int, int]], class_: FailureClass) -> Reading:
+        """A line of `template` came: `steps` are the chains of the class it is a step of, and its rank in each."""
+        if at - self.at > class_.gap_s:
+            self.templates, self.armed, self.refused = (), True, False
+            self.lines.clear()
+        self.at = max(self.at, at)
+        self.templates = (*self.templates[1 - SUFFIX :], template)
+        for number, rank in steps:
+            path = self.paths.get(number)
+            if path is None or at - path.at > class_.chains[number].gap_s:
+                path = self.paths[number] = Path()
+            path.add(at, rank)
+        states = []
+        for number, path in list(self.paths.items()):
+            age = at - path.at
+            if age <= 0:
+                states.append((number, path.state, 1.0))
+            elif age < (gap := class_.chains[number].gap_s):
+                states.append((number, path.state, 1 - age / gap))
+            else:
+                del self.paths[number]
+        return Reading(states, self.templates)
+
+    def add(self, line: Evidence) -> None:
+        """It may be told as evidence."""
+        self.lines.append(line)
+        del self.lines[:-LINES]
+
+
+class KeptTrack(msgspec.Struct, frozen=True):
+    """A track of the class of that number. Its key is the word; None: the log `source`."""
+
+    number: int
+    word: bytes | None
+    source: str
+    track: Track
+
+
 class Tracks:
     """The tracks of all classes and keys; beyond TRACKS those that had no step for the longest time are forgotten."""
 
     def __init__(self, chains: Chains) -> None:
         self._classes = chains.classes
-        self._gaps = [class_.gap_s for class_ in chains.classes]
         self._ends = [class_.ends for class_ in chains.classes]
         self._tracks: OrderedDict[tuple[int, Key], Track] = OrderedDict()
         # Per template: the classes it leads to; of each, per slot of a key, the chains and the rank in them.
@@ -362,13 +382,32 @@ class Tracks:
                     continue
                 track = self._tracks.get((number, key))
                 if track is None:
-                    track = self._tracks[number, key] = Track(self._classes[number].chains)
+                    track = self._tracks[number, key] = Track()
                     if len(self._tracks) > TRACKS:
                         self._tracks.popitem(last=False)
                 else:
                     self._tracks.move_to_end((number, key))
-                changed.append((number, key, track, track.step(seen.at, seen.template, steps, self._gaps[number])))
+                reading = track.step(seen.at, seen.template, steps, self._classes[number])
+                changed.append((number, key, track, reading))
         return changed
+
+    def kept(self, now: float) -> list[KeptTrack]:
+        """Those that had a step not long ago, at most KEPT, for resume()."""
+        alive = (
+            KeptTrack(number, key if isinstance(key, bytes) else None, "" if isinstance(key, bytes) else key, track)
+            for (number, key), track in reversed(self._tracks.items())
+            if now - track.at <= self._classes[number].gap_s
+        )
+        return list(islice(alive, KEPT))[::-1]
+
+    def resume(self, kept: Iterable[KeptTrack]) -> None:
+        """Go on with these, as far as there are such chains."""
+        for one in kept:
+            chains = self._classes[one.number].chains if one.number < len(self._classes) else []
+            if chains and all(
+                n < len(chains) and path.state >> 4 < len(chains[n].leads) for n, path in one.track.paths.items()
+            ):
+                self._tracks[one.number, one.source if one.word is None else one.word] = one.track
 
     def key(self, number: int, seen: Seen) -> Key | None:
         """The key of a failure of class `number`. None: it is of no key that was heard of."""

@@ -1,5 +1,6 @@
 """What was learned of logs, on the disk: the model file, and beside it in the store the templates of this machine, and
-the forecasts that wait (forecasts.py), labels of people (labelling.py), and each minute what is usual in logs.
+the forecasts that wait (forecasts.py), labels of people (labelling.py), and each minute what is usual in logs, and how
+far chains have come.
 
 A model file from elsewhere (`agent logs learn`) brings its own templates, for its weights and chains know them by their
 ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to. One
@@ -32,7 +33,7 @@ from agent.core.store import Store
 from agent.logs import modelfile
 from agent.logs.analysis import Analysis
 from agent.logs.anomalies import KeptRates, Warmth
-from agent.logs.chains import Chains
+from agent.logs.chains import Chains, KeptTrack
 from agent.logs.classify import Classifier
 from agent.logs.forecasts import Forecasts
 from agent.logs.labelling import Labelling
@@ -70,10 +71,11 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usual(msgspec.Struct, frozen=True):
-    """What is usual in logs, by the templates of Kept."""
+    """What is usual in logs, by the templates of Kept; and how far chains had come that may go on."""
 
     rates: KeptRates
     warmths: dict[str, Warmth]
+    tracks: list[KeptTrack] = []
 
 
 class _Known(NamedTuple):
@@ -129,6 +131,7 @@ class Learning:
         )
         if usual:
             self.analysis.rates.resume(usual.rates, lambda id: known.miner.resolve(id) == id)
+            self.analysis.forecaster.tracks.resume(usual.tracks)
         self._tell(damage)
         self.analysis.forecaster.resume(waiting, ended, self._clock())
         self._written = self.analysis.learned
@@ -266,7 +269,9 @@ class Learning:
         self._kept_next, self._keep_at = next, now + max(KEEP_S, (now - began) / KEEP_SHARE)
 
     def _keep_usual(self) -> None:
-        self._store.put(USUAL, Usual(self.analysis.rates.kept(), self.analysis.warmths))
+        analysis = self.analysis
+        tracks = analysis.forecaster.tracks.kept(self._clock())
+        self._store.put(USUAL, Usual(analysis.rates.kept(), analysis.warmths, tracks))
 
 
 def _known(model: Model | None, kept: Kept | None, behind: int) -> _Known:

@@ -26,7 +26,7 @@ import msgspec
 
 from agent.core.learned import LogEvidence, LogForecast
 from agent.logs import stamps
-from agent.logs.chains import Chains, Judgement, Key, Reading, Seen, Track, Tracks
+from agent.logs.chains import Chains, Evidence, Judgement, Key, Reading, Seen, Track, Tracks
 
 THRESHOLD = 0.7
 HYSTERESIS = 0.2  # how far below the threshold a probability is for a new chance after a forecast that expired
@@ -88,7 +88,7 @@ class Forecaster:
     """Forecasts from `chains`. `learning`: what becomes of forecasts corrects these; `heard` is told of each
     probability (class's number, key, probability), and of each failure (its class's number, key, None). Evidence has
     templates by ids `base` above those that chains and lines know them by. `suppressed` forecasts were not made because
-    MOST_OPEN others were open; the next one that opens tells those since the last.
+    MOST_OPEN others were open; the next one that opens tells those since the last. `tracks`: how far chains have come.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Forecaster:
         self._threshold, self._learning, self._base, self._heard = threshold, learning, base, heard
         self._numbers = {class_.name: number for number, class_ in enumerate(chains.classes)}
         self._ends_of = {template: number for number, class_ in enumerate(chains.classes) for template in class_.ends}
-        self._tracks = Tracks(chains)
+        self.tracks = Tracks(chains)
         self._open: dict[tuple[str, Key], Open] = {}
         self._ends: list[tuple[float, int, Open]] = []  # a heap; some ended before
         self._count = 0
@@ -162,9 +162,9 @@ class Forecaster:
             seen = seen._replace(failure=self.chains.classes[self._ends_of[seen.template]].name)
         if seen.failure is not None:
             return changed + self._fail(seen, path, offset, is_late)
-        for number, key, track, reading in self._tracks.see(seen):
+        for number, key, track, reading in self.tracks.see(seen):
             class_ = self.chains.classes[number]
-            track.lines.append((path, offset, seen.line, self._base + seen.template))
+            track.add(Evidence(path, offset, seen.line[:_TEXT], self._base + seen.template))
             judgement = class_.judge(reading)
             probability = self.chains.probability(judgement)
             if self._heard is not None:
@@ -196,9 +196,9 @@ class Forecaster:
     def warm(self, seen: Seen) -> None:
         """A line from before forecasts are asked for: it only leaves its tracks."""
         if seen.failure is None:
-            self._tracks.see(seen)
+            self.tracks.see(seen)
         elif (number := self._numbers.get(seen.failure)) is not None:
-            self._tracks.failed(number, seen)
+            self.tracks.failed(number, seen)
 
     def due(self, now: float) -> list[LogForecast]:
         """The forecasts whose time went by before `now`."""
@@ -225,10 +225,7 @@ class Forecaster:
         scope: tuple[str | None, str | None],
     ) -> LogForecast:
         class_ = self.chains.classes[number]
-        evidence = tuple(
-            LogEvidence(path, offset, _text(line), self._base + template)
-            for path, offset, line, template in track.lines
-        )
+        evidence = tuple(LogEvidence(one.path, one.offset, _text(one.line), one.template) for one in track.lines)
         last = evidence[-1]
         # Of the line too: a log that was rotated has another one there.
         named = "\0".join((class_.name, _text(key), last.path, str(last.offset), last.text))
@@ -258,7 +255,7 @@ class Forecaster:
         # A line that is known to end a chain is that failure, whatever class others see in it.
         number = self._numbers.get(seen.failure or "", self._ends_of.get(seen.template))
         name = (seen.failure or "") if number is None else self.chains.classes[number].name
-        key = None if number is None else self._tracks.key(number, seen)
+        key = None if number is None else self.tracks.key(number, seen)
         if key is None:  # forecasts outlive their tracks, and the model that they are of
             key = next((key for _, key in seen.places() if (name, key) in self._open), None)
         forecast = None if key is None else self._open.get((name, key))
@@ -268,7 +265,7 @@ class Forecaster:
             return [self._closed(forecast, seen, line)] if forecast and is_its else []
         if number is not None:
             if key is not None:
-                self._tracks.end(number, key)
+                self.tracks.end(number, key)
             if self._heard is not None:
                 self._heard(number, key, None)
         place = (name, seen.source if key is None else key)
