@@ -139,9 +139,9 @@ def test_without_var_lib_it_is_made(runs: Run, tmp_path: Path) -> None:
 
 def test_without_a_network_it_runs_and_says_what_it_cannot_reach(runs: Run, tmp_path: Path) -> None:
     with (tmp_path / "agent.toml").open("a") as file:
-        file.write('[mimir]\nurl = "ws://192.0.2.1:13180/mimir"\n')
+        file.write('[eman]\nurl = "http://192.0.2.1:9001"\n')
     runs(
-        "true", "link=mimir state=offline error=192.0.2.1:13180 cannot be reached: Network is unreachable", apart="-Urn"
+        "true", "link=eman state=offline error=192.0.2.1:9001 cannot be reached: Network is unreachable", apart="-Urn"
     )
 
 
