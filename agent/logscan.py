@@ -202,7 +202,7 @@ class _Scanning:
         used = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "bytes": self._bytes,
-            "pairs": self._written.lines.total(),
+            "pairs": sum(self._written.lines),
             "candidates": self._written.worker.tries,
             "cpu_s": used.ru_utime + used.ru_stime,
             "scan_cpu_s": self._scan_s,

@@ -166,6 +166,7 @@ struct results {
     uint32_t *captures;
     size_t capacity, captures_capacity;
     size_t count;
+    uint32_t flags;          /* of any of the matches */
     size_t consumed, before; /* where to go on, with so many bytes of the line done: the start of a line or window */
     int is_full;             /* there was no room for more: go on at once. Else what is left is a line that is open */
 };
@@ -177,6 +178,9 @@ struct results {
  */
 void scan(const struct scanner *scanner, struct worker *worker, const uint8_t *block, size_t size, size_t before,
           int end, const uint8_t *suspended, struct results *results);
+
+/* Add to lines[rule] how many of matches[0..count) are of that rule. */
+void count_by_rule(const struct match *matches, size_t count, uint64_t *lines);
 
 /* How often a regex was tried since the worker was made. */
 uint64_t worker_tries(const struct worker *worker);

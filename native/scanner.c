@@ -171,6 +171,7 @@ static void try_rule(struct job *job, uint32_t rule)
         pairs = 0;
     }
     worker->found[rule] = worker->lines;
+    out->flags |= flags;
     out->matches[out->count++] = (struct match){
         .line_at = (uint32_t)job->unit.start,
         .line_size = (uint32_t)(job->unit.end - job->unit.start),
@@ -302,6 +303,7 @@ void scan(const struct scanner *scanner, struct worker *worker, const uint8_t *b
     };
     size_t at = 0;
     results->count = 0;
+    results->flags = 0;
     results->is_full = 0;
     while (at < size && !results->is_full) {
         size_t long_line = before ? at : find_long_line(block, at, size);
@@ -356,4 +358,10 @@ void scan(const struct scanner *scanner, struct worker *worker, const uint8_t *b
     }
     results->consumed = at;
     results->before = before;
+}
+
+void count_by_rule(const struct match *matches, size_t count, uint64_t *lines)
+{
+    for (size_t i = 0; i < count; i++)
+        lines[matches[i].rule]++;
 }

@@ -7,6 +7,7 @@ Source: protocols/logs.md 3.
 
 import itertools
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -149,14 +150,15 @@ class Scanner:
 class Found:
     """What one scan found. Valid until its worker scans again.
 
-    `consumed` bytes of the block are done. `is_full`: there was room for no more, so go on there at once, with
-    `before`; else what is left is a line that has not ended.
+    `flags` are those of any match. `consumed` bytes of the block are done. `is_full`: there was room for no more, so go
+    on there at once, with `before`; else what is left is a line that has not ended.
     """
 
-    __slots__ = ("_worker", "before", "consumed", "count", "is_full")
+    __slots__ = ("_worker", "before", "consumed", "count", "flags", "is_full")
 
-    def __init__(self, worker: "Worker", count: int, consumed: int, before: int, is_full: bool) -> None:
-        self._worker, self.count, self.consumed, self.before, self.is_full = worker, count, consumed, before, is_full
+    def __init__(self, worker: "Worker", count: int, flags: int, consumed: int, before: int, is_full: bool) -> None:
+        self._worker, self.count, self.flags = worker, count, flags
+        self.consumed, self.before, self.is_full = consumed, before, is_full
 
     @property
     def matches(self) -> "CData":
@@ -177,10 +179,9 @@ class Found:
         records = self._worker.records[: self.count * _RECORD.size].cast("I")
         return records[2 :: _RECORD.size // 4].tolist() if self.count else []
 
-    def flags(self) -> list[int]:
-        """The flags of each match."""
-        records = self._worker.records[: self.count * _RECORD.size].cast("H")
-        return records[9 :: _RECORD.size // 2].tolist() if self.count else []
+    def count_by_rule(self, lines: "array[int]") -> None:
+        """Add one for each match to that of its rule. `lines` are of type "Q", as many as there are rules."""
+        lib.count_by_rule(self._worker.matches, self.count, ffi.from_buffer("uint64_t[]", lines))
 
     def spans(self, match: Match) -> list[tuple[int, int] | None]:
         """(start in the line, length) of each named capture; None: it took no part."""
@@ -252,4 +253,4 @@ class Worker:
             ffi.NULL if suspended is None else ffi.from_buffer(_BYTES, suspended),
             results,
         )
-        return Found(self, results.count, results.consumed, results.before, bool(results.is_full))
+        return Found(self, results.count, results.flags, results.consumed, results.before, bool(results.is_full))

@@ -7,6 +7,7 @@ Source: protocols/logs.md 2.4 (`agent logs scan`).
 """
 
 import math
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from typing import Any
@@ -64,7 +65,7 @@ class Written:
     ) -> None:
         self.rules, self.counts, self.numbers = rules, counts, numbers and not counts
         self.worker = Worker(Scanner([rule.regex for rule in rules.rules], [rule.clauses for rule in rules.rules]))
-        self.lines: Counter[int] = Counter()
+        self.lines = array("Q", bytes(8 * len(rules.rules)))  # that matched, of each rule
         self.limits: Counter[int] = Counter()
         self.matcher = Matcher()
         self.waiting = {  # rules whose matches are more than their line
@@ -161,16 +162,15 @@ class Log:
         `is_last`: the block's last line ends with it.
         """
         to = self._to
-        rules = found.rules()
-        is_plain = not any(found.flags())
+        is_plain = not found.flags
         consumed = b""
         if to.counts and is_plain:
-            to.lines.update(rules)
-        elif rules and is_plain and to.waiting.isdisjoint(rules):
-            to.lines.update(rules)
+            found.count_by_rule(to.lines)
+        elif is_plain and (not to.waiting or to.waiting.isdisjoint(found.rules())):
+            found.count_by_rule(to.lines)
             for piece in self._format().lines(found, data, offset, self._numbers(found, data) if to.numbers else None):
                 to.put(piece)
-        elif rules:
+        else:
             consumed = bytes(data[: found.consumed])
             numbers = self._numbers(found, data) if to.numbers else None
             for index, match in enumerate(list(found)):
