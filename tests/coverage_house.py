@@ -30,6 +30,7 @@ class Product:
         self.units: list[Unit] = [unit(name) for name in classes]
         self.is_alive = False
         self.told: list[Warned | Lost] = []
+        self.teller = ""  # the folder of the source that tells it; any, where it is empty
         self.broken: Exception | None = None
         self.hangs: set[str] = set()  # folders of sources whose product's disk does not answer
         self.hung = trio.Event()  # somebody waits for it
@@ -91,6 +92,8 @@ class Probe:
         return self._product.is_alive
 
     def told(self) -> list[Warned | Lost]:
+        if self._product.teller not in ("", self._folder.name):
+            return []
         told, self._product.told = self._product.told, []
         return told
 
@@ -139,7 +142,7 @@ class House:
 async def house(folder: Path, product: Product, url: str | None = None, **settings: Any) -> AsyncIterator[House]:
     """The role with its store in `folder`; leaving it is an orderly end of the agent."""
     store = open_store(folder / "state", reserve=4096)
-    here = House(store, CoverageSettings(enabled=url is not None, sources=("v8",), **settings))
+    here = House(store, CoverageSettings(enabled=url is not None, **({"sources": ("v8",)} | settings)))
     dial = None if url is None else Dial(f"{url}/agent/attach")
     coverage = role.Coverage(here.bus, store, make=product.make, metrics=Metrics())
 

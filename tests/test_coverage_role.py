@@ -356,6 +356,22 @@ async def test_a_run_that_reached_nothing_says_why(tmp_path: Path) -> None:
         assert here.of(CoverageWarning) == [CoverageWarning(session="r-1", text="The probe saw nothing.")]
 
 
+async def test_jvms_that_run_by_themselves_are_in_a_runs_reasons_and_warnings(tmp_path: Path) -> None:
+    product = Product()
+    product.teller = "product"
+    async with house(tmp_path, product, sources=("v8", "jacoco")) as here:
+        await here.open("r-1", tmp_path, report=True)
+        product.told = [Warned("The JVM was killed."), Warned("No JVM is there yet.", passes=True), Lost(2, "why not")]
+        told = await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
+        nothing = "The probe saw nothing. The probe saw nothing."  # of the run, and of the JVMs
+        assert told["warnings"] == ["The JVM was killed.", "Of 2 classes coverage is lost: why not.", nothing]
+        assert [(each.session, each.text) for each in here.of(CoverageWarning)] == [
+            ("", "The JVM was killed."),
+            ("", "No JVM is there yet."),
+            ("r-1", nothing),
+        ]
+
+
 @pytest.mark.parametrize("what", ["prepare", "write"])
 async def test_what_cannot_be_read_or_written_is_an_answer_and_no_crash(tmp_path: Path, what: str) -> None:
     product = Product("./a.js")

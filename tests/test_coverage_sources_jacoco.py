@@ -5,7 +5,6 @@ The real one: tests/interop/test_jacoco.py.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,42 @@ class Jvm:
 
     def __init__(self, *dumps: bytes | None) -> None:
         self.dumps = list(dumps)
+        self.address = ""
+        self.listens = trio.CancelScope()
         self.connections = 0
         self.commands: list[bytes] = []
+        self._stream: trio.SocketStream | None = None
+        self._came = trio.Event()
+
+    async def listen(self, *, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        with self.listens:
+            await trio.serve_listeners(self.serve, listeners, task_status=task_status)
+
+    async def connected(self, times: int) -> None:
+        with trio.fail_after(60):
+            while self.connections < times:
+                await self._came.wait()
+
+    async def end(self, dump: bytes, *, is_last: bool = True) -> None:
+        """The JVM ends: who is connected gets what ran since the last dump, or nothing where it is killed.
+
+        The next is there at once, unless this was the last.
+        """
+        assert self._stream is not None
+        await self._stream.send_all(dump)
+        await self._stream.send_eof()
+        if is_last:
+            self.listens.cancel()
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        self.connections += 1
         heard = b""
         await stream.send_all(HEADER)
+        self._stream = stream
+        self.connections += 1
+        self._came.set()
+        self._came = trio.Event()
         async with stream:
             async for data in stream:
                 heard += data
@@ -55,12 +83,10 @@ def dumped(*classes: Executed) -> bytes:
 @asynccontextmanager
 async def source_of(*jvms: Jvm) -> AsyncIterator[tuple[Jacoco, Catalog]]:
     async with trio.open_nursery() as nursery:
-        addresses = []
         for jvm in jvms:
-            (listener,) = await nursery.start(partial(trio.serve_tcp, jvm.serve, 0, host="127.0.0.1"))
-            addresses.append(f"127.0.0.1:{listener.socket.getsockname()[1]}")
+            await nursery.start(jvm.listen)
         catalog = Catalog()
-        source = Jacoco(CoverageSettings(jacoco=tuple(addresses)), catalog, Path())
+        source = Jacoco(CoverageSettings(jacoco=tuple(jvm.address for jvm in jvms)), catalog, Path())
         yield source, catalog
         await source.stop()
         nursery.cancel_scope.cancel()
@@ -76,7 +102,7 @@ async def test_what_ran_before_the_start_does_not_count_but_is_known() -> None:
         assert source.alive()
         assert [*catalog.units] == ["com/acme/Valve"]
         assert await source.collect() == []
-        assert source.why_empty() == "no class ran that JaCoCo covers"
+        assert source.why_empty() == "No class ran that JaCoCo covers."
         assert await source.collect(final=True) == [Delta("com/acme/Valve", 0b001), Delta("./Main", 0b11)]
         assert (source.why_empty(), source.told()) == ("", [])
         unit = catalog.units["com/acme/Valve"]
@@ -107,7 +133,47 @@ async def test_an_agent_that_has_gone_is_told_and_asked_again() -> None:
         assert "it has ended; what it ran last is not known" in warned.text
         assert await source.collect() == [Delta("./Main", 0b11)]
         assert source.told() == []
-        assert jvm.connections == 3
+
+
+async def test_what_runs_until_a_jvm_ends_is_told_by_it() -> None:
+    jvm = Jvm(dumped(), dumped(VALVE))
+    async with source_of(jvm) as (source, _):
+        await source.start()
+        assert await source.collect() == [Delta("com/acme/Valve", 1)]
+        await jvm.connected(3)
+        await jvm.end(dumped(MAIN))
+        assert await source.collect(final=True) == [Delta("./Main", 0b11)]
+        assert not source.alive()
+        assert await source.collect() == []
+        assert (source.told(), source.why_empty()) == ([], "")  # that it is gone now is no news
+
+
+async def test_a_jvm_that_is_killed_has_not_told_all() -> None:
+    jvm = Jvm(dumped(), dumped(VALVE))
+    async with source_of(jvm) as (source, _):
+        await source.start()
+        await source.collect()
+        await jvm.connected(3)
+        await jvm.end(b"")
+        assert await source.collect() == []
+        (warned,) = source.told()
+        assert isinstance(warned, Warned)
+        assert "it has ended; what it ran last is not known" in warned.text
+        assert not warned.passes
+
+
+async def test_jvms_that_live_from_one_look_to_the_next_are_reached_one_after_the_other() -> None:
+    jvm = Jvm(dumped())
+    async with source_of(jvm) as (source, _), trio.open_nursery() as nursery:
+        await source.start()
+        nursery.start_soon(source.attend)
+        await jvm.connected(2)
+        await jvm.end(dumped(VALVE), is_last=False)
+        await jvm.connected(3)
+        await jvm.end(dumped(MAIN))
+        assert await source.collect(final=True) == [Delta("com/acme/Valve", 1), Delta("./Main", 0b11)]
+        assert source.told() == []
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_came_before_it_broke_counts() -> None:
@@ -128,10 +194,11 @@ async def test_nobody_there_is_told_once_and_is_the_reason() -> None:
     assert await source.collect() == []
     (warned,) = source.told()
     assert isinstance(warned, Warned)
-    assert warned.text == f"JaCoCo's agent at {address}: Connection refused; it is asked again at each look"
+    assert warned.text == f"JaCoCo's agent at {address}: Connection refused; it is asked again at each look."
+    assert warned.passes
     assert await source.collect() == []
     assert source.told() == []
-    assert source.why_empty() == f"JaCoCo's agent at {address}: Connection refused"
+    assert source.why_empty() == f"JaCoCo's agent at {address}: Connection refused."
     assert not source.alive()
 
 

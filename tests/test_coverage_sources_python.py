@@ -177,7 +177,7 @@ async def test_lines_of_no_known_file_or_statement_are_none_of_ours(told: Told) 
     told.process(told.lines(1, file="other.py"), told.lines(2, 6, 999), {"file": "/etc/passwd", "lines": "2"}).close()
     assert await told.source.collect() == []
     assert told.source.told() == []
-    assert told.source.why_empty() == f"one Python process ran no line of the 1 Python files below {told.root}"
+    assert told.source.why_empty() == f"One Python process ran no line of the 1 Python files below {told.root}."
     await told.source.stop()
 
 
@@ -231,10 +231,10 @@ async def test_files_are_chosen_by_the_settings(tmp_path: Path) -> None:
 
 async def test_the_reason_for_nothing_is_said(told: Told) -> None:
     await told.start()
-    assert told.source.why_empty().startswith("no Python process was seen")
+    assert told.source.why_empty().startswith("No Python process was seen")
     told.process({"pid": 8, "why": "Python 3.11 needs coverage.py"}).close()
     assert await told.source.collect(final=True) == []
-    assert told.source.why_empty() == "Python 3.11 needs coverage.py"
+    assert told.source.why_empty() == "Python is not covered: Python 3.11 needs coverage.py."
     told.process({"pid": 9, "why": "Python 3.11 needs coverage.py"}).close()
     assert await told.source.collect() == []
     assert told.source.told() == [Warned("a Python process (8) is not covered: Python 3.11 needs coverage.py")]
@@ -251,7 +251,9 @@ async def test_nobody_else_can_reach_the_socket_however_long_its_path_is(tmp_pat
     assert stat.S_IMODE(told.run_dir.stat().st_mode) == 0o700
     done = product(told, "import calc")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert await told.source.collect(final=True) != [] or told.source.why_empty().startswith("Python 3.11 needs")
+    assert await told.source.collect(final=True) != [] or told.source.why_empty().startswith(
+        "Python is not covered: Python 3.11 needs"
+    )
     await told.source.stop()
 
 
@@ -359,6 +361,7 @@ async def test_a_python_without_coverage_says_so(told: Told) -> None:
         version = ".".join(map(str, sys.version_info[:2]))
         assert found == []
         assert told.source.why_empty() == (
-            f"Python {version} needs coverage.py in the product's environment, where it is not installed"
+            "Python is not covered: "
+            f"Python {version} needs coverage.py in the product's environment, where it is not installed."
         )
     await told.source.stop()

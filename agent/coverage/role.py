@@ -48,7 +48,7 @@ from agent.coverage.messages import MAX_TEXT, AgentConfig, attach_header, read_a
 from agent.coverage.session import Status
 from agent.coverage.sessions import Act, Announce, Empty, Machine, Map, Part, Ping, Say
 from agent.coverage.settings import CoverageSettings, SourceName
-from agent.coverage.sources import Lost, Warned
+from agent.coverage.sources import Warned
 from agent.coverage.watched import Closed, Make, Opened, Watched
 
 log = logging.getLogger(__name__)
@@ -284,7 +284,8 @@ class Coverage:
     async def _report(self, asked: Closed, watched: Watched, seen: Merged) -> dict[str, Any]:
         """Write the report of a run that is over."""
         if not len(seen):
-            text = watched.why_empty() or "Nothing of the product was reached."
+            reasons = [watched.why_empty(), self._product.why_no_jvm() if self._product is not None else ""]
+            text = " ".join(filter(None, reasons)) or "Nothing of the product was reached."
             watched.warn(text)
             self.publish(CoverageWarning(session=asked.run, text=text))
         units = watched.reported()
@@ -418,7 +419,10 @@ class Coverage:
         if self._uncovered:
             runs = ", ".join(sorted(self._uncovered))
             reasons.append(f"{runs}: started before the session, and not covered.")
-        return "Nothing was collected: " + (" ".join(reasons) or "no runner was started while the session was open.")
+        reasons = reasons or ["no runner was started while the session was open."]
+        if self._product is not None:
+            reasons.append(self._product.why_no_jvm())
+        return " ".join(["Nothing was collected:", *filter(None, reasons)])
 
     def _renew_when_idle(self) -> None:
         """Attach anew for another build, once no session of the old one is open any more."""
@@ -465,7 +469,11 @@ class Coverage:
             if self._runs:
                 at = min(at, self._looked + self._settings.flush_s)
             with trio.move_on_at(at):
-                await self._woken.wait()
+                async with trio.open_nursery() as nursery:
+                    if self._product is not None:
+                        nursery.start_soon(self._product.attend)
+                    await self._woken.wait()
+                    nursery.cancel_scope.cancel()
                 continue
             flush_at = self._machine.flush_at
             await self._collect()
@@ -508,14 +516,16 @@ class Coverage:
 
     def _tell(self) -> None:
         for name, watched in [*self._runs.items(), *([] if self._product is None else [("", self._product)])]:
+            concerned = [watched] if name else list(self._runs.values())
             for what in watched.told():
-                match what:
-                    case Warned(text):
-                        watched.warn(text)
-                        self.publish(CoverageWarning(session=name, text=text))
-                    case Lost(classes, why):
-                        watched.warn(f"Of {classes} classes coverage is lost: {why}.")
-                        self.publish(CoverageLost(session=name, classes=classes, why=why))
+                if isinstance(what, Warned):
+                    text = "" if what.passes else what.text
+                    self.publish(CoverageWarning(session=name, text=what.text))
+                else:
+                    text = f"Of {what.classes} classes coverage is lost: {what.why}."
+                    self.publish(CoverageLost(session=name, classes=what.classes, why=what.why))
+                for each in concerned if text else ():
+                    each.warn(text)
 
     # ---- classes ---------------------------------------------------------------------------------------------------
 

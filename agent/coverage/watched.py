@@ -80,7 +80,10 @@ class Watched:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, parents=True)
         self._catalogs = {name: Catalog() for name in names}
-        self._sources = [make(name, settings, catalog, folder, asking) for name, catalog in self._catalogs.items()]
+        self._of_name = {
+            name: make(name, settings, catalog, folder, asking) for name, catalog in self._catalogs.items()
+        }
+        self._sources = [*self._of_name.values()]
         self._is_started = False
         self._budget = Budget(settings.max_pending_mib * 2**20, self._make_room)
         self.seen = Merged(self._budget) if report else None
@@ -138,6 +141,14 @@ class Watched:
         if self._hangs and not hung:
             self._told.append(Warned(f"What ran last may be missing: no answer of the disk in {LOOK_S:g} s."))
 
+    async def attend(self) -> None:
+        """Between two looks: what must not be missed until the next. It is cancelled at any time."""
+        from agent.coverage.sources.jacoco import Jacoco
+
+        for source in self._sources:
+            if self._is_started and isinstance(source, Jacoco):
+                await source.attend()
+
     def see(self, deltas: Iterable[Delta]) -> None:
         """Take what was seen for the run's own report."""
         if self.seen is not None:
@@ -174,6 +185,11 @@ class Watched:
         """Why no source saw anything; "" when one did."""
         reasons = [source.why_empty() for source in self._sources]
         return "" if "" in reasons else " ".join(reasons)
+
+    def why_no_jvm(self) -> str:
+        """Why none of the JVMs that are asked told anything; "" when one did, and where none is to be asked."""
+        jacoco = self._of_name.get("jacoco")
+        return jacoco.why_empty() if jacoco is not None else ""
 
     def has_tests(self, file: str) -> None:
         """The runner told that a file holds tests; its path is below the project's folder, or absolute."""

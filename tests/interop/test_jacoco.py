@@ -12,7 +12,7 @@ import trio
 
 from agent.core.lines import Lines
 from agent.core.process import Child, Spec, drain, environ, open_child
-from agent.coverage.catalog import Catalog
+from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.jacoco import Executed, Reader
 from agent.coverage.settings import CoverageSettings
 from agent.coverage.sources.jacoco import Jacoco
@@ -22,11 +22,8 @@ pytestmark = pytest.mark.interop
 
 JARS = Path("/usr/share/java")
 
-# Reads a word a line, does what it says, and answers.
 PRODUCT = """
 package com.acme;
-
-import java.util.Scanner;
 
 public class Valve {
     static int turns;
@@ -43,21 +40,36 @@ public class Valve {
         int drip() { return drops > 0 && turns > 0 ? drops++ : 0; }
     }
 
-    public static void main(String[] args) {
+    public static void turn(String how) {
+        switch (how) {
+            case "open": open(3); break;
+            case "wide": open(7); break;
+            case "leak": new Leak().drip(); break;
+            case "lambda": java.util.stream.IntStream.range(0, 3).map(i -> i * turns).sum(); break;
+        }
+    }
+}
+"""
+# Reads a word a line, does what it says, and answers; itself it is not covered. "dump" is JaCoCo's, inside of the JVM.
+MAIN = """
+import java.nio.file.*;
+import java.util.Scanner;
+
+public class Main {
+    public static void main(String[] args) throws Exception {
+        Object agent = Class.forName("org.jacoco.agent.rt.RT").getMethod("getAgent").invoke(null);
+        var data = Class.forName("org.jacoco.agent.rt.IAgent").getMethod("getExecutionData", boolean.class);
         Scanner words = new Scanner(System.in);
         while (words.hasNextLine()) {
-            switch (words.nextLine()) {
-                case "open": open(3); break;
-                case "wide": open(7); break;
-                case "leak": new Leak().drip(); break;
-                case "lambda": java.util.stream.IntStream.range(0, 3).map(i -> i * turns).sum(); break;
-            }
+            String word = words.nextLine();
+            if (word.equals("dump")) Files.write(Paths.get(args[0]), (byte[]) data.invoke(agent, false));
+            else com.acme.Valve.turn(word);
             System.out.println("done");
         }
     }
 }
 """
-# JaCoCo's own client and its own reader of exec files.
+# JaCoCo's own client, and its own reader of exec files.
 DUMP = """
 import org.jacoco.core.tools.ExecDumpClient;
 import org.jacoco.core.tools.ExecFileLoader;
@@ -65,12 +77,13 @@ import java.io.File;
 
 public class Dump {
     public static void main(String[] args) throws Exception {
-        ExecDumpClient client = new ExecDumpClient();
-        client.setDump(true);
-        client.setReset(false);
-        client.dump("127.0.0.1", Integer.parseInt(args[0])).save(new File(args[1]), false);
+        if (args.length > 1) {
+            ExecDumpClient client = new ExecDumpClient();
+            client.setReset(false);
+            client.dump("127.0.0.1", Integer.parseInt(args[1])).save(new File(args[0]), false);
+        }
         ExecFileLoader loader = new ExecFileLoader();
-        loader.load(new File(args[1]));
+        loader.load(new File(args[0]));
         loader.getExecutionDataStore().getContents().forEach(data -> {
             StringBuilder flags = new StringBuilder();
             for (boolean probe : data.getProbes()) flags.append(probe ? '1' : '0');
@@ -92,6 +105,7 @@ class Jvm:
 
     def __init__(self, child: Child, folder: Path, core: Path) -> None:
         self._child, self._folder, self._core = child, folder, core
+        self.stderr = bytearray()
         self._lines = Lines(100)
         self._did, self._done = trio.open_memory_channel[bytes](10)
         self.port = 0
@@ -118,16 +132,29 @@ class Jvm:
         (address,) = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in open_files]
         self.port = int(address.rpartition(":")[2], 16)
 
-    async def dumped(self, name: str) -> list[Executed]:
-        """What JaCoCo's own client gets; the exec file it writes is read by ours too."""
-        exec_file = self._folder / name
-        argv: list[str | Path] = ["java", "-cp", f"{self._core}:{self._folder}", "Dump", str(self.port), exec_file]
-        done = await trio.run_process(argv, capture_stdout=True)
-        rows = [line.split() for line in done.stdout.decode().splitlines()]
-        found = [Executed(int(row[0], 16), row[1], len(row[2]), int(row[2][::-1], 2)) for row in rows]
-        ours = [event for event in Reader().feed(exec_file.read_bytes()) if isinstance(event, Executed)]
+    async def end(self) -> None:
+        """It has read all its words, and ends by itself."""
+        assert self._child.stdin is not None
+        await self._child.stdin.aclose()
+        with trio.fail_after(60):
+            await self._child.wait()
+
+    async def dumped(self) -> list[Executed]:
+        """What JaCoCo itself has seen by now; its exec file is read by its own reader, and by ours."""
+        await self.do("dump")
+        found = await self.told()
+        exec_file = (self._folder / "own.exec").read_bytes()
+        ours = [event for event in Reader().feed(exec_file) if isinstance(event, Executed)]
         assert sorted(ours, key=lambda each: each.id) == sorted(found, key=lambda each: each.id)
         return [each for each in found if each.probes]
+
+    async def told(self, *port: str) -> list[Executed]:
+        """What JaCoCo's own reader finds in the exec file, which its own client has fetched from a port."""
+        classpath = f"{self._core}:{self._folder}"
+        argv: list[str | Path] = ["java", "-cp", classpath, "Dump", self._folder / "own.exec", *port]
+        done = await trio.run_process(argv, capture_stdout=True)
+        rows = [line.split() for line in done.stdout.decode().splitlines()]
+        return [Executed(int(row[0], 16), row[1], len(row[2]), int(row[2][::-1], 2)) for row in rows]
 
 
 @asynccontextmanager
@@ -135,25 +162,17 @@ async def jvm_of(folder: Path, peer: Callable[..., Path], peer_command: Callable
     core = peer(find_jar, "org.jacoco.core.jar")
     with zipfile.ZipFile(peer(find_jar, "org.jacoco.agent.jar")) as jar:
         agent = jar.extract("jacocoagent.jar", folder)
-    (folder / "Valve.java").write_text(PRODUCT)
-    (folder / "Dump.java").write_text(DUMP)
+    sources = {"Valve.java": PRODUCT, "Main.java": MAIN, "Dump.java": DUMP}
+    for name, text in sources.items():
+        (folder / name).write_text(text)
     # This JaCoCo knows classes up to Java 15.
-    argv: list[str | Path] = [
-        peer_command("javac"),
-        "--release",
-        "11",
-        "-cp",
-        core,
-        "-d",
-        folder,
-        folder / "Valve.java",
-        folder / "Dump.java",
-    ]
+    argv: list[str | Path] = [peer_command("javac"), "--release", "11", "-cp", core, "-d", folder]
+    argv += [folder / name for name in sources]
     await trio.to_thread.run_sync(lambda: subprocess.run(argv, check=True, timeout=120))
     spec = Spec(
         argv=(
             *("java", f"-javaagent:{agent}=output=tcpserver,address=127.0.0.1,port=0,includes=com.acme.*"),
-            *("-cp", str(folder), "com.acme.Valve"),
+            *("-cp", str(folder), "Main", str(folder / "own.exec")),
         ),
         cwd=folder,
         env=environ(os.environ),
@@ -163,7 +182,7 @@ async def jvm_of(folder: Path, peer: Callable[..., Path], peer_command: Callable
     async with open_child(spec) as child, trio.open_nursery() as nursery:
         jvm = Jvm(child, folder, core)
         nursery.start_soon(jvm.hear)
-        nursery.start_soon(drain, child.streams["stderr"], bytearray().extend)
+        nursery.start_soon(drain, child.streams["stderr"], jvm.stderr.extend)
         await jvm.do("nothing")
         jvm.find_port()
         yield jvm
@@ -178,20 +197,47 @@ async def test_covered_probes_are_those_of_jacocos_own_dump(
         catalog = Catalog()
         source = Jacoco(CoverageSettings(jacoco=(f"127.0.0.1:{jvm.port}",)), catalog, tmp_path)
         await source.start()
-        assert [*catalog.units] == ["com/acme/Valve"]
-        assert await source.collect() == []
-        for number, word in enumerate(("open", "leak", "lambda")):
+        for word in ("open", "leak", "lambda"):
             await jvm.do(word)
-            theirs = {each.name: each for each in await jvm.dumped(f"{number}.exec")}
+            theirs = {each.name: each for each in await jvm.dumped()}
             found = {delta.class_id: delta.probes for delta in await source.collect()}
             assert found == {name: each.probes for name, each in theirs.items()}
             for name, each in theirs.items():
                 assert catalog.units[name].probe_count == each.count
                 assert catalog.units[name].methods[0].checksum == f"{each.id:016x}"
         assert sorted(catalog.units) == ["com/acme/Valve", "com/acme/Valve$Leak"]
-        assert (source.told(), source.why_empty()) == ([], "")
         assert source.alive()
+        # Another who asks it gets a turn.
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(60):
+                nursery.start_soon(collect_on, source)
+                await jvm.told(str(jvm.port))
+                nursery.cancel_scope.cancel()
+        # What it runs until it ends by itself is not lost.
+        await jvm.do("wide")
+        (theirs_last,) = await jvm.dumped()
+        await jvm.end()
+        assert await source.collect(final=True) == [Delta("com/acme/Valve", theirs_last.probes)]
+        assert not source.alive()
+        assert (source.told(), source.why_empty(), bytes(jvm.stderr)) == ([], "", b"")
+    await source.stop()
+
+
+async def collect_on(source: Jacoco) -> None:
+    while True:
+        await source.collect()
+
+
+async def test_a_jvm_that_is_killed_is_told_of(
+    peer: Callable[..., Path], peer_command: Callable[[str], Path], tmp_path: Path
+) -> None:
+    peer_command("java")
+    async with jvm_of(tmp_path, peer, peer_command) as jvm:
+        source = Jacoco(CoverageSettings(jacoco=(f"127.0.0.1:{jvm.port}",)), Catalog(), tmp_path)
+        await source.start()
+        await jvm.do("open")
     assert await source.collect(final=True) == []
     assert not source.alive()
-    assert source.told() != []
+    (warned,) = source.told()
+    assert "it has ended; what it ran last is not known" in str(warned)
     await source.stop()

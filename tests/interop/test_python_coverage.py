@@ -383,7 +383,9 @@ async def test_what_takes_our_place_is_the_reason(python_of: Callable[..., Path]
     done = await old.run("-m", "coverage", "run", "-m", "shop.prices")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     await old.collect()
-    assert old.source.why_empty() == "the product measures itself with coverage.py, and on Python < 3.12 only one can"
+    assert old.source.why_empty() == (
+        "Python is not covered: the product measures itself with coverage.py, and on Python < 3.12 only one can."
+    )
     await old.source.stop()
     new = Product(tmp_path / "new", PRODUCT, python_of("3.12"))
     await new.start()
@@ -398,7 +400,7 @@ async def test_what_takes_our_place_is_the_reason(python_of: Callable[..., Path]
     ran = await trio.run_process([new.python, "-m", "shop.prices"], cwd=new.root, env=env, capture_stderr=True)
     assert ran.stderr == b""
     await new.collect()
-    assert new.source.why_empty() == "the tool ids 3 and 4 of sys.monitoring are taken"
+    assert new.source.why_empty() == "Python is not covered: the tool ids 3 and 4 of sys.monitoring are taken."
     await new.source.stop()
 
 
@@ -418,8 +420,9 @@ async def test_an_old_python_is_not_disturbed(version: str, tmp_path: Path) -> N
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"shadowed\nran\n", b"")
     await product.collect()
     why = product.source.why_empty()
+    is_silent = version in ("2.7", "3.6", "3.7")
     assert why.startswith(
-        "no Python process was seen" if version in ("2.7", "3.6", "3.7") else f"Python {version} needs"
+        "No Python process was seen" if is_silent else f"Python is not covered: Python {version} needs"
     )
     await product.source.stop()
 

@@ -15,9 +15,13 @@ from agent.coverage.catalog import Delta
 
 
 class Warned(msgspec.Struct, frozen=True):
-    """Something a person should know about the coverage, as one sentence; the role makes a CoverageWarning of it."""
+    """Something a person should know about the coverage, as one sentence; the role makes a CoverageWarning of it.
+
+    `passes`: it may be over soon, and is nothing for the result of a run.
+    """
 
     text: str
+    passes: bool = False
 
 
 class Lost(msgspec.Struct, frozen=True):

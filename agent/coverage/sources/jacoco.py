@@ -1,16 +1,20 @@
 """Products on a JVM with JaCoCo's agent, which listens (`output=tcpserver`): each look is a dump with a reset.
 
-Each has a connection of its own: an agent serves one at a time, and other tools of its users want to ask it too.
-A class is known once it ran, as a unit with the one method `<class>`; its lines are not known. What ran since the last
-look is gone when a JVM ends, as its agent then only hangs up.
+Between two looks a connection waits for the dump that an agent tells at its JVM's end, to whoever is connected then. It
+is another one after each look: an agent serves one at a time, and other tools of its users get their turn so. Of a JVM
+that is killed, what ran since the last look is gone.
+
+A class is known once it ran, as a unit with the one method `<class>`; its lines are not known.
 
 Source: drill sheet, "Probe sources", JaCoCo; the bytes: agent/coverage/jacoco.py.
 """
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import trio
 
@@ -24,32 +28,55 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 2.0
 ANSWER_S = 5.0  # what takes longer is read at the next look
+GOODBYE_S = 0.5
+REACH_S = 0.1  # s between two tries, of JVMs that live for no longer than from one look to the next
 READ_SIZE = 65_536
 METHOD = "<class>"
 MOST_CLASSES = 100_000
 
 
 class _Agent:
-    """One JVM's agent. `executed` is what it has told and nobody has taken; `why` is why the last look failed."""
+    """One JVM's agent. `executed` is what it has told and nobody has taken; `why` is why the last look failed.
+
+    A connection brings one dump: that which was asked for, or that of the JVM's end.
+    """
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self.address, self._host, self._port = address, host.strip("[]"), int(port)
+        self._one = trio.Lock()  # who uses the connection
         self._stream: trio.SocketStream | None = None
         self._reader = Reader()
-        self._is_asked = False  # the end of a dump has not come yet
+        self._is_asked = self._has_dumped = False  # on this connection
+        self._has_told_all = False  # its JVM has ended, and was heard to the end
         self.executed: list[Executed] = []
-        self.is_alive = False
+        self.was_there = self.is_alive = False
         self.why = ""
         self.is_new = False  # has `why` not been told?
 
     async def look(self) -> None:
         """Have it tell what ran, and forget it. An agent that is slow is left to talk on until the next look."""
-        try:
+        async with self._one, self._losing():
             if self._stream is None:
                 await self._connect()
-            if self._stream is not None:
-                await self._dump(self._stream)
+            if await self._dump():
+                await self.close()
+                await self._wait_for_its_end()
+
+    async def reach(self) -> None:
+        """Between two looks: hear of its JVM's end, and connect to the next, which may be over before the next look."""
+        async with self._one, self._losing():
+            if self._stream is not None and self._has_ended(self._stream):
+                await self.close()
+            if self._stream is None:
+                await self._wait_for_its_end()
+
+    @asynccontextmanager
+    async def _losing(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except trio.TooSlowError:
+            await self._lose(f"no connection within {CONNECT_S:g} s")
         except (OSError, trio.BrokenResourceError) as error:
             cause = unwrap(error.__cause__ or error)  # one for each address of the host
             number = getattr(cause, "errno", None) or 0
@@ -58,37 +85,64 @@ class _Agent:
             await self._lose(error.what)
 
     async def _connect(self) -> None:
-        with trio.move_on_after(CONNECT_S) as limit:
-            stream = await trio.open_tcp_stream(self._host, self._port)
-            self._stream, self._reader, self._is_asked = stream, Reader(), False
-            await stream.send_all(HEADER)
-        if limit.cancelled_caught:
-            await self._lose(f"no connection within {CONNECT_S:g} s")
+        with trio.fail_after(CONNECT_S):
+            self._stream = await trio.open_tcp_stream(self._host, self._port)
+        self._reader = Reader()
+        self._is_asked = self._has_dumped = self._has_told_all = False
 
-    async def _dump(self, stream: trio.SocketStream) -> None:
+    async def _dump(self) -> bool:
+        """Read until the end of a dump; False when that has not come yet."""
+        assert self._stream is not None
         with trio.move_on_after(ANSWER_S) as limit:
             if not self._is_asked:
                 self._is_asked = True
-                await stream.send_all(dump(reset=True))
-            while self._is_asked:
-                data = await stream.receive_some(READ_SIZE)
-                if not data:
-                    raise trio.BrokenResourceError("it has ended; what it ran last is not known")
-                for event in self._reader.feed(data):
-                    if isinstance(event, Dumped):
-                        self._is_asked = False
-                    else:
-                        self.executed.append(event)
+                with suppress(trio.BrokenResourceError):  # it has ended: what it said last is there to be read
+                    await self._stream.send_all(HEADER + dump(reset=True))
+            while not self._has_dumped:
+                self._take(await self._stream.receive_some(READ_SIZE))
         if limit.cancelled_caught:
             self._explain(f"no answer within {ANSWER_S:g} s")
-            return
-        await self.close()
-        self.is_alive, self.why = True, ""
+            return False
+        self.was_there, self.is_alive, self.why = True, True, ""
+        return True
+
+    def _has_ended(self, stream: trio.SocketStream) -> bool:
+        """Take what has come without being asked for, up to the end of the stream, if that has come."""
+        while True:
+            try:
+                data = os.read(stream.socket.fileno(), READ_SIZE)
+            except BlockingIOError:
+                return False
+            if not data and self._has_dumped:
+                return True
+            self._take(data)
+
+    def _take(self, data: bytes | bytearray) -> None:
+        if not data:
+            raise trio.BrokenResourceError("it has ended; what it ran last is not known")
+        for event in self._reader.feed(data):
+            if isinstance(event, Dumped):
+                self._has_dumped = True
+            else:
+                self.executed.append(event)
+
+    async def _wait_for_its_end(self) -> None:
+        """A connection for its last dump. There is none when its JVM has ended by now, and has told that."""
+        try:
+            await self._connect()
+        except (OSError, trio.TooSlowError):
+            self._has_told_all = self._has_told_all or self._has_dumped
+            self.is_alive = False
 
     async def close(self) -> None:
-        if self._stream is not None:
-            await trio.aclose_forcefully(self._stream)
-            self._stream = None
+        """Hear the agent out. One whose words nobody reads would print a stack trace into its product's stderr."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with trio.move_on_after(GOODBYE_S), suppress(OSError, trio.BrokenResourceError, PeerBrokeProtocol):
+                await stream.send_eof()
+                while data := await stream.receive_some(READ_SIZE):
+                    self._take(data)
+            await trio.aclose_forcefully(stream)
 
     async def _lose(self, why: str) -> None:
         self.is_alive = False
@@ -96,7 +150,7 @@ class _Agent:
         self._explain(why)
 
     def _explain(self, why: str) -> None:
-        self.is_new = self.is_new or why != self.why
+        self.is_new = self.is_new or (why != self.why and not self._has_told_all)
         self.why = why
 
 
@@ -136,6 +190,14 @@ class Jacoco:
                 deltas.append(Delta(unit.class_id, executed.probes))
         return deltas
 
+    async def attend(self) -> NoReturn:
+        """Between two looks: reach JVMs that may end before the next. It is cancelled at any time."""
+        while True:
+            await trio.sleep(REACH_S)
+            async with trio.open_nursery() as nursery:
+                for agent in self._agents:
+                    nursery.start_soon(agent.reach)
+
     async def stop(self) -> None:
         self._is_started = False
         for agent in self._agents:
@@ -149,15 +211,16 @@ class Jacoco:
         told, self._told = self._told, []
         for agent in self._agents:
             if agent.is_new and agent.why:
-                told.append(Warned(f"JaCoCo's agent at {agent.address}: {agent.why}; it is asked again at each look"))
+                text = f"JaCoCo's agent at {agent.address}: {agent.why}; it is asked again at each look."
+                told.append(Warned(text, passes=not agent.was_there))
             agent.is_new = False
         return told
 
     def why_empty(self) -> str:
         if not self._is_empty:
             return ""
-        reasons = [f"JaCoCo's agent at {agent.address}: {agent.why}" for agent in self._agents if agent.why]
-        return "; ".join(reasons) or "no class ran that JaCoCo covers"
+        reasons = [f"JaCoCo's agent at {agent.address}: {agent.why}." for agent in self._agents if agent.why]
+        return " ".join(reasons) or "No class ran that JaCoCo covers."
 
     async def _look(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -205,11 +205,11 @@ class Python:
         if not self._is_empty:
             return ""
         if self._reasons:
-            return "; ".join(self._reasons)
+            return f"Python is not covered: {'; '.join(self._reasons)}."
         if self._connected:
-            ran = "one Python process" if self._connected == 1 else f"{self._connected} Python processes"
-            return f"{ran} ran no line of the {len(self._probe_of)} Python files below {self._below()}"
-        return "no Python process was seen: none was started in the session, or not with the agent's PYTHONPATH"
+            ran = "One Python process" if self._connected == 1 else f"{self._connected} Python processes"
+            return f"{ran} ran no line of the {len(self._probe_of)} Python files below {self._below()}."
+        return "No Python process was seen: none was started in the session, or not with the agent's PYTHONPATH."
 
     def _below(self) -> str:
         return ", ".join(self._roots) or "no root"
