@@ -1,4 +1,4 @@
-"""Write a monitor in Python: one file, standard library only. Copy it next to your program.
+"""Write a monitor in Python 3.7 or later: one file, standard library only. Copy it next to your program.
 
     import sdk
 
@@ -20,24 +20,42 @@ A step that raises has failed, and its text is told. What it prints is noise to 
 Source: the orchestrator/monitor protocol, version 1.1 (seeds/orchestrator-monitor-protocol.md).
 """
 
+from __future__ import annotations  # the machine's Python may be older than the agent's
+
 import json
+import math
+import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 VERSION = "1.1"
+MAX_BODY, MAX_WORD = 99_999, 8000  # bytes of a message, whose length has five digits; and of a word of metadata
 
+_KEY = re.compile(r"[A-Za-z0-9._-]+")
+_UTF8 = ("utf-8", "backslashreplace")  # the name of a file may hold what is no text
 
-Step = Callable[[dict[str, Any]], "Timed | None"]
+if TYPE_CHECKING:
+    Step = Callable[[dict[str, Any]], "Timed | None"]
 
 
 class Timed:
-    """What a step returns that took its own time: seconds, and pairs of text about it (no space, comma or '=')."""
+    """What a step returns that took its own time, and pairs of text about it."""
 
     def __init__(self, seconds: float, metadata: Mapping[str, object] | None = None) -> None:
-        self.seconds = seconds
-        self.metadata = metadata or {}
+        """Keys are made of A-Z a-z 0-9 . _ -, a value is what str() makes of it. Raises ValueError."""
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"{seconds!r} is no time in seconds")
+        self.seconds, self.metadata = seconds, metadata or {}
+        for key in self.metadata:
+            if not _KEY.fullmatch(key):
+                raise ValueError(f"{key!r} cannot be a key of metadata. Use A-Z a-z 0-9 . _ -")
+        # In hex, so that nothing in a value is taken for something else.
+        self.word = ",".join(f"{key}={str(value).encode(*_UTF8).hex()}" for key, value in self.metadata.items())
+        if len(self.word) > MAX_WORD:
+            raise ValueError(f"metadata of {len(self.word)} bytes, in hex; at most {MAX_WORD} fit")
 
 
 class OrchestratorGone(Exception):
@@ -75,7 +93,15 @@ def wait_for_webhook(uid: str) -> Any:
 
 
 def run(steps: Mapping[str, Step], cleanup: Callable[[dict[str, Any]], object] | None = None) -> None:
-    """Serve the orchestrator until it says Exit. `steps` maps names to functions of the configuration (a dict)."""
+    """Serve the orchestrator until it says Exit. `steps` maps names to functions of the configuration (a dict).
+
+    From here on the process's standard input is empty: what a step starts cannot take the orchestrator's orders.
+    """
+    global _in
+    _in = os.fdopen(os.dup(0), "rb")
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
     try:
         _serve(steps, cleanup)
     except OrchestratorGone as gone:
@@ -118,14 +144,13 @@ def _run_step(steps: Mapping[str, Step], name: str, config: dict[str, Any]) -> N
         _say(f"Step Error {type(err).__name__}: {err}")
         return
     if isinstance(done, Timed):
-        pairs = ",".join(f"{key}={str(value).encode().hex()}" for key, value in done.metadata.items())
-        _say(f"Step Time {pairs + ' ' if pairs else ''}{done.seconds * 1000!r}")
+        _say(f"Step Time {done.word + ' ' if done.word else ''}{done.seconds * 1000!r}")
     else:
         _say("Step OK")
 
 
 def _say(text: str) -> None:
-    body = text.encode()
+    body = text.encode(*_UTF8)[:MAX_BODY]
     with _saying:  # a step may say something from its threads
         _out.write(b"%05d %b" % (len(body), body))
         _out.flush()
