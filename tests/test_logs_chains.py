@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent._native import lib
 from agent.logs.chains import (
     BY_SOURCE,
+    CHAINS,
     LINES,
+    MAX_CLASSES,
     SUFFIX,
+    SUFFIXES,
     TRACKS,
     WORDS,
     Chain,
@@ -27,7 +31,7 @@ from agent.logs.chains import (
     words,
 )
 from agent.logs.learnchains import learn
-from agent.logs.model import ModelDamaged
+from agent.logs.model import Model, ModelDamaged, room
 from tests.log_chains import END, STEPS, line, log
 
 UNIT = 1
@@ -217,6 +221,32 @@ def test_chains_are_the_same_as_bytes() -> None:
     assert learned.classes
     assert Chains.decode(*learned.encode()) == learned
     assert Chains.decode(b"", b"") == Chains()
+
+
+def test_all_that_may_be_known_fits_into_a_model_file() -> None:
+    huge = (1 << 32) - 1
+    chains = []
+    for _ in range(CHAINS):
+        its = chain(*range(huge - 12, huge))
+        its.ends = dict.fromkeys(range(huge - 12, huge), 127)
+        its.counts = {state: [huge, huge] for state in range(12 << 4)}
+        chains.append(its)
+    known = Chains([FailureClass("\N{GRINNING FACE}" * 256, part, 60.0) for part in batches(chains, MAX_CLASSES)])
+    for class_ in known.classes:
+        class_.suffixes = {(huge, huge, huge - rows % 2, rows): [huge + rows, huge] for rows in range(1000)}
+    known.classes[0].suffixes[7, 7, 7, 7] = [2 * huge, 0]
+    known.trim()
+    assert sum(len(class_.suffixes) for class_ in known.classes) == SUFFIXES
+    assert (7, 7, 7, 7) in known.classes[0].suffixes
+    assert (huge, huge, huge, 0) not in known.classes[0].suffixes
+    weights = 4096 * (2 + 8 + 8 * lib.MODEL_CLASSES) + 13 * lib.MODEL_LABELS  # native/model.c, "On disk"
+    names = ["\N{GRINNING FACE}" * 120 + str(n) for n in range(lib.MODEL_CLASSES - 1)]
+    model = Model(classes=tuple(names), weights=bytes(weights), chains=known.encode()[0], calibration=known.encode()[1])
+    assert room(model) > 0
+
+
+def batches(chains: list[Chain], count: int) -> list[list[Chain]]:
+    return [chains[n::count] for n in range(count)]
 
 
 @given(st.binary(max_size=200), st.integers(0, 10_000), st.integers(1, 255))

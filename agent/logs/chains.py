@@ -31,6 +31,7 @@ BY_SOURCE = -1  # the log itself: the chain's lines share no word
 MAX_STEPS = 12  # of a chain
 MAX_CLASSES = 64
 MAX_CHAINS = 16  # of a class
+CHAINS, SUFFIXES = 128, 16_384  # of all classes: with all weights there may be, they fit into a model file
 SUFFIX = 4  # templates
 WORDS = 64  # of a line that are looked at, and of captures
 HORIZON_S = (10.0, 3600.0)
@@ -223,6 +224,13 @@ class Chains(msgspec.Struct, forbid_unknown_fields=True):
         x = (1.0, *judgement.inputs)
         a, b, c, d = (w + off * v for w, v in zip(self.weights, x, strict=True))
         self.weights = (a, b, c, d)
+
+    def trim(self) -> None:
+        """Forget the suffixes of fewest rows, beyond SUFFIXES of all classes."""
+        if sum(len(class_.suffixes) for class_ in self.classes) > SUFFIXES:
+            rows = ((rows, class_, key) for class_ in self.classes for key, (rows, _) in class_.suffixes.items())
+            for _, class_, key in sorted(rows, key=lambda row: row[0], reverse=True)[SUFFIXES:]:
+                del class_.suffixes[key]
 
     def encode(self) -> tuple[bytes, bytes]:
         """The sections `chains` and `calibration` of a model file."""

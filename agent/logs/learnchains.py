@@ -14,6 +14,7 @@ from itertools import combinations, pairwise
 from agent.logs import precursors
 from agent.logs.calibrate import logistic
 from agent.logs.chains import (
+    CHAINS,
     HORIZON_S,
     MAX_CHAINS,
     MAX_CLASSES,
@@ -30,8 +31,6 @@ from agent.logs.precursors import Precursors
 _EVENTS = 500_000  # lines of a chain's templates that are learned from, the last ones
 _FOLDS = 4
 _FITTED = 20_000  # rows that the logistic model is fitted on
-_SUFFIXES = 20_000  # in a model, those of most rows
-
 
 _Steps = list[tuple[float, int]]  # their ages in s and templates, the oldest first
 
@@ -53,7 +52,7 @@ def learn(lines: Callable[[], Iterable[Seen]], *, horizon_s: float | None = None
     `horizon_s`: what a forecast says, it says of so many seconds; None: of what 95 % of the failures took.
     """
     classes: dict[str, list[Precursors]] = {}
-    for found in precursors.find(lines):
+    for found in precursors.find(lines)[:CHAINS]:
         if found.failure in classes or len(classes) < MAX_CLASSES:
             classes.setdefault(found.failure, []).append(found)
     wanted = {template for kinds in classes.values() for found in kinds for template in found.steps}
@@ -171,9 +170,7 @@ def _fit(chains: Chains, rows: Sequence[_Row]) -> None:
         judged += [(part.classes[row.number].judge(row.reading).inputs, row.failed) for row in own[::stride]]
     chains.weights = logistic(judged)
     _count(chains, rows)
-    for class_ in chains.classes:
-        kept = sorted(class_.suffixes.items(), key=lambda suffix: suffix[1][0], reverse=True)[:_SUFFIXES]
-        class_.suffixes = dict(kept)
+    chains.trim()
 
 
 def _blank(chains: Chains) -> Chains:

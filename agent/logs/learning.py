@@ -224,6 +224,7 @@ class Learning:
             return
         analysis = self.analysis
         learned, labelled = analysis.learned, self.labelling.next
+        analysis.forecaster.chains.trim()
         chains, calibration = analysis.forecaster.chains.encode()
         classifier = analysis.classifier
         model = replace(
