@@ -147,10 +147,7 @@ class Monitoring:
 
 def frames() -> list[FrameType]:
     """Where each thread is now, if that can be told."""
-    try:
-        import _interpreters as interpreters  # type: ignore[import-not-found]
-    except ImportError:  # before Python 3.13
-        import _xxsubinterpreters as interpreters  # type: ignore[import-not-found]
+    interpreters = __import__("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
     # With a second interpreter, sys._current_frames makes objects for the one in the memory of the other: it crashes.
     return list(sys._current_frames().values()) if len(interpreters.list_all()) == 1 else [sys._getframe()]
 
