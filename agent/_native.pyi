@@ -67,7 +67,6 @@ class _Lib:
         capacity: int,
         next: CData,
     ) -> int: ...
-
     def literal_counts(self, literals: CData, count: int, text: bytes, size: int, counts: CData) -> int: ...
 
     MATCH_WINDOW: int

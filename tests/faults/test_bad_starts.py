@@ -140,9 +140,7 @@ def test_without_var_lib_it_is_made(runs: Run, tmp_path: Path) -> None:
 def test_without_a_network_it_runs_and_says_what_it_cannot_reach(runs: Run, tmp_path: Path) -> None:
     with (tmp_path / "agent.toml").open("a") as file:
         file.write('[eman]\nurl = "http://192.0.2.1:9001"\n')
-    runs(
-        "true", "link=eman state=offline error=192.0.2.1:9001 cannot be reached: Network is unreachable", apart="-Urn"
-    )
+    runs("true", "link=eman state=offline error=192.0.2.1:9001 cannot be reached: Network is unreachable", apart="-Urn")
 
 
 def test_settings_of_somebody_else_are_named(refused: Refuse, tmp_path: Path) -> None:
