@@ -33,8 +33,8 @@ ANSWER_S = 120.0  # s; a reload waits for roles to end
 def dial_of(settings: Settings, url: str | None, token_file: Path | None) -> Dial:
     """How to reach the agent that runs with these settings, or the one at `url`, as a client.
 
-    Without `token_file` the first of control.tokens that is there is shown. Raises ValueError for what is no URL, and
-    where none can be known.
+    The agent here is known by its own certificate. Without `token_file` the first of control.tokens that is there is
+    shown. Raises ValueError for what is no URL, and where none can be known.
     """
     folder, control = state_dir(settings), settings.control
     if url is None:
@@ -46,18 +46,16 @@ def dial_of(settings: Settings, url: str | None, token_file: Path | None) -> Dia
                 ' ("control listens addresses="): give --url'
             )
         url = f"{scheme}://{_reachable(host)}:{number}/"
+        pinned = find(control.tls.cert, folder) if control.tls.cert else None  # made for the name that others use
     else:
+        pinned = None
         scheme, colon, rest = url.partition("://")
         url = f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }{colon}{rest}"
     own = [find(token.file, folder) for token in control.tokens]
     files = [token_file] if token_file else [path for path in own if is_there(path)]
     tls = settings.tls
-    names = (tls.ca_file, tls.cert_file, tls.key_file)
-    return Dial(
-        url=url,
-        token_file=files[0] if files else None,
-        tls=TlsSettings(*(find(name, folder) if name else None for name in names)),
-    )
+    trusted, cert, key = (find(name, folder) if name else None for name in (tls.ca_file, tls.cert_file, tls.key_file))
+    return Dial(url=url, token_file=files[0] if files else None, tls=TlsSettings(trusted, cert, key, pinned))
 
 
 def _reachable(host: str) -> str:

@@ -66,6 +66,19 @@ def test_a_server_is_trusted_by_its_authority_and_its_name(ca: Issued, server: I
         shake_hands(client_context(TlsSettings(ca_file=stranger.cert)), offered)
 
 
+def test_one_certificate_can_be_the_only_one_whatever_its_name(ca: Issued, folder: Path) -> None:
+    ours, other = (issue(ca, folder, name, "DNS:lab-07") for name in ("ours", "other"))
+    chain = folder / "chain.pem"
+    chain.write_bytes(ours.key.read_bytes() + ours.cert.read_bytes() + ca.cert.read_bytes())
+    client = client_context(TlsSettings(pinned=chain))
+    assert shake_hands(client, server_context(chain)).version() == "TLSv1.3"
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(client, server_context(other.cert, other.key))
+    for bad in (folder / "absent.pem", ours.key):
+        with pytest.raises(TlsUnusable, match=f"{bad}: no certificate: "):
+            client_context(TlsSettings(pinned=bad))
+
+
 def test_less_than_tls_1_2_is_not_spoken(ca: Issued, server: Issued) -> None:
     for context in (client_context(TlsSettings(ca_file=ca.cert)), server_context(server.cert, server.key)):
         assert context.minimum_version == ssl.TLSVersion.TLSv1_2

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import pytest
 import trio
 
 from agent import ctl
-from agent.control.settings import ControlSettings, ControlTls
+from agent.control.settings import ControlSettings, ControlTls, Token
 from agent.core.channel import Refused
 from agent.core.errors import PeerRefused, PeerUnreachable
 from agent.core.events import Logged
 from agent.settings import Settings
+from tests.certificates import Issued, issue
 from tests.control_house import House, house
 
 SETTINGS = """\
@@ -90,6 +91,22 @@ def test_what_is_no_url_and_where_none_can_be_known_is_said() -> None:
     chosen = Settings(control=ControlSettings(listen=("127.0.0.1:0",)))
     with pytest.raises(ValueError, match=r"control.listen = '127.0.0.1:0' became was told in the agent's log alone"):
         ctl.dial_of(chosen, None, None)
+
+
+async def test_the_agent_here_is_known_by_its_own_certificate(tmp_path: Path) -> None:
+    (tmp_path / "sesame").write_text("sesame\n")
+    (tmp_path / "sesame").chmod(0o600)
+    async with house(tmp_path, tls=True) as server:
+        issue(Issued(tmp_path / "ca.pem", tmp_path / "ca.key"), tmp_path, "lab-08")
+        for cert, error in (("lab-07", None), ("lab-08", PeerRefused)):
+            control = ControlSettings(
+                listen=(server.address,),
+                tokens=(Token(file=str(tmp_path / "sesame")),),
+                tls=ControlTls(cert=str(tmp_path / f"{cert}.pem")),
+            )
+            with pytest.raises(error, match="does not hold") if error else nullcontext():
+                answer = await ctl.ask(ctl.dial_of(Settings(control=control), None, None), "status", {})
+                assert answer["ident"] == "lab-07"
 
 
 async def test_a_request_gives_its_answers_payload_or_the_error(tmp_path: Path) -> None:

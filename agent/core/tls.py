@@ -24,11 +24,16 @@ SYSTEM_ROOTS = (
 
 
 class TlsSettings(msgspec.Struct, frozen=True):
-    """What an outgoing link trusts, and what it shows. `key_file` may be left out when `cert_file` holds both."""
+    """What an outgoing link trusts, and what it shows. `key_file` may be left out when `cert_file` holds both.
+
+    `pinned` holds the one certificate, the first in the file, that the other side has to have, by whatever name it was
+    reached and whoever signed it.
+    """
 
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    pinned: Path | None = None
 
 
 class TlsUnusable(AgentError):
@@ -46,7 +51,7 @@ def find_roots(ca_file: Path | None = None) -> Path | None:
 
 def client_context(tls: TlsSettings) -> "ssl.SSLContext":
     """For a link that goes out. Raises TlsUnusable: no roots, an unreadable file, a key of another certificate."""
-    roots = find_roots(tls.ca_file)
+    roots = tls.pinned or find_roots(tls.ca_file)
     if roots is None:
         raise TlsUnusable(
             "no trusted certificates: tls.ca_file and SSL_CERT_FILE are not set, and the system has none at"
@@ -55,7 +60,10 @@ def client_context(tls: TlsSettings) -> "ssl.SSLContext":
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and host name
     _restrict(context)
-    _trust(context, roots)
+    if tls.pinned is not None:
+        _pin(context, roots)
+    else:
+        _trust(context, roots)
     if tls.cert_file is not None:
         _show(context, tls.cert_file, tls.key_file)
     return context
@@ -87,6 +95,18 @@ def _trust(context: "ssl.SSLContext", roots: Path) -> None:
         raise TlsUnusable(
             f"{roots}: no certificates to trust: {err}", remedy="Name a file with certificates in PEM format."
         ) from err
+
+
+def _pin(context: "ssl.SSLContext", cert: Path) -> None:
+    """Trust this certificate alone: not its authority, whose others would pass now that no name is compared."""
+    try:
+        _, begin, rest = cert.read_text("ascii", "ignore").partition("-----BEGIN CERTIFICATE-----")
+        body, end, _ = rest.partition("-----END CERTIFICATE-----")
+        context.load_verify_locations(cadata=f"{begin}{body}{end}")
+    except (OSError, ValueError) as err:
+        raise TlsUnusable(f"{cert}: no certificate: {err}", remedy="Name a certificate chain, as PEM.") from err
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
 
 def _show(context: "ssl.SSLContext", cert: Path, key: Path | None) -> None:
