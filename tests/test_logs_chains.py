@@ -41,10 +41,6 @@ def chain(*steps: int, gap_s: float = 50.0, slot: int = UNIT) -> Chain:
     return Chain({END: slot}, {t: (n, slot) for n, t in enumerate(steps)}, gap_s, [(1.0, 2.0)] * len(steps))
 
 
-def class_of(*its: Chain) -> FailureClass:
-    return FailureClass("broken", list(its), 60.0)
-
-
 def chains() -> Chains:
     return Chains([FailureClass("broken", [chain(*STEPS)], 60.0)])
 
@@ -67,16 +63,16 @@ def state(rank: int, missing: int, extra: int) -> int:
     ],
 )
 def test_a_state_is_the_step_what_it_lacks_and_what_is_too_much(ranks: tuple[int, ...], expected: int) -> None:
-    track, class_ = Track(), class_of(chain(*STEPS))
-    readings = [track.step(float(n), STEPS[rank], [(0, rank)], class_) for n, rank in enumerate(ranks)]
+    track, its = Track(), [chain(*STEPS)]
+    readings = [track.step(float(n), STEPS[rank], [(0, rank)], its, 50.0) for n, rank in enumerate(ranks)]
     assert readings[-1].states == [(0, expected, 1.0)]
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
 def test_the_state_is_that_of_a_brute_force(ranks: list[int]) -> None:
     """Of all rising runs that end at the last step the longest."""
-    track, class_ = Track(), class_of(chain(*range(5)))
-    readings = [track.step(float(n), rank, [(0, rank)], class_) for n, rank in enumerate(ranks)]
+    track, its = Track(), [chain(*range(5))]
+    readings = [track.step(float(n), rank, [(0, rank)], its, 50.0) for n, rank in enumerate(ranks)]
     longest, last = 0, ranks[-1]
     for chosen in range(1 << len(ranks) - 1, 1 << len(ranks)):
         run = [rank for n, rank in enumerate(ranks) if chosen >> n & 1]
@@ -86,23 +82,23 @@ def test_the_state_is_that_of_a_brute_force(ranks: list[int]) -> None:
 
 
 def test_a_pause_begins_anew_and_a_step_of_another_chain_lets_one_fade() -> None:
-    track, class_ = Track(), class_of(chain(1, 2, gap_s=10.0), chain(3, gap_s=40.0))
-    track.step(0.0, 1, [(0, 0)], class_)
-    assert track.step(4.0, 3, [(1, 0)], class_) == Reading([(0, state(0, 0, 0), 0.6), (1, 0, 1.0)], (1, 3))
-    assert track.step(20.0, 3, [(1, 0)], class_) == Reading([(1, state(0, 0, 1), 1.0)], (1, 3, 3))
-    assert track.step(61.0, 2, [(0, 1)], class_) == Reading([(0, state(1, 1, 0), 1.0)], (2,))
+    track, its = Track(), [chain(1, 2, gap_s=10.0), chain(3, gap_s=40.0)]
+    track.step(0.0, 1, [(0, 0)], its, 40.0)
+    assert track.step(4.0, 3, [(1, 0)], its, 40.0) == Reading([(0, state(0, 0, 0), 0.6), (1, 0, 1.0)], (1, 3))
+    assert track.step(20.0, 3, [(1, 0)], its, 40.0) == Reading([(1, state(0, 0, 1), 1.0)], (1, 3, 3))
+    assert track.step(61.0, 2, [(0, 1)], its, 40.0) == Reading([(0, state(1, 1, 0), 1.0)], (2,))
 
 
 def test_the_suffix_is_the_last_templates_only() -> None:
-    track, class_ = Track(), class_of(chain(*STEPS))
-    readings = [track.step(float(n), STEPS[n % 3], [(0, n % 3)], class_) for n in range(6)]
+    track, its = Track(), [chain(*STEPS)]
+    readings = [track.step(float(n), STEPS[n % 3], [(0, n % 3)], its, 50.0) for n in range(6)]
     assert readings[-1].suffix == (STEPS * 2)[-SUFFIX:]
 
 
 def test_a_clock_that_goes_back_does_no_harm() -> None:
-    track, class_ = Track(), class_of(chain(*STEPS))
-    track.step(100.0, STEPS[0], [(0, 0)], class_)
-    assert track.step(90.0, STEPS[1], [(0, 1)], class_).states == [(0, state(1, 0, 0), 1.0)]
+    track, its = Track(), [chain(*STEPS)]
+    track.step(100.0, STEPS[0], [(0, 0)], its, 50.0)
+    assert track.step(90.0, STEPS[1], [(0, 1)], its, 50.0).states == [(0, state(1, 0, 0), 1.0)]
 
 
 def test_experts_back_off_to_what_they_know() -> None:

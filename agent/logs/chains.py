@@ -39,7 +39,7 @@ TRACKS = 16_384
 KEPT = 1024  # of them, over a restart
 LINES = 8  # remembered of a track
 
-_MEMORY = 12  # steps of one chain and key
+_MEMORY = MAX_STEPS  # steps of one chain and key: no run in order is longer
 _BACK_OFF = 2.0  # what is known of more lines weighs as much as so many of this kind
 _CONTEXT_BACK_OFF = 3.0
 _CERTAIN = 0.003  # no expert is surer than this
@@ -305,7 +305,7 @@ class Path(msgspec.Struct):
             del steps[0]
         # The step's rank; how many before it were left out; how many came that are not in the run: at most 2 each, so
         # that 3 stands for "whatever" when less of the state is asked for.
-        self.state = rank << 4 | min(2, max(0, rank + 1 - length)) << 2 | min(2, max(0, len(steps) - length))
+        self.state = rank << 4 | min(2, rank + 1 - length) << 2 | min(2, len(steps) - length)
 
 
 class Track(msgspec.Struct):
@@ -321,16 +321,21 @@ class Track(msgspec.Struct):
     armed: bool = True
     refused: bool = False
 
-    def step(self, at: float, template: int, steps: Sequence[tuple[int, int]], class_: FailureClass) -> Reading:
-        """A line of `template` came: `steps` are the chains of the class it is a step of, and its rank in each."""
-        if at - self.at > class_.gap_s:
+    def step(
+        self, at: float, template: int, steps: Sequence[tuple[int, int]], chains: Sequence[Chain], gap_s: float
+    ) -> Reading:
+        """A line of `template` came: `steps` are those of the class's `chains` it is a step of, and its rank in each.
+
+        `gap_s` is the class's.
+        """
+        if at - self.at > gap_s:
             self.templates, self.armed, self.refused = (), True, False
             self.lines.clear()
         self.at = max(self.at, at)
         self.templates = (*self.templates[1 - SUFFIX :], template)
         for number, rank in steps:
             path = self.paths.get(number)
-            if path is None or at - path.at > class_.chains[number].gap_s:
+            if path is None or at - path.at > chains[number].gap_s:
                 path = self.paths[number] = Path()
             path.add(at, rank)
         states = []
@@ -338,7 +343,7 @@ class Track(msgspec.Struct):
             age = at - path.at
             if age <= 0:
                 states.append((number, path.state, 1.0))
-            elif age < (gap := class_.chains[number].gap_s):
+            elif age < (gap := chains[number].gap_s):
                 states.append((number, path.state, 1 - age / gap))
             else:
                 del self.paths[number]
@@ -364,6 +369,7 @@ class Tracks:
 
     def __init__(self, chains: Chains) -> None:
         self._classes = chains.classes
+        self._gaps = [class_.gap_s for class_ in chains.classes]
         self._ends = [class_.ends for class_ in chains.classes]
         self._tracks: OrderedDict[tuple[int, Key], Track] = OrderedDict()
         # Per template: the classes it leads to; of each, per slot of a key, the chains and the rank in them.
@@ -395,7 +401,8 @@ class Tracks:
                         self._tracks.popitem(last=False)
                 else:
                     self._tracks.move_to_end((number, key))
-                reading = track.step(seen.at, seen.template, steps, self._classes[number])
+                chains, gap_s = self._classes[number].chains, self._gaps[number]
+                reading = track.step(seen.at, seen.template, steps, chains, gap_s)
                 changed.append((number, key, track, reading))
         return changed
 
@@ -404,7 +411,7 @@ class Tracks:
         alive = (
             KeptTrack(number, key if isinstance(key, bytes) else None, "" if isinstance(key, bytes) else key, track)
             for (number, key), track in reversed(self._tracks.items())
-            if now - track.at <= self._classes[number].gap_s
+            if now - track.at <= self._gaps[number]
         )
         return list(islice(alive, KEPT))[::-1]
 
