@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.errors import ProtocolMisuse
-from agent.monitors.framing import MAX_BODY, MAX_LINE, PATIENCE_S, Lines, Reader, frame
+from agent.monitors.framing import MAX_BODY, MAX_LINE, MAX_LINES, PATIENCE_S, Lines, Reader, frame
 from agent.monitors.messages import (
     Configured,
     Exit,
@@ -89,6 +89,14 @@ def test_a_long_line_is_cut_and_the_rest_counted() -> None:
     lines = Lines(4)
     assert lines.feed(b"abcdef\ngh") == [Noise("abcd", 2)]
     assert lines.end() == [Noise("gh")]
+
+
+def test_of_a_flood_of_lines_the_rest_is_counted_together() -> None:
+    reader = Reader()
+    *lines, rest = reader.feed(b"yes\n" * 10_000, 0.0)
+    assert lines == [Noise("yes")] * MAX_LINES
+    assert rest == Noise("", 3 * (10_000 - MAX_LINES))
+    assert reader.feed(frame("Step OK"), 0.0) == [StepOk()]
 
 
 def test_sixty_four_mebibytes_of_noise_are_linear_and_leave_nothing() -> None:

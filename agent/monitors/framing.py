@@ -2,7 +2,7 @@
 
 A header is believed only if its length suits its keyword; everything else is noise, told line by line. How the bytes
 were cut never changes what comes out, but for a body that does not arrive: after PATIENCE_S without a byte its header
-is noise too, and what stood behind it is read again.
+is noise too, and what stood behind it is read again. Of floods of short lines only the first ones of a read come out.
 
 Source: protocols/monitors.md, "Reader rules"; seeds/orchestrator-monitor-protocol.md, "Message Syntax".
 """
@@ -14,6 +14,7 @@ from agent.monitors.messages import Message, Noise, parse
 
 MAX_BODY = 99_999  # real monitors read exactly six bytes of header
 MAX_LINE = 8192  # of noise; the rest of a longer line is counted
+MAX_LINES = 2500  # of one read, more than a run forwards at once (session.py): a look at each of 32,000 takes 60 ms
 PATIENCE_S = 3.0
 
 _MOST = 2**20
@@ -45,7 +46,10 @@ def frame(text: str) -> bytes:
 
 
 class Lines:
-    """Cuts bytes into lines of noise. `longest` bytes of a line are kept, the rest is counted; blank lines go."""
+    """Cuts bytes into lines of noise. `longest` bytes of a line are kept, the rest is counted; blank lines go.
+
+    Of what is fed at once MAX_LINES are kept, and the bytes of the rest counted together, as one Noise without text.
+    """
 
     def __init__(self, longest: int) -> None:
         self._line, self._dropped, self._longest = bytearray(), 0, longest
@@ -54,9 +58,11 @@ class Lines:
         """The lines that are complete."""
         events: list[Noise] = []
         *lines, rest = data.split(b"\n")
-        for line in lines:
+        for line in lines[:MAX_LINES]:
             self._keep(line)
             events += self.end()
+        if dropped := sum(map(len, lines[MAX_LINES:])):
+            events.append(Noise("", dropped))
         self._keep(rest)
         return events
 

@@ -157,7 +157,7 @@ class Session:
                     acts += self._tell("log", level, text, now)
                 case Noise(text, dropped):
                     self.dropped += dropped
-                    acts += self._tell("noise", "info", text, now, cut=dropped > 0)
+                    acts += self._tell("noise", "info", text, now, cut=dropped > 0) if text else []
                 case _:
                     acts += self._lead(item, now)
         return acts
@@ -167,7 +167,7 @@ class Session:
         acts: list[Act] = []
         for line in lines:
             self.dropped += line.dropped
-            acts += self._tell("stderr", "info", line.text, now, cut=line.dropped > 0)
+            acts += self._tell("stderr", "info", line.text, now, cut=line.dropped > 0) if line.text else []
         return acts
 
     def keep_stderr(self, data: bytes) -> None:
