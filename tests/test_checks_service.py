@@ -19,6 +19,7 @@ from agent.mimir.settings import MimirSettings
 from agent.polarize.settings import PolarizeSettings
 from agent.selftest import examine
 from agent.settings import Given, Settings, StateSettings
+from tests.certificates import authority
 
 STRONG = "0123456789abcdef" * 4
 
@@ -128,6 +129,16 @@ def test_a_port_of_the_agent_that_has_the_state_directory_is_a_warning(
     assert service.control_port(checked).status == "warn"
     monkeypatch.setattr(service, "_lock_owner", lambda root, lock: None)
     assert "held by a process of another user" in service.control_port(checked).detail
+
+
+def test_a_port_without_its_certificate_fails(tmp_path: Path) -> None:
+    tls = ControlTls(cert=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem"))
+    found = service.control_port(subject(tmp_path, control=ControlSettings(listen=("127.0.0.1:0",), tls=tls)))
+    assert (found.status, f"certificate {tmp_path}/cert.pem" in found.detail) == ("fail", True)
+    issued = authority(tmp_path)
+    tls = ControlTls(cert=str(issued.cert), key=str(issued.key))
+    good = subject(tmp_path, control=ControlSettings(listen=("127.0.0.1:0",), tls=tls))
+    assert service.control_port(good).status == "ok"
 
 
 def test_the_owner_of_the_lock_is_read_from_the_kernels_list(tmp_path: Path) -> None:

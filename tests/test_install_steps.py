@@ -6,12 +6,13 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.core import release
 from agent.core.release import pointed, read_pending
 from agent.install import steps
-from agent.install.service import Service
+from agent.install.service import Needs, Service
 from agent.install.stage import InstallFailed
 from agent.install.steps import Job, Step
 from tests.release_folder import install, job, make_release, tree
@@ -362,6 +363,27 @@ def test_state_of_another_user_is_given_to_the_services_user(image: Path, one: P
     assert {path.lstat().st_uid for path in (image / "var/lib/agent").rglob("*")} == {4321}
     assert (image / "etc/agent/token").stat().st_uid == 4321
     assert (tmp_path / "elsewhere").stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_secrets_that_the_settings_name_are_given_to_a_user_who_is_not_handed_them(image: Path, one: Path) -> None:
+    (image / "etc/passwd").write_text("agent:x:4321:4321::/:/bin/false\n")
+    etc = image / "etc/agent"
+    (etc / "secrets").mkdir(parents=True, mode=0o700)
+    for name in ("lab.token", "secrets/web", "cert.pem", "other", "../shadow"):
+        (etc / name).touch(0o600)
+    (etc / "cert.pem").chmod(0o644)
+    needs = Needs(credentials=("token", "lab.token", "cert.pem", "../shadow", "/etc/not-there"), secrets="secrets")
+    of = job(image, "sysv", "dynamic")
+    of.service = msgspec.structs.replace(of.service, needs=needs)
+    done = install(of, one, "1")
+    assert f"{etc}/lab.token to the user agent" in done
+    given = {str(path.relative_to(etc)) for path in etc.rglob("*") if path.stat().st_uid == 4321}
+    assert given == {"token", "lab.token", "secrets", "secrets/web"}
+    assert (image / "etc/shadow").stat().st_uid == 0
+    (etc / "secrets/later").touch(0o600)
+    install(of, one, "1")
+    assert (etc / "secrets/later").stat().st_uid == 4321
 
 
 def test_a_first_release_that_does_not_come_up_stays_and_is_said(live: Job, image: Path, tmp_path: Path) -> None:

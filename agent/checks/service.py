@@ -16,6 +16,7 @@ import msgspec
 
 from agent.checks.subject import Finding, Subject, text_of
 from agent.core.config import is_there
+from agent.core.tls import TlsUnusable, server_context
 from agent.core.token import TokenUnusable, read_token
 from agent.settings import DEFAULT_TOKEN, Settings, find
 
@@ -45,8 +46,15 @@ def profile(subject: Subject) -> Finding:
 
 
 def control_port(subject: Subject) -> Finding:
-    """Is it free, or ours? Looked up in the kernel's list: nothing is opened."""
-    wanted = subject.settings.control.listen
+    """Is it free, or ours, and is there a certificate? Looked up in the kernel's list: nothing is opened."""
+    control, tls = subject.settings.control, subject.settings.control.tls
+    if tls.cert:
+        key, client_ca = (find(name, subject.folder) if name else None for name in (tls.key, tls.client_ca))
+        try:
+            server_context(find(tls.cert, subject.folder), key, client_ca)
+        except TlsUnusable as err:
+            return Finding("fail", err.what, err.remedy)
+    wanted = control.listen
     held = [(address, *entry) for address in wanted for entry in _listening(subject.root) if _clashes(address, *entry)]
     if not held:
         return Finding("ok", f"free: {', '.join(wanted)}")

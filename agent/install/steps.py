@@ -318,6 +318,8 @@ def _around(job: Job) -> Generator[Step, None, None]:
     if service.root == Path("/"):
         machine = CONFIG / "conf.d/00-machine.toml"
         yield f"serial numbers in {machine}, where the firmware has any", lambda: record_serials(DMI, machine)
+    for path in _unreadable(job) if static else ():
+        yield f"{path} to the user {service.user}", lambda path=path: _give(job, path)  # type: ignore[misc]
     if service.user == "root":
         yield "the service runs as root: for suites that need it (exposure 4.8 of 10, else 1.6)", lambda: None
     if static or service.user == "root":
@@ -339,6 +341,15 @@ def _make_config(job: Job) -> None:
     if not token.exists():
         write(token, f"{secrets.token_urlsafe(32)}\n".encode(), 0o600)
     _give(job, token)
+
+
+def _unreadable(job: Job) -> list[Path]:
+    """What of /etc/agent the settings name as secret, and root alone may read. systemd hands it to a dynamic user."""
+    needs = job.service.needs
+    named = {Path(os.path.normpath(CONFIG / name)) for name in (*needs.credentials, needs.secrets) if name}
+    files = [job.at(path) for path in sorted(named) if CONFIG in path.parents]
+    files += [path for folder in files if folder.is_dir() for path in sorted(folder.iterdir())]
+    return [path for path in files if path.exists() and not path.is_symlink() and not path.stat().st_mode & 0o004]
 
 
 def record_serials(dmi: Path, file: Path) -> None:
