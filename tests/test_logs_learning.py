@@ -57,6 +57,11 @@ def learn(analysis: Analysis, class_: str) -> None:
         analysis.labels += 1
 
 
+async def take_up(learning: Learning) -> None:
+    await learning.take_up()  # it might be written still
+    await learning.take_up()
+
+
 async def run(learning: Learning, seconds: float) -> None:
     with trio.move_on_after(seconds):
         await learning.run()
@@ -273,7 +278,7 @@ async def test_a_model_that_is_put_there_meanwhile_is_taken_up(tmp_path: Path, a
         modelfile.write(here.path, Model(classes=("cpu",), weights=classifier.dump(), templates=miner.dump()[0]))
         await learning.keep_due()
         assert modelfile.named(here.path).classes == ("cpu",)
-        await learning.take_up()
+        await take_up(learning)
         analysis = learning.analysis
         assert analysis.classifier.classes == ["cpu", "fan"]
         found = analysis.find(b"cpu 7 is hot")
@@ -296,7 +301,7 @@ async def test_a_damaged_model_that_is_put_there_changes_nothing(tmp_path: Path,
         for damage in (encode(Model(chains=b"nonsense")), b"EMLM nonsense"):
             with here.bus.subscribe(Alert) as alerts:
                 here.path.write_bytes(damage)
-                await learning.take_up()
+                await take_up(learning)
                 alert = await anext(alerts)
             assert "what was known before goes on" in alert.remedy
             assert learning.analysis.classifier.classes == ["disk"]
@@ -305,16 +310,28 @@ async def test_a_damaged_model_that_is_put_there_changes_nothing(tmp_path: Path,
         assert modelfile.named(here.path).classes == ("disk",)
 
 
+async def test_a_model_that_is_still_written_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with house(tmp_path) as here:
+        learning = await here.load()
+        data = encode(Model(classes=("cpu",), weights=Classifier().dump(), templates=Miner().dump()[0]))
+        for size in (1, 50, len(data)):
+            here.path.write_bytes(data[:size])
+            await learning.take_up()
+            assert learning.analysis.classifier.classes == []
+        await learning.take_up()
+        assert learning.analysis.classifier.classes == ["cpu"]
+
+
 async def test_a_model_that_can_be_read_at_last_is_taken_up(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with house(tmp_path) as here:
         here.path.mkdir()
         learning = await here.load()
         learn(learning.analysis, "disk")
         with here.bus.subscribe(Alert, AlertCleared) as alerts:
-            await learning.take_up()  # is told once
+            await take_up(learning)  # is told once
             here.path.rmdir()
             modelfile.write(here.path, Model(templates=Miner().dump()[0]))
-            await learning.take_up()
+            await take_up(learning)
             assert isinstance(await anext(alerts), AlertCleared)
         assert learning.analysis.classifier.classes == []
 

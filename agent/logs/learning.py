@@ -4,7 +4,7 @@ far chains have come.
 
 A model file from elsewhere (`agent logs learn`) brings its own templates, for its weights and chains know them by their
 ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to. One
-that is put there while the agent runs is taken up within TICK_S, and never written over.
+that is put there while the agent runs is taken up when TICK_S have not changed it, and never written over.
 
 No id is told twice, for two templates, by one machine. The store has how far they were given, and RESERVE of them are
 skipped where nobody knows. The ids of a model from elsewhere begin at 1, as those here did: they are told with `base`
@@ -101,6 +101,7 @@ class Learning:
         self._kept_next = self._written = self._kept_windows = 0
         self._keep_at = self._write_at = 0.0
         self._mark: modelfile.Mark | None = None  # of the model file as it was read or written; None: it was not
+        self._found: modelfile.Mark | None = None  # of what is there
         self._damage = ""  # that is told
 
     async def load(self) -> Analysis:
@@ -166,8 +167,12 @@ class Learning:
             self._keep_usual()
 
     async def take_up(self) -> None:
-        """Go on with the model file, if somebody put another one there. Labels that no file knew are learned again."""
-        if not await self._is_replaced():
+        """Go on with the model file, if somebody put another one there, which is no longer written to.
+
+        Labels that no file knew are learned again.
+        """
+        before, self._found = self._found, await trio.to_thread.run_sync(modelfile.mark, self._path)
+        if self._found in (None, self._mark) or self._found != before:
             return
         model, damage = await self._read()
         if model and _digest(model) != self._digest:
@@ -190,10 +195,6 @@ class Learning:
         await self._keep(RESERVE)
         await self.labelling.replay(analysis)
         log.info("model taken up path=%s classes=%d templates=%d", self._path, len(model.classes), len(known.miner))
-
-    async def _is_replaced(self) -> bool:
-        """Is there a model file that was neither read nor written here?"""
-        return await trio.to_thread.run_sync(modelfile.mark, self._path) not in (None, self._mark)
 
     async def _read(self) -> tuple[Model | None, ModelDamaged | None]:
         self._mark = await trio.to_thread.run_sync(modelfile.mark, self._path)
@@ -220,7 +221,7 @@ class Learning:
 
     async def _write(self) -> None:
         """Write the model file, but for one that others put there. What does not work is told, and tried again."""
-        if await self._is_replaced():
+        if await trio.to_thread.run_sync(modelfile.mark, self._path) not in (None, self._mark):
             return
         analysis = self.analysis
         learned, labelled = analysis.learned, self.labelling.next
