@@ -38,20 +38,21 @@ async def test_sessions_and_classes_are_there_after_a_restart(tmp_path: Path) ->
     one, two = session("s1"), session("s2 ü/..")
     async with stored(tmp_path) as store:
         kept = Kept(store)
-        assert await kept.read() == ([], [])
+        assert await kept.read() == ("", [], [])
         await kept.keep_catalog([unit("./a.js")])
+        kept.keep_build("cat-1")
         kept.keep([one, two])
     async with stored(tmp_path) as store:
         kept = Kept(store)
-        assert await kept.read() == ([unit("./a.js")], [one.saved(), two.saved()])
+        assert await kept.read() == ("cat-1", [unit("./a.js")], [one.saved(), two.saved()])
         one.merged.add([Delta("./a.js", 2, "t1")])
         one.revision += 1
         kept.keep([one])
     async with stored(tmp_path) as store:
         kept = Kept(store)
-        assert await kept.read() == ([unit("./a.js")], [one.saved()])
+        assert await kept.read() == ("cat-1", [unit("./a.js")], [one.saved()])
         kept.keep([])
-        assert await kept.read() == ([unit("./a.js")], [])
+        assert await kept.read() == ("cat-1", [unit("./a.js")], [])
 
 
 async def test_one_that_has_only_been_asked_for_is_not_kept(tmp_path: Path) -> None:
@@ -60,10 +61,10 @@ async def test_one_that_has_only_been_asked_for_is_not_kept(tmp_path: Path) -> N
     async with stored(tmp_path) as store:
         kept = Kept(store)
         kept.keep([made])
-        assert await kept.read() == ([], [])
+        assert await kept.read() == ("", [], [])
 
 
 async def test_a_checkpoint_of_another_version_is_left_alone(tmp_path: Path) -> None:
     async with stored(tmp_path) as store:
         store.put(SESSIONS, {"not": "a list"})
-        assert await Kept(store).read() == ([], [])
+        assert await Kept(store).read() == ("", [], [])

@@ -47,7 +47,8 @@ async def admin(folder: Path) -> AsyncIterator[tuple[Lab, httpx.AsyncClient]]:
 
 
 def session_of(lab: Lab, name: str = "s1") -> Session:
-    return lab.drill.agents["lab-07"].plugin.sessions[name]
+    builds = lab.drill.agents["lab-07"].builds.values()
+    return next(plugin.sessions[name] for plugin in builds if name in plugin.sessions)
 
 
 async def ready(here: House, lab: Lab, times: int = 1) -> None:
@@ -152,14 +153,14 @@ async def test_classes_of_a_run_are_announced_and_the_build_changes_when_no_sess
 async def test_a_restart_of_the_agent_takes_its_session_up(tmp_path: Path) -> None:
     product = Product("./a.js")
     async with admin(tmp_path) as (lab, user):
-        async with house(tmp_path, product, lab.ws_url, build_version="1") as here:
+        async with house(tmp_path, product, lab.ws_url) as here:
             await ready(here, lab)
             await post(user, "START", sessionId="s1", testName="smoke")
             await here.open("r-1", tmp_path)
             product.reach("./a.js", "1")
             await here.bus.ask("coverage_close", {"run": "r-1", "artifacts": str(tmp_path)})
             assert not session_of(lab).reached  # no flush was due yet
-        async with house(tmp_path, product, lab.ws_url, build_version="1") as here:
+        async with house(tmp_path, product, lab.ws_url) as here:
             await ready(here, lab)
             (shown,) = (await here.bus.ask("coverage", {}))["sessions"]
             assert (shown["state"], shown["test_name"]) == ("running", "smoke")
@@ -169,12 +170,53 @@ async def test_a_restart_of_the_agent_takes_its_session_up(tmp_path: Path) -> No
             await done(here)
         (flags,) = session_of(lab).reached.values()
         assert bin(flags).count("1") == 2
-        async with house(tmp_path, product, lab.ws_url, build_version="1") as here:
+        async with house(tmp_path, product, lab.ws_url) as here:
             assert (await here.bus.ask("coverage", {}))["sessions"] == ()
+
+
+async def test_a_cut_line_does_not_end_a_session_that_has_found_more_classes(tmp_path: Path) -> None:
+    """For the admin these would be another build, which it has no session of."""
+    product = Product("./a.js")
+    async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url) as here:
+        await ready(here, lab)
+        await post(user, "START", sessionId="s1")
+        await here.open("r-1", tmp_path)
+        link = lab.drill.agents["lab-07"].link
+        assert link is not None
+        times = [each.state for each in here.of(LinkChanged)].count("ready")
+        link.lose()
+        await ready(here, lab, times + 1)
+        product.reach("./a.js", "1")
+        assert (await post(user, "STOP", sessionId="s1"))[0] == 200
+        await done(here)
+        assert len(session_of(lab).reached) == 1
+        await ready(here, lab, times + 2)  # and now it is another build
+        assert list(lab.drill.agents["lab-07"].plugin.sessions) == []
 
 
 async def restarted(here: House, times: int) -> None:
     await here.until(lambda: any(each.state == "running" and each.restarts == times for each in here.of(RoleChanged)))
+
+
+async def test_a_restart_of_the_admin_takes_the_session_up(tmp_path: Path) -> None:
+    product = Product("./a.js")
+    async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url, flush_s=0.1) as here:
+        await ready(here, lab)
+        assert (await post(user, "START", sessionId="s1"))[0] == 200
+        await here.open("r-1", tmp_path)
+        await ready(here, lab)
+        product.reach("./a.js", "101")
+        with trio.fail_after(60):
+            while not session_of(lab).reached:  # noqa: ASYNC110 - the lab tells nobody of a part
+                await trio.sleep(0.05)
+        known, times = lab.drill.agents.pop("lab-07"), [link.state for link in here.of(LinkChanged)].count("ready")
+        assert known.link is not None
+        known.link.lose()  # it has forgotten all, as a new process has
+        await ready(here, lab, times + 1)
+        product.reach("./a.js", "01")
+        assert (await post(user, "STOP", sessionId="s1"))[0] == 200
+        await done(here)
+        assert session_of(lab).reached == {("./a.js", "t1.test.js"): 0x010101}
 
 
 async def test_a_role_that_fails_and_is_started_again_loses_nothing(tmp_path: Path) -> None:
@@ -245,11 +287,11 @@ async def test_a_session_is_in_the_store_before_the_admin_hears_that_it_has_begu
         endings: dict[str, Literal["done", "cancelled"]] = {"STOP": "done", "CANCEL": "cancelled"}
         for end, then in endings.items():
             assert (await post(user, "START", sessionId=end))[0] == 200
-            _, saved = await Kept(here.store).read()
+            *_, saved = await Kept(here.store).read()
             assert [each.id for each in saved] == [end]
             assert (await post(user, end, sessionId=end))[0] == 200
             await here.until(partial(is_told, here, CoverageSession(session=end, state=then)))
-            assert (await Kept(here.store).read())[1] == []
+            assert (await Kept(here.store).read())[2] == []
 
 
 async def test_an_end_that_cannot_be_told_is_an_alert_after_a_minute(autojump_clock: MockClock, tmp_path: Path) -> None:

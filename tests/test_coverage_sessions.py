@@ -234,6 +234,28 @@ def test_unknown_ids_are_answered_and_a_known_one_is_not_started_twice() -> None
     )
 
 
+def test_a_session_that_is_started_once_more_is_told_whole_once_more() -> None:
+    """By an admin that was restarted, and has nothing of it."""
+    played = started(enabled("./a.js"), "s1")
+    played.does("C> ./a.js 1 t1.test.js")
+    played.play(
+        """
+        + 2
+        C>
+        => part s1 ./a.js 1 t1.test.js
+        => ping 1
+        pong 1
+        A> START_AGENT_SESSION {"sessionId":"s1","testType":"AUTO","isRealtime":false,"isGlobal":false}
+        => SESSION_STARTED {"sessionId":"s1","testType":"AUTO","isRealtime":false}
+        => ack /plugin/action
+        + 2
+        C>
+        => part s1 ./a.js 1 t1.test.js
+        => ping 2
+        """
+    )
+
+
 def test_a_start_that_comes_twice_at_once_and_a_stop_meanwhile() -> None:
     enabled("./a.js").play(
         """

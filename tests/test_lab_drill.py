@@ -162,8 +162,13 @@ async def test_a_lab_that_was_restarted_tells_an_agent_again(tmp_path: Path) -> 
     async with lab_in(tmp_path) as lab:
         lab.drill.switches.auto_register = True
         async with attached(lab, sync="false") as agent:
-            await agent.until(lambda: len(agent.heard) >= 7)
-            assert agent.heard == WELCOME + LOADING
+            await agent.until(lambda: len(agent.heard) >= 8)
+            assert agent.heard == [*WELCOME, "/plugin/state", *LOADING]  # it has sessions, and will tell what is theirs
+            await agent.say(**reached("s1", [True, False, True]))
+            async with user_of(lab) as user:
+                assert (await post(user, "STOP", sessionId="s1"))[0] == 200
+                (session,) = lab.drill.agents["lab-07"].plugin.sessions.values()
+                assert session.reached == {("src/calc.js", "t1.test.js"): 0x010001}
 
 
 @asynccontextmanager

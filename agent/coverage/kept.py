@@ -1,4 +1,4 @@
-"""What a restart of the agent must not lose: the sessions with their merged probes, and the classes these are of.
+"""What a restart of the agent must not lose: the sessions with their merged probes, and of which build's classes.
 
 Source: protocols/drill.md, "State machine" (lost link); ARCHITECTURE.md, rule 4.
 """
@@ -17,7 +17,7 @@ from agent.coverage.session import Saved, Session
 log = logging.getLogger(__name__)
 
 SETTLE_S = 1.0  # s: an admin waits for the answer to its START
-SESSIONS, CATALOG = "coverage.sessions", "coverage.catalog"
+SESSIONS, CATALOG, BUILD = "coverage.sessions", "coverage.catalog", "coverage.build"
 
 
 class Kept:
@@ -27,19 +27,24 @@ class Kept:
         self._store = store
         self._revisions: dict[str, int] = {}
 
-    async def read(self) -> tuple[list[Unit], list[Saved]]:
-        """What an earlier process left."""
+    async def read(self) -> tuple[str, list[Unit], list[Saved]]:
+        """What an earlier process left: as which build it had attached, the classes, and the sessions."""
         await self._store.commit()
         try:
+            build = await self._store.get(BUILD, str) or ""
             units = await self._store.get(CATALOG, list[Unit]) or []
             names = await self._store.get(SESSIONS, list[str]) or []
             found = [await self._store.get(_key(name), Saved) for name in names]
         except msgspec.DecodeError as err:  # of another version
             log.error("coverage: checkpoint unreadable, open sessions are lost error=%s", err)  # noqa: TRY400
-            return [], []
+            return "", [], []
         sessions = [saved for saved in found if saved is not None]
         self._revisions = {saved.id: -1 for saved in sessions}
-        return units, sessions
+        return build, units, sessions
+
+    def keep_build(self, build: str) -> None:
+        """The agent attaches as this build."""
+        self._store.put(BUILD, build)
 
     async def keep_catalog(self, units: Iterable[Unit]) -> None:
         """The classes that are announced are these."""

@@ -21,7 +21,6 @@ import msgspec
 import trio
 from trio_websocket import WebSocketConnection
 
-import agent
 from agent.core import link
 from agent.core.bus import Bus, Handler
 from agent.core.channel import Tell
@@ -39,7 +38,6 @@ from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.store import Store
 from agent.core.supervise import Health
-from agent.coverage import report
 from agent.coverage.attach import Attachment, Sent, Settle
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.kept import Kept
@@ -173,11 +171,11 @@ class Coverage:
 
     async def _resume(self) -> None:
         """Take up the sessions of the store."""
-        units, sessions = await self._kept.read() if self._has_admin else ([], [])
+        build, units, sessions = await self._kept.read() if self._has_admin else ("", [], [])
         machine = self._new_machine()
         for saved in sessions:
             machine.restore(saved, trio.current_time())
-        self._machine, self._attached_build = machine, ""
+        self._machine, self._attached_build = machine, build if sessions else ""
         self._perform(machine.announce(units))
         if self._product is not None:
             await self._product.remove()
@@ -293,10 +291,8 @@ class Coverage:
             of_product, reached = self._product.units(), {class_id for class_id, _, _ in seen.entries()}
             if not reached.isdisjoint(of_product.keys() - units.keys()):
                 units |= of_product
-        # Abandoned when who asks waits no longer.
-        write = partial(_write, Path(asked.artifacts), units, watched.covered(units), self._clock())
         try:
-            totals = await trio.to_thread.run_sync(write, abandon_on_cancel=True)
+            totals = await watched.write(Path(asked.artifacts), units, self._clock())
         except OSError as err:
             raise ActionError("internal", f"cannot write the coverage of {asked.run}: {err}") from err
         self.publish(CoverageReport(run=asked.run, **msgspec.structs.asdict(totals)))
@@ -318,15 +314,19 @@ class Coverage:
     # ---- the link --------------------------------------------------------------------------------------------------
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """Who attaches, with which build. The admin shall load and enable us until it has read this build's classes."""
-        if self._build != self._attached_build:
+        """Who attaches, with which build. The admin shall load and enable us until it has read this build's classes.
+
+        While a session is open it is the build which the admin has that session of, though more classes are known now.
+        """
+        if self._is_build_over():
             self._attached_build = self._build
+            self._kept.keep_build(self._build)
             self._machine.new_build()
         settings = self._settings
         config = AgentConfig(
             id=settings.agent_id or self._ident,
             instance_id=settings.instance_id or f"{self._ident}-1",
-            build_version=self._build,
+            build_version=self._attached_build,
             service_group_id=settings.service_group,
         )
         needs_sync = not self._machine.synced
@@ -426,8 +426,12 @@ class Coverage:
 
     def _renew_when_idle(self) -> None:
         """Attach anew for another build, once no session of the old one is open any more."""
-        if self._build != self._attached_build and not self._machine.sessions:
+        if self._is_build_over():
             self._renew.cancel()
+
+    def _is_build_over(self) -> bool:
+        has_sessions = self._attached_build and self._machine.sessions
+        return self._build != self._attached_build and not has_sessions
 
     # ---- sources ---------------------------------------------------------------------------------------------------
 
@@ -586,11 +590,3 @@ class Coverage:
             if self._is_alerting:
                 self._is_alerting = False
                 self.publish(AlertCleared(code=UNDELIVERED))
-
-
-def _write(folder: Path, units: Mapping[str, Unit], covered: report.Covered, at: float) -> report.Totals:
-    """Write the run's report. Runs in a thread."""
-    found = list(units.values())
-    (folder / "lcov.info").write_bytes(report.lcov(found, covered))
-    (folder / "cobertura.xml").write_bytes(report.cobertura(found, covered, at=at, version=agent.__version__))
-    return report.totals(found, covered)

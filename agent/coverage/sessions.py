@@ -283,6 +283,8 @@ class Machine:
         if session is None:
             self.sessions[asked.session_id] = session = Session(asked, self._budget, self._clock(), now)
         elif session.state != "starting":
+            if session.state == "running":
+                session.merged.soil()  # an admin that starts it once more was restarted, and has nothing of it
             return [self._started(session), *_acks(acks)]
         self._orders.append(Order("start", acks, [session.id]))
         return []

@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 import trio
 
+import agent
+from agent.coverage import report
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.merged import Budget, Merged
 from agent.coverage.settings import CoverageSettings, SourceName
@@ -154,6 +156,17 @@ class Watched:
         if self.seen is not None:
             self._is_kept = False
             self._refused |= self.seen.add(deltas)
+
+    async def write(self, folder: Path, units: Mapping[str, Unit], at: float) -> report.Totals:
+        """Write the run's report of these classes into the folder; `at` is seconds since 1970. Raises OSError."""
+        found, covered = list(units.values()), self.covered(units)
+
+        def write() -> report.Totals:
+            (folder / "lcov.info").write_bytes(report.lcov(found, covered))
+            (folder / "cobertura.xml").write_bytes(report.cobertura(found, covered, at=at, version=agent.__version__))
+            return report.totals(found, covered)
+
+        return await trio.to_thread.run_sync(write, abandon_on_cancel=True)  # who asks waits no longer than it may
 
     def covered(self, units: Mapping[str, Unit]) -> dict[str, dict[str, int]]:
         """What the run reached of these classes: class id to test to probes."""

@@ -293,10 +293,10 @@ class Drill:
             if self.switches.auto_register:
                 agent.registered.set()
             await agent.registered.wait()
-            if need_sync or not agent.plugin.initialized:
-                await self._load(agent, link)
-            else:
+            if not need_sync:
                 await link.say("/plugin/state", "")
+            if need_sync or not agent.plugin.initialized:  # it tells all of its sessions then
+                await self._load(agent, link)
             link.ready.set()
         except HttpError as err:
             log.warning("agent sent away id=%s: %s", agent.config.id, err.text)

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 GRACE_S = 0.5  # s after SESSION_FINISHED in which data still counts (test2code-plugin 0.7 waits as long)
 MAX_CLASSES = 1_000_000
 MAX_ENTRIES = 1_000_000  # of a class and a test, in one session
+MAX_SESSIONS = 64  # of an agent: protocols/drill.md, "Limits and security"
 MAX_ENDED = 200  # sessions kept after their end, of one build; the oldest go first
 
 
@@ -190,6 +191,7 @@ class Plugin:
                 self._finishing(idents, now)
             case SyncMessage(active_sessions=idents):
                 self.agents_sessions = idents
+                self._take_up(idents)
             case SessionCancelled(session_id=ident):
                 self._cancelled((ident,))
             case SessionsCancelled(ids=idents):
@@ -212,6 +214,12 @@ class Plugin:
             if session.state == "finishing" and now >= session.settles:
                 session.state = "finished"
                 self._recalculate(session)
+
+    def _take_up(self, idents: tuple[str, ...]) -> None:
+        """Sessions that the agent has and we do not: we were restarted. How they were started is not known any more."""
+        for ident in idents[:MAX_SESSIONS]:
+            if ident not in self.sessions:
+                self.sessions[ident] = Session(start=AgentSession(ident, "", None, False, False), started=True)
 
     def _drop_changed(self) -> None:
         """What was reached of a class that has another number of probes now is not known any more."""
