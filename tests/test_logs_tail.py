@@ -127,12 +127,12 @@ class Machine:
                 return self.tail.opened(file, node.stat, bytes(node.data[:HEAD]), self.now)
             case Close(file):
                 del self.open[file]
-            case Read(file, at, size, head):
+            case Read(file, at, size):
                 if self.fail_reads:
                     return self.tail.failed(file, self.fail_reads, self.now)
                 self.blocks += 1
                 data = self.open[file].data
-                return self.tail.read(file, bytes(data[at : at + size]), bytes(data[: HEAD * head]), self.now)
+                return self.tail.read(file, bytes(data[at : at + size]), bytes(data[:HEAD]), self.now)
             case Scan():
                 self.before_scan()
                 return self.tail.scanned(act.file, *self.scan(act), self.now)
@@ -180,7 +180,7 @@ def test_a_file_that_only_grew_needs_no_look_at_its_path(machine: Machine) -> No
     assert grown() is None  # nothing is new
     machine.write(b"two\n")
     read = grown()
-    assert read == Read(read.file if read else 0, 0, BLOCK + 4, head=True)
+    assert read == Read(read.file if read else 0, 0, BLOCK + 4)
     assert grown() is None  # it is being read
     machine.do([read])
     assert machine.lines == [b"one", b"two"]

@@ -23,12 +23,11 @@ class Close(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Read from an offset, at most `size` bytes, and the first HEAD bytes if `head`; answer with read()."""
+    """Read from an offset, at most `size` bytes, and the first HEAD bytes; answer with read()."""
 
     file: int
     at: int
     size: int
-    head: bool
 
 
 class Scan(NamedTuple):

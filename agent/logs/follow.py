@@ -15,6 +15,7 @@ import os
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
@@ -133,7 +134,9 @@ class Followed:
         self._now = trio.current_time()
         self._turn_at = self._now + TURN_S
         while self._wants_look or self._was_written or self._acts:
-            if self._wants_look or self._was_written:
+            if self._was_written and not self._wants_look:
+                self._look_at_file()
+            if self._wants_look:
                 await self._look()
             if self._acts:
                 self._take(await self._carry_out(self._acts.popleft()), first=True)
@@ -317,28 +320,25 @@ class Followed:
         self._now = trio.current_time()
         return found
 
-    def _look_at_file(self) -> Read | None:
-        """How it goes on where the file was only written to, which shows its size: a quarter of a look at the path."""
-        number = self.tail.own
-        if number is None:
-            return None
-        try:
-            found = os.fstat(self._fds[number])
-        except OSError:  # the look tells more
-            return None
-        return self.tail.grown(found.st_size, found.st_mtime, self._now)
+    def _look_at_file(self) -> None:
+        """Go on where the file was only written to, which shows its size; else its path must be looked at."""
+        number, act, self._was_written = self.tail.own, None, False
+        if number is not None:
+            with suppress(OSError):
+                found = os.fstat(self._fds[number])
+                act = self.tail.grown(found.st_size, found.st_mtime, self._now)
+        if act is None:
+            self._wants_look = True
+            return
+        self._grown = 0
+        self._acts.append(act)
 
     async def _look(self) -> None:
-        wants_look, self._wants_look, self._was_written = self._wants_look, False, False
-        if not wants_look and (act := self._look_at_file()):
-            self._grown = 0
-            self._acts.append(act)
-            return
-
         def stats() -> tuple[Stat | int | None, list[tuple[int, Stat]]]:
             drained = [(number, disk.stat_of(os.fstat(self._fds[number]))) for number in draining]
             return disk.look(self.tail.path), drained
 
+        self._wants_look = self._was_written = False
         draining = self.tail.draining()
         came, self._came = self._came, 0  # what comes while stat is asked may be what it sees: that is told later
         before, is_lost, self._is_lost = self._seen, self._is_lost, False
@@ -355,14 +355,14 @@ class Followed:
 
     async def _carry_out(self, act: Act) -> Sequence[Act]:
         match act:
+            case Read():
+                return await self._read(act)
             case Open():
                 return await self._open(act)
             case Close(number):
                 os.close(self._fds.pop(number))
                 self.linked.discard(number)
                 self._in_memory.pop(number, None)
-            case Read():
-                return await self._read(act)
             case Scan():
                 return await self._scan(act)
             case FindSiblings(known):
@@ -397,7 +397,15 @@ class Followed:
     async def _read(self, act: Read) -> Sequence[Act]:
         fd = self._fds[act.file]
         try:
-            found = await self._read_at_once(fd, act) if self._is_heard else None
+            found = None
+            if self._is_heard:
+                status = os.fstat(fd)
+                size = min(act.size, max(0, status.st_size - act.at))
+                if size > DIRECT:
+                    await self.own_turn()
+                    self._block = await self._blocks.take()
+                    self._now = trio.current_time()
+                found = self._read_at_once(fd, act, size, status)
             if found is None:
                 found = await self._run(partial(self._read_all, fd, act), long=True)
             data, head = found
@@ -414,37 +422,33 @@ class Followed:
 
     def _read_all(self, fd: int, act: Read) -> tuple[bytes | memoryview, bytes]:
         """However long the disk takes."""
-        head = os.pread(fd, HEAD, 0) if act.head else b""
+        head = os.pread(fd, HEAD, 0)
         if not self._block:
             return os.pread(fd, act.size, act.at), head
         data = memoryview(self._block)[: act.size]
         return data[: os.preadv(fd, [data], act.at)], head
 
-    async def _read_at_once(self, fd: int, act: Read) -> tuple[bytes | memoryview, bytes] | None:
-        """All that is there, when it is in memory: what was just written is. None: the disk has to be waited for."""
-        found = os.fstat(fd)
-        size = min(act.size, max(0, found.st_size - act.at))
-        if size > DIRECT:
-            await self.own_turn()
-            self._block = await self._blocks.take()
-            self._now = trio.current_time()
+    def _read_at_once(
+        self, fd: int, act: Read, size: int, status: os.stat_result
+    ) -> tuple[bytes | memoryview, bytes] | None:
+        """The `size` bytes that are there, when they are in memory, as what was just written is. None: they are not."""
         data = memoryview(self._block or bytearray(size))[:size]
         try:
             if size and os.preadv(fd, [data], act.at, os.RWF_NOWAIT) < size:
                 return None
         except OSError as err:
-            if err.errno == errno.EAGAIN or (err.errno == errno.EOPNOTSUPP and not self._is_in_memory(act.file, found)):
-                return None
-            if err.errno != errno.EOPNOTSUPP:
+            if err.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
                 raise
+            if err.errno == errno.EAGAIN or not self._is_in_memory(act.file, status):
+                return None
             if os.preadv(fd, [data], act.at) < size:
                 return None
-        return data, os.pread(fd, HEAD, 0) if act.head else b""
+        return data, os.pread(fd, HEAD, 0)
 
-    def _is_in_memory(self, file: int, found: os.stat_result) -> bool:
+    def _is_in_memory(self, file: int, status: os.stat_result) -> bool:
         """Is there no disk below the file? tmpfs knows no RWF_NOWAIT."""
         if file not in self._in_memory:
-            self._in_memory[file] = disk.is_in_memory(found.st_dev)
+            self._in_memory[file] = disk.is_in_memory(status.st_dev)
         return self._in_memory[file]
 
     def _leave_block(self) -> None:

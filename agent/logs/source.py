@@ -286,9 +286,12 @@ class Source:
             self._index_from(Place(act.generation, act.offset))
         at, before = 0, act.before
         while at < len(act.data):
-            part, now = act.data[at:], trio.current_time()
-            scan = partial(self._worker.scan, part, before=before, end=act.end, suspended=self._mask(act))
-            found = scan() if len(part) <= DIRECT else await self.followed.in_thread(scan)
+            part, mask, now = act.data[at:], self._mask(act), trio.current_time()
+            if len(part) <= DIRECT:
+                found = self._worker.scan(part, before=before, end=act.end, suspended=mask)
+            else:
+                scan = partial(self._worker.scan, part, before=before, end=act.end, suspended=mask)
+                found = await self.followed.in_thread(scan)
             lines = self._lines(act, at, part[: found.consumed], before, now)
             if found.count or self._waiting:
                 await self._look_at(act, at, part, found, lines, now)
@@ -458,6 +461,8 @@ class Source:
 
     def _tags(self, rule: int, place: Place, file: int) -> list[tuple[str | None, str | None]]:
         """The runs and tests that a match belongs to: of each run that watches for it, else those that are active."""
+        if len(self._wants) == 1 and not self.followed.linked and (want := self._wants[0]).has(place):
+            return [self._active(want.run)]
         runs = {
             want.run: None
             for want, of in zip(self._wants, self._rules.of, strict=True)

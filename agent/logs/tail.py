@@ -335,7 +335,7 @@ class Tail:
         return acts + (self._fail(f"cannot be read: {why}", now) if is_path and not is_gone else self._next(now))
 
     def read(self, number: int, data: bytes | bytearray | memoryview, head: bytes, now: float) -> list[Act]:
-        """What was read where it was asked for; less than that only at the file's end. `head`: as asked for."""
+        """What was read where it was asked for; less than that only at the file's end. `head`: its first HEAD bytes."""
         file, self._busy = self._busy, None
         assert file
         assert file.number == number
@@ -448,9 +448,9 @@ class Tail:
         self._busy = file
         if file.seeks_line:
             at = max(0, file.offset - LINE_MAX - LAST)
-            return Read(file.number, at, file.offset - at, head=True)
+            return Read(file.number, at, file.offset - at)
         overlap = file.overlap
-        return Read(file.number, file.offset - overlap, BLOCK + overlap, head=True)
+        return Read(file.number, file.offset - overlap, BLOCK + overlap)
 
     def _open(self, path: str, opening: Opening) -> Open:
         self._numbers += 1
