@@ -38,7 +38,7 @@ class Session:
         self.sid = base64.urlsafe_b64encode(secrets.token_bytes(15)).decode()
         self.number, self.eio, self.peer, self.is_websocket = number, eio, peer, is_websocket
         self.is_held = self.is_posting = self.is_probed = self.is_closed = False
-        self._server, self._rate = server, rate
+        self._server, self._each_s = server, 1 / rate
         self._paid_until = -math.inf  # what it has said so far is within the rate then
         self._queue: list[Packet] = []  # a deque would take 700 bytes of each idle session
         self._size = 0
@@ -134,7 +134,7 @@ class Session:
             case "disconnect":
                 self.close("left the namespace")
             case "event":
-                self._paid_until = max(self._paid_until, now - BURST_S) + 1 / self._rate
+                self._paid_until = max(self._paid_until, now - BURST_S) + self._each_s
                 event = socketio.read_event(packet.data)
                 if packet.id is not None:
                     self._say(socketio.Packet("ack", messages.NAMESPACE, "[]", packet.id))
@@ -170,9 +170,9 @@ class Session:
 
     def _put(self, packet: Packet) -> None:
         """Send a packet. Who does not read fast enough is told so, and closed."""
-        if self._is_full():
+        if len(self._queue) >= MAX_QUEUED or self._size >= MAX_QUEUED_BYTES:
             self.send()  # it may be that it only was not given what is gathered
-            if self._is_full():
+            if self._queue:
                 self._all()
                 self._complain(ServiceError("read faster", "too_slow"))
                 self.close("a slow reader")
@@ -185,9 +185,6 @@ class Session:
             self._is_gathered = self._server.gathers(self)
             if not self._is_gathered:
                 self.send()
-
-    def _is_full(self) -> bool:
-        return len(self._queue) >= MAX_QUEUED or self._size >= MAX_QUEUED_BYTES
 
     def send(self) -> None:
         """Send what is queued by the websocket: at once if the kernel takes it, else by a task."""
