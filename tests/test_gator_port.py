@@ -18,46 +18,78 @@ from agent.gator.port import Gate, keep, user_of
 from agent.gator.settings import GatorSettings
 from tests.gator_tree import WITHIN_S
 
+OWN = ("127.0.0.1", 1)
+
 
 def head(path: str = "/", peer: str = "127.0.0.1", port: int = 40000) -> Head:
     return Head("GET", path, path, {}, Headers(()), peer, peer_port=port)
 
 
-def proc(folder: Path, uid: int) -> Path:
+def proc(folder: Path, uid: int, state: str = "01", inode: int = 7) -> Path:
     title = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-    line = "   0: {}:9C40 {}:1F90 01 00000000:00000000 00:00000000 00000000 {:>5} 0 1 1\n"
-    (folder / "tcp").write_text(title + line.format("0100007F", "0100007F", uid))
-    loopback = "00000000000000000000000001000000"
-    (folder / "tcp6").write_text(title + line.format(loopback, loopback, uid))
+    line = "   0: {0}:9C40 {0}:1F90 {1} 00000000:00000000 00:00000000 00000000 {2:>5} 0 {3} 1\n"
+    (folder / "tcp").write_text(title + line.format("0100007F", state, uid, inode))
+    (folder / "tcp6").write_text(title + line.format("00000000000000000000000001000000", state, uid, inode))
     return folder
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "::1"])
 def test_on_loopback_only_our_user_and_root_come_in(tmp_path: Path, peer: str) -> None:
-    assert user_of(peer, 40000, proc(tmp_path, 4242)) == 4242
+    own = (peer, 1)
+    assert user_of((peer, 40000), own, proc(tmp_path, 4242)) == 4242
     with pytest.raises(HttpError, match="only the user of this layer"):
-        Gate(None, proc(tmp_path, os.getuid() + 4242)).admit(head(peer=peer))
+        Gate(None, own, proc(tmp_path, os.getuid() + 4242)).admit(head(peer=peer))
     for uid in (os.getuid(), 0):
-        assert Gate(None, proc(tmp_path, uid)).admit(head(peer=peer)) == "open"
+        assert Gate(None, own, proc(tmp_path, uid)).admit(head(peer=peer)) == "open"
+
+
+@pytest.mark.parametrize(("state", "inode"), [("04", 0), ("05", 0), ("06", 0), ("01", 0), ("05", 7)])
+def test_an_end_that_is_closed_is_nobodys_though_the_kernel_calls_it_roots(
+    tmp_path: Path, state: str, inode: int
+) -> None:
+    with pytest.raises(HttpError, match="403"):
+        Gate(None, OWN, proc(tmp_path, 0, state, inode)).admit(head())
 
 
 def test_a_peer_that_cannot_be_found_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HttpError, match="403"):
-        Gate(None, proc(tmp_path, 0)).admit(head(port=1))
+        Gate(None, OWN, proc(tmp_path, 0)).admit(head(port=1))
     with pytest.raises(HttpError, match="403"):
-        Gate(None, tmp_path / "none").admit(head())
+        Gate(None, OWN, tmp_path / "none").admit(head())
 
 
-def test_a_real_connection_is_found_in_the_kernels_table() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
-        assert user_of("127.0.0.1", client.getsockname()[1]) == os.getuid()
+@pytest.mark.parametrize("by", ["netlink", "proc"])
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_a_real_connection_is_found_in_the_kernels_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: str, by: str
+) -> None:
+    if ":" in peer and not Path("/proc/net/tcp6").exists():
+        pytest.skip("this machine has no IPv6")
+    files = Path("/proc/net")
+    if by == "netlink":
+        files = tmp_path
+    else:
+        monkeypatch.setattr(ports_of_layers, "NETLINK_SOCK_DIAG", 99)  # as where the kernel has none
+    family, host = (socket.AF_INET6, "::1") if peer == "::1" else (socket.AF_INET, "127.0.0.1")
+    with socket.create_server((host, 0), family=family) as server:
+        own: tuple[str, int] = server.getsockname()[:2]
+        client = socket.socket(socket.AF_INET6 if ":" in peer else family)
+        client.connect((peer, own[1]))
+        end = host, client.getsockname()[1]
+        accepted, _ = server.accept()
+        assert user_of(end, own, files) == os.getuid()
+        assert user_of(end, ("0.0.0.0", own[1]), files) == os.getuid()  # where all addresses are listened at
+        client.close()
+        assert user_of(end, own, files) is None
+        accepted.close()
+        assert user_of(end, own, files) is None
 
 
 @pytest.mark.parametrize("path", ["/", "/t/", "/t/wrong", "/t/secret/x", "/secret"])
 def test_a_wrong_path_is_refused_where_one_is_needed(path: str) -> None:
     with pytest.raises(HttpError, match="403: this address ends in a path"):
-        Gate("secret").admit(head(path, peer="192.0.2.1"))
-    assert Gate("secret").admit(head("/t/secret", peer="192.0.2.1")) == "open"
+        Gate("secret", OWN).admit(head(path, peer="192.0.2.1"))
+    assert Gate("secret", OWN).admit(head("/t/secret", peer="192.0.2.1")) == "open"
 
 
 async def opened(ws: WebSocketConnection) -> None:

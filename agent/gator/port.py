@@ -7,17 +7,19 @@ errors are sentences.
 Source: protocols/gator.md, "The wire", "Limits and security".
 """
 
+import errno
 import hmac
 import logging
 import os
 import secrets
 import select
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import trio
 from trio_websocket import WebSocketConnection
@@ -37,7 +39,12 @@ MORE_CONNECTIONS = 64  # beside those of children
 BACKLOG = 1024  # connections that wait to be accepted; the kernel may allow fewer
 ACCEPT_AGAIN_S, ACCEPTED_AT_ONCE = 0.1, 16
 
+NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST = 4, 20, 1
+ESTABLISHED = 1  # the state of TCP, as the kernel numbers it
+
 log = logging.getLogger(__name__)
+
+_Address: TypeAlias = IPv4Address | IPv6Address
 
 Connected = Callable[[WebSocketConnection], Awaitable[None]]
 Opened = Callable[[Channel], Awaitable[None]]
@@ -46,9 +53,9 @@ Opened = Callable[[Channel], Awaitable[None]]
 class Gate(Guard):
     """Admits peers of our user on loopback, and those who know the path elsewhere."""
 
-    def __init__(self, secret: str | None, proc: Path = Path("/proc/net")) -> None:
+    def __init__(self, secret: str | None, own: tuple[str, int], proc: Path = Path("/proc/net")) -> None:
         super().__init__((), {}, False, (), trio.current_time)
-        self._secret, self._proc = secret, proc
+        self._secret, self._own, self._proc = secret, own, proc
 
     def admit(self, head: Head) -> Scope:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
         """Raises HttpError 403."""
@@ -58,29 +65,52 @@ class Gate(Guard):
                 raise HttpError(403, "this address ends in a path that the parent gives to its children")
             return "open"
         if is_loopback(head.peer):
-            uid = user_of(head.peer, head.peer_port, self._proc)
+            uid = user_of((head.peer, head.peer_port), self._own, self._proc)
             if uid not in (os.getuid(), 0):
                 raise HttpError(403, "only the user of this layer, and root, may talk to it")
         return "open"
 
 
-def user_of(address: str, port: int, proc: Path = Path("/proc/net")) -> int | None:
-    """The uid of the local process at that end of a TCP connection; None where it cannot be found."""
-    ip = ip_address(address)
-    for name, own in _spellings(ip):
-        wanted = f"{own}:{port:04X}"
+def user_of(peer: tuple[str, int], own: tuple[str, int], proc: Path = Path("/proc/net")) -> int | None:
+    """The uid of the local process at the end `peer` of a TCP connection to `own`; None where that cannot be told.
+
+    Of an end that was closed it cannot: the kernel says 0 of one that no process has any more.
+    """
+    ip, port = ip_address(peer[0]), peer[1]
+    with suppress(OSError):
+        return _told_by_kernel(ip, port, ip_address(own[0]) if is_loopback(own[0]) else ip, own[1])
+    for name, address in _spellings(ip):
+        wanted = f"{address}:{port:04X}"
         try:
             lines = (proc / name).read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:
             fields = line.split()
-            if len(fields) > 7 and fields[1] == wanted:
+            if len(fields) > 9 and fields[1] == wanted and int(fields[3], 16) == ESTABLISHED and fields[9] != "0":
                 return int(fields[7])
     return None
 
 
-def _spellings(ip: IPv4Address | IPv6Address) -> list[tuple[str, str]]:
+def _told_by_kernel(ip: _Address, port: int, own_ip: _Address, own_port: int) -> int | None:
+    """Of one connection by both its ends, while /proc tells of all. Raises OSError where it does not know.
+
+    Source: sock_diag(7), Linux's include/uapi/linux/inet_diag.h.
+    """
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    ends = struct.pack("!HH16s16s", port, own_port, ip.packed, own_ip.packed)
+    wanted = struct.pack("=BBxxI", family, socket.IPPROTO_TCP, 1 << ESTABLISHED) + ends + bytes(4) + b"\xff" * 8
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG) as kernel:
+        kernel.setblocking(False)  # it answers at once
+        kernel.send(struct.pack("=IHHII", 16 + len(wanted), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0) + wanted)
+        answer = kernel.recv(4096)
+    if len(answer) < 16 + 72 or struct.unpack_from("=H", answer, 4)[0] != SOCK_DIAG_BY_FAMILY:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    uid, inode = struct.unpack_from("=II", answer, 16 + 64)
+    return int(uid) if answer[16 + 1] == ESTABLISHED and inode else None
+
+
+def _spellings(ip: _Address) -> list[tuple[str, str]]:
     """The files an address may be in, and how it is written there: 32-bit words in the machine's order."""
     mapped = IPv6Address(b"\0" * 10 + b"\xff\xff" + ip.packed) if ip.version == 4 else ip
     return [
@@ -138,7 +168,7 @@ class Ports:
 
         served = Port(
             [Route("/*", websocket=websocket, scope="open", is_diverted=True)],
-            Gate(secret),
+            Gate(secret, (host, number)),
             self._metrics,
             max_connections=children + MORE_CONNECTIONS,
             max_message=MAX_MESSAGE_IN,
