@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,22 @@ async def until(taking: Taking, text: bytes) -> None:
     with trio.fail_after(WAIT_S):
         while taking.text != text:
             await trio.lowlevel.checkpoint()
+
+
+async def comes(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + WAIT_S  # also where the loop's time stands still
+    while not condition():
+        assert time.monotonic() < limit
+        await trio.lowlevel.checkpoint()
+
+
+async def watches(follower: Follower, *folders: Path) -> None:
+    """Returns when it does, and is about to watch no other."""
+    await comes(lambda: list(follower._folders.values()) == list(map(str, folders)) and not follower._watching)
+
+
+async def knows_all_places(follower: Follower) -> None:
+    await comes(lambda: follower._places.keys() == {*follower._looks, *follower._sought} and not follower._watching)
 
 
 def changed(*looks: "CData") -> list[int]:
@@ -135,8 +152,8 @@ async def test_what_is_new_before_a_look_begins_is_looked_at_at_once(
             follower.seek(patterns.pop(0))
 
     follower = Follower(rescan, Health("logs"))
-    follower.seek(patterns.pop(0))
     await nursery.start(follower.run)
+    follower.seek(patterns.pop(0))
     with trio.fail_after(WAIT_S):
         while not found or len(found[-1]) < 3:
             await trio.lowlevel.checkpoint()
@@ -187,6 +204,8 @@ async def test_a_disk_that_does_not_answer_a_look_is_told(
     asked, answers, health = threading.Event(), threading.Event(), Health("logs")
 
     def hang(looks: "CData", count: int, changed: "CData") -> int:
+        if not count:
+            return 0
         looks[0].asked = 1
         asked.set()
         answers.wait()
@@ -199,14 +218,15 @@ async def test_a_disk_that_does_not_answer_a_look_is_told(
         return []
 
     follower = Follower(rescan, health)
+    await nursery.start(follower.run)
     if is_glob:
         monkeypatch.setattr(paths, "matching", hang_too)
         follower.seek(f"{tmp_path}/*")
     else:
         monkeypatch.setattr(wake, "lib", SimpleNamespace(look_again=hang))
         follower.add(log(tmp_path / "log", Taking(), follower.blocks))
-    await nursery.start(follower.run)
-    await trio.to_thread.run_sync(asked.wait)
+    await trio.to_thread.run_sync(asked.wait, abandon_on_cancel=True)
+    await knows_all_places(follower)
     mock_clock.jump(wake.RESCAN * wake.POLL_S + 9)
     assert not health.hung()
     mock_clock.jump(1)
@@ -223,11 +243,67 @@ async def test_what_is_followed_no_longer_is_watched_no_longer(tmp_path: Path, n
     for source in sources:
         follower.add(source)
     follower.seek(f"{tmp_path}/*")
-    assert list(follower._folders.values()) == [str(tmp_path)]
+    await knows_all_places(follower)
     for forget in (partial(follower.drop, sources[0]), partial(follower.seek_no_more, f"{tmp_path}/*")):
         forget()
         assert list(follower._folders.values()) == [str(tmp_path)]
     follower.drop(sources[1])
     assert not follower._folders
+    assert not follower._names
     (tmp_path / "a").write_bytes(b"1\n")
     await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_what_is_dropped_before_its_place_is_known_is_not_watched(tmp_path: Path, nursery: trio.Nursery) -> None:
+    async def rescan(files: dict[str, list[str]]) -> None: ...
+
+    follower = Follower(rescan, Health("logs"))
+    await nursery.start(follower.run)
+    source = log(tmp_path / "gone/a", Taking(), follower.blocks)
+    follower.add(source)
+    follower.drop(source)
+    follower.seek(f"{tmp_path}/gone/*")
+    follower.seek_no_more(f"{tmp_path}/gone/*")
+    follower.add(log(tmp_path / "b", Taking(), follower.blocks))
+    await watches(follower, tmp_path)
+    assert list(follower._wanted) == [str(tmp_path)]
+
+
+async def test_a_folder_with_two_names_is_heard_by_both(tmp_path: Path, nursery: trio.Nursery) -> None:
+    async def rescan(files: dict[str, list[str]]) -> None: ...
+
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    follower = Follower(rescan, Health("logs"))
+    await nursery.start(follower.run)
+    for place in ("real/a", "link/b"):
+        follower.add(log(tmp_path / place, Taking(), follower.blocks))
+    follower.seek(f"{tmp_path}/link/*")
+    await knows_all_places(follower)
+    assert set(follower._names) == {(f"{tmp_path}/real", b"a"), (f"{tmp_path}/real", b"b")}
+    assert list(follower._folders.values()) == [f"{tmp_path}/real"]
+
+
+async def test_a_mount_that_hangs_holds_up_neither_the_loop_nor_other_logs(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rescan(files: dict[str, list[str]]) -> None: ...
+
+    real, answers = os.path.realpath, threading.Event()
+
+    def slow(path: str) -> str:
+        if "mnt" in path:
+            answers.wait()
+        return real(path)
+
+    monkeypatch.setattr(os.path, "realpath", slow)
+    follower = Follower(rescan, Health("logs"))
+    await nursery.start(follower.run)
+    follower.add(log(tmp_path / "mnt/a", Taking(), follower.blocks))
+    follower.seek(f"{tmp_path}/mnt/*")
+    (tmp_path / "here").mkdir()
+    follower.add(log(tmp_path / "here/b", Taking(), follower.blocks))
+    await watches(follower, tmp_path / "here")
+    (tmp_path / "mnt").mkdir()
+    answers.set()
+    await watches(follower, tmp_path / "here", tmp_path / "mnt")

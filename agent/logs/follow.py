@@ -30,7 +30,7 @@ from agent.logs.tail import BLOCK, Tail
 
 DIRECT = 1 << 16  # bytes that are read and matched without a thread
 BLOCKS = 4  # large blocks in memory at a time, of all files
-_DISK = trio.CapacityLimiter(40)  # threads that wait for one: where a mount hangs, only logs wait for each other
+DISK = trio.CapacityLimiter(40)  # threads that wait for one: where a mount hangs, only logs wait for each other
 BLOCK_S = 30.0  # s for a hang of one block
 TURN_S = 0.002  # s for which blocks are matched one after the other, before others have their turn
 
@@ -316,7 +316,7 @@ class Followed:
             return function()
         await self.own_turn()
         with self._health.asking(self.tail.path):
-            found = await trio.to_thread.run_sync(function, limiter=_DISK)
+            found = await trio.to_thread.run_sync(function, limiter=DISK)
         self._now = trio.current_time()
         return found
 

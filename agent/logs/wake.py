@@ -2,7 +2,8 @@
 
 Threads: the look at all paths and the reading of directories are one worker's, since a disk (NFS) may hang. It waits
 between two looks too, and comes back when there is something to do: a second in which nothing happens costs no turn of
-the loop. It reads what the sources say of themselves, and changes no more than its own looks.
+the loop. It reads what the sources say of themselves, and changes no more than its own looks. Where a path leads to is
+asked for, and each watch begun, in other threads: what is on this machine is heard while a mount hangs.
 
 Source: protocols/logs.md 5.
 """
@@ -13,9 +14,8 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import trio
 from inotify_simple import INotify, flags
@@ -23,7 +23,7 @@ from inotify_simple import INotify, flags
 from agent._native import ffi, lib
 from agent.core.inotify import open_inotify, unwatch
 from agent.core.supervise import Health
-from agent.logs.follow import Blocks, Followed
+from agent.logs.follow import DISK, Blocks, Followed
 from agent.logs.paths import Globs, fixed
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags
 _NEW = int(flags.CREATE | flags.MOVED_TO)  # as numbers, which cost a tenth of flags
 _WRITTEN, _OVERFLOW, _IGNORED = int(flags.MODIFY), int(flags.Q_OVERFLOW), int(flags.IGNORED)
 
+T = TypeVar("T")
+
 
 class Follower:
     """All logs. `rescan` gets what the globs find, by glob: when that changes, and every few seconds. `blocks` are for
@@ -52,55 +54,66 @@ class Follower:
         self._looks: dict[Followed, tuple[CData, CData]] = {}  # a struct look, and its path
         self._names: dict[tuple[str, bytes], list[Followed]] = {}  # by folder, and the name that inotify tells
         self._globs, self._sought = Globs(), Counter[str]()
+        self._places: dict[Followed | str, set[tuple[str, bytes]]] = {}  # of each source and glob, once they are known
         self._wanted: Counter[str] = Counter()
         self._folders: dict[int, str] = {}
+        self._watching = set[str]()  # folders that are about to be
         self._notify: INotify | None = None
+        self._nursery: trio.Nursery
         self._new = threading.Event()  # there is something else to look at, or for
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Wake the logs, for ever. Without an inotify instance they are looked at each second alone."""
         with open_inotify() as self._notify:
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as self._nursery:
                 if self._notify is not None:
-                    nursery.start_soon(self._hear, self._notify)
+                    self._nursery.start_soon(self._hear, self._notify)
                 task_status.started()
                 await self._poll()
         raise AssertionError("polling never ends")
 
     def add(self, source: Followed) -> None:
+        """Wake it, while run() runs."""
         path = ffi.new("char[]", os.fsencode(source.tail.path))
         self._looks[source] = ffi.new("struct look *", {"path": path}), path
-        for real in {source.tail.path, os.path.realpath(source.tail.path)}:
-            folder, name = os.path.split(real)
-            self._names.setdefault((folder, os.fsencode(name)), []).append(source)
-            self._want(folder)
+        self._nursery.start_soon(self._find_places, source)
         self._new.set()
 
     def drop(self, source: Followed) -> None:
         del self._looks[source]
-        for key, having in list(self._names.items()):
-            if source in having:
-                having.remove(source)
-                self._want_no_more(key[0])
-                if not having:
-                    del self._names[key]
+        for folder, name in self._places.pop(source, ()):
+            self._names[folder, name].remove(source)
+            if not self._names[folder, name]:
+                del self._names[folder, name]
+            self._want_no_more(folder)
 
     def seek(self, pattern: str) -> None:
-        """Have what a glob finds told."""
+        """Have what a glob finds told, while run() runs."""
         self._sought[pattern] += 1
-        self._want(fixed(pattern))
+        self._nursery.start_soon(self._find_places, pattern)
         self._new.set()
 
     def seek_no_more(self, pattern: str) -> None:
         """As often as it was sought."""
         self._sought -= Counter((pattern,))
-        self._want_no_more(fixed(pattern))
+        if pattern not in self._sought:
+            for folder, _ in self._places.pop(pattern, ()):
+                self._want_no_more(folder)
 
-    def _want(self, folder: str) -> None:
-        """Hear of what happens in a directory."""
-        self._wanted[folder] += 1
-        if self._wanted[folder] == 1:
-            self._watch_folders()
+    async def _find_places(self, one: Followed | str) -> None:
+        """Hear of what happens at a source's path and where that leads to, or where a glob begins."""
+        if isinstance(one, str):
+            places = await self._ask(fixed(one), lambda: {(os.path.realpath(fixed(one)), b"")})
+        else:
+            places = await self._ask(one.tail.path, partial(_places, one.tail.path))
+        if one in self._places or not (one in self._looks or one in self._sought):  # it was dropped meanwhile
+            return
+        self._places[one] = places
+        for folder, name in places:
+            if not isinstance(one, str):
+                self._names.setdefault((folder, name), []).append(one)
+            self._wanted[folder] += 1
+        self._watch_folders()
 
     def _want_no_more(self, folder: str) -> None:
         """As often as it was wanted."""
@@ -115,11 +128,28 @@ class Follower:
 
     def _watch_folders(self) -> None:
         """Those that the kernel does not watch yet: they may not have been there."""
-        if self._notify is None:
+        if self._notify is not None:
+            for folder in self._wanted.keys() - self._folders.values() - self._watching:
+                self._watching.add(folder)
+                self._nursery.start_soon(self._watch, self._notify, folder)
+
+    async def _watch(self, notify: INotify, folder: str) -> None:
+        try:
+            wd: int = await self._ask(folder, partial(notify.add_watch, folder, _HEARD))
+        except OSError:  # what is there is looked at each second, and then this is tried again
             return
-        for folder in self._wanted.keys() - self._folders.values():
-            with suppress(OSError):  # it is looked at each second, and tried again
-                self._folders[self._notify.add_watch(folder, _HEARD)] = folder  # type: ignore[no-untyped-call]
+        finally:
+            self._watching.remove(folder)
+        if folder in self._wanted:
+            self._folders[wd] = folder
+            self._new.set()  # what was told by a number that was not known yet was not heard
+        elif wd not in self._folders:
+            unwatch(notify, wd)
+
+    async def _ask(self, path: str, function: Callable[[], T]) -> T:
+        """In a thread: its disk may hang."""
+        with self._health.asking(path):
+            return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=DISK)
 
     async def _hear(self, notify: INotify) -> NoReturn:
         fd = notify.fileno()
@@ -182,6 +212,16 @@ class Follower:
         """What the worker waits for, if for a disk."""
         asked = (source.tail.path for source, (look, _) in self._looks.items() if look.asked)
         return next(asked, self._globs.asked)
+
+
+def _places(path: str) -> set[tuple[str, bytes]]:
+    """Folders and names in them: where the path stands, and where it leads to. Blocks.
+
+    No folder has two names here: inotify tells of each by one number.
+    """
+    folder, name = os.path.split(path)
+    places = (os.path.realpath(folder), name), os.path.split(os.path.realpath(path))
+    return {(folder, os.fsencode(name)) for folder, name in places}
 
 
 def _look(
