@@ -100,9 +100,11 @@ def test_a_checkout_is_no_release(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--purge"], "--purge goes with --uninstall"),
         (["--sha256", "12"], "--sha256 goes with --from"),
         (["--prefix", "opt"], "absolute"),
+        (["--prefix", "/opt/a b"], "--prefix '/opt/a b' cannot stand in a service file"),
+        (["--user", "agent;reboot"], "--user 'agent;reboot' is no user's name"),
     ],
 )
-def test_flags_that_mean_nothing_together_are_refused(
+def test_flags_that_mean_nothing_are_refused(
     image: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     assert run(image, *words) == 2

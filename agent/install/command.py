@@ -6,6 +6,7 @@ Source: protocols/packaging.md 8; ARCHITECTURE.md, "The commands".
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -89,6 +90,11 @@ def _misuse(options: Options) -> str | None:
         return "--root and --prefix are absolute paths"
     if not options.root.is_dir():
         return f"--root {options.root} is no folder"
+    # Both stand in service files, where a blank, a quote or a % would mean something else.
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", options.user):
+        return f"--user {options.user!r} is no user's name: letters, digits, _ and -"
+    if options.prefix and options.init != "none" and not re.fullmatch(r"[A-Za-z0-9._+/-]+", str(options.prefix)):
+        return f"--prefix {str(options.prefix)!r} cannot stand in a service file: letters, digits and . _ + - /"
     return None
 
 

@@ -142,7 +142,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         if self.user == "dynamic":
             lines += self._credentials()
         if self.needs.writes:
-            lines.append(f"ReadWritePaths={' '.join(f'-{path}' for path in self.needs.writes)}")
+            quoted = (f'"-{path}"' if " " in path else f"-{path}" for path in self.needs.writes)
+            lines.append(f"ReadWritePaths={' '.join(quoted)}".replace("%", "%%"))
         if self.needs.serial:
             lines += ["PrivateDevices=no", "DevicePolicy=closed", *(f"DeviceAllow={name} rw" for name in SERIAL)]
         return "\n".join(lines) + "\n"
