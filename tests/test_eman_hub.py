@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -206,6 +207,18 @@ async def test_who_is_there() -> None:
         assert shown == {"result": {worker.id: {"id": worker.id, "name": "worker", "subscribed_events": ["post"]}}}
     async with hub(services_page="off") as address, browser() as http:
         assert (await http.get(f"http://{address}/services")).status_code == 403
+
+
+async def test_a_hub_allows_itself_the_descriptors_for_all_its_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = min(soft, 500)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    try:
+        async with hub(max_connections=500):  # a service that polls has two
+            allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert allowed == (1164 if hard == resource.RLIM_INFINITY else min(1164, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_who_never_reads_is_closed_and_nobody_else_notices() -> None:

@@ -11,6 +11,7 @@ Source: protocols/eman.md, "The wire", "Long-polling", "Failure behaviour", "Lim
 
 import logging
 import math
+import resource
 import secrets
 import ssl
 import time
@@ -41,7 +42,9 @@ from agent.eman.shake import Act, Emit, Hub, Leave, by_keys, by_salt
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-MORE_CONNECTIONS = 100  # of the port beside those of services: polls, and who asks for a page
+EACH_CONNECTIONS = 2  # of the port for a service that polls: what it fetches is held while it sends
+MORE_CONNECTIONS = 100  # beside those of services: who asks for a page
+OWN_DESCRIPTORS = 64  # of the process, beside connections
 JSON = (("Content-Type", "application/json"),)
 TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 ERRORS = {
@@ -340,17 +343,33 @@ async def serve_hub(
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve a hub at "HOST:PORT" until cancelled; `started` gives the address that is bound. Raises OSError."""
-    server = HubServer(settings, is_right, metrics=metrics)
+    server, most = HubServer(settings, is_right, metrics=metrics), port_connections(settings)
+    _allow_descriptors(most + OWN_DESCRIPTORS)
     guard = Guard((), {}, False, settings.origins, trio.current_time)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)
         serve = partial(
             listen.serve, [address], server.routes, guard, metrics=metrics, tls=tls,
-            max_connections=settings.max_connections + MORE_CONNECTIONS, max_message=MAX_MESSAGE,
+            max_connections=most, max_message=MAX_MESSAGE,
         )  # fmt: skip
         (bound, *_) = await nursery.start(serve)
         log.info("eman hub listens address=%s auth=%s", bound, settings.auth)
         task_status.started(bound)
+
+
+def port_connections(settings: HubSettings) -> int:
+    """How many connections a hub's port has to take."""
+    return EACH_CONNECTIONS * settings.max_connections + MORE_CONNECTIONS
+
+
+def _allow_descriptors(most: int) -> None:
+    """Many systems give a process 1024, and more to who asks for it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if allowed < most:
+        log.warning("only %d descriptors are allowed, %d may be needed (ulimit -n)", allowed, most)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def authority(settings: HubSettings, address: str, find: Callable[[str], Path]) -> Callable[[IAm], bool]:

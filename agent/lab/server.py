@@ -33,7 +33,7 @@ from agent.core.head import Head, HttpError, host_name
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import own_token
-from agent.eman.hub import MORE_CONNECTIONS, HubServer, any_key
+from agent.eman.hub import HubServer, any_key, port_connections
 from agent.eman.messages import IAm
 from agent.eman.settings import HubSettings
 from agent.lab.drill import FILES, Drill
@@ -187,7 +187,7 @@ async def serve_lab(
                 # What agents send in one message is bounded by themselves; a document for Polarize is the largest.
                 serve = partial(
                     listen.serve, [address], lab.routes(), guard, metrics=metrics, max_message=MAX_DOCUMENT,
-                    max_connections=hub.max_connections + MORE_CONNECTIONS,
+                    max_connections=port_connections(hub),
                 )  # fmt: skip
                 (lab.address, *_) = await nursery.start(serve)
                 log.info("lab listens address=%s data=%s", lab.address, data)
