@@ -1,6 +1,7 @@
 """The coverage role with the lab's Drill admin, and without any: sessions, runs, reports, and what it says."""
 
 import json
+import random
 import shutil
 import time
 import xml.etree.ElementTree as ET
@@ -131,8 +132,11 @@ async def test_what_was_seen_before_a_start_is_not_the_sessions(tmp_path: Path) 
         assert [bin(value).count("1") for values in flags.values() for value in values] == [2, 1]
 
 
-async def test_classes_of_a_run_are_announced_and_the_build_changes_when_no_session_is_open(tmp_path: Path) -> None:
+async def test_classes_of_a_run_are_announced_and_the_build_changes_when_no_session_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     product = Product("./a.js")
+    monkeypatch.delattr(random.Random, "uniform")  # at once: it waits for no jitter, as after a line that was cut
     async with admin(tmp_path) as (lab, user), house(tmp_path, product, lab.ws_url) as here:
         await ready(here, lab)
         (empty,) = lab.drill.agents.values()

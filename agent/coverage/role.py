@@ -57,6 +57,7 @@ ANNOUNCE_S = 10.0  # s at least between two announcements of classes that are fo
 OWED_S = 60.0  # s for which the end of a session cannot be told, then an Alert
 COLLECT_S = 60.0  # s for a hang of one look, or of taking a profile apart; a look gives the disk up before
 PREPARE_S = 120.0  # s for reading the files of a run's product: its runner waits for that
+CLOSE_S = 2.0  # s for an admin to take leave of a build
 LARGE = 256 * 1024  # characters of a frame that is read in a thread: whole profiles come in ADD_SESSION_DATA
 MAX_REASONS = 16  # runs that are over of which is remembered why they saw nothing
 
@@ -84,18 +85,19 @@ async def run(
             await coverage.read_product()
             if dial is None:
                 await trio.sleep_forever()
-            await link.redial(
-                NAME,
-                dial,
-                coverage.attached,
-                publish=coverage.publish,
-                random=random.Random(),
-                max_message=MAX_TEXT,
-                headers=coverage.headers,
-            )
+            while True:
+                with trio.CancelScope() as coverage.build_over:
+                    await link.redial(
+                        NAME,
+                        dial,
+                        coverage.attached,
+                        publish=coverage.publish,
+                        random=random.Random(),
+                        max_message=MAX_TEXT,
+                        headers=coverage.headers,
+                    )
     finally:
         coverage.keep()
-    raise AssertionError("nothing here ends")
 
 
 class Coverage:
@@ -136,7 +138,8 @@ class Coverage:
         self._announced_at = -math.inf
         self._is_armed = False
         self._build = self._attached_build = ""
-        self._renew = trio.CancelScope()
+        self._renew = trio.CancelScope()  # of the connection
+        self.build_over = trio.CancelScope()  # of the link: the next build need not wait as one that was lost must
         self._owed_since, self._is_alerting = math.inf, False
 
     async def begin(self, settings: CoverageSettings, ident: str, health: Health, *, has_admin: bool) -> None:
@@ -333,7 +336,7 @@ class Coverage:
         return (("AgentConfig", attach_header(config)), ("needSync", "true" if needs_sync else "false"))
 
     async def attached(self, ws: WebSocketConnection, tell: Tell) -> None:
-        """Serve one connection; returns when the next one shall be for another build."""
+        """Serve one connection; ends the link when the next one shall be for another build."""
         machine = self._machine
 
         def pong(number: int) -> None:
@@ -359,6 +362,9 @@ class Coverage:
                 tell_link()
                 self._renew_when_idle()
                 await self._attachment.serve(receive)
+            with trio.move_on_after(CLOSE_S):
+                await ws.aclose()
+            self.build_over.cancel()
         finally:
             self._attachment = None
             machine.lost()
