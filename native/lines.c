@@ -1,4 +1,7 @@
-/* Line indexing: where are the newlines of a block? One loop per engine; each ends in the scalar one for the tail. */
+/* Lines: where are the newlines of a block? One loop per engine; each ends in the scalar one for the tail. */
+
+#define _GNU_SOURCE /* memrchr */
+#include <string.h>
 
 #include "native.h"
 
@@ -90,4 +93,69 @@ size_t line_ends(int engine, const uint8_t *block, size_t start, size_t size, si
         scan_scalar(block, start, size, &out);
     }
     return out.count;
+}
+
+static size_t start_scalar(const uint8_t *block, size_t from, size_t at)
+{
+    const uint8_t *lf = memrchr(block + from, '\n', at - from);
+    return lf ? (size_t)(lf - block) + 1 : from;
+}
+
+static size_t end_scalar(const uint8_t *block, size_t at, size_t to)
+{
+    const uint8_t *lf = memchr(block + at, '\n', to - at);
+    return lf ? (size_t)(lf - block) : to;
+}
+
+#if defined(__x86_64__) || defined(__i386__)
+
+/* Most lines are short, but each has another length, and a loop over its vectors ends where no processor expects it: so
+ * two or three vectors are looked at in any case, and a choice among them is no branch. */
+#define AVX512 __attribute__((target("avx512f,avx512bw")))
+
+AVX512 static inline uint64_t newlines(const uint8_t *text)
+{
+    return _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(text), _mm512_set1_epi8('\n'));
+}
+
+AVX512 static size_t start_avx512(const uint8_t *block, size_t from, size_t at)
+{
+    if (at < from + 128)
+        return start_scalar(block, from, at);
+    uint64_t near = newlines(block + at - 64), far = newlines(block + at - 128);
+    size_t base = near ? at - 64 : at - 128;
+    uint64_t found = near ? near : far;
+    return found ? base + 64 - (size_t)__builtin_clzll(found) : start_scalar(block, from, at - 128);
+}
+
+AVX512 static size_t end_avx512(const uint8_t *block, size_t at, size_t to)
+{
+    if (to < at + 192)
+        return end_scalar(block, at, to);
+    uint64_t first = newlines(block + at), second = newlines(block + at + 64), third = newlines(block + at + 128);
+    size_t base = first ? at : second ? at + 64 : at + 128;
+    uint64_t found = first ? first : second ? second : third;
+    return found ? base + (size_t)__builtin_ctzll(found) : end_scalar(block, at + 192, to);
+}
+
+#endif
+
+size_t line_start(int engine, const uint8_t *block, size_t from, size_t at)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    if (engine == ENGINE_AVX512)
+        return start_avx512(block, from, at);
+#endif
+    (void)engine;
+    return start_scalar(block, from, at);
+}
+
+size_t line_end(int engine, const uint8_t *block, size_t at, size_t to)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    if (engine == ENGINE_AVX512)
+        return end_avx512(block, at, to);
+#endif
+    (void)engine;
+    return end_scalar(block, at, to);
 }

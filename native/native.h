@@ -34,6 +34,13 @@ int engine_best(void);
 size_t line_ends(int engine, const uint8_t *block, size_t start, size_t size, size_t *ends, size_t capacity);
 
 /*
+ * The line around block[at]: where it begins, at `from` at the earliest; and where it ends, which is its newline, or `to`.
+ * Read only block[from..at) and block[at..to).
+ */
+size_t line_start(int engine, const uint8_t *block, size_t from, size_t at);
+size_t line_end(int engine, const uint8_t *block, size_t at, size_t to);
+
+/*
  * Regular expressions: PCRE2, JIT-compiled where the system allows it. A regex is immutable, and any number of threads
  * may match with it; each thread needs a scratch of its own.
  */

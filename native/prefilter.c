@@ -618,20 +618,25 @@ AVX512 __attribute__((always_inline)) static inline uint64_t
 look_avx512(__m512i tables[MAX_GROUPS][MAX_WIDTH], const uint8_t *text, size_t groups, size_t width, int fold)
 {
     (void)fold;
-    __m512i left[MAX_GROUPS];
+    __m512i left[MAX_GROUPS], last[MAX_GROUPS];
 #pragma GCC unroll 8
     for (size_t byte = 0; byte < width; byte++) {
         __m512i bytes = _mm512_loadu_si512(text + byte);
 #pragma GCC unroll 8
         for (size_t g = 0; g < groups; g++) {
-            __m512i may = _mm512_permutexvar_epi8(bytes, tables[g][byte]);
-            left[g] = byte ? _mm512_and_si512(left[g], may) : may;
+            last[g] = _mm512_permutexvar_epi8(bytes, tables[g][byte]);
+            if (byte == 0)
+                left[g] = last[g];
+            else if (byte < width - 1)
+                left[g] = _mm512_and_si512(left[g], last[g]);
         }
     }
-    __m512i any = left[0];
+    if (groups == 1)
+        return _mm512_test_epi8_mask(left[0], last[0]);
+    __m512i any = _mm512_and_si512(left[0], last[0]);
 #pragma GCC unroll 8
     for (size_t g = 1; g < groups; g++)
-        any = _mm512_or_si512(any, left[g]);
+        any = _mm512_or_si512(any, _mm512_and_si512(left[g], last[g]));
     return _mm512_test_epi8_mask(any, any);
 }
 

@@ -11,6 +11,7 @@
 enum { HITS = 4096 };
 
 struct scanner {
+    int engine;
     struct prefilter *prefilter;
     const struct regex **regexes;
     size_t *groups; /* of each regex */
@@ -68,6 +69,7 @@ struct scanner *scanner_new(const struct rule *rules, size_t rule_count, const s
     struct scanner *scanner = calloc(1, sizeof *scanner);
     if (!scanner)
         return NULL;
+    scanner->engine = engine;
     scanner->rules = rule_count;
     scanner->literals = literal_count;
     scanner->prefilter = prefilter_new(literals, literal_count, sample, sample_size, engine);
@@ -215,9 +217,8 @@ static void begin_unit(struct job *job, size_t start, size_t end, size_t next)
 /* The line that begins at `start`; it ends at the first LF from `from` on, at `to` at the latest. */
 static void begin_line(struct job *job, size_t start, size_t from, size_t to)
 {
-    const uint8_t *lf = memchr(job->block + from, '\n', to - from);
-    size_t end = lf ? (size_t)(lf - job->block) : to;
-    size_t next = lf ? end + 1 : to;
+    size_t end = line_end(job->scanner->engine, job->block, from, to);
+    size_t next = end < to ? end + 1 : to;
     job->worker->lines++;
     begin_unit(job, start, end > start && job->block[end - 1] == '\r' ? end - 1 : end, next);
 }
@@ -257,9 +258,8 @@ static size_t scan_span(struct job *job, size_t from, size_t to, int is_window)
                 }
                 if (job->out->is_full)
                     break;
-                const uint8_t *lf = memrchr(block + job->unit.next, '\n', hit.at - job->unit.next);
                 began = 1;
-                begin_line(job, lf ? (size_t)(lf - block) + 1 : job->unit.next, hit.at, to);
+                begin_line(job, line_start(scanner->engine, block, job->unit.next, hit.at), hit.at, to);
             }
             for (uint32_t r = scanner->rules_at[hit.literal]; r < scanner->rules_at[hit.literal + 1]; r++) {
                 if (job->out->is_full)

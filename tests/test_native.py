@@ -47,15 +47,15 @@ def line_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scanner_harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("native") / "scanner"
-    return build(program, "scanner.c", "scanner.c", "prefilter.c", "count.c", "regex.c", "format.c")
+    return build(program, "scanner.c", "scanner.c", "prefilter.c", "lines.c", "count.c", "regex.c", "format.c")
 
 
 def check_line_ends(harness: Sequence[str | Path], engines: Iterable[int]) -> None:
     rng = random.Random(20)
     cases: list[tuple[int, bytes, int, int]] = []
     for engine in engines:
-        for size in [*range(70), 1000, 4096]:
-            block = bytes(rng.choices(b"\n\x8aab", k=size))
+        for size, often in [*((size, 1.0) for size in range(70)), (1000, 1.0), (1000, 0.02), (4096, 0.02), (4096, 0.0)]:
+            block = bytes(rng.choices(b"\n\x8aab", (often, 1, 1, 1), k=size))
             cases += [(engine, block, start, cap) for start in (0, 1, 17, size) for cap in (0, 1, size // 5, size)]
     stdin = b"".join(struct.pack("@4N", e, s, len(b), c) + b for e, b, s, c in cases)
     done = subprocess.run(harness, input=stdin, capture_output=True)
