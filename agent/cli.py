@@ -497,12 +497,12 @@ def _gator(given: argparse.Namespace) -> int:
         spec=given.spec,
         idents=tuple(given.id),
         parent=given.parent or (None if given.spec else os.environ.get("GATOR_PARENT")),
-        tracking=tuple(given.tracking),
+        tracking=tuple(given.tracking) or (role.new_tracking(),),
         progress=given.progress,
         events=given.events_fd,
     )
     try:
-        with guarded(is_root=command.parent is None):
+        with guarded(None if command.parent else command.tracking[-1]):
             return trio.run(role.run, command, settings)
     except (BaseExceptionGroup, DocumentError, role.BadOption) as err:
         cause = unwrap(err)

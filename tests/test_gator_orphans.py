@@ -65,6 +65,7 @@ async def test_tasks_of_a_killed_root_end_with_all_they_started(tmp_path: Path) 
         root.send_signal(signal.SIGKILL)
         await until(lambda: not any(map(lives, words(pids))), within_s=WITHIN_S)
         await until(lambda: not about(tmp_path), within_s=WITHIN_S)
+    assert (tmp_path / "t/messages.log").read_text().endswith("[CRITICAL] this root was killed: its tasks were ended\n")
 
 
 async def test_a_child_of_its_own_goes_on_without_its_root(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The end of a root's tasks when the root itself was killed: a process of its own waits for that.
 
-    root -- fork, fork --> guard: reads a pipe; a byte: the root has ended; its end: the root is dead, its tasks follow
+    root -- fork, fork --> guard: reads a pipe; a byte: the root has ended; its end: the root is dead, its tasks follow,
+                                 and its messages.log says so
 
 Children that are processes of their own are left alone: they go on, and wait for a parent as long as they may.
 
@@ -12,6 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Final, NoReturn
 
 import trio
@@ -28,15 +30,17 @@ def task_mark(path: tuple[str, ...], ident: str) -> str:
 
 
 @contextmanager
-def guarded(*, is_root: bool) -> Iterator[None]:
+def guarded(root: Path | None) -> Iterator[None]:
     """Gives this process a mark of its own, as the same spec may run twice at a time; a root is watched within.
+
+    `root` is its folder, whose messages.log is told of its death; None: this is no root.
 
     To be entered before a trio loop or a thread is begun: this forks. Raises OSError.
     """
     before, mark = os.environ.get(MARK), nested(f"gator.{os.getpid()}.{time.time_ns()}")
     os.environ[MARK] = mark
     try:
-        with _watched() if is_root else nullcontext():
+        with nullcontext() if root is None else _watched(root.absolute()):
             yield
     finally:
         if before is None:
@@ -46,13 +50,13 @@ def guarded(*, is_root: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _watched() -> Iterator[None]:
+def _watched(root: Path) -> Iterator[None]:
     reading, writing = os.pipe()
     # Twice: as a child of this process it would be taken for what a task left.
     if not (pid := os.fork()):
         if os.fork():
             os._exit(0)
-        _guard(reading)
+        _guard(reading, root)
     os.waitpid(pid, 0)
     os.close(reading)
     try:
@@ -63,7 +67,7 @@ def _watched() -> Iterator[None]:
         os.close(writing)
 
 
-def _guard(reading: int) -> NoReturn:
+def _guard(reading: int, root: Path) -> NoReturn:
     try:
         os.setsid()
         for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -78,7 +82,12 @@ def _guard(reading: int) -> NoReturn:
                 if int(name) > PIPE:
                     os.close(int(name))
         if not os.read(PIPE, 1):
-            with suppress(TreeSurvived):  # nobody is left who could be told
+            ended = "its tasks were ended"
+            try:
                 trio.run(sweep, TASKS)
+            except TreeSurvived as err:
+                ended = str(err)
+            with suppress(OSError), open(root / "messages.log", "a") as file:  # nobody is left who could be told else
+                file.write(f"[{time.strftime('%H:%M:%S')}] [CRITICAL] this root was killed: {ended}\n")
     finally:
         os._exit(0)

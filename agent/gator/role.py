@@ -60,14 +60,14 @@ class BadOption(AgentError):
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """The command line. `spec` for a root, `parent` and `idents` for children that run one after another, each with its
-    folder in `tracking`, where it is named. `events` takes JSON lines of jobs.
+    folder in `tracking`; a root's is the last of these. `events` takes JSON lines of jobs.
     """
 
     options: Options
+    tracking: tuple[Path, ...]
     spec: Path | None = None
     idents: tuple[str, ...] = ()
     parent: str | None = None
-    tracking: tuple[Path, ...] = ()
     progress: bool = False
     events: int | None = None
 
@@ -133,7 +133,7 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
     check(spec, pool)
     if command.events is not None:
         _check_writable(command.events)
-    tracking = await trio.to_thread.run_sync(_make, command.tracking[-1] if command.tracking else _tracking())
+    tracking = await trio.to_thread.run_sync(_make, command.tracking[-1])
     told = Told(spec.root, command.events) if command.events is not None else None
     shared = _shared(options, settings, pool, told.tell if told else lambda event: None)
     root = Root(out, options, progress=command.progress)
@@ -189,7 +189,7 @@ async def _run_children(command: Command, settings: GatorSettings) -> int:
     if len(command.idents) > 1 and len(command.tracking) != len(command.idents):
         raise BadOption("each of several children needs a folder", remedy="Give a --tracking with each --id.")
     codes: list[int] = []
-    folders = [await trio.to_thread.run_sync(_make, folder) for folder in command.tracking or (_tracking(),)]
+    folders = [await trio.to_thread.run_sync(_make, folder) for folder in command.tracking]
     running = _Running()
     async with _stopped_by_signals(running, is_root=False):
         for ident, tracking in zip(command.idents, folders, strict=True):
@@ -253,7 +253,8 @@ def _check_writable(fd: int) -> None:
         raise BadOption(f"--events-fd {fd}: not open for writing", remedy="Name one that the caller opened.") from err
 
 
-def _tracking() -> Path:
+def new_tracking() -> Path:
+    """The folder of a layer that is given none."""
     return Path("tracking") / datetime.now().isoformat(timespec="microseconds")  # two may begin in one second
 
 
