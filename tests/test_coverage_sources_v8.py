@@ -252,6 +252,18 @@ async def test_a_changed_file_is_dropped_and_told_once(house: House) -> None:
     assert "what Node ran has another length" in text
 
 
+async def test_what_is_no_javascript_is_told_once(house: House) -> None:
+    await house.start()
+    for _ in range(2):
+        report = {"result": [{"url": (house.product / name).as_uri(), "functions": []} for name in ("b.ts", "c/a.tsx")]}
+        report["result"].append({"url": "file:///elsewhere/d.ts", "functions": []})
+        report["result"].append({"url": (house.product / "node_modules/e/f.ts").as_uri(), "functions": []})
+        house.write(json.dumps(report).encode())
+        assert await house.source.collect() == []
+    assert house.texts() == ["b.ts, c/a.tsx: not covered, as it is no JavaScript. Run what it is compiled to."]
+    assert house.source.why_empty() == "What Node ran of the product is no JavaScript: b.ts, c/a.tsx."
+
+
 async def test_a_touched_file_is_the_same(house: House) -> None:
     os.utime(house.product / "queue.mjs", (1, 1))
     house.write(house.report(1))

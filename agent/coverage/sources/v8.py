@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 HOOK = Path(agent.__file__).parent / "coverage/hook.cjs"
 SUFFIXES = (".js", ".mjs", ".cjs")
+TRANSLATED = (".ts", ".mts", ".cts", ".tsx", ".jsx")  # Node runs them by a loader, or without their types
 MOST_BYTES = 4 * 2**20  # of a file; larger ones were made by a tool, and nobody reads their coverage
 FOLDER_LIMIT = 256 * 2**20  # bytes: protocols/drill.md, "Failure behaviour"
 REPORT_LIMIT = 64 * 2**20  # bytes of one report: a hundred times what Node's own modules take
@@ -111,6 +112,7 @@ class V8:
         self._since_ms = math.inf
         self._unfinished: set[str] = set()  # reports that did not parse when they were last read
         self._changed: set[str] = set()
+        self._translated: set[str] = set()  # files that Node ran, and that are no JavaScript
         self._told: list[Warned | Lost] = []
         self._reports = self._matched = 0  # since the start
 
@@ -180,6 +182,8 @@ class V8:
             return ""
         if self._changed:
             return f"What Node ran of the product is not what was read: {self._list(self._changed)}."
+        if self._translated:
+            return f"What Node ran of the product is no JavaScript: {self._list(self._translated)}."
         if self._reports:
             return (
                 f"{self._reports} reports of Node named none of the {len(self._products)} files that were read. "
@@ -228,6 +232,7 @@ class V8:
         reports = self._found()
         self._drop_oldest(reports)
         checked: dict[str, bool] = {}
+        translated = set(self._translated)
         self._unfinished.clear()
         for report in reports:
             self._take(report, checked)
@@ -235,6 +240,8 @@ class V8:
             self._changed |= changed
             names = self._list(changed)
             self._tell(Warned(f"{names}: changed on disk since the classes were read: that coverage is dropped"))
+        if found := self._translated - translated:
+            self._tell(Warned(f"{self._list(found)}: not covered, as it is no JavaScript. Run what it is compiled to."))
 
     def _found(self) -> list[_Report]:
         """Reports in the folder, the oldest first; what tells of a begin is taken in."""
@@ -307,7 +314,10 @@ class V8:
             bits = self._waiting.setdefault(report.key, {})
             for each, file in files:
                 product = self._products.get(file)
-                if product is not None and self._is_same(file, product, checked):
+                if product is None:
+                    if file.endswith(TRANSLATED) and self._is_chosen(file):
+                        self._translated.add(file)
+                elif self._is_same(file, product, checked):
                     self._add(bits, each, product)
         self._unlink(report)
 
@@ -336,6 +346,9 @@ class V8:
             except OSError:
                 checked[file] = False
         return checked[file]
+
+    def _is_chosen(self, file: str) -> bool:
+        return any(file.startswith(f"{root}/") for root in self._roots) and self._chosen.takes(self._shown(file))
 
     def _has_tests(self, file: str) -> bool:
         is_ours = "/node_modules/" not in file or any(file.startswith(f"{root}/") for root in self._roots)
