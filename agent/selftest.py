@@ -50,6 +50,7 @@ PEERS: dict[str, Callable[[Subject], Awaitable[Finding]]] = {
     "peer.polarize": peers.polarize,
     "peer.cibus": peers.cibus,
     "peer.eman": peers.eman,
+    "peer.coverage": peers.coverage,
 }
 NAMES = (*LOCAL, *PEERS)
 

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from agent.checks import peers
 from agent.checks.subject import Finding, Subject
 from agent.core import tls
+from agent.coverage.settings import CoverageSettings
 from agent.eman.settings import EmanSettings
 from agent.lab.server import Lab, serve_lab
 from agent.mimir.settings import MimirSettings
@@ -93,7 +94,7 @@ def served(ca: Issued, folder: Path) -> ssl.SSLContext:
 
 
 async def test_what_is_not_configured_is_not_used(tmp_path: Path) -> None:
-    for check in (peers.seneschal, peers.mimir, peers.polarize, peers.cibus, peers.eman):
+    for check in (peers.seneschal, peers.mimir, peers.polarize, peers.cibus, peers.eman, peers.coverage):
         assert await check(subject(tmp_path)) == ("ok", "not used", "", {})
     assert peers.tls_roots(subject(tmp_path)).detail == "not used"
 
@@ -327,3 +328,18 @@ async def test_the_eman_hub_is_upgraded_and_not_joined(tmp_path: Path) -> None:
         found = await peers.eman(subject(tmp_path, eman=settings))
     assert (found.status, found.data["failed"]) == ("fail", "token")
     assert heard[0].startswith(b"GET /socket.io/?EIO=3&transport=websocket HTTP/1.1\r\n")
+
+
+async def test_the_drill_admin_is_connected_to_and_sees_no_agent(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+
+    async def listen(stream: trio.abc.Stream) -> None:
+        heard.append(bytes(await stream.receive_some(100)))
+
+    async with peer(listen) as port:
+        settings = CoverageSettings(enabled=True, admin=f"ws://127.0.0.1:{port}")
+        found = await peers.coverage(subject(tmp_path, coverage=settings))
+    assert (found.status, list(found.data["steps_ms"])) == ("ok", ["name", "connect", "hello"])
+    assert b"".join(heard) == b""
+    gone = await peers.coverage(subject(tmp_path, coverage=settings))
+    assert (gone.status, gone.data["failed"]) == ("fail", "connect")

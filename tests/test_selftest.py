@@ -26,7 +26,7 @@ SHEET = {
     *("native.engine", "native.jit", "native.rules", "inotify.limits", "state.disk", "state.fsync", "state.integrity"),
     *("os.entropy", "clock", "cgroup", "dbus", "runner.node", "runner.ava", "runner.pytest", "tls.roots", "config"),
     *("profile", "control.port", "control.token", "files.permissions", "bundle"),
-    *("peer.seneschal", "peer.mimir", "peer.polarize", "peer.cibus", "peer.eman"),
+    *("peer.seneschal", "peer.mimir", "peer.polarize", "peer.cibus", "peer.eman", "peer.coverage"),
 }
 
 

@@ -58,6 +58,7 @@ def tls_roots(subject: Subject) -> Finding:
         "polarize": (settings.polarize.url, settings.polarize),
         "cibus": (settings.cibus.url, settings.cibus),
         "eman": (settings.eman.url, settings.tls),
+        "coverage": (settings.coverage.admin if settings.coverage.enabled else "", settings.tls),
     }
     secure = {name: peer for name, (url, peer) in peers.items() if url and _is_secure(urlsplit(url))}
     if not secure:
@@ -128,6 +129,13 @@ async def eman(subject: Subject) -> Finding:
     settings = subject.settings
     url = urlsplit(dial_url(settings.eman.url, settings.eman.eio) if settings.eman.url else "")
     return await _ask(subject, settings.tls, url, partial(_upgrade, url, {}))
+
+
+async def coverage(subject: Subject) -> Finding:
+    """The Drill admin is connected to, and not spoken to: each websocket there is an agent that attaches."""
+    settings = subject.settings
+    url = urlsplit(settings.coverage.admin if settings.coverage.enabled else "")
+    return await _ask(subject, settings.tls, url, _say_nothing)
 
 
 def _is_secure(url: SplitResult) -> bool:
@@ -242,6 +250,10 @@ def _judge(status: int, expected: bool) -> None:
         raise _Refused(f"refused with status {status}")
     if not expected:
         raise _Failed(f"answered with status {status}")
+
+
+async def _say_nothing(stream: trio.abc.Stream) -> None:
+    """Name, connection and TLS are all that is asked."""
 
 
 async def _upgrade(url: SplitResult, headers: dict[str, str], stream: trio.abc.Stream) -> None:
