@@ -30,7 +30,7 @@ from agent.core import bundle, cgroup, clock, config, edited, heartbeat, notify,
 from agent.core.bus import Bus
 from agent.core.config import Effective
 from agent.core.errors import ActionError
-from agent.core.events import AgentStarted, Alert, AlertCleared, Reloaded
+from agent.core.events import AgentStarted, Alert, AlertCleared, Reloaded, RoleChanged
 from agent.core.link import Dial
 from agent.core.metrics import Metrics
 from agent.core.payload import read
@@ -58,7 +58,6 @@ P = TypeVar("P", PolarizeSettings, CibusSettings)
 DELIVER_S = 60.0  # settings.md, "Ends": links and outbox get that long at SIGTERM
 START_S = 60.0  # the supervisor's TimeoutStartSec: beside the wait for the clock
 STUCK_S = 10.0  # an outbox of which nothing leaves for that long waits on disk instead
-
 
 # A change of these is taken up at the next start only. A control client that asks for a reload must hear the answer.
 NEEDS_RESTART = ("ident", "labels", "profile", "timeout_factor", "clock", "state", "log", "control")
@@ -189,7 +188,7 @@ class Service:
             reserve=settings.state.reserve,
         )
         self.bus = Bus(self.store)
-        self.supervisor = Supervisor(self.bus.publish)
+        self.supervisor = Supervisor(self._role_changed)
         self.board = Board()
         self.serving = trio.Event()  # the control port listens; the other roles are on their way
         self.up = trio.Event()  # every role had its start
@@ -233,6 +232,11 @@ class Service:
             if self._covering is not None:
                 await self._covering.leave()
             self.store.close()
+
+    def _role_changed(self, event: RoleChanged) -> None:
+        self.bus.publish(event)
+        if (event.name, event.state) == ("control", "running"):
+            self.serving.set()
 
     def summary(self) -> str:
         """One line for the supervisor: which roles are in which state."""
@@ -388,7 +392,6 @@ class Service:
 
     def _tell_url(self, url: str) -> None:
         self.control_url = url
-        self.serving.set()
 
     def _token(self, name: str) -> str:
         """A token of `control.tokens`; the default one is made when there is none yet."""
@@ -568,11 +571,8 @@ class Service:
         }
 
     def _dial(self, peer: SeneschalSettings | MimirSettings) -> Dial:
-        return Dial(
-            url=peer.url,
-            token_file=self.find(peer.token_file) if peer.token_file else None,
-            tls=self._tls(peer),
-        )
+        token_file = self.find(peer.token_file) if peer.token_file else None
+        return Dial(url=peer.url, token_file=token_file, tls=self._tls(peer))
 
     def _tls(self, peer: SeneschalSettings | MimirSettings | PolarizeSettings | CibusSettings | Tls) -> TlsSettings:
         """The peer's own certificate files, else those of `[tls]`."""

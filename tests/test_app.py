@@ -43,7 +43,8 @@ def service(tmp_path: Path, notified: socket.socket) -> Iterator["subprocess.Pop
     (tmp_path / "agent.toml").write_text(SETTINGS.format(folder=tmp_path))
     argv = [sys.executable, "-m", "agent", "run", "--config", str(tmp_path / "agent.toml")]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
-        assert heard(notified) == "READY=1"
+        ready, status = notified.recv(4096).decode().splitlines()
+        assert (ready, status.startswith("STATUS=lab-07: control running")) == ("READY=1", True)
         yield process
         process.kill()
 
