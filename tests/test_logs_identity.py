@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.logs.identity import HEAD, Checkpoint, File, Stat, fits, is_rotation
+from agent.logs.identity import HEAD, Checkpoint, File, Stat, fits, is_rotation, rotated_from
 
 DATA = b"".join(b"line %d\n" % n for n in range(1000))
 
@@ -16,6 +16,7 @@ DATA = b"".join(b"line %d\n" % n for n in range(1000))
 )  # fmt: skip
 def test_names_of_rotations(name: str, of: str) -> None:
     assert is_rotation(name, of)
+    assert of in rotated_from(name)
 
 
 @pytest.mark.parametrize(

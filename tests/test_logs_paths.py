@@ -112,3 +112,16 @@ def test_a_suite_that_came_over_a_link_has_the_folder_of_its_source(tmp_path: Pa
     watches, refused = paths.of_run("r", {"source": {"git": "https://x/y", "ref": "main"}, "watch": watch}, None)
     assert [watch.pattern for watch in watches] == ["/var/log/x"]
     assert refused[1] == "*.log is not watched: the suite has no folder here yet that it could be in; name it from /"
+
+
+def test_what_came_and_was_rotated_is_named_by_what_it_was_called(tmp_path: Path) -> None:
+    for name in ("a.log.1", "a.log.2.gz", "b.log", "b.log.1", "c.log.old", "d.txt.1", ".1", "sub/e-20260105.log"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (100, 50 if name == "c.log.old" else 100))
+    (tmp_path / "f.log.1").mkdir()
+    assert paths.rotated(f"{tmp_path}/*.log", 100) == [f"{tmp_path}/a.log", f"{tmp_path}/b.log"]
+    assert paths.rotated(f"{tmp_path}/*.log", 50)[2:] == [f"{tmp_path}/c.log"]
+    assert paths.rotated(f"{tmp_path}/*.log*", 0) == []  # it finds all of them itself
+    assert paths.rotated(f"{tmp_path}/s*/e.log", 100) == [f"{tmp_path}/sub/e.log"]
+    assert paths.rotated(f"{tmp_path}/none/*.log", 0) == []

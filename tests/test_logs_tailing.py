@@ -272,7 +272,11 @@ async def test_a_glob_takes_no_rotated_file_for_a_new_one_and_lets_go_of_those_t
         assert len(await here.journal(LogMatched)) == 5
 
 
-async def test_files_of_a_glob_that_were_gone_at_the_start_are_read_or_told(tmp_path: Path) -> None:
+async def test_files_of_a_glob_that_were_gone_at_the_start_are_read_or_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wake, "POLL_S", 0.05)
+    monkeypatch.setattr(tail, "QUIET_S", 0.1)
     watch = LogWatch(name="all", glob=f"{tmp_path}/logs/*.log")
     renamed, deleted = tmp_path / "logs/a.log", tmp_path / "logs/b.log"
     async with house(tmp_path) as here:
@@ -304,6 +308,43 @@ async def test_the_first_file_of_a_path_may_come_and_be_rotated_while_no_agent_r
         with here.bus.subscribe(LogMatched) as events:
             await here.start()
             assert await numbers(events, 2) == ["1", "2"]
+
+
+async def test_files_of_a_glob_may_come_and_be_rotated_while_no_agent_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wake, "POLL_S", 0.05)
+    monkeypatch.setattr(tail, "QUIET_S", 0.1)
+    watch = LogWatch(name="all", glob=f"{tmp_path}/logs/*.log")
+
+    def rotate(name: str) -> None:
+        (tmp_path / "logs" / name).rename(tmp_path / "logs" / f"{name}.1")
+
+    async with house(tmp_path) as here:
+        here.write(0, name="old.log")
+        rotate("old.log")  # before all: it was never watched
+        await here.start(watch)
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(1)
+            assert await numbers(events, 1) == ["1"]
+    here.write(2, name="b.log")
+    rotate("b.log")
+    here.write(3, name="c.log")
+    rotate("c.log")
+    here.write(4, name="c.log")
+    for _ in range(2):
+        async with house(tmp_path) as here:
+            await here.start(watch)
+            with here.bus.subscribe(LogMatched) as events:
+                here.write(5)
+                while await numbers(events, 1) != ["5"]:
+                    pass
+            await until_dropped(here, tmp_path / "logs/b.log")
+            told = [event for event in await here.journal(LogMatched) if event.captures["n"] != "5"]
+            paths = [f"{tmp_path}/logs/{name}.log" for name in "abcc"]
+            assert sorted((event.captures["n"], event.path) for event in told) == list(zip("1234", paths, strict=True))
+            gaps = [(gap.path, gap.why) for gap in await here.journal(LogGap)]
+            assert sorted(gaps) == [(path, "rotated before it was seen") for path in paths[1:3]]
 
 
 async def test_logs_that_begin_alike_are_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 HEAD = 1024  # bytes at a file's beginning that it is known by; fewer while it is shorter
 LAST = 64  # bytes before the offset that are read again
+_PACKED = r"\.(gz|xz|bz2|zst|lz4|Z)"
 UNKNOWN = ""  # a hash that is not compared
 
 Reading = Callable[[int, int], bytes]  # from an offset, at most so many bytes
@@ -105,9 +106,17 @@ def is_rotation(name: str, of: str) -> bool:
     stem, dot, ending = of.rpartition(".")
     names = [(of, "")] + ([(stem, f".{ending}")] if dot and stem else [])
     return any(
-        re.fullmatch(rf"{re.escape(own)}([.-]\d[\dTZ:._-]*|[.-]old){re.escape(last)}(\.(gz|xz|bz2|zst|lz4|Z))?", name)
+        re.fullmatch(rf"{re.escape(own)}([.-]\d[\dTZ:._-]*|[.-]old){re.escape(last)}({_PACKED})?", name)
         for own, last in names
     )
+
+
+def rotated_from(name: str) -> list[str]:
+    """What a file of that name may have been called, if it is_rotation()."""
+    stem, dot, ending = re.sub(rf"{_PACKED}$", "", name).rpartition(".")
+    starts = [name[:at] for at, mark in enumerate(name) if mark in ".-"]
+    names = starts + [f"{start}.{ending}" for start in starts if dot and len(start) < len(stem)]
+    return [of for of in names if of and is_rotation(name, of)]
 
 
 def begins(head: bytes, checkpoint: Checkpoint) -> bool:

@@ -8,9 +8,12 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from agent.logs.identity import rotated_from
 from agent.logs.watches import Watch
 
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".Z")
@@ -29,6 +32,20 @@ def matching(pattern: str) -> list[str]:
     """The files of a glob, compressed ones left out."""
     found = sorted(glob.glob(pattern, recursive=True))
     return [path for path in found if not path.endswith(COMPRESSED) and os.path.isfile(path)]
+
+
+def rotated(pattern: str, since: float) -> list[str]:
+    """What a glob would have found, of whose rotations, which it does not find, some were written since."""
+    folder, name = os.path.split(pattern)
+    found = set()
+    for one in glob.glob(folder, recursive=True) if glob.has_magic(folder) else [folder]:
+        with suppress(OSError), os.scandir(one) as entries:
+            for entry in entries:
+                if entry.name.endswith(COMPRESSED) or fnmatch(entry.name, name) or not entry.is_file():
+                    continue
+                if entry.stat(follow_symlinks=False).st_mtime >= since:
+                    found |= {os.path.join(one, of) for of in rotated_from(entry.name) if fnmatch(of, name)}
+    return sorted(found)
 
 
 class Globs:

@@ -134,6 +134,7 @@ class _Logs:
         self._sources: dict[str, Source] = {}  # by path
         self._pending: dict[str, Done] | None = {}  # how far those were that begin at the start, until they do
         self._globs: set[str] = set()  # watches, of which new files are looked for
+        self._since: dict[str, float] = {}  # at the start, by watch: until when what globs find was followed
         self._passed: dict[str, tuple[int, int, int]] = {}  # found by globs, and followed already by another name
         self._refused: set[str] = set()  # for want of room, which is told once
         self._records: dict[str, Records] = {}  # by watch
@@ -223,6 +224,8 @@ class _Logs:
         """Follow what the settings name and what clients watched before."""
         await self._store.commit()
         self._kept = await self._store.get(KEPT, KeptWatches) or KeptWatches()
+        if seen := await self._seen():
+            self._since = dict.fromkeys(self._kept.begun, seen)
         self._bus.publish(AlertCleared(code=ALERT))  # of rules that were wrong before these settings
         for one in self._settings.watch:
             pattern = one.path or one.glob or (streams.JOURNAL if one.journal else streams.KERNEL)
@@ -235,15 +238,25 @@ class _Logs:
         if self._watches:
             self._tell_rules()
         await self._begin_gone([watch for watch in self._watches.values() if watch.is_glob])
-        pending, self._pending = self._pending or {}, None
+        pending, self._pending, self._since = self._pending or {}, None, {}
         for path, done in pending.items():
             self._start(self._sources[path], done)
         with trio.move_on_after(SETTLE_S):  # not for ever: a disk may hang
             for source in list(self._sources.values()):
                 await source.followed.begun.wait()
 
+    async def _seen(self) -> float:
+        """When the agent before this one is known to have lived, epoch seconds."""
+        times = [self._kept.seen]
+        for key in await self._store.keys(f"{SOURCE}/") if self._kept.begun else ():
+            done: Done = await self._store.get(key, Done) or Done()
+            times += [done.begun or 0.0, *(one.written for one in [*done.checkpoints, *done.past])]
+        return max(times)
+
     async def _begin_gone(self, globs: Sequence[Watch]) -> None:
-        """Follow what globs do not find any more, and found before: it may have been renamed, or else that is told."""
+        """Follow what globs do not find any more: it was found before, and renamed or not, or it came and was rotated
+        since, for which it has to be told.
+        """
         for key in await self._store.keys(f"{SOURCE}/") if globs else ():
             path = key.removeprefix(SOURCE)
             if path in self._sources or await trio.to_thread.run_sync(os.path.lexists, path):
@@ -252,6 +265,11 @@ class _Logs:
             for watch in globs:
                 if watch.id in done.since and fnmatch(path, watch.pattern):
                     await self._follow(watch, path, "start")
+        for watch in globs:
+            if watch.id in self._since:
+                for path in await trio.to_thread.run_sync(paths.rotated, watch.pattern, self._since[watch.id]):
+                    if path not in self._sources:
+                        await self._follow(watch, path, "start")
 
     async def _begin_blaming(self, watch: Watch) -> None:
         """Follow it in any case."""
@@ -303,6 +321,7 @@ class _Logs:
             is_over = tail.state == "ABSENT" and tail.generation and all(done.is_gone for done in tail.checkpoints())
             if is_over and source.wants.keys() <= self._globs:
                 self._drop(source)
+                self._keep(replace(self._kept, seen=self._clock()))
         there = {path for named in found.values() for path in named}
         self._passed = {path: known for path, known in self._passed.items() if path in there}
 
@@ -339,20 +358,14 @@ class _Logs:
                 detail = f"{MAX_SOURCES} logs are followed already"
                 self._bus.publish(LogSource(path=path, what="limit", generation=0, detail=detail))
             return
-        source = Source(
-            path,
-            key,
-            self._active.now,
-            self._analysis,
-            bus=self._bus,
-            store=self._store,
-            metrics=self._metrics,
-        )
+        bus, store, metrics = self._bus, self._store, self._metrics
+        source = Source(path, key, self._active.now, self._analysis, bus=bus, store=store, metrics=metrics)
         self._sources[path] = source
         alive = {watch.id, *self._watches, *self._kept.watches, *(f"s-{one.name}" for one in self._settings.watch)}
         if alive.isdisjoint(done.since):  # of watches that are over
             done = Done()
-        begun, again = done.begun or self._clock(), done.begun is not None
+        before = done.begun or (self._since.get(watch.id) if watch.is_glob else None)
+        begun, again = before or self._clock(), before is not None
         tail = Tail(path, done.checkpoints, start, generation=done.generation, past=done.past, begun=begun, again=again)
         done = replace(done, begun=begun)
         source.followed = Followed(

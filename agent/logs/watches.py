@@ -13,11 +13,15 @@ from agent.logs.messages import WatchLog
 
 
 class KeptWatches(msgspec.Struct, frozen=True, kw_only=True):
-    """The clients' watches on disk, the number of the last one, and the watches that began once."""
+    """The clients' watches on disk, the number of the last one, and the watches that began once.
+
+    Up to `seen`, epoch seconds, all was followed that globs found: then one of their files was forgotten.
+    """
 
     last: int = 0
     watches: dict[str, WatchLog] = {}
     begun: list[str] = []
+    seen: float = 0.0
 
 
 class Watch(msgspec.Struct, kw_only=True):
