@@ -126,6 +126,8 @@ async def test_a_task_sees_its_environment_over_that_of_the_process(
 async def test_variables_in_command_and_arguments_are_expanded(tmp_path: Path) -> None:
     job = Job(ident="j", command="$SHOW", args=("${WHAT:-nothing}", "$UNSET"), env={"SHOW": "echo", "WHAT": "a b"})
     assert (await run(job, tmp_path))[2].messages == [("INFO", "a b")]
+    _, _, above = await run(Job(ident="j", command="echo", args=("$GATOR_PARENT", r"\$HOME")), tmp_path)
+    assert above.messages == [("INFO", f"{above.address} $HOME")]
 
 
 async def test_a_line_of_a_mebibyte_is_one_message_cut(tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ class Wrapper:
     async def _run_task(self, nursery: trio.Nursery) -> None:
         job, base = self._job, self._shared.env
         env = dict(job.env) if self._shared.settings.env == "replace" and job.env else {**base, **job.env}
-        argv = tuple(specs.expand(text, env) for text in (job.command, *job.args))
         env |= {"GATOR_PARENT": self._address, "GATOR_SERVER": self._address, "PYTHONUNBUFFERED": "1"}
+        argv = tuple(specs.expand(text, env) for text in (job.command, *job.args))
         cwd = Path(job.cwd or os.getcwd())
         self._write_start(argv, cwd)
         mark = task_mark(self._place.path, self.ident)
