@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     ctl.add_argument("action", metavar="ACTION", help="as status, run_suite, cancel, or watch")
     ctl.add_argument("pairs", metavar="key=value", nargs="*", help="the payload; values are JSON, else text")
     _config_option(ctl)
-    logs = add("logs", "the log monitor as a tool", None).add_subparsers(metavar="scan", required=True)
+    logs = add("logs", "the log monitor as a tool", None).add_subparsers(metavar="scan|templates|learn|evaluate", required=True)
     scan = add("scan", "a JSON line for each line that matches a rule", _logs_scan, logs)
     scan.add_argument("--rules", type=Path, metavar="FILE", action="append", required=True, help="rules, as TOML")
     scan.add_argument("--follow", action="store_true", help="go on as files grow and rotate, until Ctrl-C")
