@@ -4,7 +4,7 @@ far chains have come.
 
 A model file from elsewhere (`agent logs learn`) brings its own templates, for its weights and chains know them by their
 ids. From then on the store has what became of these here; it is used as long as the file is the one it belongs to. One
-that is put there while the agent runs is taken up when TICK_S have not changed it, and never written over.
+that is put there while the agent runs is taken up when LOOK_S have not changed it, and never written over.
 
 No id is told twice, for two templates, by one machine. The store has how far they were given, and RESERVE of them are
 skipped where nobody knows. The ids of a model from elsewhere begin at 1, as those here did: they are told with `base`
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 KEY, USUAL = "logs.learned", "logs.usual"
 ALERT = "logs.model"
 TICK_S = 5.0  # forecasts last 10 s at least, and windows a minute
+LOOK_S = 30.0  # s between two looks at the model file
 KEEP_S = 10.0  # s between two checkpoints at least, which take KEEP_SHARE of the time at most
 KEEP_SHARE = 0.01
 WRITE_S = 60.0  # s between two writes of the model file at least
@@ -142,11 +143,15 @@ class Learning:
 
     async def run(self) -> NoReturn:
         """Keep it from time to time, and at the end; take up what others put there."""
+        look_at = trio.current_time() + LOOK_S
         try:
             while True:
                 await trio.sleep(TICK_S)
-                self.analysis.tick(trio.current_time())
-                await self.take_up()
+                now = trio.current_time()
+                self.analysis.tick(now)
+                if now >= look_at:
+                    await self.take_up()
+                    look_at = now + LOOK_S
                 await self.keep_due()
         finally:
             with trio.CancelScope(shield=True):
