@@ -19,6 +19,7 @@ from trio.testing import MockClock
 from agent._native import ffi, lib
 from agent.core.supervise import Health
 from agent.logs import paths, wake
+from agent.logs.acts import Gap
 from agent.logs.follow import Blocks, Followed
 from agent.logs.paths import Globs
 from agent.logs.tail import Tail
@@ -104,6 +105,8 @@ async def test_without_inotify_what_changed_is_seen_by_a_look(
     sources = {name: log(tmp_path / name, taking, follower.blocks) for name, taking in takings.items()}
     for source in sources.values():
         follower.add(source)
+        with trio.fail_after(WAIT_S):
+            await follower.hears(source)
         nursery.start_soon(source.run)
     (tmp_path / "a.log").write_bytes(b"one\n")
     await until(takings["a.log"], b"one\n")
@@ -119,6 +122,26 @@ async def test_without_inotify_what_changed_is_seen_by_a_look(
         follower.drop(sources["b.log"])
         while found[-1] != {}:
             await trio.lowlevel.checkpoint()
+
+
+async def test_once_a_path_is_heard_of_nothing_comes_and_goes_unseen(tmp_path: Path, nursery: trio.Nursery) -> None:
+    async def rescan(files: dict[str, list[str]]) -> None: ...
+
+    follower, takings = Follower(rescan, Health("logs")), [Taking(), Taking()]
+    await nursery.start(follower.run)
+    paths = [tmp_path / "a.log", tmp_path / "b.log"]  # of one folder, which is watched once
+    sources = [log(path, taking, follower.blocks) for path, taking in zip(paths, takings, strict=True)]
+    with trio.fail_after(WAIT_S):
+        for source in sources:
+            follower.add(source)
+        for path, source, taking in zip(paths, sources, takings, strict=True):
+            await follower.hears(source)
+            nursery.start_soon(source.run)
+            await source.begun.wait()
+            path.write_bytes(b"one\n")
+            path.unlink()
+            while Gap(0, 0, None, "a file came and went before it was looked at") not in taking.told:
+                await trio.lowlevel.checkpoint()
 
 
 async def test_where_nothing_is_followed_nothing_wakes(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:

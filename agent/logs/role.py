@@ -413,6 +413,7 @@ class _Logs:
     async def _run(self, source: Source) -> None:
         with source.scope:
             try:
+                await self.follower.hears(source.followed)
                 await source.followed.run()
             finally:
                 if self._sources.get(source.path) is source:  # else it was dropped, and is forgotten

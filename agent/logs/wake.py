@@ -57,7 +57,8 @@ class Follower:
         self._places: dict[Followed | str, set[tuple[str, bytes]]] = {}  # of each source and glob, once they are known
         self._wanted: Counter[str] = Counter()
         self._folders: dict[int, str] = {}
-        self._watching = set[str]()  # folders that are about to be
+        self._watching: dict[str, trio.Event] = {}  # folders that are about to be
+        self._hearing: dict[Followed, trio.Event] = {}  # set when what happens at its path is heard of
         self._notify: INotify | None = None
         self._nursery: trio.Nursery
         self._new = threading.Event()  # there is something else to look at, or for
@@ -76,11 +77,16 @@ class Follower:
         """Wake it, while run() runs."""
         path = ffi.new("char[]", os.fsencode(source.tail.path))
         self._looks[source] = ffi.new("struct look *", {"path": path}), path
+        self._hearing[source] = trio.Event()
         self._nursery.start_soon(self._find_places, source)
         self._new.set()
 
+    async def hears(self, source: Followed) -> None:
+        """Returns when what happens at its path is heard of, or cannot be: then it is time for a first look at it."""
+        await self._hearing[source].wait()
+
     def drop(self, source: Followed) -> None:
-        del self._looks[source]
+        del self._looks[source], self._hearing[source]
         for folder, name in self._places.pop(source, ()):
             self._names[folder, name].remove(source)
             if not self._names[folder, name]:
@@ -102,6 +108,7 @@ class Follower:
 
     async def _find_places(self, one: Followed | str) -> None:
         """Hear of what happens at a source's path and where that leads to, or where a glob begins."""
+        hearing = None if isinstance(one, str) else self._hearing.get(one)
         if isinstance(one, str):
             places = await self._ask(fixed(one), lambda: {(os.path.realpath(fixed(one)), b"")})
         else:
@@ -113,7 +120,11 @@ class Follower:
             if not isinstance(one, str):
                 self._names.setdefault((folder, name), []).append(one)
             self._wanted[folder] += 1
-        self._watch_folders()
+        if self._notify is not None:
+            for folder in {folder for folder, _ in places}:
+                await self._watch(self._notify, folder)
+        if hearing is not None:
+            hearing.set()
 
     def _want_no_more(self, folder: str) -> None:
         """As often as it was wanted."""
@@ -129,17 +140,23 @@ class Follower:
     def _watch_folders(self) -> None:
         """Those that the kernel does not watch yet: they may not have been there."""
         if self._notify is not None:
-            for folder in self._wanted.keys() - self._folders.values() - self._watching:
-                self._watching.add(folder)
+            for folder in self._wanted.keys() - self._folders.values() - self._watching.keys():
                 self._nursery.start_soon(self._watch, self._notify, folder)
 
     async def _watch(self, notify: INotify, folder: str) -> None:
+        """Have the kernel tell of it; returns when it does, or cannot."""
+        if folder in self._watching:
+            await self._watching[folder].wait()
+        if folder in self._watching or folder in self._folders.values():
+            return
+        self._watching[folder] = watched = trio.Event()
         try:
             wd: int = await self._ask(folder, partial(notify.add_watch, folder, _HEARD))
         except OSError:  # what is there is looked at each second, and then this is tried again
             return
         finally:
-            self._watching.remove(folder)
+            del self._watching[folder]
+            watched.set()
         if folder in self._wanted:
             self._folders[wd] = folder
             self._new.set()  # what was told by a number that was not known yet was not heard
