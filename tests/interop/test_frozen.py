@@ -120,6 +120,28 @@ def test_it_scans_a_log(frozen: Path, tmp_path: Path, form: str) -> None:
     assert (done.returncode, json.loads(done.stdout)["rule"]) == (0, "oom"), done.stderr
 
 
+@both
+def test_it_learns_from_a_log(frozen: Path, tmp_path: Path, form: str) -> None:
+    log, labels, model = tmp_path / "past.log", tmp_path / "labels.jsonl", tmp_path / "logs.model"
+    log.write_text("".join(f"disk {n} is late\ndisk {n} failed\nfan {n} is fine\n" for n in range(200)))
+    classes = (None, "disk", None)
+    labels.write_text("".join(json.dumps({"line": n + 1, "class": classes[n % 3]}) + "\n" for n in range(600)))
+    told = []
+    for command in (
+        ("templates", log),
+        ("learn", "--model", model, "--labels", labels, "--failure", r"disk (?<disk>\d+) failed", log),
+        ("evaluate", "--model", model, "--labels", labels, "--failure", "failed", log),
+    ):
+        done = run([frozen / form, "logs", *command], {})
+        assert done.returncode == 0, done.stderr
+        told.append([json.loads(line) for line in done.stdout.splitlines()])
+    templates, (learned,), (scored,) = told
+    assert [template["text"] for template in templates] == ["disk <*> is late", "disk <*> failed", "fan <*> is fine"]
+    assert (learned["classes"], learned["chains"]) == ({"disk": 200}, {"disk": 1})
+    assert scored["alerts"]["f1"] == 1.0
+    assert scored["forecasts"]["hits"] > 0
+
+
 def demo(frozen: Path, form: str, env: dict[str, str], *more: str | Path) -> tuple[int, dict[str, str], str]:
     done = run([frozen / form, "demo", "--json", *more], env)
     assert done.stdout, done.stderr
