@@ -305,7 +305,7 @@ class Coverage:
         """{} -> the link's state, the build, all sessions, and the runs that are covered."""
         status = Status(
             link=self._machine.link if self._has_admin else None,
-            build=self._build if self._has_admin else None,
+            build=(self._attached_build or self._build) if self._has_admin else None,
             armed=self._is_armed,
             classes=len(self._machine.units),
             sessions=tuple(session.shown() for session in self._machine.sessions.values()),
