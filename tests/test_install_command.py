@@ -162,7 +162,7 @@ def test_the_service_files_are_printed_as_one_unit(image: Path, capsys: pytest.C
 
 def test_what_the_settings_name_is_what_a_service_needs() -> None:
     toml = """
-    labels = { serial = "usb" }
+    labels = { serial = "usb", gpu = true }
     state.dir = "/data/agent"
     log.to = "/data/log/agent.log"
     seneschal = { url = "ws://x/seneschal", token_file = "lab.token" }
@@ -172,4 +172,4 @@ def test_what_the_settings_name_is_what_a_service_needs() -> None:
     needs = command.needs(msgspec.toml.decode(toml, type=Settings))
     assert needs.credentials == ("lab.token", "lab.pem", "token", "cert.pem", "key.pem")
     assert needs.writes == ("/data/agent", "/data/log")
-    assert needs.serial
+    assert needs.devices == ("char-ttyS", "char-ttyUSB", "char-ttyACM", "char-nvidia*", "char-drm")

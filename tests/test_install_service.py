@@ -89,7 +89,7 @@ def test_the_groups_are_those_that_exist(tmp_path: Path) -> None:
 def test_users_folders_and_serial_lines_are_the_machines_own(tmp_path: Path) -> None:
     assert "User=tester" in machine(made(tmp_path, user="tester"))
     assert {"User=root", "CapabilityBoundingSet=~"} <= set(machine(made(tmp_path, user="root")))
-    of = made(tmp_path, serial=True, writes=("/data/agent", "/data/100 %"))
+    of = made(tmp_path, devices=("char-ttyUSB",), writes=("/data/agent", "/data/100 %"))
     assert {'ReadWritePaths=-/data/agent "-/data/100 %%"', "PrivateDevices=no", "DeviceAllow=char-ttyUSB rw"} <= set(
         machine(of)
     )

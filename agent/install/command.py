@@ -20,7 +20,7 @@ import agent
 from agent.core import bundle, release
 from agent.core.errors import AgentError
 from agent.install import stage, steps
-from agent.install.service import CONFIG, STATE, Init, Needs, Service, detect, inside, user_for
+from agent.install.service import CONFIG, DEVICES, STATE, Init, Needs, Service, detect, inside, user_for
 from agent.install.stage import InstallFailed
 from agent.install.steps import Job, Step
 from agent.settings import Given, Settings, load_settings, state_dir
@@ -170,7 +170,7 @@ def needs(settings: Settings) -> Needs:
         credentials=tuple(dict.fromkeys(named)),
         secrets=settings.monitors.secrets_dir,
         writes=tuple(writes),
-        serial=bool(settings.labels.get("serial")),
+        devices=tuple(name for label, names in DEVICES.items() if settings.labels.get(label) for name in names),
     )
 
 

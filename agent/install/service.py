@@ -25,7 +25,8 @@ GROUPS = ("adm", "systemd-journal", "dialout")  # logs and serial lines, of thos
 CREDENTIALS_SINCE = 247  # of systemd: LoadCredential=
 STATE, CONFIG, LOG = Path("/var/lib/agent"), Path("/etc/agent"), Path("/var/log/agent.log")
 RESTART_S = 200.0  # TimeoutStopSec and TimeoutStartSec of the unit, and some
-SERIAL = ("char-ttyS", "char-ttyUSB", "char-ttyACM")
+# Devices by the label that a hardware profile gives: kinds of /proc/devices, as DeviceAllow= takes them.
+DEVICES = {"serial": ("char-ttyS", "char-ttyUSB", "char-ttyACM"), "gpu": ("char-nvidia*", "char-drm")}
 
 # Suites that need root: no capability is taken away.
 ROOT = """\
@@ -39,13 +40,13 @@ SystemCallFilter=@privileged
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """What the settings ask of a service: files with secrets as the settings name them, folders that it writes.
 
-    `secrets` is a folder of such files, or "".
+    `secrets` is a folder of such files, or ""; `devices` are kinds of DEVICES.
     """
 
     credentials: tuple[str, ...] = ()
     secrets: str = ""
     writes: tuple[str, ...] = ()
-    serial: bool = False
+    devices: tuple[str, ...] = ()
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,8 +145,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         if self.needs.writes:
             quoted = (f'"-{path}"' if " " in path else f"-{path}" for path in self.needs.writes)
             lines.append(f"ReadWritePaths={' '.join(quoted)}".replace("%", "%%"))
-        if self.needs.serial:
-            lines += ["PrivateDevices=no", "DevicePolicy=closed", *(f"DeviceAllow={name} rw" for name in SERIAL)]
+        if allowed := [f"DeviceAllow={name} rw" for name in self.needs.devices]:
+            lines += ["PrivateDevices=no", "DevicePolicy=closed", *allowed]
         return "\n".join(lines) + "\n"
 
     def _credentials(self) -> list[str]:
