@@ -147,7 +147,7 @@ static void put_match(struct writer *out, const struct line_format *format, cons
 {
     const struct rule_format *rule = &format->rules[match->rule];
     const uint8_t *line = block + match->line_at;
-    uint64_t begin = offset + match->line_at - match->window_at;
+    uint64_t begin = offset + match->line_at - (uint64_t)match->window * WINDOW_STEP;
     out->has_nul = out->has_invalid = 0;
     put_text(out, "{\"id\":\"lm-");
     put_hex(out, match_id(format->seed, begin, rule->hash), 16);

@@ -131,11 +131,11 @@ int literal_counts(const struct literal *literals, size_t count, const uint8_t *
 struct rule { const struct regex *regex; uint32_t clause, clause_size; };
 
 /*
- * A match; the line's offset in the block and its length without LF and one CR, or those of a window of it, and then how
- * far into its line the window begins (mod 2^32). Captures
- * begin at captures[2 * captures_at]: (start from line_at, length) for each named group of the regex, see regex_match.
+ * A match; the line's offset in the block and its length without LF and one CR, or those of the `window`-th window of it,
+ * from 0. Captures begin at captures[2 * captures_at]: (start from line_at, length) for each named group of the regex,
+ * see regex_match.
  */
-struct match { uint32_t line_at, line_size, rule, captures_at; uint16_t captures, flags; uint32_t window_at; };
+struct match { uint32_t line_at, line_size, rule, captures_at; uint16_t captures, flags; uint32_t window; };
 
 /* Flags of a match: the line was longer than LINE_MAX_SIZE and this is a window of it; it is not complete yet; the regex
  * gave up at a limit, so nobody knows whether it matches. */

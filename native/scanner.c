@@ -138,7 +138,7 @@ struct job {
     struct worker *worker;
     const uint8_t *block, *suspended;
     uint16_t mark; /* MATCH_WINDOW, MATCH_PARTIAL: of all matches now */
-    uint32_t window_at;
+    uint32_t window; /* of a long line */
     struct results *out;
     size_t pairs; /* of captures */
     struct unit unit;
@@ -181,7 +181,7 @@ static void try_rule(struct job *job, uint32_t rule)
         .captures_at = (uint32_t)job->pairs,
         .captures = (uint16_t)pairs,
         .flags = flags,
-        .window_at = job->window_at,
+        .window = job->window,
     };
     job->pairs += pairs;
 }
@@ -337,7 +337,7 @@ void scan(const struct scanner *scanner, struct worker *worker, const uint8_t *b
             stop = is_last ? line_end : stop;
             job.unit.flags = (before ? MATCH_NOTBOL : 0) | (is_cut ? MATCH_NOTEOL : 0);
             job.mark = MATCH_WINDOW | (is_last && !lf && end == END_PARTIAL ? MATCH_PARTIAL : 0);
-            job.window_at = (uint32_t)before;
+            job.window = (uint32_t)(before / WINDOW_STEP);
             size_t text_end = stop;
             if (is_last && lf && text_end > at && block[text_end - 1] == '\r')
                 text_end--;
@@ -354,7 +354,7 @@ void scan(const struct scanner *scanner, struct worker *worker, const uint8_t *b
         }
         job.unit.flags = 0;
         job.mark = 0;
-        job.window_at = 0;
+        job.window = 0;
     }
     results->consumed = at;
     results->before = before;

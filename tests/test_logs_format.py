@@ -11,7 +11,7 @@ from agent.logs import rules
 from agent.logs.format import Formatter
 from agent.logs.matched import identify
 from agent.logs.regex import Matcher
-from agent.logs.scanner import End, Scanner, Worker
+from agent.logs.scanner import WINDOW_STEP, End, Scanner, Worker
 
 RULES = rules.from_documents(
     [
@@ -91,6 +91,15 @@ def test_more_than_one_buffer() -> None:
     assert formatted(block) == twin(block)
 
 
+def test_groups_in_each_other_get_the_room_that_they_need() -> None:
+    (rule,) = rules.from_tables("x", [{"id": "r", "regex": "error(?<a>(?<b>(?<c>.*)))"}]).rules
+    block = b"error\nerror" + b"\x01" * 60_000 + b"\nerror\n"
+    found = Worker(Scanner([rule.regex], [rule.clauses])).scan(block)
+    written = b"".join(map(bytes, Formatter([rule], PATH, ORIGIN, 1).lines(found, block, 0)))
+    matches = [msgspec.json.decode(match) for match in written.splitlines()]
+    assert [len(match["captures"]["c"]) for match in matches] == [0, 60_000, 0]
+
+
 def test_an_id_is_that_of_the_line_and_the_rule() -> None:
     one = identify((1, 2), 3, 4, "rule")
     assert one == identify((1, 2), 3, 4, "rule")
@@ -105,6 +114,15 @@ def test_a_window_is_at_the_offset_of_its_line() -> None:
     windows = [msgspec.json.decode(line) for line in lines if b'"window"' in line]
     assert [(window["rule"], window["offset"] - OFFSET) for window in windows] == [("err", 2)]
     assert windows[0]["captures"] == {"code": "1"}
+
+
+def test_a_window_is_at_the_offset_of_its_line_beyond_4_gib() -> None:
+    (rule,) = rules.from_tables("x", [{"id": "r", "regex": "error"}]).rules
+    before = WINDOW_STEP * 80_000
+    found = Worker(Scanner([rule.regex], [rule.clauses])).scan(b"the error\n", before=before)
+    assert [match.window_at for match in found] == [before]
+    (written,) = Formatter([rule], PATH, ORIGIN, 1).lines(found, b"the error\n", OFFSET + before)
+    assert msgspec.json.decode(bytes(written))["offset"] == OFFSET
 
 
 def test_what_gave_up_is_no_match() -> None:

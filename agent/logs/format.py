@@ -60,6 +60,7 @@ class Formatter:
         """
         given = ffi.NULL if numbers is None else ffi.new("uint64_t[]", list(numbers))
         data, done = ffi.from_buffer("uint8_t[]", block), 0
+        out, written = self._out, self._written
         while done < found.count:
             size = lib.format_matches(
                 self._format,
@@ -69,12 +70,16 @@ class Formatter:
                 data,
                 offset,
                 ffi.NULL if numbers is None else given + done,
-                self._out,
-                CAPACITY,
+                out,
+                len(written),
                 self._done,
             )
+            if not self._done[0]:  # not even one: groups in each other capture a long line again and again
+                out = room("uint8_t[]", 2 * len(written))
+                written = memoryview(ffi.buffer(out))
+                continue
             done += self._done[0]
-            yield self._written[:size]
+            yield written[:size]
 
 
 def _of_rule(rule: CompiledRule) -> bytes:

@@ -63,8 +63,7 @@ class End(IntEnum):
 class Match(NamedTuple):
     """A rule matched a line, or gave up on it (LIMIT). Offsets are in the block; the line is without LF and one CR.
 
-    With WINDOW the line is longer than LINE_MAX and this is a window of it, which begins `window_at` bytes into the
-    line. `rule` is an index.
+    With WINDOW the line is longer than LINE_MAX and this is its `window`-th window, from 0. `rule` is an index.
     """
 
     line_at: int
@@ -73,7 +72,12 @@ class Match(NamedTuple):
     captures_at: int
     captures: int
     flags: int
-    window_at: int
+    window: int
+
+    @property
+    def window_at(self) -> int:
+        """How many bytes into its line the window begins; 0 without one."""
+        return self.window * WINDOW_STEP
 
 
 class Scanner:
