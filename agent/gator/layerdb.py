@@ -93,8 +93,9 @@ class LayerDb:
         return db
 
     def _begin_with(self, content: bytes) -> None:
-        for left in LEFT:  # by a layer that was killed here: SQLite would play it into this one
-            self.path.with_name(self.path.name + left).unlink(missing_ok=True)
+        if self.path.exists():
+            for left in LEFT:  # by a layer that was killed here: SQLite would play it into this one
+                self.path.with_name(self.path.name + left).unlink(missing_ok=True)
         self.path.write_bytes(content)
 
     def attributes(self, values: Mapping[str, object]) -> None:
