@@ -161,12 +161,12 @@ class Watched:
         """Write the run's report of these classes into the folder; `at` is seconds since 1970. Raises OSError."""
         found, covered = list(units.values()), self.covered(units)
 
-        def write() -> report.Totals:
+        def written() -> report.Totals:
             (folder / "lcov.info").write_bytes(report.lcov(found, covered))
             (folder / "cobertura.xml").write_bytes(report.cobertura(found, covered, at=at, version=agent.__version__))
             return report.totals(found, covered)
 
-        return await trio.to_thread.run_sync(write, abandon_on_cancel=True)  # who asks waits no longer than it may
+        return await trio.to_thread.run_sync(written, abandon_on_cancel=True)  # who asks waits no longer than it may
 
     def covered(self, units: Mapping[str, Unit]) -> dict[str, dict[str, int]]:
         """What the run reached of these classes: class id to test to probes."""
