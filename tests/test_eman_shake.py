@@ -126,6 +126,20 @@ def test_a_request_goes_to_the_subscriber_alone_and_the_answer_to_the_asker() ->
     assert faulty(play, play.answer(1, 2, data=2)) == (1, "api:response:error", "unknown_request", 404)
 
 
+def test_what_else_stands_in_a_request_or_an_answer_goes_along() -> None:
+    play = Play()
+    play.online(1, "post")
+    play.online(2)
+    [(to, event, request)] = play.ask(2, "post", data=1, trace={"id": 7}, recipient_id="x")
+    known = {"name": "post", "request_id": "1", "sender_id": play.ids[2], "data": 1}
+    assert (to, event, request) == (1, "post", known | {"trace": {"id": 7}, "recipient_id": "x"})
+    [(to, event, response)] = play.answer(1, 2, error={"code": "no"}, trace=8)
+    known = {"name": "post", "request_id": "1", "sender_id": play.ids[2], "recipient_id": play.ids[1]}
+    assert (to, event, response) == (2, "api:response", known | {"error": {"code": "no"}, "trace": 8})
+    bad = play.do(2, "api:request", {"name": "post", "more": 1})
+    assert faulty(play, bad) == (2, "api:request:error", "no_required_fields", 400)
+
+
 def test_every_listener_may_answer_once() -> None:
     play = Play()
     play.online(1, "post")

@@ -35,7 +35,7 @@ class Emit(msgspec.Struct, frozen=True):
 
     to: int
     event: str
-    payload: msgspec.Struct | msgspec.UnsetType = msgspec.UNSET
+    payload: msgspec.Struct | dict[str, msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Leave(msgspec.Struct, frozen=True):
@@ -273,7 +273,7 @@ class Hub:
         acts = self._begins(service)
         if service.state != "online":
             return acts
-        given = _read(payload, Request)
+        given, more = _read_all(payload, Request)
         fault = name_fault(given.name) if isinstance(given, Request) else given
         if not isinstance(given, Request) or fault:
             return [*acts, _fault(service, messages.REQUEST_ERROR, "no_required_fields", 400, str(fault))]
@@ -282,7 +282,8 @@ class Hub:
             return [*acts, _fault(service, messages.REQUEST_ERROR, "duplicate_request", 409, text)]
         request = msgspec.structs.replace(given, sender_id=service.id)
         targets = list(self._targets(given.name))
-        acts += [Emit(number, given.name, request) for number in targets]
+        said = _with(request, more)
+        acts += [Emit(number, given.name, said) for number in targets]
         if given.timeout_ms == 0:
             return acts
         if not targets:
@@ -306,15 +307,15 @@ class Hub:
         acts = self._begins(service)
         if service.state != "online":
             return acts
-        given = _read(payload, Response)
+        given, more = _read_all(payload, Response)
         if not isinstance(given, Response):
-            return [*acts, _fault(service, messages.RESPONSE_ERROR, "no_required_fields", 400, given)]
+            return [*acts, _fault(service, messages.RESPONSE_ERROR, "no_required_fields", 400, str(given))]
         asker = self._by_id.get(given.sender_id)
         if asker is None or (asker.number, given.request_id) not in service.answers:
             text = f"no request {given.request_id!r} of {given.sender_id!r} waits for an answer from here"
             return [*acts, _fault(service, messages.RESPONSE_ERROR, "unknown_request", 404, text)]
         said = msgspec.structs.replace(given, recipient_id=service.id, name=asker.asks[given.request_id].request.name)
-        acts.append(Emit(asker.number, messages.RESPONSE, said))
+        acts.append(Emit(asker.number, messages.RESPONSE, _with(said, more)))
         return [*acts, *self._answered(asker.number, given.request_id, service, is_gone=False)]
 
     def _begins(self, service: Service) -> list[Act]:
@@ -391,6 +392,41 @@ def _read(payload: msgspec.Raw, kind: Any) -> Any:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, RecursionError) as err:
         return str(err)
+
+
+class _OnlyRequest(Request, frozen=True, forbid_unknown_fields=True):
+    """A request as the sheet has it, and nothing else."""
+
+
+class _OnlyResponse(Response, frozen=True, forbid_unknown_fields=True):
+    """The same of a response."""
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ONLY: dict[type, msgspec.json.Decoder[Any]] = {
+    Request: msgspec.json.Decoder(_OnlyRequest),
+    Response: msgspec.json.Decoder(_OnlyResponse),
+}
+
+
+def _read_all(
+    payload: msgspec.Raw, kind: type[Request] | type[Response]
+) -> tuple[Request | Response | str, dict[str, msgspec.Raw]]:
+    """The payload as `kind`, or what is wrong with it; and the fields that it has beside, which are few peers' way."""
+    try:
+        return _ONLY[kind].decode(payload), {}
+    except (msgspec.DecodeError, RecursionError) as err:
+        if "unknown field" not in str(err):
+            return str(err), {}
+    given: Request | Response | str = _read(payload, kind)
+    if isinstance(given, str):
+        return given, {}
+    fields = _FIELDS.decode(payload)
+    return given, {name: value for name, value in fields.items() if name not in kind.__struct_fields__}
+
+
+def _with(said: Request | Response, more: dict[str, msgspec.Raw]) -> msgspec.Struct | dict[str, msgspec.Raw]:
+    return {**_FIELDS.decode(msgspec.json.encode(said)), **more} if more else said
 
 
 # ---- the service's side --------------------------------------------------------------------------------------------
