@@ -429,6 +429,27 @@ static struct group *note(struct miner *miner, uint64_t key, uint32_t word, uint
     return group->count >= enough ? group : NULL;
 }
 
+/* The templates that were noted there, to ids[0..MEMBERS). Returns how many. */
+static uint32_t noted_at(const struct miner *miner, uint64_t key, uint32_t *ids)
+{
+    const struct column *bucket = miner->columns + (spread(key) & miner->columns_mask) * WAYS;
+    for (size_t way = 0; way < WAYS; way++) {
+        const struct column *column = bucket + way;
+        if (column->key != key || !(column->id || column->word == NONE))
+            continue;
+        if (column->word != NONE) {
+            ids[0] = column->id;
+            return 1;
+        }
+        const struct group *group = miner->groups + column->id;
+        if (group->key != key)
+            return 0;
+        memcpy(ids, group->ids, group->count * sizeof *ids);
+        return group->count;
+    }
+    return 0;
+}
+
 /* ---- mining ------------------------------------------------------------------------------------------------------ */
 
 /* A line or a template as words without runs of values. */
@@ -508,7 +529,7 @@ static uint32_t join(struct miner *miner, const struct pattern *pattern, struct 
 {
     uint32_t members[MEMBERS + 2], count = 0, same = table_find(miner, by_hash(miner), pattern->hash);
     members[count++] = slot;
-    if (same != NONE)
+    if (same != NONE && same != slot)
         members[count++] = same;
     for (uint32_t n = 0; n < group->count; n++) {
         uint32_t member = slot_of(miner, group->ids[n]), is_new = member != NONE;
@@ -695,11 +716,45 @@ static uint32_t sweep(struct miner *miner, size_t count, const uint64_t *wild, u
     return oldest;
 }
 
+/* Is the template that of `hash` with one of its words taken to vary, which needs no more proof than a value there? */
+static int may_be(const struct miner *miner, uint32_t slot, uint64_t hash)
+{
+    struct pattern pattern;
+    struct noted noted[COLUMNS + 2];
+    const struct template *template = miner->templates + slot;
+    uint64_t its;
+    pattern.text = template->text;
+    pattern.count = words_of_template(template->text, template->size, pattern.words);
+    for (size_t n = to_note(miner, &pattern, noted); n--;) {
+        struct word folded[WORDS_MAX];
+        words_fold(pattern.words, pattern.count, noted[n].wild, folded, &its);
+        if (its == hash && noted[n].enough < MEMBERS)
+            return 1;
+    }
+    return 0;
+}
+
+/* Templates that have a word where this one has a value join it. Returns its slot then. */
+static uint32_t take_in(struct miner *miner, const struct pattern *pattern, uint32_t slot)
+{
+    struct group group;
+    uint32_t count = noted_at(miner, pattern->hash, group.ids);
+    group.count = 0;
+    for (uint32_t n = 0; n < count; n++) {
+        uint32_t other = slot_of(miner, group.ids[n]);
+        if (other != NONE && other != slot && may_be(miner, other, pattern->hash))
+            group.ids[group.count++] = group.ids[n];
+    }
+    return group.count ? join(miner, pattern, &group, slot) : slot;
+}
+
 /* Note the words of a template; as long as some turn out to vary, it joins others. Returns its slot then. */
 static uint32_t learn(struct miner *miner, struct pattern *pattern, uint32_t slot, int may_join)
 {
     struct kind *kind = kind_of(miner, kind_key(pattern));
     struct group alike, beside = {.count = 0}, *best; /* beside: one that has a value there */
+    if (may_join)
+        slot = take_in(miner, pattern, slot);
     do {
         struct noted noted[COLUMNS + 2];
         uint64_t *wild = NULL, together_wild[WILD_SIZE];

@@ -293,6 +293,10 @@ class Model:
 
     def _learn(self, id: int, pattern: Pattern) -> int:
         kind: _Kind | None = self._kinds[kind_of(pattern)]
+        key = key_of(pattern)
+        noted = [self.resolve(member) for _, member in self._notes[key]]
+        if fitting := [other for other in noted if other != id and self._may_be(other, key)]:
+            id = self._join(pattern, fitting, id)
         while True:
             best: list[tuple[bytes, int]] = []
             wild: frozenset[int] = frozenset()
@@ -328,6 +332,10 @@ class Model:
                 id = self._join(joint, members, id)
                 best.clear()
             pattern = joint
+
+    def _may_be(self, id: int, key: Key) -> bool:
+        its = self.patterns[id]
+        return any(enough < MEMBERS and key_of(folded(its, columns)) == key for columns, _, enough in to_note(its))
 
     def _note(self, key: Key, word: bytes, id: int) -> list[tuple[bytes, int]]:
         """What was noted for it; nothing, where the word is one that is known there."""
