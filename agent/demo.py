@@ -340,7 +340,10 @@ def _output(argv: list[str], cwd: Path | None = None) -> str:
 
 
 def _cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emissary"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(cache):
+        raise NoCache(f"{cache} is no whole path of a folder", remedy="Set HOME or XDG_CACHE_HOME to one.")
+    folder = Path(cache) / "emissary"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -113,9 +113,9 @@ def state_dir(settings: Settings) -> Path:
         return Path(settings.state.dir)
     if given := os.environ.get("STATE_DIRECTORY"):  # systemd's StateDirectory=; respawn.py says it too
         return Path(given)
-    if os.geteuid() == 0:
-        return Path("/var/lib/agent")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "agent"
+    own = (os.environ.get("XDG_STATE_HOME", ""), os.path.expanduser("~/.local/state")) if os.geteuid() else ()
+    # A relative one is to be ignored (XDG Base Directory Specification), and not every user has a home.
+    return next((Path(base) / "agent" for base in own if os.path.isabs(base)), Path("/var/lib/agent"))
 
 
 def find(name: str, folder: Path) -> Path:

@@ -166,9 +166,16 @@ def test_every_role_has_the_tables_that_restart_it() -> None:
 
 
 def test_the_state_directory_is_the_users_own_unless_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_STATE_HOME", "/home/x/.state")
     assert state_dir(Settings()) == Path("/home/x/.state/agent")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/x")
+    assert state_dir(Settings()) == Path("/home/x/.local/state/agent")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # whom nobody knows
+    assert state_dir(Settings()) == Path("/var/lib/agent")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert state_dir(Settings()) == Path("/var/lib/agent")
 

@@ -181,6 +181,9 @@ def test_what_the_system_refuses_is_a_sentence(tmp_path: Path) -> None:
         1,
         f"{tmp_path}/state: File exists\n",
     )
-    code, told = said("demo", "--suite", "agent/lab/samples/command")
+    demo = ("demo", "--suite", "agent/lab/samples/command")
+    code, told = said(*demo)
     assert code == 1
     assert told == f"{tmp_path}/cache/emissary: Not a directory. Set XDG_CACHE_HOME to a folder that you may write.\n"
+    environ["XDG_CACHE_HOME"] = "cache"
+    assert said(*demo) == (1, "cache is no whole path of a folder. Set HOME or XDG_CACHE_HOME to one.\n")
