@@ -125,6 +125,18 @@ def test_no_store_is_good(subject: Subject) -> None:
     assert state.last_event(subject.folder) == 0
 
 
+async def test_a_store_of_somebody_else_is_not_called_damaged(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store_with(subject.folder, started(), at=time.time())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    found = state.integrity(subject)
+    assert (found.status, found.remedy) == ("fail", "Run it as the service's user, or as root.")
+    assert state.last_event(subject.folder) == 0
+    hidden = Subject(settings=Settings(state=StateSettings(dir="/" + "n" * 300)))  # not to be looked at, for root too
+    assert state.integrity(hidden).detail == f"{hidden.folder}/store.db may not be read"
+
+
 async def test_a_store_is_read_and_left_as_it_is(subject: Subject) -> None:
     await store_with(subject.folder, started(), at=time.time())
     before = {path.name: path.stat().st_mtime_ns for path in subject.folder.iterdir()}

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent.checks.subject import Finding, Status, Subject, date_of
+from agent.core.config import is_there
 from agent.core.store import SCHEMA
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -82,8 +83,10 @@ def _nameless(folder: Path) -> Iterator[int]:
 def integrity(subject: Subject) -> Finding:
     """Is the store whole and of a schema that we know, and does what is owed leave?"""
     path = subject.folder / "store.db"
-    if not path.exists():
+    if not is_there(path):
         return Finding("ok", "no store yet")
+    if not os.access(path, os.R_OK):
+        return Finding("fail", f"{path} may not be read", "Run it as the service's user, or as root.")
     was_open = _is_open(path)
     found = _integrity(path)
     # An agent that started meanwhile has changed the file below our eyes.
@@ -151,7 +154,7 @@ def _quick_check(db: sqlite3.Connection) -> tuple[str, bool]:
 
 def last_event(folder: Path) -> float:
     """When the journal's last event was; 0 when there is none to be read."""
-    if not (folder / "store.db").exists():
+    if not os.access(folder / "store.db", os.R_OK):
         return 0.0
     try:
         with _reading(folder / "store.db") as db:
