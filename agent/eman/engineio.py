@@ -8,6 +8,7 @@ Source: protocols/eman.md, "The wire", "Long-polling"; github.com/socketio/engin
 
 import base64
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -77,9 +78,9 @@ def encode_payload(packets: list[Packet], eio: Eio) -> str:
     return "".join(f"{_units(text)}:{text}" for text in texts)
 
 
-def decode_payload(body: str, eio: Eio) -> list[Packet]:
-    """Read the body of a poll. Raises PacketBroken."""
-    return [_from_text(text, eio) for text in (body.split(SEPARATOR) if eio == 4 else _by_length(body))]
+def decode_payload(body: str, eio: Eio) -> Iterator[Packet]:
+    """Read the body of a poll, which may hold half a million packets, one after the other. Raises PacketBroken."""
+    return (_from_text(text, eio) for text in (body.split(SEPARATOR) if eio == 4 else _by_length(body)))
 
 
 def undo_second_encoding(text: str) -> str:
@@ -108,11 +109,11 @@ def _from_text(text: str, eio: Eio) -> Packet:
         raise PacketBroken("a binary packet that is no base64") from err
 
 
-def _by_length(body: str) -> list[str]:
+def _by_length(body: str) -> Iterator[str]:
     """Packets of protocol 3. Their lengths count UTF-16 units."""
     # As UTF-16 every unit has two bytes, so a length is an offset; lone surrogates have come through JSON before.
     units = body.encode("utf-16-le", "surrogatepass")
-    packets, at = [], 0
+    at = 0
     while at < len(units):
         head = _LENGTH.match(units[at : at + 16].decode("utf-16-le", "replace"))
         if head is None:
@@ -121,8 +122,7 @@ def _by_length(body: str) -> list[str]:
         at = begin + 2 * int(head[0][:-1])
         if at > len(units) or at == begin:
             raise PacketBroken(f"a packet of {head[0][:-1]} units is not there")
-        packets.append(units[begin:at].decode("utf-16-le", "surrogatepass"))
-    return packets
+        yield units[begin:at].decode("utf-16-le", "surrogatepass")
 
 
 def _units(text: str) -> int:

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 EACH_CONNECTIONS = 2  # of the port for a service that polls: what it fetches is held while it sends
 MORE_CONNECTIONS = 100  # beside those of services: who asks for a page
+PACKETS_AT_ONCE = 200  # of a POST, before others have their turn
 OWN_DESCRIPTORS = 64  # of the process, beside connections
 JSON = (("Content-Type", "application/json"),)
 TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
@@ -186,9 +187,12 @@ class HubServer:
             raw = await body.read()
             if (head.headers.get("content-type") or "").startswith("application/octet-stream"):
                 raise PacketBroken("a binary POST")
-            for packet in engineio.decode_payload(raw.decode(), session.eio):
-                if not session.is_closed:
-                    session.receive(packet, is_poll=True)
+            for n, packet in enumerate(engineio.decode_payload(raw.decode(), session.eio), 1):
+                if session.is_closed:
+                    break
+                session.receive(packet, is_poll=True)
+                if n % PACKETS_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
             await session.rest()
         except (PacketBroken, UnicodeDecodeError) as err:
             session.close(str(err))
