@@ -135,6 +135,7 @@ async def test_a_store_of_somebody_else_is_not_called_damaged(
     assert state.last_event(subject.folder) == 0
     hidden = Subject(settings=Settings(state=StateSettings(dir="/" + "n" * 300)))  # not to be looked at, for root too
     assert state.integrity(hidden).detail == f"{hidden.folder}/store.db may not be read"
+    assert state.disk(hidden).detail == "/ cannot be written"
 
 
 async def test_a_store_is_read_and_left_as_it_is(subject: Subject) -> None:

@@ -165,7 +165,7 @@ def last_event(folder: Path) -> float:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there: it is made at the first start."""
-    while not folder.exists() and folder != folder.parent:
+    """The folder, or the nearest above it that is there and may be seen: it is made at the first start."""
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     return folder
