@@ -95,7 +95,7 @@ class Hands:
         self.killed: list[str] = []
         self._changed = trio.Event()
 
-    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
+    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> str:
         self.orders[order.ident] = order
         self.ended[order.ident] = trio.Event()
         self._changed.set()
@@ -105,6 +105,7 @@ class Hands:
         except trio.Cancelled:
             self.killed.append(order.ident)
             raise
+        return "with code 7"
 
     async def started(self, ident: str) -> Order:
         with trio.fail_after(WITHIN_S):

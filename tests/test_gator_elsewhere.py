@@ -201,7 +201,8 @@ async def test_a_process_that_vanishes_is_lost_and_what_comes_back_is_refused(tm
     assert above.end is not None
     assert (above.end[0].jobs, above.end[1]) == (Sums(2, 0, 1, 1), "FAILURE")
     ends = [(e["ident"], e["code"], e["why"]) for e in events if e["event"] == "end"]
-    assert ends == [("a", 254, "its process ended, and it did not say how"), ("b", 0, None)]
+    why = f"its process ended, and it did not say how: with code 7; what it printed is in {tmp_path}/a/layer.log"
+    assert ends == [("a", 254, why), ("b", 0, None)]
 
 
 async def test_a_silent_child_is_warned_of_then_lost_and_killed(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ async def test_a_child_gets_its_parent_and_flags_and_what_it_prints_is_kept(tmp_
     async with trio.open_nursery() as nursery:
         await nursery.start(adopt)
         with trio.fail_after(WITHIN_S):
-            await scheduler.run(order(tmp_path / "a", "--quiet"), nothing, trio.Event())
+            how = await scheduler.run(order(tmp_path / "a", "--quiet"), nothing, trio.Event())
         nursery.cancel_scope.cancel()
+    assert how == "with code 0"
     assert (tmp_path / "a/layer.log").read_text() == f"--parent 127.0.0.1:1 --id a --tracking {tmp_path}/a --quiet\n"
 
 

@@ -116,12 +116,12 @@ class Elsewhere:
                 if kid.attempt > 1:
                     await trio.to_thread.run_sync(set_aside, order.folder, kid.attempt - 1)
                 waits = partial(self._waits, ident)
-                await self.scheduler.run(order, waits, over)
-            if self._scopes.get(ident) is scope:
-                self._tree.process_ended(ident, trio.current_time())
+                how = await self.scheduler.run(order, waits, over)
+                if self._scopes.get(ident) is scope:
+                    what = f"{how}; what it printed is in {order.folder / 'layer.log'}"
+                    self._tree.process_ended(ident, trio.current_time(), what)
         except (CannotSchedule, OSError) as err:
-            self._journal.say("ERROR", f"Child '{ident}' cannot be started: {err}")
-            self._do(self._tree.lose(ident, str(err), self._shared.clock()))
+            self._do(self._tree.lose(ident, f"it cannot be started: {err}", self._shared.clock()))
         finally:
             if self._scopes.get(ident) is scope:
                 del self._scopes[ident]

@@ -81,10 +81,9 @@ class Scheduler(Protocol):
 
     name: str
 
-    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
-        """Returns when it has ended; cancelled, it is ended with all its tree. `waits` is called while it queues.
-
-        `over` is set when the child has told its end itself. Raises CannotSchedule.
+    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> str:
+        """Returns when it has ended, with how; cancelled, it is ended with all its tree. `waits` is called while it
+        queues, `over` is set when the child has told its end itself. Raises CannotSchedule.
         """
 
 
@@ -104,7 +103,7 @@ class Local:
         self._env = env
         self._command = tuple(shlex.split(command)) if command else own_command()
 
-    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
+    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> str:
         parent = order.need.parent
         argv = (*self._command, "--parent", parent, *order.flags(), *order.need.flags)
         spec = Spec(argv=argv, cwd=Path.cwd(), env=dict(self._env), mark=f"{parent}.{order.ident}", limits=UNLIMITED)
@@ -114,7 +113,7 @@ class Local:
                 for pipe in child.streams.values():
                     nursery.start_soon(_drain, pipe, order.folder / "layer.log")
                 try:
-                    await child.wait()
+                    exit_ = await child.wait()
                 except trio.Cancelled:
                     with trio.CancelScope(shield=True):
                         await child.stop([Step(signal.SIGTERM, END_S, "child")])
@@ -122,6 +121,7 @@ class Local:
                 await child.finish()
         except ChildFailedToStart as err:
             raise CannotSchedule(err.what, remedy=err.remedy) from err
+        return f"by {exit_.signal}" if exit_.signal else f"with code {exit_.code}"
 
 
 async def _drain(pipe: Pipe, path: Path) -> None:
@@ -195,7 +195,7 @@ class Slurm:
         self._asked_at = -math.inf  # when the last squeue that told something began
         self._states: dict[str, str] = {}
 
-    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> None:
+    async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> str:
         place = self._join(order, over)
         has_ended = False
         try:
@@ -209,7 +209,7 @@ class Slurm:
                     with trio.CancelScope(shield=True):  # what was submitted is known, to be cancelled
                         place.job = await self._submit(place)
                     place.submitted_at = trio.current_time()
-            await self._watch(place, waits, over)
+            how = await self._watch(place, waits, over)
             has_ended = True
         finally:  # not `except trio.Cancelled`: out of a command that runs it comes as a group
             if not has_ended:
@@ -218,17 +218,18 @@ class Slurm:
                     with trio.CancelScope(shield=True):
                         await self._command("scancel", place.job)
             place.leave(order, over)
+        return how
 
-    async def _watch(self, place: Allocation, waits: Callable[[], None], over: trio.Event) -> None:
+    async def _watch(self, place: Allocation, waits: Callable[[], None], over: trio.Event) -> str:
         assert place.job is not None
         while True:
             with trio.move_on_after(POLL_S):
                 await over.wait()
-                return  # its process ends by itself, and the queue would tell us late
+                return "told"  # its process ends by itself, and the queue would tell us late
             await self._poll()
             state = self._states.get(place.job)
             if state in ENDED or (state is None and self._asked_at > place.submitted_at):
-                return
+                return f"job {place.job} of Slurm is {state or 'gone'}"
             if state in WAITING or not place.is_turn_of(over):
                 waits()
 

@@ -80,7 +80,7 @@ class Kid:
 
     __slots__ = (
         "at_end", "at_start", "at_update", "attempt", "child", "code", "cut_since", "ended_since", "gone_since",
-        "heard", "is_local", "last", "pruned", "result", "retries", "server", "state", "warned",
+        "heard", "how_ended", "is_local", "last", "pruned", "result", "retries", "server", "state", "warned",
     )  # fmt: skip
 
     def __init__(self, child: Child, retries: int) -> None:
@@ -97,6 +97,7 @@ class Kid:
         self.gone_since: float | None = None  # its socket
         self.cut_since: float | None = None  # its socket is open, and leads nowhere
         self.ended_since: float | None = None  # its process
+        self.how_ended = ""
         self.attempt, self.retries = 1, retries
         self.last: tuple[Result, int, Summary] | None = None  # its `complete`
 
@@ -266,11 +267,11 @@ class Tree:
         if kid.state == "STARTED" and kid.gone_since is None:
             kid.gone_since = now
 
-    def process_ended(self, ident: str, now: float) -> None:
-        """The scheduler says that it runs no more."""
+    def process_ended(self, ident: str, now: float, how: str = "") -> None:
+        """The scheduler says that it runs no more, and how it ended."""
         kid = self.kids[ident]
         if kid.ended_since is None:
-            kid.ended_since = now
+            kid.ended_since, kid.how_ended = now, how
 
     def waits_in_queue(self, ident: str, now: float) -> None:
         """The scheduler has not begun with it: the time to register has not begun either."""
@@ -319,7 +320,7 @@ class Tree:
     def _why_lost(self, kid: Kid, now: float) -> str | None:
         times = self._times
         if kid.ended_since is not None and now - kid.ended_since >= times.end_s:
-            return "its process ended, and it did not say how"
+            return "its process ended, and it did not say how" + (f": {kid.how_ended}" if kid.how_ended else "")
         if kid.state == "LAUNCHED":
             return f"it did not register within {REGISTER_S:g} s" if now - kid.heard >= REGISTER_S else None
         since = kid.cut_since if kid.gone_since is None else kid.gone_since

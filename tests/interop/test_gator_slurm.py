@@ -141,7 +141,7 @@ jobs:
         ("x_0", "SUCCESS", 0),
         ("x_1", "SUCCESS", 0),
     ]
-    assert "Child 'huge' cannot be started: sbatch: sbatch: error: Memory specification can not be satisfied" in out
+    assert "Child 'huge' is lost: it cannot be started: sbatch: sbatch: error: Memory specification can not be" in out
 
 
 def test_like_jobs_share_an_allocation(tmp_path: Path, slurm: dict[str, str]) -> None:
