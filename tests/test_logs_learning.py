@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from agent.core.bus import Bus
+from agent.core.bus import Bus, E, Subscription
 from agent.core.events import Alert, AlertCleared
 from agent.core.store import Store, open_store
 from agent.logs import modelfile
@@ -55,6 +55,11 @@ def learn(analysis: Analysis, class_: str) -> None:
     for _ in range(10):
         analysis.classifier.learn(template, LINES[-1], class_)
         analysis.labels += 1
+
+
+async def first(alerts: Subscription[E]) -> E:
+    with trio.fail_after(1):
+        return await anext(alerts)
 
 
 async def take_up(learning: Learning) -> None:
@@ -229,7 +234,7 @@ async def test_a_damaged_model_is_set_aside_and_told(
         with here.bus.subscribe(Alert, AlertCleared) as alerts:
             learning = await here.load()
             await here.load()  # by then it is gone
-            alert, cleared = await anext(alerts), await anext(alerts)
+            alert, cleared = await first(alerts), await first(alerts)
         assert isinstance(alert, Alert)
         assert isinstance(cleared, AlertCleared)
         assert alert.code == cleared.code == "logs.model"
@@ -243,7 +248,7 @@ async def test_a_model_that_cannot_be_read_is_told_and_left(tmp_path: Path, auto
         here.path.mkdir()
         with here.bus.subscribe(Alert) as alerts:
             learning = await here.load()
-            alert = await anext(alerts)
+            alert = await first(alerts)
         assert "Is a directory" in alert.text
         assert "nothing is written over it" in alert.remedy
         learn(learning.analysis, "disk")
@@ -302,7 +307,7 @@ async def test_a_damaged_model_that_is_put_there_changes_nothing(tmp_path: Path,
             with here.bus.subscribe(Alert) as alerts:
                 here.path.write_bytes(damage)
                 await take_up(learning)
-                alert = await anext(alerts)
+                alert = await first(alerts)
             assert "what was known before goes on" in alert.remedy
             assert learning.analysis.classifier.classes == ["disk"]
             assert here.path.with_name("logs.model.bad").read_bytes() == damage
@@ -332,7 +337,7 @@ async def test_a_model_that_can_be_read_at_last_is_taken_up(tmp_path: Path, auto
             here.path.rmdir()
             modelfile.write(here.path, Model(templates=Miner().dump()[0]))
             await take_up(learning)
-            assert isinstance(await anext(alerts), AlertCleared)
+            assert isinstance(await first(alerts), AlertCleared)
         assert learning.analysis.classifier.classes == []
 
 

@@ -36,7 +36,7 @@ SUFFIX = 4  # templates
 WORDS = 64  # of a line that are looked at, and of captures
 HORIZON_S = (10.0, 3600.0)
 TRACKS = 16_384
-KEPT = 1024  # of them, over a restart
+KEPT = 256  # of them, over a restart: the last ones
 LINES = 8  # remembered of a track
 
 _MEMORY = MAX_STEPS  # steps of one chain and key: no run in order is longer
