@@ -427,6 +427,7 @@ def _install(given: argparse.Namespace) -> int:
 
 
 def _eman_hub(given: argparse.Namespace) -> int:
+    import signal
     from functools import partial
 
     import trio
@@ -450,10 +451,13 @@ def _eman_hub(given: argparse.Namespace) -> int:
         return USAGE
 
     async def serve() -> None:
-        async with trio.open_nursery() as nursery:
-            start = partial(serve_hub, given.listen, hub, is_right, metrics=Metrics(), tls=tls)
-            address: str = await nursery.start(start)
-            print(f"{'https' if tls else 'http'}://{address}{NAMESPACE}", flush=True)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                start = partial(serve_hub, given.listen, hub, is_right, metrics=Metrics(), tls=tls)
+                address: str = await nursery.start(start)
+                print(f"{'https' if tls else 'http'}://{address}{NAMESPACE}", flush=True)
+                await anext(signals)
+                nursery.cancel_scope.cancel()
 
     trio.run(serve)
     return DONE

@@ -3,8 +3,13 @@
 import json
 import re
 import resource
+import signal
+import subprocess
+import sys
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -248,6 +253,28 @@ async def test_who_is_refused_is_told_of_by_name_and_no_key(caplog: pytest.LogCa
         await one.until_closed()
     assert "eman hub: refused service=worker peer=127.0.0.1 code=invalid_key" in caplog.messages
     assert "a wrong key" not in caplog.text
+
+
+async def test_the_command_ends_its_connections_in_order(tmp_path: Path) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text('[eman.hub]\nauth = "any"\n')
+    argv = [sys.executable, "-m", "agent", "eman", "hub", "--listen", "127.0.0.1:0", "--config", str(config)]
+    process = await trio.lowlevel.open_process(argv, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        with trio.fail_after(60):
+            url = urlsplit((await process.stdout.receive_some()).decode().strip())
+        assert (url.scheme, url.path) == ("http", "/communication")
+        async with peer(url.netloc, "one") as one:
+            process.send_signal(signal.SIGTERM)
+            await one.until_closed()
+            assert one.ws.closed is not None
+            assert one.ws.closed.code == 1001
+        with trio.fail_after(60):
+            assert await process.wait() == 0
+    finally:
+        process.kill()
+        await process.wait()
 
 
 def test_who_decides_about_keys(tmp_path: Any) -> None:
