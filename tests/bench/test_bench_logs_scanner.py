@@ -1,7 +1,8 @@
 """The scanner beside Hyperscan literals + PCRE2 and beside rg, interleaved in one run over one corpus.
 
-Hyperscan gets the literals that ours chose. Both read the file into a buffer of 256 KiB, as the agent does, and count
-the CPU time of scanning alone; ours gives captures too. Goals: protocols/logs.md 9.2.
+Hyperscan gets the literals that ours chose. Both read the file into a buffer of 256 KiB, as the agent does, eight times
+in each round, which makes the GiB that the goals are of; and both count the CPU time of scanning alone. Ours gives
+captures too. Goals: protocols/logs.md 9.2.
 """
 
 import shutil
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.bench
 
 BLOCK = 1 << 18
 ROUNDS = 5
+PASSES = 8
 Figure = Callable[[str, str, str], None]
 
 
@@ -98,12 +100,13 @@ def test_scanner_beside_hyperscan(
     theirs = for_hyperscan(loaded, sample, tmp_path / "rules")
     ratios, speeds = [], []
     for _ in range(ROUNDS):
-        found, seconds = scan(worker, corpus)
-        done = subprocess.run([hyperscan, theirs, corpus, "1"], capture_output=True, text=True, check=True)
-        pairs, took = done.stdout.splitlines()[1].split()
-        assert found == int(pairs)
-        ratios.append(float(took) / seconds)
-        speeds.append(corpus.stat().st_size / seconds / 1e9)
+        ours = [scan(worker, corpus) for _ in range(PASSES)]
+        done = subprocess.run([hyperscan, theirs, corpus, str(PASSES)], capture_output=True, text=True, check=True)
+        passes = [line.split() for line in done.stdout.splitlines()[1:]]
+        assert [found for found, _ in ours] == [int(pairs) for pairs, _ in passes]
+        seconds = sum(took for _, took in ours)
+        ratios.append(sum(float(took) for _, took in passes) / seconds)
+        speeds.append(PASSES * corpus.stat().st_size / seconds / 1e9)
     figure(
         f"scanner, {count} rules, ids + captures ({native_engine()})",
         f"{statistics.median(speeds):.2f} GB/s, {statistics.median(ratios):.2f}x Hyperscan literals + PCRE2",
