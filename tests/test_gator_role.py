@@ -155,6 +155,24 @@ def test_isolated_children_read_the_settings_of_the_root(tmp_path: Path) -> None
     assert (done.returncode, "[INFO   ] b\n" in done.stdout) == (0, True), done.stdout
 
 
+def test_the_secret_of_an_address_is_in_no_argument(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('[gator]\nlisten = "0.0.0.0"\n')
+    see = f"cat /proc/$PPID/cmdline > {tmp_path}/argv; cat /proc/$PPID/environ > {tmp_path}/environ"
+    script = tmp_path / "see"
+    script.write_text(f"#!/bin/sh\n{see}\n")
+    script.chmod(0o755)
+    spec = f"!JobGroup {{ident: g, jobs: [!Job {{ident: a, command: {script}}}]}}"
+    done = run(spec, tmp_path, "--isolate", "--config", str(tmp_path / "agent.toml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    argv = (tmp_path / "argv").read_text()
+    environ = dict(each.partition("=")[::2] for each in (tmp_path / "environ").read_text().split("\0"))
+    secret = environ["GATOR_PARENT"].partition("/t/")[2]
+    assert "\0--id\0a\0" in argv
+    assert len(secret) >= 22
+    assert secret not in argv
+    assert secret not in environ["EMISSARY_RUN"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_tree(tmp_path: Path, number: int) -> None:
     spec = tmp_path / "s.yaml"

@@ -95,18 +95,26 @@ def own_command() -> tuple[str, ...]:
 
 
 class Local:
-    """A process of this machine. `command` is what is started in place of the agent itself."""
+    """A process of this machine. `command` is what is started in place of the agent itself.
+
+    A parent's address that ends in a secret goes by environment: arguments are seen by all users. Other Gators take it
+    by `--parent` only.
+    """
 
     name = "local"
 
     def __init__(self, env: Mapping[str, str], command: str | None) -> None:
         self._env = env
+        self._is_ours = not command
         self._command = tuple(shlex.split(command)) if command else own_command()
 
     async def run(self, order: Order, waits: Callable[[], None], over: trio.Event) -> str:
         parent = order.need.parent
-        argv = (*self._command, "--parent", parent, *order.flags(), *order.need.flags)
-        spec = Spec(argv=argv, cwd=Path.cwd(), env=dict(self._env), mark=f"{parent}.{order.ident}", limits=UNLIMITED)
+        place, _, secret = parent.partition("/")
+        named = () if secret and self._is_ours else ("--parent", parent)
+        argv = (*self._command, *named, *order.flags(), *order.need.flags)
+        env = {**self._env, "GATOR_PARENT": parent}
+        spec = Spec(argv=argv, cwd=Path.cwd(), env=env, mark=f"{place}.{order.ident}", limits=UNLIMITED)
         order.folder.mkdir(parents=True, exist_ok=True)
         try:
             async with open_child(spec) as child, trio.open_nursery() as nursery:
