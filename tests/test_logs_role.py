@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -32,7 +33,7 @@ from agent.core.events import (
 from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
-from agent.logs import role
+from agent.logs import paths, role
 from agent.logs.settings import LogsSettings, LogWatch
 from tests import suites_house
 
@@ -140,6 +141,42 @@ async def test_a_file_that_is_there_is_followed_from_its_end(tmp_path: Path) -> 
         with here.bus.subscribe(LogMatched) as events:
             here.write(3)
             assert await numbers(events, 1) == ["3"]
+
+
+async def test_a_glob_on_a_disk_that_hangs_holds_up_no_other_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matching, answers = paths.matching, threading.Event()
+
+    def slow(pattern: str) -> list[str]:
+        if "mnt" in pattern:
+            answers.wait()
+        return matching(pattern)
+
+    async def until_read(path: Path) -> None:
+        with trio.fail_after(FIRST_S):
+            while True:
+                listed = await here.bus.ask("list_logs", {})
+                if any(source["path"] == str(path) and source["offset"] for source in listed["sources"]):
+                    break
+                await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(paths, "matching", slow)
+    monkeypatch.setattr(role, "SETTLE_S", 0.05)
+    late = tmp_path / "logs/mnt.log"
+    async with house(tmp_path) as here:
+        here.write(1)
+        here.write(2, name=late.name)
+        with trio.fail_after(FIRST_S):
+            await here.start(LogWatch(name="m", glob=f"{tmp_path}/logs/mnt*"), LogWatch(name="a", path=str(here.log)))
+        with here.bus.subscribe(LogMatched) as events:
+            await until_read(here.log)
+            here.write(3)
+            assert await numbers(events, 1) == ["3"]
+            answers.set()
+            await until_read(late)
+            here.write(4, name=late.name)
+            assert await numbers(events, 1) == ["4"]
 
 
 async def test_no_line_is_lost_over_rotations(tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ async def run(
         # Before the first line: one of a test that just began must carry its name.
         await nursery.start(logs.follow_tests)
         await nursery.start(logs.follower.run)
-        await logs.begin()
+        nursery.start_soon(logs.begin)
+        with trio.move_on_after(2 * SETTLE_S):  # not for ever: a disk may hang, which ask() tells of
+            await logs.begun.wait()
+        logs.start_pending()
         with ExitStack() as answering:
             for action, handler in {
                 "watch_log": logs.watch_log,
@@ -129,7 +132,7 @@ class _Logs:
         self._bus, self._store, self._metrics, self._active = bus, store, metrics, Active()
         self._settings, self._health, self._clock, self._nursery = settings, health, clock, nursery
         self._labelling, self._analysis = learning.labelling, learning.analysis
-        self.follower = Follower(self._rescan, health)
+        self.follower, self.begun = Follower(self._rescan, health), trio.Event()
         self._watches: dict[str, Watch] = {}
         self._sources: dict[str, Source] = {}  # by path
         self._pending: dict[str, Done] | None = {}  # how far those were that begin at the start, until they do
@@ -227,23 +230,29 @@ class _Logs:
         if seen := await self._seen():
             self._since = dict.fromkeys(self._kept.begun, seen)
         self._bus.publish(AlertCleared(code=ALERT))  # of rules that were wrong before these settings
-        for one in self._settings.watch:
+        for one in sorted(self._settings.watch, key=lambda one: bool(one.glob)):  # which may have to wait for a disk
             pattern = one.path or one.glob or (streams.JOURNAL if one.journal else streams.KERNEL)
             watch = Watch(id=f"s-{one.name}", pattern=pattern, is_glob=bool(one.glob), sets=one.rules)
-            await self._begin_blaming(watch)
+            await self._begin(watch, await self._rules_or_none(watch))
             if one.journal or one.kmsg:
                 self._read_records(watch, one.name)
         for id, asked in list(self._kept.watches.items()):
-            await self._begin_blaming(of_client(id, asked))
+            watch = await self.follower.ask(asked.path or asked.glob or "", of_client, id, asked)
+            await self._begin(watch, await self._rules_or_none(watch))
         if self._watches:
             self._tell_rules()
         await self._begin_gone([watch for watch in self._watches.values() if watch.is_glob])
-        pending, self._pending, self._since = self._pending or {}, None, {}
-        for path, done in pending.items():
-            self._start(self._sources[path], done)
+        self.start_pending()
         with trio.move_on_after(SETTLE_S):  # not for ever: a disk may hang
             for source in list(self._sources.values()):
                 await source.followed.begun.wait()
+        self.begun.set()
+
+    def start_pending(self) -> None:
+        """Follow what was found so far; that of which the disk tells later is followed then."""
+        pending, self._pending, self._since = self._pending or {}, None, {}
+        for path, done in pending.items():
+            self._start(self._sources[path], done)
 
     async def _seen(self) -> float:
         """When the agent before this one is known to have lived, epoch seconds."""
@@ -259,21 +268,17 @@ class _Logs:
         """
         for key in await self._store.keys(f"{SOURCE}/") if globs else ():
             path = key.removeprefix(SOURCE)
-            if path in self._sources or await trio.to_thread.run_sync(os.path.lexists, path):
+            if path in self._sources or await self.follower.ask(path, os.path.lexists, path):
                 continue
             done: Done = await self._store.get(key, Done) or Done()
             for watch in globs:
                 if watch.id in done.since and fnmatch(path, watch.pattern):
                     await self._follow(watch, path, "start")
         for watch in globs:
-            if watch.id in self._since:
-                for path in await trio.to_thread.run_sync(paths.rotated, watch.pattern, self._since[watch.id]):
+            if since := self._since.get(watch.id):
+                for path in await self.follower.ask(watch.pattern, paths.rotated, watch.pattern, since):
                     if path not in self._sources:
                         await self._follow(watch, path, "start")
-
-    async def _begin_blaming(self, watch: Watch) -> None:
-        """Follow it in any case."""
-        await self._begin(watch, await self._rules_or_none(watch))
 
     async def _rules_or_none(self, watch: Watch) -> Rules:
         """Its rules; none where they cannot be used, which is told."""
@@ -296,7 +301,7 @@ class _Logs:
         if not watch.is_glob:
             await self._follow(watch, watch.pattern, watch.sizes.get(watch.pattern, start))
             return
-        found = list(watch.sizes) if watch.run else await trio.to_thread.run_sync(paths.matching, watch.pattern)
+        found = [*watch.sizes] if watch.run else await self.follower.ask(watch.pattern, paths.matching, watch.pattern)
         for path in found:
             if start != "start" or path in watch.sizes or await self._is_new(path):
                 await self._follow(watch, path, watch.sizes.get(path, start))
@@ -328,10 +333,10 @@ class _Logs:
     async def _is_new(self, path: str) -> bool:
         tails = [source.followed.tail for source in self._sources.values()]
         known = [(tail.path, done) for tail in tails for done in [*tail.checkpoints(), *tail.past]]
-        return await trio.to_thread.run_sync(is_new, path, known, self._passed)
+        return await self.follower.ask(path, is_new, path, known, self._passed)
 
     async def _follow(self, watch: Watch, path: str, start: Literal["end", "start"] | int) -> None:
-        if watch.is_remote and (why := await trio.to_thread.run_sync(paths.refused, path, self._settings.roots)):
+        if watch.is_remote and (why := await self.follower.ask(path, paths.refused, path, self._settings.roots)):
             log.warning("not followed path=%s why=%s", path, why)
             return
         key = SOURCE + path
@@ -481,13 +486,8 @@ class _Logs:
         if id not in self._kept.watches:
             raise ActionError("not_found", f"watch {id} is not known here")
         self._end(id)
-        self._keep(
-            KeptWatches(
-                last=self._kept.last,
-                watches={key: value for key, value in self._kept.watches.items() if key != id},
-                begun=[begun for begun in self._kept.begun if begun != id],
-            )
-        )
+        watches = {key: value for key, value in self._kept.watches.items() if key != id}
+        self._keep(replace(self._kept, watches=watches, begun=[begun for begun in self._kept.begun if begun != id]))
         return {}
 
     async def list_logs(self, payload: dict[str, Any]) -> dict[str, Any]:

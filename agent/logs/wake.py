@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar, TypeVarTuple
 
 import trio
 from inotify_simple import INotify, flags
@@ -41,6 +41,7 @@ _NEW = int(flags.CREATE | flags.MOVED_TO)  # as numbers, which cost a tenth of f
 _WRITTEN, _OVERFLOW, _IGNORED = int(flags.MODIFY), int(flags.Q_OVERFLOW), int(flags.IGNORED)
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Follower:
@@ -110,9 +111,9 @@ class Follower:
         """Hear of what happens at a source's path and where that leads to, or where a glob begins."""
         hearing = None if isinstance(one, str) else self._hearing.get(one)
         if isinstance(one, str):
-            places = await self._ask(fixed(one), lambda: {(os.path.realpath(fixed(one)), b"")})
+            places = await self.ask(fixed(one), lambda: {(os.path.realpath(fixed(one)), b"")})
         else:
-            places = await self._ask(one.tail.path, partial(_places, one.tail.path))
+            places = await self.ask(one.tail.path, _places, one.tail.path)
         if one in self._places or not (one in self._looks or one in self._sought):  # it was dropped meanwhile
             return
         self._places[one] = places
@@ -151,7 +152,7 @@ class Follower:
             return
         self._watching[folder] = watched = trio.Event()
         try:
-            wd: int = await self._ask(folder, partial(notify.add_watch, folder, _HEARD))
+            wd: int = await self.ask(folder, notify.add_watch, folder, _HEARD)
         except OSError:  # what is there is looked at each second, and then this is tried again
             return
         finally:
@@ -163,10 +164,10 @@ class Follower:
         elif wd not in self._folders:
             unwatch(notify, wd)
 
-    async def _ask(self, path: str, function: Callable[[], T]) -> T:
-        """In a thread: its disk may hang."""
+    async def ask(self, path: str, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """What a function finds out about a path, in a thread: its disk may hang."""
         with self._health.asking(path):
-            return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=DISK)
+            return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=DISK)
 
     async def _hear(self, notify: INotify) -> NoReturn:
         fd = notify.fileno()
