@@ -145,6 +145,14 @@ def test_who_is_not_ready_in_time_is_aborted_unless_it_asks_for_more(start: Star
     assert "aborting" not in read_until(start(child, start=0.7), "status=late")
 
 
+def test_who_says_why_it_is_not_ready_is_ended_and_tried_again(start: Start) -> None:
+    parent = start(CHILD + 'says("STATUS=not ready: the port is taken"); live()', start=1)
+    read_until(parent, "status=not ready: the port is taken")
+    read_until(parent, "got TERM")
+    read_until(parent, "agent ended code=0 restart_in_s=")
+    read_until(parent, "agent started")
+
+
 def test_who_does_not_end_in_time_is_killed(start: Start) -> None:
     parent = start(CHILD + 'signal.signal(signal.SIGTERM, signal.SIG_IGN); says("READY=1"); live()', stop=0.2)
     read_until(parent, "agent ready")

@@ -8,6 +8,7 @@ child, and forwards TERM and HUP. A missed watchdog gets ABRT, so that the child
         |                |                    | STOP_S or its EXTEND_TIMEOUT_USEC: KILL
         |  START_S       |  WATCHDOG_USEC
         +----------------+----> aborting (ABRT) --ABORT_S: KILL--> exit --> starting
+        +--START_S, and a STATUS that says why--> ending
 
 When our standard error is a file, the child's goes through us into that file, and we rotate it: the child may run as a
 user who cannot. The service tool writes the pidfile. Imports no trio.
@@ -71,6 +72,7 @@ class Parent:
         self._arguments, self._account, self._boot_check = arguments, _account(user), boot_check
         self._child: subprocess.Popen[bytes] | None = None
         self._state: State = "starting"
+        self._status = ""  # what the child said last
         self._until = 0.0  # monotonic: when the state's patience ends
         self._asked_to_end = False
         self._watchdog_s = WATCHDOG_S
@@ -128,6 +130,7 @@ class Parent:
         finally:
             if writing is not None:
                 os.close(writing)
+        self._status = ""
         self._become("starting", START_S)
         log.info("agent started pid=%d", self._child.pid)
         handle = os.pidfd_open(self._child.pid)
@@ -210,9 +213,13 @@ class Parent:
         if child is None:
             return
         match self._state:
+            case "starting" if self._status:  # it lives, and says why
+                log.error("not ready in time, ending pid=%d status=%s", child.pid, self._status)
+                child.send_signal(signal.SIGTERM)
+                self._become("ending", ABORT_S)
             case "starting" | "up":
                 why = "not ready in time" if self._state == "starting" else "watchdog missed"
-                log.error("%s, aborting pid=%d", why, child.pid)
+                log.error("%s, aborting pid=%d status=%s", why, child.pid, self._status)
                 child.send_signal(signal.SIGABRT)
                 self._become("aborting", ABORT_S)
             case "ending" | "aborting":
@@ -236,6 +243,7 @@ class Parent:
             self._take(fields)
 
     def _take(self, fields: Mapping[str, str]) -> None:
+        self._status = fields.get("STATUS", self._status)
         extended = fields.get("EXTEND_TIMEOUT_USEC", "")
         extend_s = int(extended) / 1e6 if extended.isascii() and extended.isdigit() else None
         if "STOPPING" in fields and self._state in ("starting", "up"):
