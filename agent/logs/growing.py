@@ -1,5 +1,8 @@
 """Files that are scanned as they grow and rotate: `agent logs scan --follow`. From their beginning, until a signal.
 
+Large blocks are matched on the loop too, unlike in the service: only a signal waits for them here, and what is there at
+a signal is matched in any case. A thread for each would be a tenth of what following costs.
+
 Source: protocols/logs.md 2.4 and 5.
 """
 
