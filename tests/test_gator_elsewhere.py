@@ -267,6 +267,7 @@ async def test_a_stop_is_passed_on_and_who_does_not_hear_it_is_ended(tmp_path: P
             await child.ask("complete", {"ident": "a", **D1_END, "result": "FAILURE", "code": 255, "sub_passed": 0})
         await until(lambda: hands.killed == ["b"])  # it had no connection to be told on
         hands.ended["a"].set()
+    assert [(kid.result, kid.code) for kid in tier.tree.kids.values()] == [("FAILURE", 255)] * 2  # and not lost
     assert above.end is not None
     assert above.end[1] == "FAILURE"
 

@@ -337,7 +337,7 @@ class Tree:
         return kid.state == "STARTED" and kid.gone_since is None and silent >= LOST_INTERVALS * self._times.interval_s
 
     def lose(self, ident: str, why: str, at: float) -> list[Act]:
-        """Give a child up: end it, then again or never."""
+        """Give a child up: end it, then again or never. Of a tier that is stopped it was stopped too."""
         kid = self.kids[ident]
         if kid.state == "COMPLETE":
             return []
@@ -345,7 +345,7 @@ class Tree:
         if "lost" in self._retry_on and (again := self._again(kid, why)):
             return acts + again
         self.total.put(ident, given_up(self.size_of(ident), ident, self.total.get(ident)))
-        return acts + self._end(kid, "FAILURE", LOST_CODE, at, why)
+        return acts + self._end(kid, "FAILURE", STOPPED_CODE if self.stopping else LOST_CODE, at, why)
 
     def stop(self, at: float) -> list[Act]:
         """Nothing more is started; what has not begun is aborted."""
