@@ -131,6 +131,23 @@ async def test_a_repeated_request_runs_nothing_twice(tmp_path: Path) -> None:
         assert here.asked == [("run_suite", {"path": "/x", "origin": "eman"})]
 
 
+async def test_answers_to_who_only_reads_are_remembered_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(role, "MAX_READ_BYTES", 1000)
+    async with hub() as address, station(tmp_path, address, allow=("run_suite",)) as here:
+        await here.until("ready")
+        async with peer(address, "asker") as asker:
+            await answer(asker, f"{NAME}.run_suite", "r", {"path": "/x"})
+            first = await answer(asker, "agent.status", "0", {})
+            assert (await answer(asker, "agent.status", "0", {}))["data"] == first["data"]
+            for n in range(1, 10):
+                await answer(asker, "agent.status", str(n), {})
+            assert (await answer(asker, "agent.status", "0", {}))["data"] != first["data"]  # too long ago: read anew
+            await answer(asker, f"{NAME}.run_suite", "r", {"path": "/x"})
+        assert [action for action, _ in here.asked].count("run_suite") == 1
+
+
 async def test_more_requests_than_can_be_under_way_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(role, "MAX_UNDER_WAY", 0)
     async with hub() as address, station(tmp_path, address) as here, peer(address, "asker") as asker:

@@ -50,6 +50,7 @@ SINK = "eman"
 SHAKE_S = 10.0  # from the connection to shake_online
 REMEMBERED_S = 600.0  # a request that is repeated gets its first answer again
 MAX_REMEMBERED = 10_000
+MAX_READ_BYTES = 4 * 2**20  # of answers to who only reads: older ones are found anew
 ACTION_S = 300.0
 MAX_UNDER_WAY = 1000  # requests: as many as a hub keeps open for one who asks
 AGAIN_S = 5.0  # with `acked`: an event that nobody took is told again then
@@ -128,7 +129,7 @@ class _Service:
 
     def __init__(self, bus: Bus, settings: EmanSettings, name: str, metrics: Metrics) -> None:
         self._bus, self._settings, self._metrics = bus, settings, metrics
-        self._done: OrderedDict[tuple[str, str], tuple[float, Response | trio.Event]] = OrderedDict()
+        self._changes, self._reads = _Answers(math.inf), _Answers(MAX_READ_BYTES)
         self.actions = {f"{name}.{action}": action for action in (*READ_ONLY, *MUTATING)}
         self.actions |= {f"agent.{action}": action for action in READ_ONLY}
         self._online: _Connection | None = None
@@ -169,27 +170,24 @@ class _Service:
 
     async def _answer(self, request: Request) -> Response:
         """The answer to a request; to one that is repeated, the first again."""
-        key, now = (request.sender_id, request.request_id), trio.current_time()
-        while self._done and next(iter(self._done.values()))[0] < now - REMEMBERED_S:
-            self._done.popitem(last=False)
-        known = self._done.get(key)
-        if known is not None:
-            if isinstance(known[1], trio.Event):
-                await known[1].wait()
-                known = self._done.get(key, known)
-            if isinstance(known[1], Response):
-                return known[1]
+        key = (request.sender_id, request.request_id)
+        answers = self._changes if self.actions.get(request.name) in MUTATING else self._reads
+        known = answers.find(key)
+        if isinstance(known, trio.Event):
+            await known.wait()
+            known = answers.find(key)
+        if isinstance(known, Response):
+            return known
         under_way = trio.Event()
-        self._done[key] = (now, under_way)
-        if len(self._done) > MAX_REMEMBERED:
-            self._done.popitem(last=False)
+        answers.keep(key, under_way)
         try:
             response = await self._carry_out(request)
-            self._done[key] = (now, response)
+            answers.keep(key, response)
+        except BaseException:
+            answers.forget(key)
+            raise
         finally:
             under_way.set()
-            if self._done.get(key) == (now, under_way):
-                del self._done[key]
         return response
 
     async def _carry_out(self, request: Request) -> Response:
@@ -215,6 +213,36 @@ class _Service:
             log.exception("action failed action=%s", action)
             return answer(request, "", error=Fault(f"{type(err).__name__}: {err}", "internal", 500))
         return answer(request, "", data=said)
+
+
+class _Answers:
+    """The first answers to requests, or the events of their ends: of REMEMBERED_S, MAX_REMEMBERED and `most_bytes`."""
+
+    def __init__(self, most_bytes: float) -> None:
+        self._kept: OrderedDict[tuple[str, str], tuple[float, int, Response | trio.Event]] = OrderedDict()
+        self._bytes, self._most_bytes = 0, most_bytes
+
+    def find(self, key: tuple[str, str]) -> Response | trio.Event | None:
+        """By sender and id of the request."""
+        oldest = trio.current_time() - REMEMBERED_S
+        while self._kept and next(iter(self._kept.values()))[0] < oldest:
+            self.forget(next(iter(self._kept)))
+        known = self._kept.get(key)
+        return known[2] if known else None
+
+    def keep(self, key: tuple[str, str], what: Response | trio.Event) -> None:
+        """In place of what was kept for it. The oldest go where there are too many."""
+        self.forget(key)
+        size = len(msgspec.json.encode(what)) if isinstance(what, Response) else 0
+        self._kept[key] = trio.current_time(), size, what
+        self._bytes += size
+        while len(self._kept) > MAX_REMEMBERED or self._bytes > self._most_bytes:
+            self.forget(next(iter(self._kept)))
+
+    def forget(self, key: tuple[str, str]) -> None:
+        """It is to be carried out when it comes again."""
+        known = self._kept.pop(key, None)
+        self._bytes -= known[1] if known else 0
 
 
 class _Connection:
