@@ -236,7 +236,7 @@ async def test_a_request_is_handed_to_the_role_that_answers_it(tmp_path: Path) -
         assert await them.ask("run_suite", given) == {"run": "r-1"}
         with pytest.raises(Refused, match="busy: every slot is taken"):
             await them.ask("run_suite", {"suite": {"id": "busy"}})
-        with pytest.raises(Refused, match="internal: the request failed here"):
+        with pytest.raises(Refused, match="internal: 'cancel' failed here"):
             await them.ask("cancel", {"run": "r-1"})
         with pytest.raises(Refused, match="bad_payload: key run is missing"):
             await them.ask("cancel", {})

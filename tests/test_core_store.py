@@ -293,10 +293,11 @@ async def test_numbers_that_were_given_in_another_life_are_not_given_again(store
 
 async def test_the_bus_writes_to_the_store(store: Store) -> None:
     bus = Bus(store, clock=lambda: 3.0)
-    bus.publish(cleared("via bus"))
+    raised = Alert(code="via bus", text="it is full", remedy="Make room.", since=2.0)
+    bus.publish(raised)
     await store.commit()
     (row,) = await store.read()
-    assert (row.at, decode(row.kind, row.data)) == (3.0, cleared("via bus"))
+    assert (row.at, decode(row.kind, row.data)) == (3.0, raised)
 
 
 async def test_producers_wait_while_too_much_waits_for_the_disk(tmp_path: Path) -> None:
