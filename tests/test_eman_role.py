@@ -64,6 +64,8 @@ class Station:
         self.asked.append((action, payload))
         if payload.get("fail"):
             raise ActionError("no_such_run", "there is none")
+        if "long" in payload:
+            return {"text": payload["long"] * 500_000}
         if payload.get("break"):
             raise RuntimeError("a bug")
         return {"run": "r-1"} if action == "run_suite" else {"asked": len(self.asked)}
@@ -118,6 +120,9 @@ async def test_everybody_may_ask_what_is_read_only(tmp_path: Path, eio: int) -> 
         broken = await answer(asker, "agent.status", "b", {"break": True})
         assert (broken["error"]["code"], broken["error"]["status"]) == ("internal", 500)
         assert (await answer(asker, "agent.status", "l", [1]))["error"]["code"] == "bad_payload"
+        assert len((await answer(asker, "agent.status", "x", {"long": "x"}))["data"]["text"]) == 500_000
+        too_big = await answer(asker, "agent.status", "é", {"long": "é"})  # three times as long in ASCII
+        assert too_big["error"]["code"] == "too_big"
         assert (await answer(asker, "agent.search_log", "n", {}))["error"]["code"] == "unknown_action"
 
 

@@ -58,6 +58,7 @@ UNANSWERED_S = ANSWER_S + 5.0  # the same where the hub says nothing: the origin
 BATCH = 64
 LEAVE_S = 1.0  # for the last words, when we go
 LOOK_AT_EIO = "Look at eman.url, and at eman.eio: Socket.IO 1 and 2 speak 3, later ones 4."
+MAX_ANSWER = engineio.MAX_PAYLOAD - 100  # bytes; the rest is for what stands around it
 MAX_EVENT = engineio.MAX_PAYLOAD // 3  # bytes of its data: two of UTF-8 become six in ASCII
 READ_ONLY = ("status", "search_log")
 MUTATING = ("run_suite", "cancel")
@@ -372,8 +373,13 @@ class _Connection:
                 log.warning("eman hub complains event=%s text=%s", event, text)
 
     async def respond(self, response: Response) -> None:
-        """Answer as who we are on this connection."""
-        await self._emit(messages.RESPONSE, msgspec.structs.replace(response, recipient_id=self._caller.id))
+        """Answer as who we are on this connection. What a hub would close it for is an error instead."""
+        said = msgspec.structs.replace(response, recipient_id=self._caller.id)
+        size = len(socketio.event(messages.RESPONSE, said))
+        if size > MAX_ANSWER:
+            fault = Fault(f"the answer has {size} bytes; ask for less", "too_big", 500)
+            said = msgspec.structs.replace(said, data=msgspec.UNSET, error=msgspec.Raw(msgspec.json.encode(fault)))
+        await self._emit(messages.RESPONSE, said)
 
     async def tell_events(self, owed: list[Owed], instance: str) -> None:
         """Returns once the hub, or with `acked` a listener, has them all."""
