@@ -185,6 +185,16 @@ async def test_what_came_before_it_broke_counts() -> None:
         assert "byte 0x12 where a block was expected" in warned.text
 
 
+async def test_one_that_never_ends_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.coverage.sources.jacoco.MOST_EXECUTED", 2)
+    async with source_of(Jvm(dumped(), SESSION + executed(VALVE) * 3)) as (source, _):
+        await source.start()
+        assert await source.collect() == [Delta("com/acme/Valve", 1), Delta("com/acme/Valve", 1)]
+        (warned,) = source.told()
+        assert isinstance(warned, Warned)
+        assert "it tells of more than 2 classes" in warned.text
+
+
 async def test_nobody_there_is_told_once_and_is_the_reason() -> None:
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     address = f"127.0.0.1:{listener.socket.getsockname()[1]}"

@@ -33,6 +33,7 @@ REACH_S = 0.1  # s between two tries, of JVMs that live for no longer than from 
 READ_SIZE = 65_536
 METHOD = "<class>"
 MOST_CLASSES = 100_000
+MOST_EXECUTED = 2 * MOST_CLASSES  # of one agent from one look to the next
 
 
 class _Agent:
@@ -123,8 +124,11 @@ class _Agent:
         for event in self._reader.feed(data):
             if isinstance(event, Dumped):
                 self._has_dumped = True
-            else:
+            elif len(self.executed) < MOST_EXECUTED:
                 self.executed.append(event)
+            else:
+                remedy = "See what listens there; it is asked again at each look."
+                raise PeerBrokeProtocol(f"it tells of more than {MOST_EXECUTED} classes", remedy=remedy)
 
     async def _wait_for_its_end(self) -> None:
         """A connection for its last dump. There is none when its JVM has ended by now, and has told that."""
