@@ -147,9 +147,10 @@ class _Monitors:
         """Take the settings that hold now, and the histories that the store has of new monitors."""
         settings = self._settings()
         wanted = self._installed(settings.filled())
-        for name in wanted:
+        kept = {name: await self._store.get(_key(name), History) for name in wanted if name not in self._history}
+        for name in wanted:  # at once: one that is back may have been forgotten while the others were read
             if name not in self._history:
-                self._history[name] = await self._store.get(_key(name), History) or History()
+                self._history[name] = kept.get(name) or History()
                 self._history[name].resume()
         self._schedule.limit(settings.max_concurrent, settings.groups)
         waiting = {name: self._schedule.monitor(name) for name in self._schedule.waiting}
