@@ -115,6 +115,17 @@ def test_every_flag_of_gators_own_command_line_is_taken(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_single_job_is_told_with_its_start_and_end(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    done = run("!Job {ident: a, command: 'true'}", tmp_path, "--events-fd", str(writing), pass_fds=(writing,))
+    os.close(writing)
+    with open(reading) as pipe:
+        plan, start, end = map(json.loads, pipe)
+    assert (done.returncode, plan) == (0, {"event": "plan", "jobs": [["a"]]})
+    assert start == {"event": "start", "path": [], "ident": "a", "started": end["started"]}
+    assert (end["event"], end["result"], end["code"], end["started"] <= end["ended"]) == ("end", "SUCCESS", 0, True)
+
+
 NESTED = """\
 !JobGroup
 ident: g

@@ -73,16 +73,21 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Root:
-    """Nobody is above: messages and progress are printed."""
+    """Nobody is above: messages and progress are printed, and of a `job` that is the root itself its start is told."""
 
-    def __init__(self, out: TextIO, options: Options, *, progress: bool) -> None:
-        self._out, self._options, self._progress = out, options, progress
+    def __init__(self, out: TextIO, shared: Shared, job: str | None, *, progress: bool) -> None:
+        self._out, self._shared, self._job, self._progress = out, shared, job, progress
         self._shown = ""
         self.address = ""  # of its port
+        self.started: float | None = None
         self.registered = trio.Event()
 
     async def register(self, server: str) -> Place:
         self.address = server
+        if self.started is None:
+            self.started = self._shared.clock()
+            if self._job is not None:
+                self._shared.tell({"event": "start", "path": [], "ident": self._job, "started": self.started})
         self.registered.set()
         return Place()
 
@@ -96,7 +101,7 @@ class Root:
 
     async def complete(self, summary: Summary, result: Result, code: int) -> None:
         jobs = summary.jobs
-        if not self._options.quiet:
+        if not self._shared.options.quiet:
             self._print(f"{result}: {jobs.passed} of {jobs.total} jobs passed, {jobs.failed} failed")
             for path in summary.failed[:20]:
                 self._print(f"failed: {'/'.join(path)}")
@@ -136,7 +141,8 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
     tracking = await trio.to_thread.run_sync(_make, command.tracking[-1])
     told = Told(spec.root, command.events) if command.events is not None else None
     shared = _shared(options, settings, pool, told.tell if told else lambda event: None)
-    root = Root(out, options, progress=command.progress)
+    job = spec.root.ident if isinstance(spec.root, Job) else None
+    root = Root(out, shared, job, progress=command.progress)
     for name in unlisted(spec.root, pool):
         log.warning("license %r is not in [gator.licenses]: any number is given", name)
     running = _Running()
@@ -149,8 +155,8 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
         ended.set()
     layer = running.layer
     if told:
-        if isinstance(spec.root, Job):
-            told.tell(_end_of(layer, shared))
+        if job is not None:
+            told.tell(_end_of(layer, root.started, shared))
         told.close(shared.clock())
     return PASSED if layer.result == "SUCCESS" else FAILED
 
@@ -272,7 +278,7 @@ def _make(folder: Path) -> Path:
     return folder
 
 
-def _end_of(layer: Wrapper | Tier, shared: Shared) -> dict[str, Any]:
+def _end_of(layer: Wrapper | Tier, started: float | None, shared: Shared) -> dict[str, Any]:
     """Of a job that is the root itself: no tier tells of it."""
     return {
         "event": "end",
@@ -282,7 +288,7 @@ def _end_of(layer: Wrapper | Tier, shared: Shared) -> dict[str, Any]:
         "code": layer.code,
         "pruned": False,
         "why": None,
-        "started": None,
+        "started": started,
         "ended": shared.clock(),
         "folder": "",
         "metrics": dict(layer.summary().metrics),

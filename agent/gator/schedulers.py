@@ -30,18 +30,8 @@ GATHER_S = 0.2  # that a batch waits for more like it
 COMMAND_S = 60.0  # for one of its commands
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"}
 ENDED = {
-    *(
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "TIMEOUT",
-    ),
-    "REVOKED",
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+    *("REVOKED", "TIMEOUT"),
 }
 END_S = 10.0  # for a child that was told to stop, before its processes are killed
 
