@@ -84,7 +84,8 @@ class Follower:
 
     async def hears(self, source: Followed) -> None:
         """Returns when what happens at its path is heard of, or cannot be: then it is time for a first look at it."""
-        await self._hearing[source].wait()
+        if source in self._hearing:  # else it was dropped already
+            await self._hearing[source].wait()
 
     def drop(self, source: Followed) -> None:
         del self._looks[source], self._hearing[source]
