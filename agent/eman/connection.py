@@ -78,14 +78,14 @@ class Session:
                         self.receive(engineio.decode(text, self.eio))
             except PacketBroken as err:
                 self.close(str(err))
-        if self._nursery is not None and self._ws is not None and self._paid_until > trio.current_time():
+        if self._paid_until > trio.current_time() and self._nursery is not None and not self.is_closed:
+            assert self._ws is not None
             line_of(self._ws).divert(None)
-            self._nursery.start_soon(self._take_later)
+            self._nursery.start_soon(self._take_later, self._ws)
 
-    async def _take_later(self) -> None:
+    async def _take_later(self, ws: WebSocketConnection) -> None:
         await self.rest()
-        if self._ws is not None:
-            line_of(self._ws).divert(self.take)
+        line_of(ws).divert(self.take)
 
     async def rest(self) -> None:
         """Wait until what it has said is within the rate."""
