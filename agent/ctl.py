@@ -53,8 +53,10 @@ def dial_of(settings: Settings, url: str | None, token_file: Path | None) -> Dia
         url = f"{ {'http': 'ws', 'https': 'wss'}.get(scheme, scheme) }{colon}{rest}"
     own = [find(token.file, folder) for token in control.tokens]
     files = [token_file] if token_file else [path for path in own if is_there(path)]
-    tls = settings.tls
-    trusted, cert, key = (find(name, folder) if name else None for name in (tls.ca_file, tls.cert_file, tls.key_file))
+    tls, shown = settings.tls, (settings.tls.cert_file, settings.tls.key_file)
+    if pinned and control.tls.client_ca and not tls.cert_file:
+        shown = (control.tls.cert, control.tls.key)  # it asks for one of its authority, and this is at hand
+    trusted, cert, key = (find(name, folder) if name else None for name in (tls.ca_file, *shown))
     return Dial(url=url, token_file=files[0] if files else None, tls=TlsSettings(trusted, cert, key, pinned))
 
 

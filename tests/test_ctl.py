@@ -109,6 +109,17 @@ async def test_the_agent_here_is_known_by_its_own_certificate(tmp_path: Path) ->
                 assert answer["ident"] == "lab-07"
 
 
+async def test_where_clients_need_a_certificate_the_agents_own_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "sesame").write_text("sesame\n")
+    (tmp_path / "sesame").chmod(0o600)
+    cert, key, ca = (str(tmp_path / name) for name in ("lab-07.pem", "lab-07.key", "ca.pem"))
+    mutual = ControlTls(cert=cert, key=key, client_ca=ca)
+    async with house(tmp_path, ControlSettings(listen=("127.0.0.1:0",), tls=mutual), tls=True) as server:
+        control = ControlSettings(listen=(server.address,), tokens=(Token(file=str(tmp_path / "sesame")),), tls=mutual)
+        answer = await ctl.ask(ctl.dial_of(Settings(control=control), None, None), "status", {})
+        assert answer["ident"] == "lab-07"
+
+
 async def test_a_request_gives_its_answers_payload_or_the_error(tmp_path: Path) -> None:
     async with house(tmp_path, tls=True) as server:
         assert (await ctl.ask(server.dial(), "status", {}))["ident"] == "lab-07"
