@@ -55,9 +55,10 @@ async def test_a_root_registers_tells_and_ends() -> None:
     first, beat, last = told[0], told[1], told[-1]
     assert first[0] == "/api/register"
     assert (first[1]["ident"], first[1]["url"], first[1]["layer"]) == ("nightly", "127.0.0.1:1", "tier")
+    metrics = {"msg_error": 1, "sub_total": 1, "sub_active": 0, "sub_passed": 0, "sub_failed": 1}
     assert beat == (
         "/api/job/7/heartbeat",
-        {"metrics": {"msg_error": 1}, "failed_ids": [["nightly"]], "running_ids": []},
+        {"metrics": metrics, "failed_ids": [["nightly"]], "running_ids": []},
     )
     assert last == ("/api/job/7/complete", {"db_file": "/t/db.sqlite", "result": 2})
 

@@ -202,7 +202,7 @@ def is_plain_dialect(dialect: Dialect, server: str) -> bool:
 def report(dialect: Dialect, ident: str, summary: Summary, result: Result, *, plain: bool) -> dict[str, Any]:
     """The payload of an `update`. `plain`: only what a real tier of D0 or D1 takes."""
     if dialect in ("d2", "emissary"):
-        told = {"ident": ident, "id": ident, "summary": _written2(summary), "result": RESULTS.index(result)}
+        told = {"ident": ident, "id": ident, "summary": written_d2(summary), "result": RESULTS.index(result)}
         return told if dialect == "d2" else {**told, "emissary": {"jobs": msgspec.structs.astuple(summary.jobs)}}
     counts = _counts(summary.jobs)
     metrics = _told_metrics(summary)
@@ -224,7 +224,8 @@ def completion(
     return {**payload, "result": "SUCCESS" if result == "SUCCESS" else "FAILURE", "code": code}
 
 
-def _written2(summary: Summary) -> dict[str, Any]:
+def written_d2(summary: Summary) -> dict[str, Any]:
+    """A summary as D2 tells it: metrics with the sums of jobs and tiers, paths of those that failed and run."""
     return {
         "metrics": {**_told_metrics(summary), **_counts(summary.jobs + summary.tiers)},
         "failed_ids": _told_paths(summary.failed),

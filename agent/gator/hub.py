@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import trio
 
+from agent.gator.dialects import written_d2
 from agent.gator.messages import RESULTS, Result
 from agent.gator.summary import Summary
 
@@ -49,9 +50,7 @@ async def tell(
         while not ended.is_set():
             with trio.move_on_after(interval_s):
                 await ended.wait()
-            summary = newest().summary()
-            paths = {"failed_ids": summary.failed, "running_ids": summary.running}
-            await _post(client, f"/api/job/{uid}/heartbeat", {"metrics": dict(summary.metrics), **paths})
+            await _post(client, f"/api/job/{uid}/heartbeat", written_d2(newest().summary()))
         end = {"db_file": db_file, "result": RESULTS.index(newest().result)}
         await _post(client, f"/api/job/{uid}/complete", end)
 
