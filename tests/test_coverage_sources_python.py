@@ -99,6 +99,19 @@ async def test_what_a_process_told_before_it_died_counts(told: Told) -> None:
     await told.source.stop()
 
 
+async def test_one_that_tells_without_an_end_is_read_on_at_the_next_look(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.coverage.sources.python.READ_SIZE", 1)
+    monkeypatch.setattr("agent.coverage.sources.python.MOST_READS", 1000)
+    await told.start()
+    told.process(*(told.lines(number) for number in [1] * 100 + [3])).close()
+    assert await told.source.collect() == [Delta("./calc.py", 0b01)]
+    later = [delta for _ in range(100) for delta in await told.source.collect()]
+    assert later[-1].probes & 0b10
+    await told.source.stop()
+
+
 async def test_the_last_collect_asks_each_process_for_what_it_still_has(told: Told) -> None:
     await told.start()
     processes = [told.process(), told.process()]

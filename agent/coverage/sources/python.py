@@ -37,6 +37,7 @@ MOST_PROCESSES = 512  # connected at a time; more wait until some have ended
 MOST_LINE = 512 * 1024  # bytes: 10**6 lines of a file are half of it
 BACKLOG = 4096
 READ_SIZE = 256 * 1024
+MOST_READS = 64  # of a process in one look: one that tells without an end would hold up the agent
 SOCKET = "python.sock"
 PRELOADED = ("sitecustomize.py", "emissary_coverage.py", "emissary_coverage_pytest.py")
 # By these pytest finds the plugin in any folder of its path.
@@ -81,7 +82,9 @@ class _Process:
 
     def read(self) -> Iterator[bytes]:
         """The lines that have come. At its end, or when it is broken, the socket is closed."""
-        while self.is_open:
+        for _ in range(MOST_READS):
+            if not self.is_open:
+                return
             try:
                 data = self.socket.recv(READ_SIZE)
             except BlockingIOError:
