@@ -215,11 +215,8 @@ class _Logs:
 
     def _blame(self, text: str) -> None:
         log.error("rules cannot be used error=%s", text)
-        self._bus.publish(
-            Alert(
-                code=ALERT, text=text, remedy="Correct them, and reload. What was in force stays.", since=self._clock()
-            )
-        )
+        remedy = "Correct them, and reload. What was in force stays."
+        self._bus.publish(Alert(code=ALERT, text=text, remedy=remedy, since=self._clock()))
 
     # ---- watches -----------------------------------------------------------------------------------------------------
 
