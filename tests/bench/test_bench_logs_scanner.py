@@ -5,6 +5,7 @@ in each round, which makes the GiB that the goals are of; and both count the CPU
 captures too. Goals: protocols/logs.md 9.2.
 """
 
+import os
 import shutil
 import statistics
 import struct
@@ -124,9 +125,9 @@ def test_scanner_beside_rg(count: int, goal: float, corpus: Path, tmp_path: Path
     worker, ratios = Worker(scanner), []
     for _ in range(ROUNDS):
         _, ours = scan(worker, corpus)
-        started = time.perf_counter()
+        started = sum(os.times()[2:4])  # CPU of children that ended
         subprocess.run([rg, "-j1", "-c", "-f", patterns, corpus], check=True, capture_output=True)
-        ratios.append((time.perf_counter() - started) / ours)
+        ratios.append((sum(os.times()[2:4]) - started) / ours)
     figure(f"scanner, {count} rules, beside rg -j1 -c", f"{statistics.median(ratios):.1f}x", f">= {goal}x")
 
 
