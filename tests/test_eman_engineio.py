@@ -1,5 +1,6 @@
 """Engine.IO packets and payloads of both protocols, byte for byte, and who has to be heard when."""
 
+from contextlib import suppress
 from typing import get_args
 
 import pytest
@@ -83,6 +84,13 @@ PACKETS = st.builds(
 def test_what_is_written_is_read(packets: list[Packet], eio: Eio) -> None:
     assert list(decode_payload(encode_payload(packets, eio), eio)) == packets
     assert [decode(encode(packet, eio), eio) for packet in packets] == packets
+
+
+@given(st.text(st.sampled_from("0123456:b4\x1eAQ=é😀{}")) | st.text(), st.sampled_from([3, 4]))
+def test_any_text_is_read_or_refused(text: str, eio: Eio) -> None:
+    for read in (lambda: list(decode_payload(text, eio)), lambda: [decode(text, eio)], lambda: [read_handshake(text)]):
+        with suppress(PacketBroken):
+            assert all(isinstance(each, Packet | Handshake) for each in read())
 
 
 def test_the_open_packet() -> None:

@@ -1,10 +1,14 @@
 """One run as a transcript: each state, each result, each cause of protocols/monitors.md."""
 
-import pytest
+from typing import Any
 
-from agent.monitors.messages import Noise, StepOk
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.monitors.messages import Configured, Noise, Ready, Started, StepOk, parse
 from agent.monitors.secrets import Redactor
-from agent.monitors.session import STDERR_TAIL, TOLD_BURST, StepEnded, Told, config_text, refused
+from agent.monitors.session import STDERR_TAIL, TOLD_BURST, Act, Leave, StepEnded, Told, config_text, refused
 from agent.monitors.settings import Monitor
 from tests.monitor_transcripts import EPOCH, monitor, play, session
 
@@ -370,3 +374,46 @@ def test_a_run_that_is_refused_has_its_lines_too() -> None:
         ("B", "not_run", "secret_unresolved"),
     ]
     assert config_text({"Host": "hé"}) == '{"Host":"h\\u00e9"}'
+
+
+SAID = st.sampled_from(
+    [
+        *("Started 1.1", "Started 1.0", "Started 2.0", "Ready", "Configured", "Exit", "Step OK", "Step OK a=1"),
+        *("Step Time 5", "Step Time 1e999", "Step Time NaN", "Step Time", "Step Error it is down", "Step Error"),
+        *('Log Error "Run Step A"', "Log", "Wait For Webhook u", "nothing that is known"),
+    ]
+)
+HAPPENS = (
+    st.tuples(st.just("reads"), st.lists(SAID, max_size=4))
+    | st.tuples(st.just("waits"), st.floats(0, 100))
+    | st.tuples(st.just("stops"), st.none())
+)
+
+
+@given(
+    st.lists(HAPPENS, max_size=20),
+    st.sampled_from(["metrist", "seed", "auto"]),
+    st.sampled_from(["stop", "continue"]),
+    st.sampled_from([0, 3, "SIGKILL"]),
+    st.booleans(),
+)
+def test_whatever_it_says_every_planned_step_has_one_line(
+    happens: list[tuple[str, Any]], dialect: str, on_error: str, end: int | str, is_greeted: bool
+) -> None:
+    run, now, acts = session(dialect=dialect, on_error=on_error, steps=("A", "B", "C")), 0.0, list[Act]()
+    if is_greeted:
+        acts += run.feed([Started("1.1"), Ready(), Configured()], now)
+    for what, what_of_it in happens:
+        if what == "reads":
+            acts += run.feed([parse(text.encode()) or Noise(text) for text in what_of_it], now)
+        elif what == "stops":
+            acts += run.stop(now)
+        else:
+            now += what_of_it
+            acts += run.tick(now)
+    acts += run.exited(None, end, now) if isinstance(end, str) else run.exited(end, None, now)
+    ended = [act.step for act in acts if isinstance(act, StepEnded)]
+    assert ended == (["A", "B", "C"] if run.again is None else [])
+    left = [act for act in acts if isinstance(act, Leave)]
+    assert len(left) <= 1
+    assert run.state == "over"
