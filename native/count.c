@@ -52,6 +52,9 @@ static inline void count_at(const struct table *table, const struct literal *lit
 
 int literal_counts(const struct literal *literals, size_t count, const uint8_t *text, size_t size, uint32_t *counts)
 {
+    for (size_t i = 0; i < count; i++)
+        if (literals[i].size < LITERAL_MIN)
+            return 0;
     uint32_t bits = 8;
     while (bits < 24 && (size_t)1 << bits < 4 * count)
         bits++;
