@@ -132,11 +132,11 @@ class _Lib:
         miner: CData,
         block: bytes | CData,
         size: int,
+        at: CData,
         every: int,
         ids: CData,
         starts: CData,
         capacity: int,
-        consumed: CData,
     ) -> int: ...
     def miner_find(self, miner: CData, line: bytes, size: int) -> int: ...
     def miner_next(self, miner: CData) -> int: ...

@@ -854,21 +854,21 @@ uint32_t miner_find(const struct miner *miner, const uint8_t *line, size_t size)
     return slot == NONE ? NONE : miner->templates[slot].id;
 }
 
-size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, size_t every, uint32_t *ids, uint32_t *starts,
-                  size_t capacity, size_t *consumed)
+size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, size_t *at, size_t every, uint32_t *ids,
+                  uint32_t *starts, size_t capacity)
 {
-    size_t at = 0, count = 0, skipped = 0;
-    while (at < size && (skipped || count < capacity)) {
-        const uint8_t *end = memchr(block + at, '\n', size - at);
-        size_t length = end ? (size_t)(end - block) - at : size - at;
+    size_t begin = *at, count = 0, skipped = 0;
+    while (begin < size && (skipped || count < capacity)) {
+        const uint8_t *end = memchr(block + begin, '\n', size - begin);
+        size_t length = end ? (size_t)(end - block) - begin : size - begin;
         if (!skipped) {
-            starts[count] = (uint32_t)at;
-            ids[count++] = mine_line(miner, block + at, length);
+            starts[count] = (uint32_t)begin;
+            ids[count++] = mine_line(miner, block + begin, length);
         }
         skipped = skipped + 1 < every ? skipped + 1 : 0;
-        at += length + (end != NULL);
+        begin += length + (end != NULL);
     }
-    *consumed = at;
+    *at = begin;
     return count;
 }
 

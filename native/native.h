@@ -242,12 +242,12 @@ struct miner *miner_new(size_t limit);
 void miner_free(struct miner *miner);
 
 /*
- * The template of the first line of block[0..size), size below 2^31, and of each `every`-th behind it; the last line may
- * have no LF. ids[n] is that of the line at starts[n]; TEMPLATE_NONE: there was no memory, or no id any more. At most
- * `capacity` lines; *consumed is where to go on. Returns how many.
+ * The template of the line at block[*at], and of each `every`-th behind it, up to `size`, which is below 2^31; the last line
+ * may have no LF. ids[n] is that of the line at starts[n]; TEMPLATE_NONE: there was no memory, or no id any more. At most
+ * `capacity` lines; *at is then where to go on. Returns how many.
  */
-size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, size_t every, uint32_t *ids, uint32_t *starts,
-                  size_t capacity, size_t *consumed);
+size_t miner_mine(struct miner *miner, const uint8_t *block, size_t size, size_t *at, size_t every, uint32_t *ids,
+                  uint32_t *starts, size_t capacity);
 
 /* The template of a line, without learning from it. TEMPLATE_NONE: it would be a new one. */
 uint32_t miner_find(const struct miner *miner, const uint8_t *line, size_t size);

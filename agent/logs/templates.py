@@ -70,27 +70,25 @@ class Miner:
         self._limit = limit
         self._miner = ffi.gc(miner, lib.miner_free)
         self._ids, self._starts = room("uint32_t[]", _LINES), room("uint32_t[]", _LINES)
-        self._number = ffi.new("size_t *")
+        self._at = ffi.new("size_t *")
 
     def mine(self, block: bytes | memoryview, *, every: int = 1) -> Mined:
         """All lines of a block of less than 2 GiB, or every n-th; the last one may have no end. Releases the GIL."""
         ids, starts, first, joins = array("I"), array("I"), lib.miner_next(self._miner), lib.miner_joins(self._miner)
-        data, at, size = ffi.from_buffer("uint8_t[]", block), 0, len(block)
-        while at < size:
-            count = lib.miner_mine(
-                self._miner, data + at, size - at, every, self._ids, self._starts, _LINES, self._number
-            )
+        data, size, at = ffi.from_buffer("uint8_t[]", block), len(block), self._at
+        at[0] = 0
+        while at[0] < size:
+            count = lib.miner_mine(self._miner, data, size, at, every, self._ids, self._starts, _LINES)
             ids.frombytes(ffi.buffer(self._ids, 4 * count))
-            here = array("I", bytes(ffi.buffer(self._starts, 4 * count)))
-            starts.extend(here if not at else array("I", [at + start for start in here]))
-            at += self._number[0]
+            starts.frombytes(ffi.buffer(self._starts, 4 * count))
         starts.append(size)
         joins = lib.miner_joins(self._miner) - joins
         return Mined(ids, starts, range(first, lib.miner_next(self._miner)), self._joined(joins) if joins else [])
 
     def mine_line(self, line: bytes) -> int:
         """The template of one line; it may have its end."""
-        lib.miner_mine(self._miner, line or b"\n", len(line) or 1, 1, self._ids, self._starts, 1, self._number)
+        self._at[0] = 0
+        lib.miner_mine(self._miner, line or b"\n", len(line) or 1, self._at, 1, self._ids, self._starts, 1)
         return int(self._ids[0])
 
     def find(self, line: bytes) -> int | None:

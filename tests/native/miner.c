@@ -91,10 +91,10 @@ int main(void)
             uint8_t *block = malloc(size);
             uint32_t *ids = malloc(capacity * sizeof *ids), *starts = malloc(capacity * sizeof *starts);
             check(fread(block, 1, size, stdin) == size, "the case is whole");
-            for (size_t at = 0, consumed; at < size; at += consumed) {
-                size_t count = miner_mine(miner, block + at, size - at, every, ids, starts, capacity, &consumed);
-                check(count && consumed, "it gets on");
-                ask_values(miner, block + at, consumed, ids, starts, count);
+            for (size_t at = 0, from = 0; at < size; from = at) {
+                size_t count = miner_mine(miner, block, size, &at, every, ids, starts, capacity);
+                check(count && at > from, "it gets on");
+                ask_values(miner, block, at, ids, starts, count);
                 lines += count;
             }
             check(miner_count(miner) <= limit, "templates are bounded");
