@@ -256,6 +256,7 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _lab(given: argparse.Namespace) -> int:
+    import signal
     from functools import partial
 
     import trio
@@ -280,9 +281,12 @@ def _lab(given: argparse.Namespace) -> int:
         return USAGE
 
     async def serve() -> None:
-        async with trio.open_nursery() as nursery:
-            lab: Lab = await nursery.start(partial(serve_lab, address, data, suites, eman=eman, hub=hub))
-            print(f"{lab.url} token_file={lab.token_file}", flush=True)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                lab: Lab = await nursery.start(partial(serve_lab, address, data, suites, eman=eman, hub=hub))
+                print(f"{lab.url} token_file={lab.token_file}", flush=True)
+                await anext(signals)
+                nursery.cancel_scope.cancel()
 
     trio.run(serve)
     return DONE

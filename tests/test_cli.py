@@ -119,6 +119,20 @@ def test_a_hub_that_cannot_be_opened_safely_ends_with_2(tmp_path: Path, capfd: p
     assert capfd.readouterr().err.startswith('eman.hub.auth = "any" takes every key, and 0.0.0.0:0 is not loopback.')
 
 
+@pytest.mark.parametrize(
+    "argv", [["lab", "--listen", "127.0.0.1:0", "--data", "lab"], ["eman", "hub", "--listen", "127.0.0.1:0"]]
+)
+def test_a_server_in_the_foreground_ends_with_0_when_it_is_told_to(tmp_path: Path, argv: list[str]) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(f'state.dir = "{tmp_path}/state"\n[eman.hub]\nauth = "any"\n')
+    command = [sys.executable, "-m", "agent", *argv, "--config", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("http://127.0.0.1:")
+        server.terminate()
+        assert server.wait(60) == 0
+
+
 def test_output_to_a_closed_pipe_is_no_traceback() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
