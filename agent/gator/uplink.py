@@ -185,7 +185,7 @@ class Uplink:
                 if self._connected:
                     self._connected, self._since = False, trio.current_time()
             case Alert():
-                log.warning("%s %s", event.text, event.remedy)
+                log.warning("%s. %s", event.text, event.remedy)
             case _:
                 pass
 
