@@ -85,6 +85,23 @@ def test_a_real_connection_is_found_in_the_kernels_tables(
         assert user_of(end, own, files) is None
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes sockets of another user")
+@pytest.mark.parametrize("by", ["netlink", "proc"])
+def test_it_is_the_peers_end_whose_user_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    if by == "proc":
+        monkeypatch.setattr(ports_of_layers, "NETLINK_SOCK_DIAG", 99)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        os.seteuid(4242)
+        try:
+            client = socket.socket()
+        finally:
+            os.seteuid(0)
+        with client:
+            client.connect(server.getsockname())
+            files = tmp_path if by == "netlink" else Path("/proc/net")
+            assert user_of(client.getsockname(), server.getsockname(), files) == 4242
+
+
 @pytest.mark.parametrize("path", ["/", "/t/", "/t/wrong", "/t/secret/x", "/secret"])
 def test_a_wrong_path_is_refused_where_one_is_needed(path: str) -> None:
     with pytest.raises(HttpError, match="403: this address ends in a path"):
