@@ -19,6 +19,7 @@ class Payload(msgspec.Struct, frozen=True):
     by_name: dict[str, int] = {}
     fruit: Literal["pear", "plum"] | None = None
     baskets: dict[str, list[Literal["fig", 1]]] = {}
+    place: Literal["end", "start"] | int = 0
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -40,6 +41,10 @@ def test_unknown_fields_are_ignored() -> None:
         (
             {"ident": "a", "baskets": {"x": ["fig", "fog"]}},
             "bad_payload: key baskets[...][1]: Invalid enum value 'fog', expected one of 1, fig",
+        ),
+        (
+            {"ident": "a", "place": "middle"},
+            "bad_payload: key place: Invalid enum value 'middle', expected one of end, start, a number",
         ),
     ],
 )

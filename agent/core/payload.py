@@ -54,5 +54,7 @@ def _words(kind: inspect.Type, way: list[str]) -> list[str]:
             return _words(kind.value_type, way[1:])
         case inspect.LiteralType(values=values) if not way:
             return [str(value) for value in values]
+        case inspect.IntType() if not way:  # beside words
+            return ["a number"]
         case _:
             return []
