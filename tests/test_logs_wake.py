@@ -304,7 +304,7 @@ async def test_a_folder_with_two_names_is_heard_by_both(tmp_path: Path, nursery:
         follower.add(log(tmp_path / place, Taking(), follower.blocks))
     follower.seek(f"{tmp_path}/link/*")
     await knows_all_places(follower)
-    assert set(follower._names) == {(f"{tmp_path}/real", b"a"), (f"{tmp_path}/real", b"b")}
+    assert set(follower._names) == {(f"{tmp_path}/real", "a"), (f"{tmp_path}/real", "b")}
     assert list(follower._folders.values()) == [f"{tmp_path}/real"]
 
 

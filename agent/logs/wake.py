@@ -10,7 +10,6 @@ Source: protocols/logs.md 5.
 
 import math
 import os
-import struct
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar, TypeVarTuple
 
 import trio
-from inotify_simple import INotify, flags
+from inotify_simple import INotify, flags, parse_events
 
 from agent._native import ffi, lib
 from agent.core.inotify import open_inotify, unwatch
@@ -35,7 +34,6 @@ HEARD = 1 << 16  # bytes of inotify's events that are read at once
 RESCAN = 5  # looks: so often `rescan` is told what it knows
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
 
-_EVENT = struct.Struct("@iIII")  # inotify(7): watch, mask, cookie, bytes of the name behind it
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
 _NEW = int(flags.CREATE | flags.MOVED_TO)  # as numbers, which cost a tenth of flags
 _WRITTEN, _OVERFLOW, _IGNORED = int(flags.MODIFY), int(flags.Q_OVERFLOW), int(flags.IGNORED)
@@ -53,9 +51,9 @@ class Follower:
         self.blocks = Blocks()
         self._rescan, self._health = rescan, health
         self._looks: dict[Followed, tuple[CData, CData]] = {}  # a struct look, and its path
-        self._names: dict[tuple[str, bytes], list[Followed]] = {}  # by folder, and the name that inotify tells
+        self._names: dict[tuple[str, str], list[Followed]] = {}  # by folder, and the name that inotify tells
         self._globs, self._sought = Globs(), Counter[str]()
-        self._places: dict[Followed | str, set[tuple[str, bytes]]] = {}  # of each source and glob, once they are known
+        self._places: dict[Followed | str, set[tuple[str, str]]] = {}  # of each source and glob, once they are known
         self._wanted: Counter[str] = Counter()
         self._folders: dict[int, str] = {}
         self._watching: dict[str, trio.Event] = {}  # folders that are about to be
@@ -112,7 +110,7 @@ class Follower:
         """Hear of what happens at a source's path and where that leads to, or where a glob begins."""
         hearing = None if isinstance(one, str) else self._hearing.get(one)
         if isinstance(one, str):
-            places = await self.ask(fixed(one), lambda: {(os.path.realpath(fixed(one)), b"")})
+            places = await self.ask(fixed(one), lambda: {(os.path.realpath(fixed(one)), "")})
         else:
             places = await self.ask(one.tail.path, _places, one.tail.path)
         if one in self._places or not (one in self._looks or one in self._sought):  # it was dropped meanwhile
@@ -175,11 +173,7 @@ class Follower:
         while True:
             await trio.lowlevel.wait_readable(fd)
             is_busy, heard = False, dict[Followed, None]()
-            events, at = os.read(fd, HEARD), 0
-            while at < len(events):
-                wd, mask, _, size = _EVENT.unpack_from(events, at)
-                name = events[at + _EVENT.size : at + _EVENT.size + size].rstrip(b"\0")
-                at += _EVENT.size + size
+            for wd, mask, _, name in parse_events(os.read(fd, HEARD)):  # type: ignore[no-untyped-call]
                 if mask & _OVERFLOW:
                     for source in self._looks:
                         source.wake(lost=True)
@@ -233,14 +227,13 @@ class Follower:
         return next(asked, self._globs.asked)
 
 
-def _places(path: str) -> set[tuple[str, bytes]]:
+def _places(path: str) -> set[tuple[str, str]]:
     """Folders and names in them: where the path stands, and where it leads to. Blocks.
 
     No folder has two names here: inotify tells of each by one number.
     """
     folder, name = os.path.split(path)
-    places = (os.path.realpath(folder), name), os.path.split(os.path.realpath(path))
-    return {(folder, os.fsencode(name)) for folder, name in places}
+    return {(os.path.realpath(folder), name), os.path.split(os.path.realpath(path))}
 
 
 def _look(
