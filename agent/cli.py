@@ -9,6 +9,7 @@ Source: ARCHITECTURE.md, "The commands". Imports stand inside the branches: a co
 import argparse
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -256,10 +257,7 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _lab(given: argparse.Namespace) -> int:
-    import signal
     from functools import partial
-
-    import trio
 
     from agent.eman.hub import HubUnsafe, authority
     from agent.lab.server import Lab, serve_lab
@@ -280,11 +278,22 @@ def _lab(given: argparse.Namespace) -> int:
         print(err, file=sys.stderr)
         return USAGE
 
+    def where(lab: Lab) -> str:
+        return f"{lab.url} token_file={lab.token_file}"
+
+    return _serve(partial(serve_lab, address, data, suites, eman=eman, hub=hub), where)
+
+
+def _serve(start: Callable[..., Awaitable[None]], where: Callable[[Any], str]) -> int:
+    """A server in the foreground, until it is told to end; what `start` tells when it is up goes through `where`."""
+    import signal
+
+    import trio
+
     async def serve() -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
-                lab: Lab = await nursery.start(partial(serve_lab, address, data, suites, eman=eman, hub=hub))
-                print(f"{lab.url} token_file={lab.token_file}", flush=True)
+                print(where(await nursery.start(start)), flush=True)
                 await anext(signals)
                 nursery.cancel_scope.cancel()
 
@@ -431,10 +440,7 @@ def _install(given: argparse.Namespace) -> int:
 
 
 def _eman_hub(given: argparse.Namespace) -> int:
-    import signal
     from functools import partial
-
-    import trio
 
     from agent.core.metrics import Metrics
     from agent.core.tls import server_context
@@ -454,17 +460,8 @@ def _eman_hub(given: argparse.Namespace) -> int:
         print(err, file=sys.stderr)
         return USAGE
 
-    async def serve() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with trio.open_nursery() as nursery:
-                start = partial(serve_hub, given.listen, hub, is_right, metrics=Metrics(), tls=tls)
-                address: str = await nursery.start(start)
-                print(f"{'https' if tls else 'http'}://{address}{NAMESPACE}", flush=True)
-                await anext(signals)
-                nursery.cancel_scope.cancel()
-
-    trio.run(serve)
-    return DONE
+    start = partial(serve_hub, given.listen, hub, is_right, metrics=Metrics(), tls=tls)
+    return _serve(start, lambda address: f"{'https' if tls else 'http'}://{address}{NAMESPACE}")
 
 
 def _gator(given: argparse.Namespace) -> int:
