@@ -432,6 +432,23 @@ async def test_a_connection_has_32_subscriptions_at_most(server: House) -> None:
         assert (await them.ask("subscribe", {}))["sub"] == 33
 
 
+async def test_a_subscription_may_be_ended_before_its_answer_came(server: House) -> None:
+    """What it would replay begins beside the next request, and trio draws lots for which of the two is first."""
+    async with client(server.dial()) as them:
+
+        async def ask(action: str, payload: dict[str, Any]) -> None:
+            await them.ask(action, payload)
+
+        for number in range(1, 21):
+            server.publish(logged("a"))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, "subscribe", {"since": 0})
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(ask, "unsubscribe", {"sub": number})
+        assert (await _numbers(server))["control_subscriptions"] == 0
+        assert (await them.ask("subscribe", {}))["sub"] == 21
+
+
 async def test_when_a_client_leaves_nothing_of_it_stays(server: House) -> None:
     async with client(server.dial()) as them:
         await them.ask("subscribe", {})

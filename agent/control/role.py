@@ -529,14 +529,19 @@ class _Client:
         return {"sub": subscription.number, "seq": seq, "oldest": oldest}
 
     async def _begin(self, nursery: trio.Nursery, channel: Channel, subscription: Subscription, since: int) -> None:
-        """Replay, then let the channel take what comes."""
+        """Replay, then let the channel take what comes, unless the client ends it meanwhile."""
         number = subscription.number
+        if subscription.is_closed:  # even before this task had its first turn
+            return
         with trio.CancelScope() as scope:
             self._replays[number] = scope
             try:
                 await self._replay(channel, subscription, since)
             finally:
                 del self._replays[number]
+        if subscription.is_closed:
+            self._house.feed.detach(subscription)
+        else:
             self._live.add(number)
             self._offer(number, nursery, channel)
 
