@@ -38,6 +38,8 @@ enum {
 #define NONE TEMPLATE_NONE
 #define WILD_SIZE (WORDS_MAX / 64)
 _Static_assert((int)WORDS_MAX == (int)VALUES_MAX, "each word may be a value");
+_Static_assert((int)WORDS_BYTES + LONG_WORD + 1 + 4 * WORDS_MAX <= (int)TEMPLATE_TEXT_MAX,
+               "a line's words have room, also where each is \" <*>\"");
 
 struct template {
     uint64_t hash, count;
@@ -79,7 +81,6 @@ struct miner {
     size_t limit, count, text_size;
     uint32_t next, newest, oldest;
     uint32_t unused, fresh; /* a list of slots that are free again; from `fresh` on none was used, nor its memory */
-    uint64_t tick;
     struct template *templates;
     uint32_t *by_hash, *by_id; /* open addressing: slot + 1, 0 is free */
     size_t mask;               /* of both */
@@ -235,13 +236,18 @@ static inline void put_newest(struct miner *miner, uint32_t slot)
     miner->newest = slot;
 }
 
+static inline void make_newest(struct miner *miner, uint32_t slot)
+{
+    if (miner->newest == slot)
+        return;
+    take_out(miner, slot);
+    put_newest(miner, slot);
+}
+
 static inline uint32_t seen(struct miner *miner, uint32_t slot)
 {
     miner->templates[slot].count++;
-    if (miner->newest != slot) {
-        take_out(miner, slot);
-        put_newest(miner, slot);
-    }
+    make_newest(miner, slot);
     return miner->templates[slot].id;
 }
 
@@ -693,24 +699,25 @@ static int find_alike(const struct miner *miner, const struct pattern *pattern, 
 }
 
 /*
- * Those among the last templates that have that hash, now that these words vary: returns the oldest of them; with
- * `into`, not NONE, they are that template from now on.
+ * Those among the last templates that have that hash, now that these words vary: returns the oldest of them and of
+ * `slot`; with `is_joining` they are `slot` from now on.
  */
-static uint32_t sweep(struct miner *miner, size_t count, const uint64_t *wild, uint64_t hash, uint32_t into)
+static uint32_t sweep(struct miner *miner, size_t count, const uint64_t *wild, uint64_t hash, uint32_t slot,
+                      int is_joining)
 {
-    uint32_t at = miner->newest, next, oldest = NONE;
+    uint32_t at = miner->newest, next, oldest = slot;
     for (size_t n = 0; n < SWEPT && at != NONE; n++, at = next) {
         struct word words[WORDS_MAX + 3];
         uint64_t its;
         next = miner->templates[at].older;
-        if (at == into || words_of_template(miner->templates[at].text, miner->templates[at].size, words) != count)
+        if (at == slot || words_of_template(miner->templates[at].text, miner->templates[at].size, words) != count)
             continue;
         words_fold(words, count, wild, words, &its);
         if (its != hash)
             continue;
-        if (into != NONE)
-            absorb(miner, into, at);
-        else if (oldest == NONE || miner->templates[at].id < miner->templates[oldest].id)
+        if (is_joining)
+            absorb(miner, slot, at);
+        else if (miner->templates[at].id < miner->templates[oldest].id)
             oldest = at;
     }
     return oldest;
@@ -785,8 +792,9 @@ static uint32_t learn(struct miner *miner, struct pattern *pattern, uint32_t slo
             remember_varying(miner, pattern, wild);
             joint.count = words_fold(pattern->words, pattern->count, wild, joint.words, &joint.hash);
             if (best == &alike) {
-                slot = join(miner, &joint, best, sweep(miner, pattern->count, wild, joint.hash, NONE));
-                sweep(miner, pattern->count, wild, joint.hash, slot);
+                make_newest(miner, slot); /* what it joined just now may not have been seen for long */
+                slot = join(miner, &joint, best, sweep(miner, pattern->count, wild, joint.hash, slot, 0));
+                sweep(miner, pattern->count, wild, joint.hash, slot, 1);
             } else {
                 slot = join(miner, &joint, best, slot);
             }
@@ -1009,11 +1017,12 @@ int miner_restore(struct miner *miner, uint32_t id, uint64_t count, const uint8_
 int miner_restore_joined(struct miner *miner, const uint32_t *pairs, size_t count)
 {
     for (size_t n = 0; n < count; n++) {
-        if (pairs[2 * n] <= pairs[2 * n + 1] || !pairs[2 * n + 1] || joined_find(miner, pairs[2 * n]) != NONE)
+        uint32_t id = pairs[2 * n], to = pairs[2 * n + 1];
+        if (id == NONE || id <= to || !to || joined_find(miner, id) != NONE)
             return 0;
-        joined_put(miner, pairs[2 * n], pairs[2 * n + 1]);
-        if (pairs[2 * n] != NONE && miner->next <= pairs[2 * n])
-            miner->next = pairs[2 * n] + 1;
+        joined_put(miner, id, to);
+        if (miner->next <= id)
+            miner->next = id + 1;
     }
     return 1;
 }

@@ -340,7 +340,7 @@ size_t words_of_line(const struct lexicon *lexicon, const uint8_t *line, size_t 
                 while (i < size && line[i] == '.')
                     i++;
                 put(words + count++, at, i, WORD_SIGN, blank, mixed('.', VALUE_HASH));
-                blank = 0, bytes += i - at < 16 ? i - at : 16;
+                blank = 0, bytes += (i - at < LONG_WORD ? i - at : LONG_WORD) + 1;
                 continue;
             }
             if (i + 1 < size && line[i] == ':' && flags & LETTER &&

@@ -18,7 +18,8 @@ struct word {
     uint8_t kind, blank;
 };
 
-/* What follows so many words of a line, or so many bytes of them, is taken as one value. */
+/* What follows so many words of a line, or so many bytes of them, is taken as one value. Of a run of dots LONG_WORD
+ * count, and so many are kept. */
 enum { WORDS_MAX = 128, WORDS_BYTES = 1024, LONG_WORD = 64 };
 
 /* Words that mean something beside a value; see words.c. */

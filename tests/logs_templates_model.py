@@ -145,7 +145,7 @@ def words_of(line: bytes) -> list[Word]:
                 while at < len(line) and line[at] == ord("."):
                     at += 1
                 words.append(Word("sign", b".." + line[start + 2 : at], has_blank))
-                has_blank, size = False, size + min(16, at - start)
+                has_blank, size = False, size + min(LONG, at - start) + 1
                 continue
             is_scheme = _SCHEME.match(line, at) or (line[at : at + 2] == b":\\" and at == start + 1)
             if is_scheme and _LETTER.search(line[start:at]):
@@ -324,6 +324,7 @@ class Model:
                 here.stored += 1
             joint = folded(pattern, wild)
             if is_alike:
+                self.patterns[id] = self.patterns.pop(id)
                 id = self._join(joint, members, min(self._swept(pattern, wild)))
                 for other in self._swept(pattern, wild):
                     if other != id:

@@ -36,6 +36,7 @@ def test_what_is_a_value() -> None:
         b"sent by a@b": "sent by <*>",
         b"1, 2, 3 and 4:5": "<*> and <*>",
         b"depth......17 of wait...": "depth......<*> of wait...",
+        b" ".join([b"." * 70] * 64): " ".join(["." * 64] * 16) + " <*>",  # what is kept of a line is bounded
         b"\xff\xfe\x80 noise": "<*> noise",
         "grün".encode(): "grün",
         b"q" * 65 + b" end": "<*> end",
@@ -82,6 +83,23 @@ def test_words_that_vary_together_join_templates() -> None:
         for n in range(40)
     ]
     assert texts([line.encode() for line in lines]) == ["user <*> copied <*> to the shelf <*>"] * 40
+
+
+def test_what_joined_one_not_seen_for_long_may_join_others_too() -> None:
+    """The line has a value where the first one has a word, and four others differ from it in two words each."""
+
+    def words(first: int, count: int) -> list[str]:
+        return [str(number).translate(str.maketrans("0123456789", "ghijklmnop")) for number in range(first, first + count)]
+
+    shared = words(100, 20)
+    unlike = [[shared[0], *words(1000 + 100 * n, 20)] for n in range(16)]
+    four = [[*shared[: 2 * n + 1], *words(5000 + 100 * n, 2), *shared[2 * n + 3 :], "7"] for n in range(4)]
+    between = [words(10_000 + 10 * n, 5) for n in range(300)]
+    found = [" ".join(each).encode() for each in [[*shared, "last"], *unlike, *four, *between, [*shared, "7"]]]
+    miner, model = Miner(limit=1024), Model()
+    assert [miner.mine_line(line) for line in found] == [model.mine(line) for line in found]
+    assert miner.text(1) == " ".join([shared[0], *["<*>"], *shared[9:], "<*>"])
+    assert [miner.resolve(id) for id in range(18, 22)] == [1] * 4
 
 
 def test_messages_behind_a_head_are_apart() -> None:

@@ -139,7 +139,7 @@ def test_the_model_stays_inside_its_memory(tmp_path: Path) -> None:
 def miner_case(rng: random.Random) -> bytes:
     """Blocks of lines that are alike, of any words, or noise, as tests/native/miner.c reads them."""
     words = ["user", "at", "a=b", "x:", "(", ")", "...", "<*>", "/a/b", "c.d.e", "Jun", "MB", "é", '"', "--", "<"]
-    words += ["".join(rng.choices("ghijk", k=rng.choice([1, 2, 70]))) for _ in range(30)]
+    words += ["".join(rng.choices("ghijk", k=rng.choice([1, 2, 70]))) for _ in range(30)] + ["." * 70]
     blocks = []
     for _ in range(rng.randrange(1, 4)):
         frame = rng.choices(words, k=rng.choice([1, 3, 8, 20, 200]))
@@ -151,6 +151,8 @@ def miner_case(rng: random.Random) -> bytes:
                 lines.append(rng.choice([" ", "", "  "]).join(line).encode())
             elif kind < 0.8:
                 lines.append(rng.randbytes(rng.choice([0, 1, 9, 300])))
+            elif kind < 0.83:
+                lines.append(" ".join([rng.choice(words)] * 200).encode())
             else:
                 lines.append(" ".join(rng.choices(words, k=rng.randrange(12))).encode())
         if rng.random() < 0.02:
