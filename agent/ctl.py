@@ -75,7 +75,7 @@ def payload_of(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{pair!r} is no key=value")
         try:
             payload[key] = msgspec.json.decode(value)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             payload[key] = value
     return payload
 
@@ -87,8 +87,12 @@ async def ask(dial: Dial, action: str, payload: Mapping[str, Any]) -> dict[str, 
     async def talk(channel: Channel) -> None:
         answers.append(await channel.ask(action, payload, timeout_s=ANSWER_S))
 
-    async with connect(dial) as ws:
-        await converse(ws, _answer_nothing, talk, metrics=Metrics())
+    try:
+        async with connect(dial) as ws:
+            await converse(ws, _answer_nothing, talk, metrics=Metrics())
+    except PeerUnreachable:
+        if not answers:  # else it was lost as we left
+            raise
     if not answers:
         raise PeerUnreachable(f"{dial.url} closed the connection without an answer", remedy="Look at the agent's log.")
     return answers[0]
@@ -106,7 +110,7 @@ async def watch(
     """Write events as JSON lines, those after number `since` first, for ever.
 
     Raises what the first connection raises; later ones are tried again. Raises Refused when the agent has no journal
-    any more that the events continue.
+    any more that the events continue, and OSError when nothing more can be written.
     """
     watched = _Watch(kinds, since, write)
     retry_s = FIRST_RETRY_S
@@ -129,6 +133,8 @@ class _Watch:
     def __init__(self, kinds: Sequence[str], since: int | None, write: Callable[[str], None]) -> None:
         self.is_open = self.was_open = False
         self._kinds, self._since, self._write = kinds, since, write
+        self._fault: OSError | None = None
+        self._cannot_write = trio.Event()
 
     async def talk(self, channel: Channel) -> None:
         asked: dict[str, Any] = {"kinds": list(self._kinds)}
@@ -144,13 +150,20 @@ class _Watch:
         if self._since is None:
             self._since = answer["seq"]
         self.is_open = self.was_open = True
-        await trio.sleep_forever()
+        await self._cannot_write.wait()
+        if self._fault is not None:
+            raise self._fault
 
     async def answer(self, request: Request) -> Mapping[str, Any]:
         if request.action != "events":
             raise ActionError("unknown_action", f"{request.action!r} is not events")
         events = request.payload.get("events", ())
-        self._write("".join(msgspec.json.encode(event).decode() + "\n" for event in events))
+        try:
+            self._write("".join(msgspec.json.encode(event).decode() + "\n" for event in events))
+        except OSError as err:  # its reader has gone, or a disk is full: that ends the command, not this request
+            self._fault = err
+            self._cannot_write.set()
+            return {}
         for event in events:
             last = event["data"]["to"] if event["kind"] == "Gap" else event["seq"]
             self._since = max(self._since or 0, last)

@@ -22,6 +22,7 @@ from agent.core.metrics import Metrics
 from agent.core.tls import TlsSettings, TlsUnusable, server_context
 from agent.core.token import TokenUnusable
 from tests.certificates import Issued, authority, issue
+from tests.raw_websocket import pings_at_the_close
 
 Serve = Callable[[trio.abc.Stream], Awaitable[None]]
 
@@ -169,6 +170,11 @@ async def test_a_server_that_says_nothing_is_given_ten_seconds(scheme: str, cloc
 def test_what_is_no_websocket_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Dial(url)
+
+
+async def test_a_ping_that_crosses_our_close_is_no_error(clock: MockClock) -> None:
+    async with server(pings_at_the_close) as port, connect(Dial(f"ws://127.0.0.1:{port}/")) as ws:
+        assert ws.closed is None
 
 
 async def test_what_the_context_raises_leaves_it_alone() -> None:

@@ -1,5 +1,6 @@
 """`agent ctl`: requests and events of a running agent, from the command line."""
 
+import errno
 import json
 import re
 import signal
@@ -8,20 +9,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from agent import ctl
 from agent.control.settings import ControlSettings, ControlTls, Token
 from agent.core.channel import Refused
 from agent.core.errors import PeerRefused, PeerUnreachable
 from agent.core.events import Logged
+from agent.core.link import Dial
 from agent.settings import Settings
 from tests.certificates import Issued, issue
 from tests.control_house import House, house
+from tests.raw_websocket import pings_at_the_close
 
 SETTINGS = """\
 ident = "lab-07"
@@ -66,6 +71,7 @@ def test_values_are_json_or_else_text() -> None:
     assert ctl.payload_of(pairs) == {
         "run": "r-9", "deadline": 7.5, "suite": {"id": "x"}, "refresh": True, "reason": "a=b", "text": "", "n": "007",
     }  # fmt: skip
+    assert ctl.payload_of([deep := "suite=" + "[" * 10**5]) == {"suite": deep.removeprefix("suite=")}
     for wrong in ("run", "=x", ""):
         with pytest.raises(ValueError, match="is no key=value"):
             ctl.payload_of([wrong])
@@ -131,6 +137,15 @@ async def test_a_request_gives_its_answers_payload_or_the_error(tmp_path: Path) 
         await ctl.ask(server.dial(), "status", {})
 
 
+async def test_an_answer_counts_when_a_ping_crosses_our_close(autojump_clock: MockClock) -> None:
+    answering = partial(pings_at_the_close, answer=b'{"rsp_id":0,"result":"success","payload":{"a":1}}')
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answering, 0, host="127.0.0.1"))
+        autojump_clock.autojump_threshold = 0.02  # what is on its way through the loopback is no silence
+        assert await ctl.ask(Dial(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/"), "status", {}) == {"a": 1}
+        nursery.cancel_scope.cancel()
+
+
 async def test_watch_resumes_behind_what_it_printed_when_the_agent_was_restarted(tmp_path: Path) -> None:
     out = Lines()
     async with trio.open_nursery() as nursery:
@@ -165,6 +180,15 @@ async def test_watch_without_a_number_begins_now_and_keeps_its_place_from_then(t
         (event,) = await out.told(1)
         assert event["data"]["message"] == "after"
         nursery.cancel_scope.cancel()
+
+
+async def test_watch_ends_when_its_reader_has_gone(tmp_path: Path) -> None:
+    def write(lines: str) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    async with house(tmp_path) as server:
+        with trio.fail_after(60), pytest.raises(BrokenPipeError):
+            await ctl.watch(server.dial(), [], 0, write)
 
 
 async def test_watch_ends_when_the_journal_is_another_one(tmp_path: Path) -> None:

@@ -228,6 +228,7 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
     context = client_context(dial.tls) if secure else None
     peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     line = _Line(peer)
+    is_left = False
     try:
         with ungrouped():
             async with trio.open_nursery() as nursery:
@@ -251,6 +252,7 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
                 limit_s = CLOSE_S
                 try:
                     yield ws
+                    is_left = True
                 except (trio.Cancelled, BaseExceptionGroup, PeerUnreachable):  # a group: a nursery was cancelled
                     limit_s = GOODBYE_S
                     raise
@@ -261,6 +263,8 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
     except ConnectionRejected as err:
         raise _rejected(peer, err, dial.remedy) from err
     except (h11.ProtocolError, ProtocolError) as err:
+        if is_left:
+            return  # as below, when all was over: nobody missed anything
         if line.upgraded.is_set():  # the library answered a ping behind our close frame
             raise PeerUnreachable(f"{peer} is closed", remedy="Wait for the next connection.") from err
         # The library tries to refuse what it could not read, as if it were the server.
