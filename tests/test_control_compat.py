@@ -156,6 +156,18 @@ async def test_a_file_is_told_on_connect_and_on_change_and_the_watch_ends_with_t
         assert len(server.board.links) == 0
 
 
+async def test_who_leaves_when_the_watch_is_gone_already_is_no_failure(tmp_path: Path) -> None:
+    async def forgotten(payload: dict[str, Any]) -> dict[str, Any]:
+        raise ActionError("not_found", "watch w1 is not known here")
+
+    handlers = Roles().handlers | {"unwatch_file": forgotten}
+    async with house(tmp_path, handlers=handlers) as server:
+        async with connect(at(server, "/ws/monitor//etc/rhsm/rhsm.conf")) as ws:
+            assert (await said(ws))["event"] == "open"
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert "http_internal_errors_total" not in {name for name, _, _ in server.metrics}
+
+
 async def test_a_path_that_cannot_be_watched_closes_with_the_reason(tmp_path: Path) -> None:
     async with house(tmp_path, handlers=Roles().handlers) as server, connect(at(server, "/ws/monitor//proc/x")) as ws:
         with pytest.raises(ConnectionClosed):

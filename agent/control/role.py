@@ -366,7 +366,7 @@ class _House:
             await ws.send_message(await looked("open"))
             await self._serve_older(ws, Topic(kinds=("FileChanged",), path=path), partial(looked, "change"), pong)
         finally:
-            with trio.move_on_after(1, shield=True):
+            with trio.move_on_after(1, shield=True), suppress(ActionError):  # its role began anew, and forgot it
                 await self.ask("unwatch_file", {"watch": watch["watch"]})
 
     async def _serve_older(
@@ -531,7 +531,7 @@ class _Client:
     async def _begin(self, nursery: trio.Nursery, channel: Channel, subscription: Subscription, since: int) -> None:
         """Replay, then let the channel take what comes, unless the client ends it meanwhile."""
         number = subscription.number
-        if subscription.is_closed:  # even before this task had its first turn
+        if number not in self._session.subscriptions:  # even before this task had its first turn
             return
         with trio.CancelScope() as scope:
             self._replays[number] = scope
@@ -539,7 +539,7 @@ class _Client:
                 await self._replay(channel, subscription, since)
             finally:
                 del self._replays[number]
-        if subscription.is_closed:
+        if number not in self._session.subscriptions:
             self._house.feed.detach(subscription)
         else:
             self._live.add(number)

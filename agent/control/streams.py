@@ -77,7 +77,7 @@ class Subscription:
 
     def __init__(self, number: int, topic: Topic, policy: Policy, wake: Callable[[], None]) -> None:
         self.number, self.topic = number, topic
-        self.overflowed = self.is_closed = False
+        self.overflowed = self._is_closed = False
         self.dropped = 0
         self._policy, self._wake = policy, wake
         self._pieces: deque[Piece] = deque()
@@ -103,12 +103,12 @@ class Subscription:
 
     def close(self) -> None:
         """Nothing more is taken."""
-        self.is_closed = True
+        self._is_closed = True
 
     @property
     def has_more(self) -> bool:
         """Does anything wait?"""
-        return bool(self._pieces) and not self.is_closed
+        return bool(self._pieces) and not self._is_closed
 
     def take(self) -> str | None:
         """The next message: what waits, as much as one may hold; None when nothing does."""
