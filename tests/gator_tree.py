@@ -85,11 +85,13 @@ class Above:
 
 
 class Hands:
-    """A scheduler that starts nothing: the test plays the children."""
+    """A scheduler that starts nothing: the test plays the children. Who is killed is dead once `may_die` is set."""
 
     name = "local"
 
     def __init__(self) -> None:
+        self.may_die = trio.Event()
+        self.may_die.set()
         self.orders: dict[str, Order] = {}
         self.ended: dict[str, trio.Event] = {}
         self.killed: list[str] = []
@@ -104,6 +106,8 @@ class Hands:
             await self.ended[order.ident].wait()
         except trio.Cancelled:
             self.killed.append(order.ident)
+            with trio.CancelScope(shield=True), trio.fail_after(WITHIN_S):
+                await self.may_die.wait()
             raise
         return "with code 7"
 

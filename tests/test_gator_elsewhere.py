@@ -251,6 +251,30 @@ async def test_a_lost_child_is_started_again_and_its_folder_kept(tmp_path: Path)
     assert above.end[0].jobs == Sums(1, 0, 1, 0)
 
 
+async def test_a_child_is_not_started_again_while_its_last_attempt_still_dies(tmp_path: Path) -> None:
+    text = '!JobGroup {ident: g, jobs: [!Job {ident: a, command: "true", retries: 1}]}'
+    shared = shared_of(settings=GatorSettings(retry_on=("fail",)))
+    async with tier_of(text, tmp_path, shared=shared) as (_, hands, above):
+        await hands.started("a")
+        hands.may_die = trio.Event()
+        del hands.orders["a"]
+        async with dialled(above.address) as child:
+            await started(child, "a")
+            failed = {**D1_END, "result": "FAILURE", "code": 1, "sub_passed": 0, "sub_failed": 1}
+            await child.ask("complete", {"ident": "a", **failed})
+            await until(lambda: hands.killed == ["a"])
+            await child.ask("children", {})  # the tier has had its turns
+            assert not hands.orders  # it would have moved the folder away from below the first attempt
+        hands.may_die.set()
+        await hands.started("a")
+        async with dialled(above.address) as child:
+            await started(child, "a")
+            await child.ask("complete", {"ident": "a", **D1_END})
+        hands.ended["a"].set()
+    assert above.end is not None
+    assert above.end[1] == "SUCCESS"
+
+
 async def test_a_stop_is_passed_on_and_who_does_not_hear_it_is_ended(tmp_path: Path) -> None:
     stopped = trio.Event()
 
@@ -307,6 +331,33 @@ jobs:
             await hands.started("late")
             await until(lambda: given == [2])
         assert shared.pool.free_slots == 0
+
+
+async def test_tiers_that_count_for_themselves_share_what_there_is(tmp_path: Path) -> None:
+    job = '!Job {ident: x, command: "true", resources: [!License [l], !Memory [1, KB]]}'
+    text = (
+        f"!JobGroup {{ident: g, jobs: [!JobGroup {{ident: a, jobs: [{job}]}}, !JobGroup {{ident: b, jobs: [{job}]}}]}}"
+    )
+    async with tier_of(text, tmp_path, shared=shared_of(pool=Pool(4, 9000, {"l": 1}))) as (tier, hands, above):
+        for ident, other in (("a", "b"), ("b", None)):
+            order = await hands.started(ident)
+            given = dict(each.split("=", 1) for each in order.need.flags if "=" in each)
+            assert given == {"concurrency": "1", "memory": "1000", "licenses": "l=1"}
+            async with dialled(above.address) as child:
+                await started(child, ident)
+                assert other is None or tier.tree.kids[other].state == "PENDING"
+                await child.ask("complete", {**d2(ident), "code": 0})
+            hands.ended[ident].set()
+
+
+async def test_cores_of_a_child_are_cpus_that_no_other_child_has(tmp_path: Path) -> None:
+    text = TWO.replace('"true"', '"true", resources: [!Cores [1]]')
+    async with tier_of(text, tmp_path, shared=shared_of(pool=Pool(4, 0, {}, [4, 5, 6, 7])), ends=False) as (
+        _,
+        hands,
+        _,
+    ):
+        assert [(await hands.started(ident)).cpus for ident in ("a", "b")] == [(4,), (5,)]
 
 
 async def test_what_a_tier_of_ours_tells_of_its_jobs_counts_once(tmp_path: Path) -> None:

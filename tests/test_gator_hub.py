@@ -14,6 +14,7 @@ from agent.core.metrics import Metrics
 from agent.gator import hub
 from agent.gator.messages import Result
 from agent.gator.summary import Summary, job_summary
+from tests import no_json
 from tests.gator_tree import until
 
 Told = list[tuple[str, dict[str, Any]]]
@@ -65,7 +66,8 @@ async def test_a_root_registers_tells_and_ends() -> None:
 
 async def test_a_hub_that_refuses_answers_rubbish_or_is_not_there_changes_nothing() -> None:
     ended = trio.Event()
-    for answer in (Response(500, body=b"no"), Response(200, body=b"<html>"), Response(200, body=b"[]")):
+    rubbish = (b"<html>", b"[]", *no_json.SPOILED)
+    for answer in (Response(500, body=b"no"), *(Response(200, body=body) for body in rubbish)):
         told: Told = []
         async with a_hub(told, answer) as address:
             await hub.tell(address, Root, "", "tier", "", 0.05, ended)

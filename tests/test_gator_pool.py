@@ -1,7 +1,7 @@
 """Slots, memory and licences: taken and given back."""
 
 from agent.gator.pool import Demand, Grant, Held, Pool, demand
-from agent.gator.spec import Cores, Job, License, Memory
+from agent.gator.spec import Cores, Group, Job, License, Memory
 
 
 def test_a_job_costs_its_cores_or_one_slot() -> None:
@@ -44,6 +44,19 @@ def test_cores_that_were_asked_for_are_cpus_of_ones_own() -> None:
     assert two is not None
     assert (one.cpus, two.cpus) == ((0,), (1, 2))
     assert pool.take(Demand(1)) == Grant(Demand(1))
+
+
+def test_a_tier_takes_what_is_free_of_all_that_its_jobs_want_and_never_less_than_one_needs() -> None:
+    small = Job(ident="a", command="x", resources=(Memory(40, "KB"), License("l"), License("free")))
+    wide = Job(ident="b", command="x", resources=(Cores(3),))
+    tier = Group(ident="g", jobs=(Group(ident="t", repeats=5, jobs=(small,)), wide))
+    pool = Pool(4, 90_000, {"l": 2, "other": 1})
+    whole = pool.share(tier)
+    assert whole == Demand(4, 90_000, (("l", 2),))
+    assert Pool(100, 10**6, {"l": 9}).share(tier) == Demand(8, 200_000, (("l", 5),))
+    assert pool.take(whole) is not None
+    assert pool.share(tier) == Demand(3, 40_000, (("l", 1),))  # it waits for these
+    assert pool.share(Group(ident="e", jobs=(Group(ident="t", repeats=0, jobs=(wide,)),))) == Demand(1)
 
 
 def test_a_grant_is_given_back_once() -> None:

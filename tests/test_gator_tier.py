@@ -14,6 +14,7 @@ from agent.core.process import adopt
 from agent.gator import spec as specs
 from agent.gator.layer import Options
 from agent.gator.pool import Pool
+from agent.gator.settings import GatorSettings
 from agent.gator.spec import Group
 from agent.gator.summary import Sums
 from agent.gator.tier import Tier
@@ -154,6 +155,26 @@ jobs:
     assert (above.end[1], above.end[0].jobs) == ("FAILURE", Sums(1, 0, 0, 1))
     ends = {event["ident"]: (event["result"], event["code"]) for event in events if event["event"] == "end"}
     assert ends == {"long": ("FAILURE", 255), "after": ("ABORTED", 0)}
+
+
+async def test_a_job_that_was_started_again_is_stopped_like_any(tmp_path: Path) -> None:
+    task = f"test -e {tmp_path}/again || {{ touch {tmp_path}/again; exit 1; }}; sleep 600"
+    root = specs.load(
+        f"!JobGroup {{ident: g, jobs: [!Job {{ident: a, command: sh, args: [-c, '{task}'], retries: 1}}]}}"
+    ).root
+    assert isinstance(root, Group)
+    above, events = Above(path=()), list[dict[str, Any]]()
+    shared = shared_of(settings=GatorSettings(retry_on=("fail",)), tell=events.append)
+    tier = Tier(root, tmp_path / "t", above, shared, None, forward=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(adopt)
+        nursery.start_soon(tier.run)
+        await until(lambda: len([event for event in events if event["event"] == "start"]) == 2)
+        await tier.stop()
+        await until(lambda: above.end is not None)
+        nursery.cancel_scope.cancel()
+    kid = tier.tree.kids["a"]
+    assert (kid.attempt, kid.result, kid.code) == (2, "FAILURE", 255)
 
 
 async def test_the_tree_below_is_told_in_every_form(tmp_path: Path) -> None:

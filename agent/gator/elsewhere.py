@@ -81,6 +81,7 @@ class Elsewhere:
         )
         self._links: dict[str, Link] = {}  # the newest of each child
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._running: set[str] = set()  # beside those of the scopes: who was given up, and is being ended
         self._overs: dict[str, trio.Event] = {}  # set when a child has told its end
         self._grants: dict[str, list[Grant]] = {}
         self._taken: dict[tuple[str, int], int] = {}  # events of a child's attempt
@@ -88,6 +89,10 @@ class Elsewhere:
     def __len__(self) -> int:
         """How many run."""
         return len(self._scopes)
+
+    def is_running(self, ident: str) -> bool:
+        """Is anything left of a child, though it was given up?"""
+        return ident in self._running
 
     def link(self, ident: str) -> Link | None:
         """The open connection of a child."""
@@ -104,9 +109,10 @@ class Elsewhere:
         """Have the scheduler run a child that is LAUNCHED."""
         ident = kid.child.ident
         scope = self._scopes[ident] = trio.CancelScope()
+        self._running.add(ident)
         over = self._overs[ident] = trio.Event()
         self._grants[ident] = [grant]
-        nursery.start_soon(self._run, kid, self._order(ident, folder, address, grant.demand), scope, over)
+        nursery.start_soon(self._run, kid, self._order(ident, folder, address, grant), scope, over)
 
     async def _run(self, kid: Kid, order: Order, scope: trio.CancelScope, over: trio.Event) -> None:
         ident = order.ident
@@ -125,6 +131,7 @@ class Elsewhere:
         finally:
             if self._scopes.get(ident) is scope:
                 del self._scopes[ident]
+            self._running.discard(ident)
             for grant in grants:
                 self._shared.pool.give(grant)
             grants.clear()
@@ -173,36 +180,40 @@ class Elsewhere:
         if self._scopes.get(ident) is scope:
             self._do(self._tree.lose(ident, "it had to be stopped", self._shared.clock()))
 
-    def _order(self, ident: str, folder: Path, address: str, demand: Demand) -> Order:
+    def _order(self, ident: str, folder: Path, address: str, grant: Grant) -> Order:
         """With the flags that real Gator has; those that say what is so anyway are left out, for the older ones."""
-        options, node = self._shared.options, self._tree.spec_of(ident)
+        options, node, demand = self._shared.options, self._tree.spec_of(ident), grant.demand
+        is_ours = "command" not in dict(options.sched_args)
         flags = ["--interval", f"{options.interval_s:g}"]
         flags.append("--all-msg" if options.all_messages else "--quiet")
         settings = self._shared.settings
-        if "command" not in dict(options.sched_args):  # flags that only ours know
+        if is_ours:  # flags that only ours know
             if settings.resume_wait_s != GatorSettings().resume_wait_s:
                 flags += ["--resume-wait", f"{settings.resume_wait_s:g}"]
             for file in options.config:
                 flags += ["--config", file]
         if settings.dialect == "d0":  # it has no more flags than these
             options = msgspec.structs.replace(options, limits=Limits(), isolate=False, sched_args=())
-            demand = Demand(1)
+            demand, is_ours = Demand(1), False
         for name, default in LIMITS:
             if (most := getattr(options.limits, name)) != default:
                 flags.append(f"--limit-{name}={-1 if most is None else most}")
         if isinstance(node, Group):
-            flags += ["--scheduler", self.scheduler.name]
-            for name, value in options.sched_args:
-                if name != "concurrency":
-                    flags += ["--sched-arg", f"{name}={value}"]
+            args = dict(options.sched_args)
+            args.pop("concurrency", None)
             if options.isolate:
-                flags += ["--sched-arg", "isolated=1"]
-            if demand.slots != 1:
-                flags += ["--sched-arg", f"concurrency={demand.slots}"]
-        if isinstance(node, Group):  # what is granted is for its jobs
-            return Order(ident, folder, Need(address, tuple(flags), is_job=False))
+                args["isolated"] = "1"
+            if demand.slots != 1 or is_ours:  # real Gator has one slot if nothing is said, and ours all CPUs
+                args["concurrency"] = str(demand.slots)
+            if is_ours and self.scheduler.name == "local":  # Slurm counts them itself
+                args["memory"] = str(demand.memory)
+                args["licenses"] = ",".join(f"{name}={count}" for name, count in demand.licenses)
+            for name, value in args.items():
+                flags += ["--sched-arg", f"{name}={value}"]
+            return Order(ident, folder, Need(address, tuple(flags), is_job=False))  # what is granted is for its jobs
         need = Need(address, tuple(flags), demand.slots, demand.memory, demand.licenses, node.timeout)
-        return Order(ident, folder, need)
+        is_held = self._shared.leaves is not None and "cpu" in self._shared.leaves.controllers
+        return Order(ident, folder, need, () if is_held else grant.cpus)
 
     # ---- slots ------------------------------------------------------------------------------------------------------
 

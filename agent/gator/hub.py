@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import trio
 
+from agent.core.payload import UNREADABLE
 from agent.gator.dialects import written_d2
 from agent.gator.messages import RESULTS, Result
 from agent.gator.summary import Summary
@@ -61,7 +62,7 @@ async def _post(client: httpx.AsyncClient, path: str, payload: dict[str, Any]) -
         answer = await client.post(path, content=msgspec.json.encode(payload), headers=_JSON)
         answer.raise_for_status()
         told = msgspec.json.decode(answer.content or b"{}")
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as err:
+    except (httpx.HTTPError, httpx.InvalidURL, *UNREADABLE) as err:
         log.warning("hub does not take path=%s error=%s", path, str(err) or type(err).__name__)
         return {}
     return told if isinstance(told, dict) else {}

@@ -3,12 +3,12 @@
 Source: protocols/gator.md, "Schedulers" (local).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from agent.gator import spec as specs
-from agent.gator.spec import Job
+from agent.gator.spec import Job, Node
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -29,6 +29,16 @@ def demand(job: Job) -> Demand:
         licenses=tuple(specs.licenses(job).items()),
         pinned=bool(wanted),
     )
+
+
+def _wanted(node: Node) -> Iterator[tuple[Demand, int]]:
+    """What the jobs of a tree want, each with how many there are of it."""
+    if isinstance(node, Job):
+        yield demand(node), 1
+    else:
+        for job in node.jobs if node.copies else ():
+            for each, count in _wanted(job):
+                yield each, node.copies * count
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -77,6 +87,27 @@ class Pool:
     def unlisted(self, demand: Demand) -> list[str]:
         """Licences that nobody counts."""
         return [name for name, _ in demand.licenses if name not in self.licenses]
+
+    def share(self, tier: Node) -> Demand:
+        """What a tier takes that counts for itself: all that its jobs want, as far as it is free; at least what the
+        greediest of them wants of each, since it would wait for ever for what its tier does not have.
+        """
+        wanted = list(_wanted(tier))
+        if not wanted:
+            return Demand(1)
+
+        def part(each: list[int], free: int) -> int:
+            return max(*each, min(free, sum(one * n for one, (_, n) in zip(each, wanted, strict=True))))
+
+        licenses = [dict(each.licenses) for each, _ in wanted]
+        counted = sorted({name for each in licenses for name in each if name in self.licenses})
+        return Demand(
+            max(1, part([each.slots for each, _ in wanted], self.free_slots)),
+            part([each.memory for each, _ in wanted], self._free_memory),
+            tuple(
+                (name, part([each.get(name, 0) for each in licenses], self._free_licenses[name])) for name in counted
+            ),
+        )
 
     def take(self, demand: Demand) -> Grant | None:
         """Take it, or nothing."""

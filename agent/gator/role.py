@@ -47,8 +47,8 @@ from agent.gator.wrapper import Wrapper
 log = logging.getLogger(__name__)
 
 PASSED, FAILED, UNREACHABLE = 0, 1, 3
-# `babysit` is real Gator's, and of no use here.
-KNOWN_ARGS: Final = {"concurrency", "memory", "isolated", "command", "babysit", "partition", "batch"}
+# `babysit` is real Gator's, and of no use here; `licenses` is what a tier of ours gives to one below it.
+KNOWN_ARGS: Final = {"concurrency", "memory", "licenses", "isolated", "command", "babysit", "partition", "batch"}
 QUEUED: Final = 1000  # children that are given to a scheduler that has a queue of its own
 MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:@?#\[\]]+):\d{1,5}(/[^\s?#]*)?")
@@ -398,7 +398,13 @@ def _pool(options: Options, settings: GatorSettings) -> Pool:
     slots = _number(args, "concurrency", len(cpus))
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory = _number(args, "memory", int(total * MEMORY_SHARE))
-    return Pool(slots, memory, settings.licenses, cpus)
+    return Pool(slots, memory, {**settings.licenses, **_licenses(args)}, cpus)
+
+
+def _licenses(args: Mapping[str, str]) -> dict[str, int]:
+    """Those of `--sched-arg licenses=a=1,b=2`. Raises BadOption."""
+    pairs = [each.rpartition("=") for each in args.get("licenses", "").split(",") if each]
+    return {name: _number({f"licenses={name}": count}, f"licenses={name}", 0) for name, _, count in pairs}
 
 
 def _number(args: Mapping[str, str], name: str, default: int) -> int:

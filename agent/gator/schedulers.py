@@ -55,11 +55,12 @@ class Need(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A child to start."""
+    """A child to start. `cpus` are those that it may run on, by number; none: all."""
 
     ident: str
     folder: Path
     need: Need
+    cpus: tuple[int, ...] = ()
 
     def flags(self) -> tuple[str, ...]:
         """Those that are its own."""
@@ -104,7 +105,8 @@ class Local:
         named = () if secret and self._is_ours else ("--parent", parent)
         argv = (*self._command, *named, *order.flags(), *order.need.flags)
         env = {**self._env, "GATOR_PARENT": parent}
-        spec = Spec(argv=argv, cwd=Path.cwd(), env=env, mark=f"{place}.{order.ident}", limits=UNLIMITED)
+        limits = msgspec.structs.replace(UNLIMITED, affinity=order.cpus or None)
+        spec = Spec(argv=argv, cwd=Path.cwd(), env=env, mark=f"{place}.{order.ident}", limits=limits)
         order.folder.mkdir(parents=True, exist_ok=True)
         try:
             async with open_child(spec) as child, trio.open_nursery() as nursery:

@@ -166,9 +166,11 @@ class Tier:
             self._elsewhere.share_slots(self._nursery)
 
     def _start(self, node: Node, ident: str) -> bool:
-        """Start a child, if there is room for it."""
+        """Start a child, if there is room for it, and nothing left of its last attempt: they have one folder."""
         assert self._nursery is not None
         pool, is_local = self.shared.pool, self._elsewhere is None
+        if ident in self._below or (self._elsewhere is not None and self._elsewhere.is_running(ident)):
+            return False
         if is_local and len(self._below) >= pool.slots + MAX_LOCAL:
             return False
         if isinstance(node, Job):
@@ -176,7 +178,7 @@ class Tier:
         elif is_local:
             wanted = Demand(0)
         else:
-            wanted = Demand(max(1, min(pool.free_slots, specs.size(node).jobs)))
+            wanted = pool.share(node)
         grant = pool.take(wanted)
         if grant is None:
             return False

@@ -135,16 +135,9 @@ class _Place:
 
 
 class Tree:
-    """The children of one tier. `retries` is for jobs that say nothing themselves."""
+    """The children of one tier."""
 
-    def __init__(
-        self,
-        spec: Group,
-        times: Times,
-        *,
-        retries: int = 0,
-        retry_on: tuple[RetryOn, ...] = ("lost",),
-    ) -> None:
+    def __init__(self, spec: Group, times: Times, *, retry_on: tuple[RetryOn, ...] = ("lost",)) -> None:
         self.spec, self._times, self._retry_on = spec, times, retry_on
         self.kids: dict[str, Kid] = {}
         self.total = Total()
@@ -156,8 +149,8 @@ class Tree:
         self._ready: dict[str, deque[str]] = {}  # by place: of one job all children want the same resources
         for child in specs.children(spec):
             place = self._places[self._names[child.place]]
-            own = place.node.retries if isinstance(place.node, Job) else None
-            self.kids[child.ident] = Kid(child, retries if own is None else own)
+            retries = (place.node.retries or 0) if isinstance(place.node, Job) else 0
+            self.kids[child.ident] = Kid(child, retries)
             self.total.put(child.ident, expected(place.size))
             place.idents.append(child.ident)
             place.open += 1
