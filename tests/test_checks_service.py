@@ -13,7 +13,7 @@ from agent import settings as settings_module
 from agent.checks import service
 from agent.checks.subject import Subject
 from agent.control.settings import ControlSettings, ControlTls, Token
-from agent.core import facts
+from agent.core import facts, locks
 from agent.logs.settings import LogsSettings, LogWatch
 from agent.mimir.settings import MimirSettings
 from agent.polarize.settings import PolarizeSettings
@@ -123,11 +123,11 @@ def test_a_port_of_the_agent_that_has_the_state_directory_is_a_warning(
     tmp_path: Path, listening: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = subject(tmp_path, control=ControlSettings(listen=(f"127.0.0.1:{listening}",)))
-    monkeypatch.setattr(service, "_lock_owner", lambda root, lock: os.getpid())
+    monkeypatch.setattr(locks, "owner", lambda lock, root: os.getpid())
     assert service.control_port(checked).detail == f"held by our own service, pid {os.getpid()}"
     monkeypatch.setattr(service, "_pid_of", lambda root, inode: None)
     assert service.control_port(checked).status == "warn"
-    monkeypatch.setattr(service, "_lock_owner", lambda root, lock: None)
+    monkeypatch.setattr(locks, "owner", lambda lock, root: None)
     assert "held by a process of another user" in service.control_port(checked).detail
 
 
@@ -139,19 +139,6 @@ def test_a_port_without_its_certificate_fails(tmp_path: Path) -> None:
     tls = ControlTls(cert=str(issued.cert), key=str(issued.key))
     good = subject(tmp_path, control=ControlSettings(listen=("127.0.0.1:0",), tls=tls))
     assert service.control_port(good).status == "ok"
-
-
-def test_the_owner_of_the_lock_is_read_from_the_kernels_list(tmp_path: Path) -> None:
-    lock = write(tmp_path / "lock", "")
-    (tmp_path / "proc").mkdir()
-    inode = lock.stat().st_ino
-    (tmp_path / "proc/locks").write_text(
-        f"1: POSIX  ADVISORY  WRITE 7 fe:00:{inode} 0 EOF\n2: FLOCK  ADVISORY  WRITE 4711 fe:00:{inode} 0 EOF\n"
-    )
-    assert service._lock_owner(tmp_path, lock) == 4711
-    (tmp_path / "proc/locks").write_text("1: FLOCK\n")
-    assert service._lock_owner(tmp_path, lock) is None
-    assert service._lock_owner(tmp_path, tmp_path / "none") is None
 
 
 # ---- tokens and files ------------------------------------------------------------------------------------------------

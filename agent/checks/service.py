@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from agent.checks.subject import Finding, Subject, text_of
+from agent.core import locks
 from agent.core.config import is_there
 from agent.core.tls import TlsUnusable, server_context
 from agent.core.token import TokenUnusable, read_token
@@ -58,7 +59,7 @@ def control_port(subject: Subject) -> Finding:
     held = [(address, *entry) for address in wanted for entry in _listening(subject.root) if _clashes(address, *entry)]
     if not held:
         return Finding("ok", f"free: {', '.join(wanted)}")
-    owner = _lock_owner(subject.root, subject.folder / "lock")
+    owner = locks.owner(subject.folder / "lock", subject.root)
     for address, _, _, inode in held:
         pid = _pid_of(subject.root, inode)
         if owner is None or pid not in (owner, None):
@@ -89,19 +90,6 @@ def _clashes(address: str, host: str, port: int, inode: str) -> bool:
     ours = "".join(f"{int(part):02X}" for part in parts)
     swapped = "".join(f"{int(part):02X}" for part in reversed(parts)) if sys.byteorder == "little" else ours
     return host == swapped or host.endswith(f"0000FFFF{swapped}") or host.endswith(f"FFFF0000{swapped}")
-
-
-def _lock_owner(root: Path, lock: Path) -> int | None:
-    """Who has the state directory: the service that runs."""
-    try:
-        inode = lock.stat().st_ino
-    except OSError:
-        return None
-    for line in (text_of(root / "proc/locks") or "").splitlines():
-        fields = line.split()
-        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
-            return int(fields[4])
-    return None
 
 
 def _pid_of(root: Path, inode: str) -> int | None:
