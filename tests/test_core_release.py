@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.core import release
@@ -104,6 +105,9 @@ def test_a_frozen_process_knows_its_release(prefix: Path, monkeypatch: pytest.Mo
     assert release.own_folder() == prefix / "releases/3"
     assert release.own_prefix() == prefix
     assert release.own_trial() == pending
+    renamed = msgspec.structs.replace(pending, version="3.replaced")  # and the installer was killed
+    release.write_pending(prefix, renamed)
+    assert (release.own_trial(), release.trial(prefix)) == (renamed, renamed)
     release.point(prefix / "current", "2")
     assert release.own_trial() is None  # the trial is another's
 

@@ -140,7 +140,8 @@ def test_the_same_version_with_other_bytes_is_replaced_and_on_trial(image: Path,
     install(job(image), one, "1")
     confirm(image)
     again = make_release(tmp_path / "again", "1", code="another build\n")
-    install(job(image), again, "1")
+    done = install(job(image), again, "1")
+    assert f"{prefix}/current -> 1, on trial" in done
     assert tree(prefix / "releases/1") == tree(again)
     assert pointed(prefix / "current") == "1"
     assert [release.boot_check(prefix) for _ in range(4)] == [None, None, None, "1.replaced"]
@@ -177,9 +178,38 @@ def test_a_proven_release_that_is_installed_again_is_not_on_trial(image: Path, o
     install(job(image), one, "1")
     confirm(image)
     install(job(image), two, "2")  # on trial
-    install(job(image), one, "1")
+    done = install(job(image), one, "1")
+    assert f"{prefix}/current -> 1, which is proven" in done
     assert (pointed(prefix / "current"), read_pending(prefix)) == ("1", None)
     assert versions(image) == ["1"]
+
+
+def test_a_trial_goes_on_when_an_installer_dies_while_it_gives_its_release_another_name(
+    image: Path, tmp_path: Path, one: Path, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = image / "opt/agent"
+    install(job(image), one, "1")
+    confirm(image)
+    install(job(image), two, "2")  # on trial
+
+    def dies(link: Path, version: str) -> None:
+        raise OSError("killed")
+
+    again = make_release(tmp_path / "again", "2", code="another build\n")
+    with monkeypatch.context() as dying:
+        dying.setattr(steps, "point", dies)
+        with pytest.raises(OSError, match="killed"):
+            install(job(image), again, "2")
+    pending = read_pending(prefix)
+    assert pending is not None
+    assert (pending.version, pointed(prefix / "current")) == ("2.replaced", "2")
+    assert [(item.version, item.role) for item in steps.listed(prefix)] == [
+        ("1", "previous"),
+        ("2", "current, on trial"),
+        ("2.replaced", ""),
+    ]
+    assert [release.boot_check(prefix) for _ in range(4)] == [None, None, None, "1"]
+    assert tree(prefix / "current/") == tree(one)
 
 
 def test_both_trials_of_one_version_went_well(image: Path, tmp_path: Path, one: Path) -> None:
@@ -387,7 +417,7 @@ def test_secrets_that_the_settings_name_are_given_to_a_user_who_is_not_handed_th
 
 
 def test_a_first_release_that_does_not_come_up_stays_and_is_said(live: Job, image: Path, tmp_path: Path) -> None:
-    with pytest.raises(InstallFailed, match=r"1 is not READY after 0 s, it says: nothing|exit"):
+    with pytest.raises(InstallFailed, match=r"1 is not READY after 0 s, it says: nothing. See /var/log/agent.log"):
         install(live, of_version(tmp_path, "1", dead=""), "1")
     assert live.state == "STARTED"
 

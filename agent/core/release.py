@@ -60,7 +60,7 @@ def own_trial() -> Pending | None:
     prefix = own_prefix()
     pending = read_pending(prefix) if prefix else None
     folder = own_folder()
-    return pending if pending and folder and pending.version == folder.name else None
+    return pending if pending and folder and _is_of(pending, folder.name) else None
 
 
 def pointed(link: Path) -> str | None:
@@ -74,6 +74,21 @@ def pointed(link: Path) -> str | None:
 def version_of(name: str) -> str:
     """The version of a release, of its folder's name; one that was kept when its version came anew has more behind."""
     return name.partition(".replaced")[0]
+
+
+def trial(prefix: Path) -> Pending | None:
+    """The trial of what is current; None when it has none."""
+    pending, current = read_pending(prefix), pointed(prefix / "current")
+    return pending if pending and current and _is_of(pending, current) else None
+
+
+def _is_of(pending: Pending, name: str) -> bool:
+    """Is it the trial of the release whose folder has this name?
+
+    When its version comes anew, a release is called otherwise first in pending.json, then where `current` points to:
+    where the installer is killed between the two, the names differ, and the release is the same.
+    """
+    return version_of(pending.version) == version_of(name) and pending.previous != name
 
 
 def named(prefix: Path) -> set[str]:
@@ -129,8 +144,8 @@ def boot_check(prefix: Path) -> str | None:
 
     Raises OSError when PREFIX cannot be written while there is a trial.
     """
-    pending = read_pending(prefix)
-    if pending is None or pending.version != pointed(prefix / "current"):
+    pending = trial(prefix)
+    if pending is None:
         return None
     if is_confirmed(pending):
         settle(prefix, pending)

@@ -136,13 +136,15 @@ def install(job: Job, source: Path, version: str) -> Generator[Step, None, None]
         yield f"rename it to {placed}", lambda: _place(staged, placed)
     job.state = "PLACED"
     yield from _around(job)
-    fallback = pointed(job.prefix / "current")
-    if job.has_service and not job.now and fallback:
+    current = pointed(job.prefix / "current")
+    if job.has_service and not job.now and current:
         yield f"wait for a free slot, at most {SLOT_S:.0f} s", lambda: _wait_for_slot(job)
     if replaces:
         yield from _replace(job, placed, staged)
-    if copies or fallback != version:
-        yield f"{job.prefix / 'current'} -> {version}, on trial", lambda: _begin_trial(job)
+    if copies or current != version:
+        is_proven = not replaces and _fallback(job) == version
+        what = "which is proven" if is_proven else "on trial"
+        yield f"{job.prefix / 'current'} -> {version}, {what}", lambda: _switch(job)
     yield "remove older releases", lambda: release.prune(job.prefix)
     yield from _start(job)
 
@@ -187,7 +189,9 @@ def _keep(placed: Path, kept: Path) -> None:
 
 
 def _rename(job: Job, name: str, to: str) -> None:
-    """Whatever names one release names another from now on. They are the same: it may end between any two."""
+    """Whatever names one release names another from now on. They are the same: it may end between any two, and the
+    trial of the one is that of the other then (release.trial).
+    """
     pending = read_pending(job.prefix)
     if pending is not None and name in (pending.version, pending.previous):
         version, previous = (to if each == name else each for each in (pending.version, pending.previous))
@@ -202,23 +206,31 @@ def _move_away(placed: Path, old: Path) -> None:
     placed.rename(old)
 
 
-def _begin_trial(job: Job) -> None:
-    """pending.json first: whoever looks at the new `current` finds its trial."""
-    fallback, earlier = pointed(job.prefix / "current"), read_pending(job.prefix)
-    if earlier is not None and earlier.version == fallback:
-        if release.is_confirmed(earlier):
-            release.settle(job.prefix, earlier)
-        elif earlier.previous is not None:
-            fallback = earlier.previous  # what is current now has not proven itself: the one before it has
-    if fallback == job.version:  # and that is wanted again
-        point(job.prefix / "current", job.version)
-        (job.prefix / "pending.json").unlink()
-        sync(job.prefix)
+def _fallback(job: Job) -> str | None:
+    """What is current; the one before it, where that is proven and what is current is not."""
+    current, trial = pointed(job.prefix / "current"), release.trial(job.prefix)
+    return current if trial is None or release.is_confirmed(trial) else trial.previous or current
+
+
+def _switch(job: Job) -> None:
+    """Let `current` be the release: on trial, unless it is the proven one that a trial would go back to."""
+    fallback, trial = _fallback(job), release.trial(job.prefix)
+    if fallback == job.version:
+        _end_trial(job, job.version)
         return
+    if trial is not None and release.is_confirmed(trial):
+        release.settle(job.prefix, trial)
     confirm = job.state_dir / "confirmed"
     pending = Pending(id=secrets.token_hex(16), version=job.version, previous=fallback, confirm=str(confirm))
-    write_pending(job.prefix, pending)
+    write_pending(job.prefix, pending)  # first: whoever looks at the new `current` finds its trial
     point(job.prefix / "current", job.version)
+
+
+def _end_trial(job: Job, version: str) -> None:
+    """Another release than the one on trial is current from now on."""
+    point(job.prefix / "current", version)
+    (job.prefix / "pending.json").unlink(missing_ok=True)
+    sync(job.prefix)
 
 
 def _start(job: Job) -> Generator[Step, None, None]:
@@ -244,13 +256,11 @@ def _restart_or_go_back(job: Job) -> None:
 
 def _go_back(job: Job) -> str | None:
     """To what ran before; None: there is no such release."""
-    pending = read_pending(job.prefix)
-    if pending is None or pending.previous is None:
+    trial = release.trial(job.prefix)
+    if trial is None or trial.previous is None:
         return None
-    point(job.prefix / "current", pending.previous)
-    (job.prefix / "pending.json").unlink(missing_ok=True)
-    sync(job.prefix)
-    return pending.previous
+    _end_trial(job, trial.previous)
+    return trial.previous
 
 
 def restart(job: Job, version: str) -> None:
@@ -420,8 +430,8 @@ def _point(link: Path, target: str) -> None:
 
 def roll_back(job: Job) -> Generator[Step, None, None]:
     """Back to the previous release, which is known to run; the one that is left becomes `previous`."""
-    current, pending = pointed(job.prefix / "current"), read_pending(job.prefix)
-    target = pending.previous if pending and pending.version == current else pointed(job.prefix / "previous")
+    current, trial = pointed(job.prefix / "current"), release.trial(job.prefix)
+    target = trial.previous if trial else pointed(job.prefix / "previous")
     if current is None or target is None or target == current or not (job.releases / target / "agent").exists():
         raise InstallFailed(f"{job.prefix} has no release to go back to", remedy="Install one; --list shows them.")
     job.version, job.state = target, "PLACED"
@@ -429,8 +439,7 @@ def roll_back(job: Job) -> Generator[Step, None, None]:
         yield f"wait for a free slot, at most {SLOT_S:.0f} s", lambda: _wait_for_slot(job)
 
     def switch() -> None:
-        point(job.prefix / "current", target)
-        (job.prefix / "pending.json").unlink(missing_ok=True)
+        _end_trial(job, target)
         point(job.prefix / "previous", current)
 
     yield f"{job.prefix / 'current'} -> {target}", switch
@@ -485,14 +494,14 @@ class Listed(msgspec.Struct, frozen=True):
 
 def listed(prefix: Path) -> list[Listed]:
     """The releases of a prefix, by name."""
-    current, previous, pending = pointed(prefix / "current"), pointed(prefix / "previous"), read_pending(prefix)
-    on_trial = pending is not None and pending.version == current and not release.is_confirmed(pending)
-    if pending is not None:
-        previous = pending.previous
+    current, previous, trial = pointed(prefix / "current"), pointed(prefix / "previous"), release.trial(prefix)
+    on_trial = trial is not None and not release.is_confirmed(trial)
+    if trial is not None:
+        previous = trial.previous
     folder = prefix / "releases"
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
     roles = {previous: "previous", current: "current, on trial" if on_trial else "current"}
     return [
-        Listed(name, roles.get(name, ""), pending.starts if pending and on_trial and name == current else None)
+        Listed(name, roles.get(name, ""), trial.starts if trial and on_trial and name == current else None)
         for name in names
     ]
