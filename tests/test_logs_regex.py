@@ -28,6 +28,11 @@ def test_a_capture_may_be_empty_or_last() -> None:
     assert Matcher().match(Regex("(?:(?<a>q)|x)"), b"x") == {"a": None}
 
 
+def test_a_capture_may_stand_among_as_many_groups_as_a_pattern_has_room_for() -> None:
+    regex = Regex("(?<a>x)" + "()" * 2030 + "(?<b>y)")
+    assert Matcher().match(regex, b"xy") == {"a": b"x", "b": b"y"}
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
