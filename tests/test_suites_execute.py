@@ -1,7 +1,9 @@
 """One run from its slot to its result, with real processes: every test has a state, nothing of it stays alive."""
 
+import hashlib
 import os
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,30 @@ async def test_output_beyond_its_limit_is_cut_in_the_middle_and_told(tmp_path: P
         kept = artifact(finished, "stderr.log")
         assert len(kept) < 10_100
         assert kept.endswith(b"END\n")
+
+
+async def test_the_copy_of_the_suites_files_goes_with_the_run(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        here.write("all.sh", "echo 1..1; echo ok")
+        with tarfile.open(here.project / "suite.tar", "w") as archive:
+            archive.add(here.project / "all.sh", "login/all.sh")
+        path = here.project / "suite.tar"
+        source = {"archive": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        await here.order(command=["sh", "all.sh"], source=source)
+        assert (await here.finished()).verdict == "passed"
+        left = {entry.name for entry in (tmp_path / "state/runs" / R[1]).iterdir()}
+        assert left == {"result.json", "setup.log", "stderr.log", "stdout.log", "xunit.xml"}
+
+
+async def test_a_teardown_whose_output_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        folder = tmp_path / "state/runs" / R[1]
+        folder.mkdir(parents=True)
+        (folder / "setup.log").symlink_to("/dev/full")
+        await here.order(command=tap("echo 1..1; echo ok"), teardown=[["echo", "bye"]])
+        finished = await here.finished()
+        assert finished.verdict == "passed"
+        assert "No space left on device" in next(w.text for w in finished.warnings if w.code == "teardown")
 
 
 async def test_a_silent_command_is_ended_when_its_one_test_takes_too_long(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tests.certificates import authority, issue
 
 
 class Log:
+    path = Path("setup.log")
+
     def __init__(self) -> None:
         self.text = b""
 
@@ -85,6 +87,17 @@ async def test_an_archive_with_another_digest_or_a_bad_entry_is_blocked(tmp_path
     assert not (tmp_path / "evil").exists()
 
 
+async def test_a_resumed_run_goes_on_with_the_copy_and_what_was_left_in_it(tmp_path: Path, folder: Path) -> None:
+    path = tar(tmp_path, "login/test.js")
+    (folder / "scratch/source/half").mkdir(parents=True)  # of an attempt that the power was cut from
+    project = await get(Source(archive=str(path)), folder, (str(tmp_path),))
+    assert [entry.name for entry in project.iterdir()] == ["test.js"]
+    (project / "rebooted").touch()
+    path.unlink()
+    assert await get(Source(archive=str(path)), folder, (str(tmp_path),)) == project
+    assert (project / "rebooted").exists()
+
+
 async def test_an_archive_comes_over_http(tmp_path: Path, folder: Path) -> None:
     content = tar(tmp_path, "a", "b").read_bytes()
 
@@ -123,6 +136,7 @@ async def test_an_archive_comes_over_tls_from_whom_the_machine_trusts(
             with pytest.raises(Blocked, match=r"source\.archive: https://.*(no certificates|verify failed)"):
                 await get(source, folder, ca_file=ca_file)
         assert (await get(source, folder, ca_file=ca.cert) / "a").exists()
+        assert list((folder / "scratch").iterdir()) == []  # no archive stays beside what was in it
         shutil.rmtree(folder / "source")
         monkeypatch.setenv("SSL_CERT_FILE", str(ca.cert))
         assert (await get(source, folder) / "a").exists()

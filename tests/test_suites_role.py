@@ -1,6 +1,7 @@
 """Taking, refusing, ending and recovering runs, with real processes."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,18 @@ async def test_an_interrupted_run_is_reported_once_with_what_had_finished(tmp_pa
         assert len(await here.events(SuiteFinished)) == 1
 
 
+async def test_a_run_whose_folder_was_removed_while_the_agent_was_down_is_reported(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        with here.bus.subscribe(TestFinished) as results:
+            await here.order(command=tap("echo 1..2; echo ok 1 - a; sleep 600"))
+            await anext(results)
+    shutil.rmtree(tmp_path / "state/runs")
+    with trio.fail_after(60):
+        async with house(tmp_path) as here:
+            assert (await here.finished()).reason == "interrupted"
+            assert [test["case"] for test in here.result()["tests"]] == ["a", "(not reported)"]
+
+
 async def test_the_answer_of_runs_tells_what_runs_now(tmp_path: Path) -> None:
     async with house(tmp_path) as here:
         idle = await here.bus.ask("runs", {})
@@ -175,6 +188,7 @@ async def test_after_an_interruption_what_was_left_runs_again_or_is_aborted_by_n
                 "test_hangs_the_first_time@2": "passed", "test_last@2": "passed",
             }  # fmt: skip
             assert (finished.verdict, finished.counts.total) == ("passed", 3)
+            assert {"stdout.log", "stdout.2.log"} <= finished.artifacts.keys()  # each attempt's
         else:
             assert states == {
                 "test_first": "passed", "test_hangs_the_first_time": "aborted", "test_last": "aborted",

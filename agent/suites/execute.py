@@ -86,8 +86,8 @@ class Execution:
         try:
             with self.scope:
                 self._advance("preparing")
-                (self._folder / "scratch").mkdir(parents=True, exist_ok=True)
                 try:
+                    (self._folder / "scratch").mkdir(parents=True, exist_ok=True)
                     await self._prepare_and_drive(roots, only)
                 except* (AgentError, OSError) as group:
                     for err in each(group):
@@ -155,7 +155,7 @@ class Execution:
             try:
                 with trio.fail_after(self.run.limits.setup or math.inf):
                     await command(argv, project, env, mark=self.run.run, log=setup)
-            except* (AgentError, trio.TooSlowError) as group:
+            except* (AgentError, OSError, trio.TooSlowError) as group:
                 for err in each(group):
                     self._warnings.append(Warned("teardown", f"{' '.join(argv)}: {str(err) or 'took too long'}"))
 
@@ -201,9 +201,9 @@ class Execution:
                 if not failed or attempt > suite.retries or run.stop_reason is not None:
                     break
                 only, attempt = failed, attempt + 1
-            for name, capture in logs.items():
+            for capture in logs.values():
                 if capture.cut:
-                    self._warnings.append(Warned("output_cut", f"{name}.log: {capture.cut} bytes cut"))
+                    self._warnings.append(Warned("output_cut", f"{capture.path.name}: {capture.cut} bytes cut"))
 
     async def _attempt(
         self,
@@ -215,7 +215,7 @@ class Execution:
     ) -> tuple[Only, ...]:
         """One start of the runner to its end; the tests that failed."""
         run, suite = self.run, self.run.suite
-        scratch = self._folder / "scratch"
+        scratch, self._exit = self._folder / "scratch", None
         launch, driver = registry.prepare(suite, project, scratch, run.run, attempt, only)
         for name, content in launch.files.items():
             (scratch / name).write_bytes(content)
@@ -304,6 +304,8 @@ class Execution:
     @asynccontextmanager
     async def _captured(self, name: str) -> AsyncIterator[Capture]:
         """A capture that a thread puts in order and onto the disk: it may be 64 MiB, and the heartbeat must go on."""
+        if self.run.attempt > 1:  # what the attempts before a restart wrote stays: "stdout.2.log"
+            name = f"{name.removesuffix('.log')}.{self.run.attempt}.log"
         capture = Capture(self._folder / name, self.run.limits.output)
         try:
             yield capture
@@ -376,7 +378,8 @@ class Execution:
         self._advance("done")
         self._store.release(run.run)
         await self._store.commit()
-        await trio.to_thread.run_sync(shutil.rmtree, self._folder / "scratch", True)
+        for fetched_or_made in ("scratch", "source"):  # fifty copies of a suite's files would fill the disk
+            await trio.to_thread.run_sync(shutil.rmtree, self._folder / fetched_or_made, True)
 
     async def _written(self, write: Callable[[], SuiteFinished]) -> SuiteFinished:
         """The result, once it is on the disk: a full one is waited for."""

@@ -7,6 +7,7 @@ Source: protocols/suites.md, "The suite document" (`source`, `setup`, `teardown`
 
 import hashlib
 import os
+import shutil
 import ssl
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -49,6 +50,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 class Log(Protocol):
     """Where the output of the commands goes: suites/capture.py."""
+
+    path: Path
 
     def write(self, data: bytes) -> None: ...
 
@@ -101,7 +104,8 @@ async def fetch(
 ) -> Path:
     """The folder with the suite's files: `base` itself, a `dir` below `roots`, or a copy in `folder`.
 
-    `base` is the folder of the document, None where it came over a link: then it has a source. Raises Blocked.
+    `base` is the folder of the document, None where it came over a link: then it has a source. A copy is made once: a
+    resumed run goes on with what the former attempt left in it. Raises Blocked.
     """
     if source is None:
         assert base is not None, "refused before it got here"
@@ -111,12 +115,20 @@ async def fetch(
         if not project.is_dir():
             raise Blocked(f"source.dir: {project} is not a directory", remedy="Correct the path.")
         return project
-    target = folder / "source"
+    target, scratch = folder / "source", folder / "scratch"
+    if target.exists():
+        return target
+    fetched = scratch / "source"
+    await trio.to_thread.run_sync(shutil.rmtree, fetched, True)  # of an attempt that ended in the middle of it
+    scratch.mkdir(exist_ok=True)
     if source.archive is not None:
-        return await _fetch_archive(source, folder, target, roots, ca_file)
-    for argv in git_commands(source, target):
-        env = environ(os.environ) | {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
-        await command(argv, folder, env, mark=mark, log=log)
+        found = await _fetch_archive(source, scratch / "archive", fetched, roots, ca_file)
+    else:
+        found = fetched
+        for argv in git_commands(source, fetched):
+            env = environ(os.environ) | {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+            await command(argv, folder, env, mark=mark, log=log)
+    found.rename(target)
     return target
 
 
@@ -135,17 +147,17 @@ async def command(
         raise Blocked(f"{shown}: {err.what}", remedy=err.remedy) from err
     if ended.code != 0:
         how = f"exit code {ended.code}" if ended.signal is None else ended.signal
-        raise Blocked(f"{shown}: ended with {how}", remedy="See setup.log in the run's folder.")
+        raise Blocked(f"{shown}: ended with {how}", remedy=f"See {log.path.name} in the run's folder.")
 
 
 async def _fetch_archive(
-    source: Source, folder: Path, target: Path, roots: Sequence[str], ca_file: Path | None
+    source: Source, download: Path, target: Path, roots: Sequence[str], ca_file: Path | None
 ) -> Path:
     from agent.suites.archive import unpack
 
     archive = source.archive or ""
     if archive.startswith(("http://", "https://")):
-        path = folder / "archive"
+        path = download
         digest = await _download(archive, path, ca_file)
     else:
         path = below(Path(archive), roots)
@@ -156,6 +168,7 @@ async def _fetch_archive(
         await trio.to_thread.run_sync(partial(unpack, path, target))
     except (OSError, AgentError) as err:
         raise Blocked(f"source.archive: {archive}: {err}", remedy="Nothing of it is used.") from err
+    await trio.to_thread.run_sync(partial(download.unlink, missing_ok=True))
     inside = [Path(entry.path) for entry in os.scandir(target)]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else target  # a tar of one folder, as most are
 

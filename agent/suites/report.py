@@ -30,6 +30,7 @@ def write_report(store: Store, suite: Suite, finished: SuiteFinished, folder: Pa
         for data in store.scan(finished.run, "TestFinished"):
             yield msgspec.json.decode(data, type=TestFinished)
 
+    folder.mkdir(parents=True, exist_ok=True)  # it may have been removed while the agent was down
     tally = result.Tally(suite.min_tests)
     for record in records():
         tally.add(record)

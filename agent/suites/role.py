@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -367,7 +367,7 @@ class _Suites:
     async def _prune_folders(self) -> None:
         """Keep the newest folders of runs, and those of which something is still owed."""
         spared = await self._store.owed_runs() | set(await self._store.kept())
-        folders = sorted((self._store.folder / "runs").iterdir(), key=lambda path: path.stat().st_mtime)
+        folders = await trio.to_thread.run_sync(_oldest_first, self._store.folder / "runs")
         for folder in folders[: -self._settings().keep_runs]:
             if folder.name not in spared:
                 await trio.to_thread.run_sync(shutil.rmtree, folder, True)
@@ -494,6 +494,15 @@ class _Suites:
 
 
 _RECOVERED = ("RunReceived", "RunRefused", "RunStarted", "RunChanged", "SuiteFinished")
+
+
+def _oldest_first(folder: Path) -> list[Path]:
+    """What is in it, by the time of its last change."""
+    found: list[tuple[float, Path]] = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # the end of another run removes it just now
+            found.append((path.stat().st_mtime, path))
+    return [path for _, path in sorted(found)]
 
 
 def _interrupted(
