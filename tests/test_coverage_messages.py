@@ -35,6 +35,7 @@ from agent.coverage.messages import (
     read_toggle,
     said,
 )
+from tests import no_json
 from tests.drill_transcripts import action, content, message, unit
 
 Row = tuple[str, list[bool], str]
@@ -144,8 +145,9 @@ def test_a_frame_is_read_as_far_as_it_can_be() -> None:
         ),
         max_leaves=8,
     ).map(json.dumps)
+    | no_json.objects("type", "text", "payload", "message", "meta")
 )
-def test_any_text_is_read_or_is_one_error(read: Any, text: str) -> None:
+def test_any_text_is_read_or_is_one_error(read: Any, text: str | bytes) -> None:
     with suppress(msgspec.DecodeError):
         read(text)
 

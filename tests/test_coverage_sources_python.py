@@ -22,6 +22,7 @@ from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.settings import CoverageSettings
 from agent.coverage.sources import Lost, Source, Warned
 from agent.coverage.sources.python import Python, reading
+from tests import no_json
 
 CALC = "import os\n\ndef add(a, b):\n    return (a +\n            b)\n\ndef sub(a, b):\n    return a - b\n"
 
@@ -283,13 +284,16 @@ async def test_more_processes_than_can_be_held_are_heard_in_turn(told: Told, mon
     await told.source.stop()
 
 
-@given(st.lists(st.binary(max_size=300) | st.sampled_from([b"\n", b'{"pid":1}\n', b'{"lines":"f","file":"a"}\n'])))
-def test_any_bytes_may_be_told(tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes]) -> None:
+@given(
+    st.lists(st.binary(max_size=300) | st.sampled_from([b"\n", b'{"pid":1}\n', b'{"lines":"f","file":"a"}\n'])),
+    st.just(b"") | no_json.objects("file", "test"),
+)
+def test_any_bytes_may_be_told(tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes], last: bytes) -> None:
     async def play() -> None:
         told = Told(tmp_path_factory.mktemp("any"))
         await told.source.start()
         with told.process() as process:
-            process.sendall(b"".join(chunks))
+            process.sendall(b"".join(chunks) + b"\n" + last + b"\n")
         assert await told.source.collect(final=True) == []
         assert not told.source.alive()
         await told.source.stop()

@@ -3,7 +3,6 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -21,6 +20,7 @@ from agent.coverage.v8profile import (
     loaded,
     session_data,
 )
+from tests import no_json
 
 DATA = Path(__file__).parent / "data/coverage/v8"
 QUEUE = script((DATA / "queue.mjs").read_bytes(), "queue.mjs", "/product/queue.mjs")
@@ -131,7 +131,9 @@ JSON = st.recursive(
 )
 
 
-@given(st.one_of(st.binary(), JSON.map(lambda value: json.dumps(value).encode())))
+@given(
+    st.binary() | JSON.map(lambda value: json.dumps(value).encode()) | no_json.objects("result", "coverage", "testId")
+)
 def test_any_bytes_are_a_profile_or_refused(data: bytes) -> None:
     with suppress(NotAProfile, Transformed):
         for each in loaded(data):
@@ -141,10 +143,13 @@ def test_any_bytes_are_a_profile_or_refused(data: bytes) -> None:
         session_data(data.decode("utf-8", "surrogateescape"))
 
 
-@given(JSON)
-def test_any_functions_are_counted_or_refused(value: Any) -> None:
+@given(
+    JSON.map(lambda value: json.dumps(value).encode())
+    | no_json.objects("functionName", "ranges").map(lambda one: b"[%b]" % one)
+)
+def test_any_functions_are_counted_or_refused(value: bytes) -> None:
     with suppress(NotAProfile, Transformed):
-        covered(Loaded("file:///a.js", msgspec.Raw(json.dumps(value).encode())), SMALL)
+        covered(Loaded("file:///a.js", msgspec.Raw(value)), SMALL)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from agent.eman.engineio import (
     undo_second_encoding,
     write_handshake,
 )
+from tests import no_json
 
 EMITTED = '42/communication,["echo",{"t":"é漢😀\\"\\\\\\n"}]'
 
@@ -91,6 +92,12 @@ def test_any_text_is_read_or_refused(text: str, eio: Eio) -> None:
     for read in (lambda: list(decode_payload(text, eio)), lambda: [decode(text, eio)], lambda: [read_handshake(text)]):
         with suppress(PacketBroken):
             assert all(isinstance(each, Packet | Handshake) for each in read())
+
+
+@given(no_json.objects("sid", "upgrades"))
+def test_any_open_packet_is_read_or_refused(data: bytes) -> None:
+    with suppress(PacketBroken):
+        read_handshake(data)
 
 
 def test_the_open_packet() -> None:

@@ -19,6 +19,7 @@ from agent.files.entitlement import (
     from_properties,
     is_news,
 )
+from tests import no_json
 
 
 @pytest.mark.parametrize("number", [-1, 0, 1, 2, 3, 4, 5])
@@ -123,7 +124,11 @@ VALUES = st.recursive(
 )
 
 
-@given(st.lists(VALUES, max_size=3).map(tuple), st.booleans())
+@given(
+    st.lists(VALUES, max_size=3).map(tuple)
+    | no_json.objects("status", "valid").map(lambda said: (said.decode("utf-8", "replace"),)),
+    st.booleans(),
+)
 def test_any_body(body: tuple[Any, ...], is_registered: bool) -> None:
     for status in (from_number(body), from_json(body, is_registered), from_properties(body, LAST)):
         assert status is None or (isinstance(status.status, int) and len(status.raw) <= MAX_RAW)

@@ -15,6 +15,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from agent.core.link import Dial, connect
 from agent.lab.drillwire import read_config
 from agent.lab.server import Lab, serve_lab
+from tests import no_json
 from tests.test_lab_drillwire import CONFIG, framed
 from tests.test_lab_server import BROWSER, client_of, lab_in
 
@@ -234,7 +235,8 @@ async def test_each_wrong_request_has_its_code(lab: Lab) -> None:
         assert (await user.post(ACTION.replace("07", "08"), json={"type": "STOP_ALL"})).status_code == 404
         assert (await user.post("/api/agents/lab-08")).status_code == 404
         assert (await user.post("/api/agents/lab-07", json={"plugins": ["other"]})).status_code == 404
-        assert (await user.post("/api/agents/lab-07", json={"colour": "red"})).status_code == 400
+        for body in (b'{"colour": "red"}', *no_json.SPOILED, b'{"name":"\xff"}'):
+            assert (await user.post("/api/agents/lab-07", content=body)).status_code == 400
         assert (await user.put("/api/agents/lab-07", json={})).status_code == 405
         assert (await user.get("/api/agents/lab-07/plugins")).status_code == 404
         assert not agent.actions

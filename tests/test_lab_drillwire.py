@@ -12,6 +12,7 @@ from agent.core.errors import PeerBrokeProtocol
 from agent.core.head import HttpError
 from agent.lab import drillwire
 from agent.lab.drillwire import read_action, read_config, read_frame
+from tests import no_json
 
 CONFIG = {
     "id": "lab-07",
@@ -161,7 +162,12 @@ def test_a_bad_action_is_refused(body: bytes) -> None:
     assert refused.value.status == 400
 
 
-@given(st.binary() | st.text() | st.recursive(st.text() | st.booleans(), lambda x: st.dictionaries(st.text(), x)))
+@given(
+    st.binary()
+    | st.text()
+    | st.recursive(st.text() | st.booleans(), lambda x: st.dictionaries(st.text(), x))
+    | no_json.objects("type", "payload", "pluginId")
+)
 def test_no_input_makes_the_readers_fail_otherwise(value: Any) -> None:
     text = (
         value.decode("latin-1") if isinstance(value, bytes) else value if isinstance(value, str) else json.dumps(value)
@@ -170,5 +176,9 @@ def test_no_input_makes_the_readers_fail_otherwise(value: Any) -> None:
         read_frame(value if isinstance(value, bytes) else text)
     with pytest.raises(PeerBrokeProtocol):
         read_config(text)
+    inner = json.dumps({"pluginId": "test2code", "drillMessage": {"content": text}})
+    for layer in (text, inner):
+        with pytest.raises(PeerBrokeProtocol):
+            read_frame(json.dumps({"type": "PLUGIN_DATA", "text": layer}))
     with pytest.raises(HttpError):
-        read_action(text.encode(errors="surrogatepass"))
+        read_action(value if isinstance(value, bytes) else text.encode(errors="surrogatepass"))

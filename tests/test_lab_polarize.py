@@ -23,6 +23,7 @@ from agent.core.supervise import Health
 from agent.lab.polarize import MAX_DOCUMENT, Polarize
 from agent.polarize import role, submit
 from agent.polarize.settings import CibusSettings, Mode, PolarizeSettings
+from tests import no_json
 from tests.ended_run import finished, started
 
 XML = (
@@ -223,6 +224,7 @@ async def test_polarize_may_never_answer(rig: Rig, parts: tuple[str, ...], is_si
         (XML, xargs(), "polarion-project-id is missing"),
         (document(), b"{}", "missing required field"),
         (document(), xargs("OTHER"), "project and test run differ"),
+        (document(), no_json.SPOILED[1], ""),
     ],
 )
 async def test_what_does_not_fit_is_an_error_with_code_200(

@@ -98,11 +98,12 @@ async def test_switches_are_turned_by_the_token(lab: Lab) -> None:
         ({"polarize": {"html": "yes"}}, "Expected `int`"),
         ({"polarize": {"html": 1}, "mimir": {"late_s": "long"}}, "Expected `float`"),
         ([], "Expected `object`"),
+        (b'{"polarize":{"\xff":0}}', "can't decode byte 0xff"),
     ],
 )
 async def test_a_switch_that_is_none_is_refused_and_nothing_is_turned(lab: Lab, body: object, complaint: str) -> None:
     async with client_of(lab) as client:
-        reply = await client.post("/lab/faults", json=body)
+        reply = await client.post("/lab/faults", content=body if isinstance(body, bytes) else json.dumps(body))
     assert reply.status_code == 400
     assert complaint in reply.text
     assert lab.polarize.faults.html == 0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agent.core.errors import ConfigError
 from agent.logs.labels import NONE, NORMAL, Labels, without_token
 from agent.logs.model import MAX_CLASSES
+from tests import no_json
 
 
 def label(line: int, class_: str | None) -> bytes:
@@ -80,7 +81,12 @@ def test_the_first_word_of_a_line_is_its_label() -> None:
 
 
 @given(
-    st.lists(st.one_of(st.binary(max_size=40), st.builds(label, st.integers(-1, 5), st.none() | st.text())), max_size=6)
+    st.lists(
+        st.binary(max_size=40)
+        | st.builds(label, st.integers(-1, 5), st.none() | st.text())
+        | no_json.objects("line", "class"),
+        max_size=6,
+    )
 )
 def test_any_file_is_read_or_refused_at_a_line(texts: list[bytes]) -> None:
     labels, line = Labels(), 1

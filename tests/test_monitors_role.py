@@ -213,10 +213,11 @@ async def test_a_webhook_that_is_called_goes_on(tmp_path: Path) -> None:
     [
         (b"HTTP/1.1 200 X\r\nConnection: close\r\n\r\n" + b"1" * 70_000, "more than 65536 bytes"),
         (b"HTTP/1.1 200 X\r\nContent-Length: 3\r\n\r\nyes", "JSON is malformed"),
+        (b"HTTP/1.1 200 X\r\nContent-Length: 50000\r\n\r\n" + b"[" * 50_000, "webhook not called yet"),
         (b"HTTP/1.1 302 X\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", "status 302"),
         (b"220 SMTP\r\n\r\n", "illegal status line"),
     ],
-    ids=["too much", "no JSON", "elsewhere", "no HTTP"],
+    ids=["too much", "no JSON", "nested", "elsewhere", "no HTTP"],
 )
 async def test_a_webhook_service_that_gives_no_json_is_none(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, answer: bytes, why: str

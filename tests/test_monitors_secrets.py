@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from agent.monitors.secrets import MASK, SHORTEST, Redactor, SecretUnresolved, resolve
 
-FILES = {"web-token": "t0ken-1234", "web": '{"api": {"key": "k-5678", "port": 8080}, "flag": true}', "bad": "{"}
+FILES = {
+    "web-token": "t0ken-1234",
+    "web": '{"api": {"key": "k-5678", "port": 8080}, "flag": true}',
+    "bad": "{",
+    "deep": "[" * 10**5,
+}
 
 
 def read(name: str) -> str:
@@ -43,6 +48,7 @@ def test_references_are_resolved_wherever_they_stand() -> None:
         ({"A": "@secret@:web#api"}, "has no field"),
         ({"A": "@secret@:web#flag"}, "has no field"),
         ({"A": "@secret@:bad#x"}, "has no field"),
+        ({"A": "@secret@:deep#x"}, "has no field"),
         ({"A": "@env@:${NO_SUCH}"}, r"config\.A: the agent's environment has no NO_SUCH"),
     ],
 )

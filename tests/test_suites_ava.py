@@ -61,7 +61,9 @@ def test_without_ava_it_says_so(tmp_path: Path) -> None:
         start(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["not json", "[]", "{}", '{"version": "7", "bin": "c.js"}', '{"bin": "c.js"}'])
+@pytest.mark.parametrize(
+    "text", ["not json", "[]", "{}", '{"version": "7", "bin": "c.js"}', '{"bin": "c.js"}', "[" * 10**5], ids=range(6)
+)
 def test_an_ava_that_cannot_be_used(tmp_path: Path, text: str) -> None:
     install(tmp_path)
     (tmp_path / "node_modules/ava/package.json").write_text(text)

@@ -14,6 +14,7 @@ from agent.core.events import TestFinished, TestsSelected, TestStarted, Warned
 from agent.suites.messages import Suite
 from agent.suites.runners.driver import CannotLaunch, Only
 from agent.suites.runners.gator import GatorDriver, launch
+from tests import no_json
 
 SUITE = Suite(id="tree", runner="gator", files=("spec.yaml",))
 
@@ -138,7 +139,7 @@ def test_the_agent_runs_the_spec_as_its_child(tmp_path: Path) -> None:
         launch(SUITE, tmp_path, tmp_path, "r-1", only=[Only("g", "a")])
 
 
-@given(st.lists(st.binary(max_size=30), max_size=5), st.data())
+@given(st.lists(st.binary(max_size=30) | no_json.objects("event", "path", "ident"), max_size=5), st.data())
 def test_rubbish_and_chunks_change_nothing(rubbish: list[bytes], data: st.DataObject) -> None:
     lines = [json.dumps(line).encode() for line in LINES]
     for piece in rubbish:

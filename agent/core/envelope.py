@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from agent.core.payload import UNREADABLE
+
 MAX_MESSAGE = 1024 * 1024  # bytes; the control server's limit, and that of every link of ours
 BAD_IN_A_ROW = 10  # undecodable frames in a row, then the connection is closed with 1007
 
@@ -94,7 +96,7 @@ class Envelope:
             return self._unreadable("bad_json: a binary frame; messages are JSON in text frames")
         try:
             message = _decode(frame)
-        except (msgspec.DecodeError, RecursionError) as err:
+        except UNREADABLE as err:
             return self._unreadable(f"bad_json: not a JSON object: {err}")
         read = self._read(message)
         if not isinstance(read, Unreadable):

@@ -5,7 +5,7 @@ Source: protocols/emissary.md, "The envelope" ("payload fields").
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -13,6 +13,10 @@ from msgspec import inspect
 from agent.core.errors import ActionError
 
 T = TypeVar("T")
+
+# What msgspec raises where bytes or text are no JSON, or not the JSON that is expected: also for what is no UTF-8, and
+# for a thousand brackets in each other.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _STEP = re.compile(r"[^\W\d]\w*|\[")

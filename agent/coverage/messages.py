@@ -204,8 +204,8 @@ def read_asked(text: str | bytes) -> Asked:
 def _decoded(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
     try:
         return decoder.decode(text)
-    except RecursionError as err:  # a thousand brackets in a key that nobody reads
-        raise msgspec.DecodeError("JSON is nested too deeply") from err
+    except (UnicodeError, RecursionError) as err:  # no UTF-8; a thousand brackets in a key that nobody reads
+        raise msgspec.DecodeError(str(err)) from err
 
 
 # ---- to the admin --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import msgspec
 
 from agent.core.errors import AgentError
+from agent.core.payload import UNREADABLE
 from agent.coverage.javascript import Script
 
 # Where AVA, Node's own runner, Mocha and Jest look for tests when they are not told where.
@@ -81,7 +82,7 @@ def loaded(data: bytes) -> list[Loaded]:
     """The scripts of a profile. Raises NotAProfile."""
     try:
         return _PROFILE.decode(data).result
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise NotAProfile(str(error)) from error
 
 
@@ -93,7 +94,7 @@ def session_data(data: str) -> tuple[str, list[Loaded]]:
     try:
         sent = _SESSION_DATA.decode(data)
         profile = _PROFILE.decode(sent.coverage) if isinstance(sent.coverage, str) else sent.coverage
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except UNREADABLE as error:
         raise NotAProfile(str(error)) from error
     return sent.test_id or "", profile.result
 
@@ -105,7 +106,7 @@ def covered(script: Loaded, of: Script) -> int:
     """
     try:
         functions = _FUNCTIONS.decode(script.functions)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise NotAProfile(str(error)) from error
     if any(not _fits(function, of.length) for function in functions):
         raise Transformed(of.unit.file or script.url)

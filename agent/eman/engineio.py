@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from agent.core.errors import PeerBrokeProtocol
+from agent.core.payload import UNREADABLE
 
 Eio = Literal[3, 4]
 Type = Literal["open", "close", "ping", "pong", "message", "upgrade", "noop"]
@@ -133,7 +134,7 @@ def read_handshake(data: str | bytes) -> Handshake:
     """The open packet's data. Raises PacketBroken."""
     try:
         return msgspec.json.decode(data, type=Handshake)
-    except msgspec.DecodeError as err:
+    except UNREADABLE as err:
         raise PacketBroken(f"the open packet cannot be read: {err}") from err
 
 

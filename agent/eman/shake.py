@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from agent.core.payload import UNREADABLE
 from agent.eman import messages
 from agent.eman.messages import Fault, Faulty, IAm, Id, Named, Request, Response, ServiceError, name_fault
 
@@ -390,7 +391,7 @@ def _read(payload: msgspec.Raw, kind: Any) -> Any:
     """The payload as `kind`, or what is wrong with it."""
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, RecursionError) as err:
+    except UNREADABLE as err:
         return str(err)
 
 
@@ -415,7 +416,7 @@ def _read_all(
     """The payload as `kind`, or what is wrong with it; and the fields that it has beside, which are few peers' way."""
     try:
         return _ONLY[kind].decode(payload), {}
-    except (msgspec.DecodeError, RecursionError) as err:
+    except UNREADABLE as err:
         if "unknown field" not in str(err):
             return str(err), {}
     given: Request | Response | str = _read(payload, kind)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from agent.core.payload import UNREADABLE
 from agent.eman.engineio import PacketBroken
 
 Type = Literal["connect", "disconnect", "event", "ack", "error", "binary_event", "binary_ack"]
@@ -86,7 +87,7 @@ def read_event(data: str) -> Event:
     try:
         name, *payload = _ARGUMENTS.decode(_without_halves(data) if "\\ud" in data or "\\uD" in data else data)
         return Event(msgspec.json.decode(name, type=str), payload[0] if payload else _NULL)
-    except (ValueError, msgspec.DecodeError, RecursionError) as err:
+    except UNREADABLE as err:
         raise PacketBroken(f"an event that cannot be read: {err}") from err
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
+from agent.core.payload import UNREADABLE
 from agent.files.messages import Rhsm1Status
 
 SUBSCRIPTION_MANAGER: Final = "com.redhat.SubscriptionManager"
@@ -94,7 +95,7 @@ def from_json(body: Sequence[Any], is_registered: bool) -> Status | None:
         return None
     try:
         said = msgspec.json.decode(body[0], type=Rhsm1Status)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     word = _WORDS.get((said.status_id or "").casefold(), _WORDS.get(said.status.casefold()))
     if said.valid:

@@ -32,6 +32,7 @@ from agent.core.guard import require
 from agent.core.head import Head, HttpError
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
+from agent.core.payload import UNREADABLE
 from agent.coverage import report
 from agent.coverage.catalog import Method, Unit
 from agent.lab.drillwire import PLUGIN, Action, AgentConfig, Start, read_action, read_config, read_frame
@@ -467,7 +468,7 @@ def _read_head(head: Head) -> tuple[AgentConfig, bool]:
 def _registration(body: bytes) -> Registration:
     try:
         return msgspec.json.decode(body or b"{}", type=Registration)
-    except msgspec.DecodeError as err:
+    except UNREADABLE as err:
         raise HttpError(400, f"the registration cannot be read: {err}") from err
 
 

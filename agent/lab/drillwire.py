@@ -12,6 +12,7 @@ import msgspec
 
 from agent.core.errors import PeerBrokeProtocol
 from agent.core.head import HttpError
+from agent.core.payload import UNREADABLE
 
 PLUGIN = "test2code"
 MAX_OBJECTS = 65_535  # of one COVERAGE_DATA_PART
@@ -197,7 +198,7 @@ def read_config(header: str | None) -> AgentConfig:
         raise PeerBrokeProtocol("an agent attaches without the header AgentConfig", remedy="It is not let in.")
     try:
         return _configs.decode(header)
-    except (msgspec.DecodeError, UnicodeEncodeError) as err:
+    except UNREADABLE as err:
         raise PeerBrokeProtocol(f"the header AgentConfig cannot be read: {err}", remedy="It is not let in.") from err
 
 
@@ -213,7 +214,7 @@ def read_frame(raw: str | bytes) -> tuple[Frame, CoverMessage | None]:
         if data.plugin_id != PLUGIN:
             raise msgspec.DecodeError(f"it is for the plugin {data.plugin_id!r}")
         return frame, _messages.decode(data.drill_message.content)
-    except (msgspec.DecodeError, UnicodeEncodeError) as err:
+    except UNREADABLE as err:
         raise PeerBrokeProtocol(f"a frame cannot be read: {err}", remedy="It is dropped.") from err
 
 
@@ -301,7 +302,7 @@ def read_action(body: bytes) -> Action:
     """The body of a dispatch-action. Raises HttpError 400."""
     try:
         return _actions.decode(body)
-    except msgspec.DecodeError as err:
+    except UNREADABLE as err:
         raise HttpError(400, f"the action cannot be read: {err}") from err
 
 

@@ -26,6 +26,7 @@ from agent.core.errors import ActionError, DocumentError
 from agent.core.guard import Guard
 from agent.core.head import Head, HttpError
 from agent.core.listen import Body, Response, Route
+from agent.core.payload import UNREADABLE
 from agent.lab import xunit
 from agent.polarize.messages import WsData, WsFrame, Xargs
 
@@ -132,7 +133,7 @@ class Polarize:
             sent = msgspec.json.decode(frame, type=WsFrame)
             data = msgspec.json.decode(sent.data) if isinstance(sent.data, str) else sent.data
             given = msgspec.convert(data, WsData)
-        except msgspec.MsgspecError as err:
+        except UNREADABLE as err:
             await ws.send_message(_json({"result": "error", "message": f"Failed uploading necessary files: {err}"}))
             return
         if sent.ack:
@@ -161,7 +162,7 @@ class Polarize:
                 raise _xargs_no("project and test run")
             if (selector.name, selector.value) != document.response:
                 raise _xargs_no("the selector")
-        except (DocumentError, msgspec.MsgspecError) as err:
+        except (DocumentError, *UNREADABLE) as err:
             log.info("refused how=%s: %s", how, err)
             return {"status": "ERROR", "result": "", "errors": str(err), "new-xunit-path": None}
         taken = await self._take(xml, document, how)

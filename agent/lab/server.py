@@ -32,6 +32,7 @@ from agent.core.guard import Guard, is_loopback, require
 from agent.core.head import Head, HttpError, host_name
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
+from agent.core.payload import UNREADABLE
 from agent.core.token import own_token
 from agent.eman.hub import HubServer, any_key, port_connections
 from agent.eman.messages import IAm
@@ -105,7 +106,7 @@ class Lab:
                 changes = [(switches[name], _checked(switches[name], some)) for name, some in given.items()]
             except KeyError as err:
                 raise HttpError(400, f"{err} has no switches; {', '.join(switches)} have") from err
-            except msgspec.DecodeError as err:
+            except UNREADABLE as err:
                 raise HttpError(400, str(err)) from err
             for faults, some in changes:
                 for name, value in some.items():

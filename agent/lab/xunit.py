@@ -48,8 +48,9 @@ def read(xml: bytes) -> Document:
     try:
         parser.feed(xml)
         root = parser.close()
-    except ParseError as err:
-        raise DocumentError("xunit", err.position[0], "", f"no XML: {err}", remedy=_REMEDY) from err
+    except (ParseError, LookupError, ValueError) as err:  # the last two: an encoding that is unknown, or is not read
+        line = err.position[0] if isinstance(err, ParseError) else 0
+        raise DocumentError("xunit", line, "", f"no XML: {err}", remedy=_REMEDY) from err
     if root.tag != "testsuites":
         _no(f"its root is <{root.tag}>, not <testsuites>")
     given = _properties(root, _RUN_PROPERTY)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from agent.core.errors import ConfigError
+from agent.core.payload import UNREADABLE
 from agent.logs.messages import ClassName
 from agent.logs.model import MAX_CLASSES
 
@@ -81,7 +82,7 @@ class Labels:
                 continue
             try:
                 label = _decoder.decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError) as err:
+            except UNREADABLE as err:
                 raise _unfit(file, at, str(err)) from None
             if label.line > lines:
                 raise _unfit(file, at, f"line {label.line} is labelled, and the logs have {lines}")

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from agent.core.cgroup import Leaves
+from agent.core.payload import UNREADABLE
 from agent.core.process import Child, Exit, Limits, Spec, open_child
 from agent.core.processtree import TreeSurvived
 from agent.monitors.folders import private_folder
@@ -287,7 +288,7 @@ class _Run:
                 with trio.move_on_after(POLL_S):
                     try:
                         body = await _answer(client, url)
-                    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, ValueError) as err:
+                    except (httpx.HTTPError, httpx.InvalidURL, ValueError, *UNREADABLE) as err:
                         why = str(err) or type(err).__name__
                 if session.state != "step" or session.step != step:
                     return

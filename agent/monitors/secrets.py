@@ -80,7 +80,7 @@ def _secret(reference: str, read: Callable[[str], str], key: str) -> str:
         value = json.loads(text)
         for step in field.split("."):
             value = value[step]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         value = None
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise SecretUnresolved(key, f"the secret {name!r} has no field {field!r}", remedy="Correct the field's name.")

@@ -20,6 +20,7 @@ import msgspec
 
 from agent.core import xmltext
 from agent.core.errors import DocumentError
+from agent.core.payload import UNREADABLE
 from agent.polarize.messages import (
     Completion,
     Custom,
@@ -351,7 +352,7 @@ def read_ws(text: str, tag: str) -> Reply | None:
     """
     try:
         frame = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return Later(f"a frame that is no JSON: {_start(text.encode())}")
     if not isinstance(frame, dict):
         return None
@@ -421,7 +422,7 @@ def read_completion(body: str | bytes) -> Finished | None:
     """The body of a message on the CI Bus; None: it is not of the completion of an import."""
     try:
         said = msgspec.json.decode(body, type=Completion)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return None
     if said.status is None and said.message is None:
         return None
@@ -442,7 +443,7 @@ def _read(status: int, body: bytes, kind: type[T]) -> T | Refused | Later:
         return no
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as err:
+    except UNREADABLE as err:
         return Later(f"HTTP {status} and no reply that can be read ({err}): {_start(body)}")
 
 
@@ -459,7 +460,7 @@ def _data(data: object) -> ImportReply | None:
     """The result in a frame's `data`, which is an object or JSON text."""
     try:
         return msgspec.convert(msgspec.json.decode(data) if isinstance(data, str) else data, ImportReply)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return None
 
 

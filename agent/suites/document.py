@@ -19,6 +19,7 @@ import msgspec
 
 from agent.core import toml, typed
 from agent.core.errors import AgentError, ConfigError, DocumentError
+from agent.core.payload import UNREADABLE
 from agent.suites import requirements
 from agent.suites.messages import Source, Suite
 from agent.suites.runners import ava
@@ -63,7 +64,7 @@ def load(data: bytes, name: str) -> Suite:
     if text.lstrip("\ufeff \t\r\n").startswith("{"):
         try:
             tree = msgspec.json.decode(text.removeprefix("\ufeff"))
-        except (msgspec.DecodeError, RecursionError) as err:
+        except UNREADABLE as err:
             raise DocumentError(name, 0, "", f"is no JSON: {err}", remedy="Correct it, or write TOML.") from None
         return _checked(tree, typed.Source(name))
     try:
@@ -102,7 +103,7 @@ def detect(folder: str, names: Iterable[str], package: bytes | None = None) -> S
 def _names_ava(package: bytes, folder: str) -> bool:
     try:
         content = msgspec.json.decode(package)
-    except (msgspec.DecodeError, RecursionError) as err:
+    except UNREADABLE as err:
         raise DocumentError(
             f"{folder}/package.json", 0, "", f"is no JSON: {err}", remedy="Correct it, or write a suite.toml."
         ) from None

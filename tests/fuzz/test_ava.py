@@ -12,6 +12,7 @@ from agent.suites.runners.ava_events import AvaEvents
 from agent.suites.runners.ava_lines import AvaLines, Plan
 from agent.suites.runners.ava_tap import AvaTap
 from agent.suites.runners.driver import Driver, DriverEvent
+from tests import no_json
 from tests.ava_rows import ROWS, Row, final
 
 SUITE = Suite(id="s", runner="ava", driver="events", files=("a.js", "b.js"))
@@ -67,7 +68,8 @@ TOLD = st.fixed_dictionaries(
         "reason": st.text(max_size=5),
     },
 )
-EVENTS = st.lists(TOLD.map(msgspec.json.encode) | st.binary(max_size=20), max_size=30).map(b"\n".join)
+NO_JSON = no_json.objects("type", "err", "chunk")
+EVENTS = st.lists(TOLD.map(msgspec.json.encode) | st.binary(max_size=20) | NO_JSON, max_size=30).map(b"\n".join)
 
 ENDS = st.sampled_from([(0, None, None), (1, None, None), (None, "SIGKILL", None), (1, None, "cancel: by hand")])
 

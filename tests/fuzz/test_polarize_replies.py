@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from agent.core.errors import DocumentError
 from agent.polarize import submit
+from tests import no_json
 
 KEYS = st.sampled_from(
     ["status", "errors", "files", "r.xml", "job-ids", "error-message", "jobs", "id", "data", "op", "message", "result"]
@@ -17,7 +18,11 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)),
     max_leaves=12,
 )
-BODIES = st.one_of(st.binary(max_size=100), VALUES.map(lambda value: json.dumps(value).encode()))
+BODIES = st.one_of(
+    st.binary(max_size=100),
+    VALUES.map(lambda value: json.dumps(value).encode()),
+    no_json.objects("status", "files", "jobs", "data", "message"),
+)
 STATUSES = st.one_of(st.sampled_from([200, 302, 404, 429, 500]), st.integers(100, 599))
 
 

@@ -11,6 +11,7 @@ from agent.core.events import TestFinished, decode
 from agent.suites.messages import Limits, Suite
 from agent.suites.runners.driver import MESSAGE_MAX, TITLE_MAX
 from agent.suites.runners.pytest import PytestDriver
+from tests import no_json
 
 SUITE = Suite(id="s1", runner="pytest", limits=Limits(test_output=50))
 IDS = st.sampled_from(["a.py::t", "a.py::C::t[1]", "a.py", "", "::", "b.py::t " + "x" * 2000])
@@ -37,10 +38,14 @@ EVENTS = st.sampled_from(["session", "collected", "ignored", "uncollected", "sta
 LINES = st.one_of(
     st.fixed_dictionaries({"event": EVENTS, **FACTS}).map(lambda facts: json.dumps(facts).encode()),
     st.binary(max_size=20),
+    no_json.objects("event", "id", "properties"),
 )
 
 
-@given(st.lists(LINES, max_size=12).map(b"\n".join), st.integers(1, 500), st.sampled_from([None, "cancel"]))
+SIZES = st.integers(10, 500) | st.just(10**6)
+
+
+@given(st.lists(LINES, max_size=12).map(b"\n".join), SIZES, st.sampled_from([None, "cancel"]))
 def test_anything(wire: bytes, size: int, reason: str | None) -> None:
     driver, events = PytestDriver(SUITE, "r1", attempt=2), []
     for at in range(0, len(wire), size):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agent.core.errors import DocumentError
 from agent.suites.document import from_tree, load
 from agent.suites.messages import Suite
+from tests import no_json
 
 KEYS = st.sampled_from([*Suite.__struct_fields__, "dir", "git", "run", "polarion", "runners", "stall", "x"])
 LEAVES = st.one_of(
@@ -56,7 +57,7 @@ def test_any_tree(tree: object) -> None:
         assert from_tree(msgspec.json.decode(msgspec.json.encode(suite))) == suite
 
 
-@given(st.one_of(st.binary(max_size=100), LINES.map(str.encode)))
+@given(st.one_of(st.binary(max_size=100), LINES.map(str.encode), no_json.objects("id", "source", "limits")))
 def test_any_file(data: bytes) -> None:
     with contextlib.suppress(DocumentError):
         suite = load(data, "suite.toml")

@@ -21,6 +21,7 @@ import msgspec
 import trio
 
 from agent.core.lines import CutLine, Lines
+from agent.core.payload import UNREADABLE
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.python import Module, read_module
 from agent.coverage.settings import CoverageSettings
@@ -288,7 +289,7 @@ class Python:
                     raise msgspec.DecodeError(f"a line of {len(data) + data.dropped} bytes")
                 line = _decode(data)
                 lines = _bits(line.lines) if line.lines else 0
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 if not process.is_garbled:
                     process.is_garbled = True
                     self._told.append(Lost(1, f"process {process.pid} told what cannot be read: {error}"))

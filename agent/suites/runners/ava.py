@@ -130,7 +130,7 @@ def _ava(project: Path) -> tuple[str | None, tuple[str, ...]]:
             version, program = str(facts["version"]), str(facts["bin"]["ava"])
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CannotLaunch(
                 f"{package} cannot be used: {error!r}", remedy="Install the project's packages again."
             ) from error

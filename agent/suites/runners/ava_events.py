@@ -20,6 +20,7 @@ import msgspec
 
 from agent.core.events import State, TestFinished, TestsSelected, TestStarted, Warned
 from agent.core.lines import CutLine, Lines
+from agent.core.payload import UNREADABLE
 from agent.suites.messages import Suite
 from agent.suites.runners.ava import EVENTS
 from agent.suites.runners.ava_tap import STDERR_MAX, TERM_WAIT_S, AvaTap, how, said, unexplained
@@ -202,7 +203,7 @@ class AvaEvents:
             return
         try:
             told = self._decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             self._unread += 1
             if self._unread <= _WARNINGS_MAX:
                 long = f" of {len(line) + line.dropped} bytes" if isinstance(line, CutLine) else ""

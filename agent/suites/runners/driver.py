@@ -22,6 +22,7 @@ import msgspec
 from agent.core.errors import AgentError
 from agent.core.events import TestFinished, TestsSelected, TestStarted, Warned
 from agent.core.lines import CutLine
+from agent.core.payload import UNREADABLE
 from agent.suites.messages import Suite
 
 T = TypeVar("T")
@@ -93,7 +94,7 @@ class PluginLines(Generic[T]):
             if isinstance(line, CutLine):
                 raise msgspec.DecodeError(f"a line of {len(line) + line.dropped} bytes")
             return self._decode(line)
-        except (msgspec.DecodeError, RecursionError) as err:
+        except UNREADABLE as err:
             self._unread += 1
             if self._unread <= WARNINGS_MAX:
                 events.append(Warned(self._code, clip(f"{err} in {plain(line[:200])!r}", MESSAGE_MAX)))
