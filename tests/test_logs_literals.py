@@ -1,12 +1,13 @@
 """Literals: what a line must hold when a regex matches, and which of them the scanner searches for."""
 
 import random
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.logs.literals import Clause, Frequencies, Literal, choose, clauses
+from agent.logs.literals import Clause, Frequencies, Literal, choose, clauses, may_match_a_line
 from agent.logs.regex import Matcher, Regex, RegexError
 from tests.patterns import line, pattern
 
@@ -98,6 +99,48 @@ def test_any_pattern_that_pcre2_takes_is_read_or_given_up(regex: str, utf: bool)
     except RegexError:
         return
     assert all(2 <= len(literal.text) <= 64 for clause in clauses(regex, utf=utf) for literal in clause)
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [
+        *(r"a\nb", "a\nb", r"error\r\n", r"\x0a", r"\x{A}", r"\012", r"\o{12}", r"\cJ", r"[\n]", r"(?:a|b)\n{2,}"),
+        *(r"(?=.*\n)a", r"(?<=\n)a", r"a\n|b\n$", r"(?<x>\n)+", r"(?i)ERROR\n", "(?x) a\n\\n", r"\Qa\E\n", r"(?>\n)a?"),
+    ],
+)  # fmt: skip
+def test_a_regex_that_needs_a_line_feed_matches_no_line(regex: str) -> None:
+    assert not may_match_a_line(regex)
+    assert not may_match_a_line(regex, utf=True)
+
+
+@pytest.mark.parametrize(
+    "regex",
+    [
+        *(r"[^x]", r"\s", r"\v", r"\R", r"[\n]?", r"\n*", r"\n{0,5}", r"(?:^|\n)err", r"err(?:\n|$)", r"err(?=\n|$)"),
+        *(r"(?!\n)a", r"(?<!\n)a", r"[^\n]+", r"[\r\n]", r"[\n-\r]", r"a|b\n", r"(?(1)\n|b)", r"(?(DEFINE)(?<x>\n))a"),
+        *(r"(?:a\n)?+b", "(?x) a # b\n c", "(?#\n)a", r"\Qa\nb\E", r"\\n", r"(\n)??a", r"\N", r"(*COMMIT)\n|a", r"\12"),
+        *(r"(?:\n){0}a", r"(?=\n)?a", r"(\n|(a))(?2)", r"\N{U+41}", r"\x0A?", r"(?:\n+)*a", r".", r""),
+    ],
+)  # fmt: skip
+def test_a_regex_that_can_do_without_a_line_feed_is_one_for_lines(regex: str) -> None:
+    assert may_match_a_line(regex)
+    assert may_match_a_line(regex, utf=True)
+
+
+@given(st.randoms(use_true_random=False), st.booleans())
+def test_no_regex_that_matches_a_line_is_said_to_need_a_line_feed(rng: random.Random, utf: bool) -> None:
+    odd, text = pattern(rng)
+    for piece in rng.choices(
+        [r"\n", r"\n?", r"|\n", r"(?:\n|)", r"[\n]", r"(?=\n)", r"(?<!\n)", "\n"], k=rng.randint(1, 3)
+    ):
+        at = rng.randrange(len(odd) + 1)
+        odd = odd[:at] + piece + odd[at:]
+    if may_match_a_line(odd, utf=utf):
+        return
+    with pytest.MonkeyPatch.context() as patch, suppress(RegexError):
+        patch.setattr("agent.logs.regex.may_match_a_line", lambda *_, **__: True)
+        compiled = Regex(odd, utf=utf)
+        assert all(MATCHER.match(compiled, line(rng, [text, ""])) is None for _ in range(8)), odd
 
 
 def test_rates_count_letters_in_either_case_and_what_was_not_seen_is_rarer_the_longer_it_is() -> None:

@@ -42,6 +42,7 @@ def test_a_capture_may_stand_among_as_many_groups_as_a_pattern_has_room_for() ->
         ("(*UTF)a", "using UTF is disabled"),
         ("a" * 4097, "longer than 4096 bytes"),
         ("(?<n>a)(?<n>b)", "two named subpatterns have the same name"),
+        (r"a\nb", r"needs a line feed, .*: it would never match.* Leave the line feed out, or write \$"),
     ],
 )
 def test_a_pattern_is_refused_with_the_place(pattern: str, message: str) -> None:

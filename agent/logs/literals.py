@@ -43,13 +43,14 @@ class _Part(NamedTuple):
     """What is known of a part of a regex.
 
     `exact`: all that it matches; None: not to be listed. Then `first` and `last` say what each match begins and ends
-    with. `clauses` hold in any case.
+    with. `clauses` hold in any case. `is_void`: it matches nothing, for no line holds the LF that it wants.
     """
 
     exact: Strings | None
     first: Strings = _EMPTY
     last: Strings = _EMPTY
     clauses: tuple[Clause, ...] = ()
+    is_void: bool = False
 
     @property
     def head(self) -> Strings:
@@ -62,6 +63,7 @@ class _Part(NamedTuple):
 
 _NOTHING_WIDE = _Part(_EMPTY)
 _ANYTHING = _Part(None)
+_VOID = _Part(None, is_void=True)
 
 
 class _Unknown(Exception):
@@ -70,14 +72,23 @@ class _Unknown(Exception):
 
 def clauses(pattern: str, *, utf: bool = False) -> list[Clause]:
     """The clauses of a regex that PCRE2 compiles. Each literal has LITERAL_MIN to LITERAL_MAX bytes and no LF."""
-    text = pattern if utf else pattern.encode().decode("latin-1")  # a character is what PCRE2 takes for one
-    try:
-        part = _Parser(_unquoted(text), utf).run()
-    except _Unknown:
-        return []
+    part = _read(pattern, utf)
     whole = () if part.exact is None else (part.exact,)
     found = (_clause(strings) for strings in (*part.clauses, *whole))
     return list(dict.fromkeys(clause for clause in found if clause))
+
+
+def may_match_a_line(pattern: str, *, utf: bool = False) -> bool:
+    r"""May a regex that PCRE2 compiles match a text without LF? Not so of `a\nb`, where each match would hold one."""
+    return not _LF.search(pattern) or not _read(pattern, utf).is_void
+
+
+def _read(pattern: str, utf: bool) -> _Part:
+    text = pattern if utf else pattern.encode().decode("latin-1")  # a character is what PCRE2 takes for one
+    try:
+        return _Parser(_unquoted(text), utf).run()
+    except _Unknown:
+        return _ANYTHING
 
 
 def _clause(strings: Strings) -> Clause:
@@ -139,6 +150,7 @@ _ESCAPED = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_LF = re.compile(r"\n|\\[nxoc0N]")  # what may stand for it
 _LETTERS = {"a": "\a", "e": "\x1b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _POSIX = re.compile(r"\[:\^?\w+:\]")
 _SPACE = " \t\n\v\f\r"
@@ -255,7 +267,8 @@ class _Parser:
             return _ANYTHING
         elif self._accept("<=") or self._accept("="):
             inner = self._alternatives()
-            part = _Part(None, clauses=(*inner.clauses, *(() if inner.exact is None else (inner.exact,))))
+            ahead = (*inner.clauses, *(() if inner.exact is None else (inner.exact,)))
+            part = _Part(None, clauses=ahead, is_void=inner.is_void)
         elif any(map(self._accept, ("<!", "!", "<*", "*"))):
             self._alternatives()
             part = _ANYTHING
@@ -365,7 +378,7 @@ class _Parser:
             if "i" in self.flags and self.utf and (not char.isascii() or char in "kKsS"):
                 return _ANYTHING  # K and s have a third form each: the Kelvin sign, the long s
             if char == "\n":
-                return _ANYTHING  # in no line
+                return _ANYTHING if len(members) > 1 else _VOID
             if is_letter and ("i" in self.flags or char.swapcase() in members):
                 strings.add(Literal(char.lower().encode(), True))
             else:
@@ -384,11 +397,13 @@ class _Join:
         self.wide: Strings = _EMPTY
         self.plain: Strings = _EMPTY
         self.is_exact = True
+        self.is_void = False
         self.first: Strings | None = None
         self.found: list[Clause] = []
 
     def add(self, part: _Part) -> None:
         self.found += part.clauses
+        self.is_void = self.is_void or part.is_void
         if part.exact is None:
             self._flush(_cross(self.wide, part.first), part.last)
             self._flush_plain(_cross(self.plain, part.first), part.last if len(part.last) == 1 else _EMPTY)
@@ -420,7 +435,7 @@ class _Join:
             found = tuple(dict.fromkeys(filter(_is_useful, (*self.found, self.plain))))
             return _Part(self.wide, clauses=found)
         found = tuple(dict.fromkeys(filter(_is_useful, (*self.found, self.plain, self.wide))))
-        return _Part(None, self.first or _EMPTY, self.wide, found)
+        return _Part(None, self.first or _EMPTY, self.wide, found, self.is_void)
 
 
 def _is_useful(clause: Clause) -> bool:
@@ -451,6 +466,7 @@ def _either(parts: Sequence[_Part]) -> _Part:
         tuple(sorted(heads)) if len(heads) <= MAX_STRINGS else _EMPTY,
         tuple(sorted(tails)) if len(tails) <= MAX_STRINGS else _EMPTY,
         (union,) if is_known and len(union) <= MAX_STRINGS else (),
+        all(part.is_void for part in parts),
     )
 
 
@@ -473,7 +489,7 @@ def _repeat(part: _Part, low: int, high: int | None) -> _Part:
             return _ANYTHING
         return _Part(tuple(sorted({*part.exact, *_EMPTY})))
     if part.exact is None:
-        return part if (low, high) == (1, 1) else _Part(None, part.first, part.last, part.clauses)
+        return part if (low, high) == (1, 1) else _Part(None, part.first, part.last, part.clauses, part.is_void)
     whole: Strings = part.exact
     for _ in range(min(low, MAX_TEXT) - 1):
         longer = _cross(whole, part.exact)

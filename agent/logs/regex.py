@@ -1,30 +1,28 @@
 """PCRE2 regexes: compile one, match a line. The scanner runs them by the thousand; here is one at a time.
 
     AgentError
-    └── RegexError          the pattern is refused; `at` says where
+    └── RegexError          the pattern is refused, and where it is wrong
 
 Source: protocols/logs.md 2.1 and 3, "PCRE2".
 """
 
 from agent._native import ffi, lib
 from agent.core.errors import AgentError
+from agent.logs.literals import may_match_a_line
 
 UNSET = 0xFFFFFFFF  # the start of a capture that took no part; native/native.h
 
 
 class RegexError(AgentError):
-    """A pattern cannot be used. `at` is an offset in its bytes."""
-
-    def __init__(self, what: str, at: int, *, remedy: str) -> None:
-        super().__init__(what, remedy=remedy)
-        self.at = at
+    """A pattern cannot be used."""
 
 
 class Regex:
     """A compiled pattern. Matches bytes, or with `utf` UTF-8 in which invalid bytes match nothing.
 
     `groups` are the names of its named groups by number, `jit` whether it runs as machine code. `interpret` forbids
-    that, as a system does that refuses executable memory. Raises RegexError. Threads may share it.
+    that, as a system does that refuses executable memory. Threads may share it. Raises RegexError, also for a pattern
+    that needs a line feed, which is in no line.
     """
 
     def __init__(self, pattern: str, *, utf: bool = False, interpret: bool = False) -> None:
@@ -32,8 +30,13 @@ class Regex:
         flags = (lib.REGEX_UTF if utf else 0) | (lib.REGEX_INTERPRET if interpret else 0)
         handle = lib.regex_compile(text, len(text), flags, fault)
         if not handle:
-            said, at = ffi.string(fault.text).decode(), int(fault.at)
-            raise RegexError(f"{said}, at {_near(text, at)}", at, remedy="Correct the regex (PCRE2 syntax).")
+            said, near = ffi.string(fault.text).decode(), _near(text, int(fault.at))
+            raise RegexError(f"{said}, at {near}", remedy="Correct the regex (PCRE2 syntax).")
+        if not may_match_a_line(pattern, utf=utf):
+            raise RegexError(
+                "needs a line feed, and a line is matched without the one that ends it: it would never match",
+                remedy="Leave the line feed out, or write $ for the end of the line.",
+            )
         self.pattern, self.utf = pattern, utf
         self.handle = ffi.gc(handle, lib.regex_free)
         names = [ffi.string(lib.regex_group(handle, i)).decode() for i in range(lib.regex_groups(handle))]
