@@ -333,15 +333,16 @@ async def test_a_polarize_that_never_answers_is_left_after_330_s(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("more", "project"),
-    [({"to_polarize": False}, "RHEL9"), ({}, "")],
-    ids=["the suite does not want it", "no project anywhere"],
+    [({"to_polarize": False}, "RHEL9"), ({"polarion": {"project": "RHEL9-51603"}}, "")],
+    ids=["the suite does not want it", "no project anywhere, but a work item for a test of that name"],
 )
 async def test_what_is_not_to_be_submitted_is_not(tmp_path: Path, more: dict[str, object], project: str) -> None:
     rig = Rig(tmp_path, lambda request: SUCCESS)
     rig.settings = msgspec.structs.replace(rig.settings, project=project)
     async with rig.agent() as (bus, store):
         rig.finish_a_run(bus, "r-1", more)
-        rig.finish_a_run(bus, "r-2", {"polarion": {"project": "OTHER"}})
+        own = b'<testsuites><properties><property name="polarion-project-id" value="OTHER"/></properties>'
+        rig.finish_a_run(bus, "r-2", xml=XML.replace(b"<testsuites>", own))
         with bus.subscribe(ImportFinished) as events:
             assert (await anext(events)).run == "r-2"
         while await owed(store) != (0, 0):

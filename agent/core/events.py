@@ -112,7 +112,7 @@ class RunRefused(Event, frozen=True, kw_only=True):
 class RunStarted(Event, frozen=True, kw_only=True):
     """The run has its slot: it is accepted, and is prepared from now on. `source` names where the suite came from.
 
-    `attempt` is 2 and more for a resumed run.
+    `polarion` maps names or cases of tests to their work items. `attempt` is 2 and more for a resumed run.
     """
 
     run: str

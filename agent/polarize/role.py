@@ -256,8 +256,8 @@ def _unreachable(what: str) -> PeerUnreachable:
 class _Case:
     """A run whose report, of `size` bytes, is owed under outbox number `n`."""
 
-    def __init__(self, n: int, path: Path, size: int, project: str, submission: Submission) -> None:
-        self.n, self.path, self.size, self.project, self.submission = n, path, size, project, submission
+    def __init__(self, n: int, path: Path, size: int, submission: Submission) -> None:
+        self.n, self.path, self.size, self.submission = n, path, size, submission
         self.heard = trio.Event()  # the bus spoke of it
         self.scope = trio.CancelScope()
         self.is_held = self.is_loud = False
@@ -336,13 +336,12 @@ class _Reports:
         """Make the case of a run; False: it has no report to submit."""
         started = [decode(e.kind, e.data) for e in await self._store.read(run=run, kinds=("RunStarted",))]
         ended = [decode(e.kind, e.data) for e in await self._store.read(run=run, kinds=("SuiteFinished",))]
-        project, document = self._settings.project, None
+        document = None
         for event in started:
             assert isinstance(event, RunStarted)
             if not event.to_polarize:
                 log.info("report not wanted run=%s", run)
                 return False
-            project = event.polarion.get("project") or project
         for event in ended:
             assert isinstance(event, SuiteFinished)
             document = event.artifacts.get("xunit.xml")
@@ -351,7 +350,7 @@ class _Reports:
             return False
         submission = await self._store.get(_key(run), Submission)
         path = Path(document.path)
-        self._cases[run] = _Case(n, path, document.size, project, submission or Submission(run=run))
+        self._cases[run] = _Case(n, path, document.size, submission or Submission(run=run))
         return True
 
     async def _carry(self, case: _Case) -> None:
@@ -394,7 +393,7 @@ class _Reports:
         run = case.submission.run
         try:
             xml = await trio.to_thread.run_sync(case.path.read_bytes)
-            project = submit.project_of(xml) or case.project
+            project = submit.project_of(xml) or self._settings.project
             if not project:
                 return None
             response = submit.new_response(self._ident, self._random)
