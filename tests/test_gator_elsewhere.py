@@ -367,11 +367,24 @@ async def test_what_a_tier_of_ours_tells_of_its_jobs_counts_once(tmp_path: Path)
         await hands.started("t")
         async with dialled(above.address) as child:
             await child.ask("register", {"ident": "t", "server": "h:1", "emissary": {}})
-            told = [{"event": "end", "path": ["g", "t"], "ident": f"x_{n}"} for n in range(2)]
+            told = [{"event": "start", "path": ["g", "t"], "ident": f"x_{n}", "started": 1.5} for n in range(2)]
             await child.ask("update", {**d2("t"), "emissary": {"first": 0, "events": told[:1]}})
             await child.ask("update", {**d2("t"), "emissary": {"first": 0, "events": told}})  # sent again, with more
             with pytest.raises(Refused, match="emissary: Expected `int`"):
                 await child.ask("update", {**d2("t"), "emissary": {"first": "no"}})
+            for event, said in (
+                (
+                    {"event": "start", "path": ["g", "u"], "ident": "x", "started": 1},
+                    "emissary: g/u/x is not below g/t",
+                ),
+                (
+                    {"event": "end", "path": ["g", "t"], "ident": "x_1"},
+                    "emissary: Object missing required field `result`",
+                ),
+                ({"event": "paint"}, "emissary: Invalid value 'paint'"),
+            ):
+                with pytest.raises(Refused, match=said):
+                    await child.ask("update", {**d2("t"), "emissary": {"first": 2, "events": [event]}})
         assert [event["ident"] for event in events] == ["x_0", "x_1"]
 
 

@@ -4,6 +4,8 @@ import json
 import os
 from typing import Any
 
+import pytest
+
 from agent.gator import spec as specs
 from agent.gator.told import Told
 
@@ -38,12 +40,20 @@ def test_starts_and_ends_are_told_as_they_come_and_an_end_once() -> None:
 
 
 def test_of_a_foreign_tier_all_that_it_did_not_name_as_failed_has_passed() -> None:
-    end = event("tier_end", "t", "g", result="FAILURE", failed=[["g", "t", "x_1"]])
+    end = event("tier_end", "t", "g", result="FAILURE", failed=[["g", "t", "x_1"]], failed_jobs=1)
     assert told(end, close=False) == [("end", "x_0", "SUCCESS", "0"), ("end", "x_1", "FAILURE", "0")]
 
 
+@pytest.mark.parametrize("failed", [[], [["g", "t"]], [["g", "t", "x_1"]]])
+def test_a_foreign_tier_that_names_too_few_has_none_that_passed(failed: list[list[str]]) -> None:
+    end = event("tier_end", "t", "g", result="FAILURE", code=1, failed=failed, failed_jobs=2)
+    assert told(end, close=False) == [("end", "x_0", "FAILURE", "1"), ("end", "x_1", "FAILURE", "1")]
+
+
 def test_of_a_lost_tier_what_was_told_before_stands() -> None:
-    lost = event("tier_end", "t", "g", result="FAILURE", code=254, why="it is gone", failed=[["g", "t", "x_1"]])
+    lost = event(
+        "tier_end", "t", "g", result="FAILURE", code=254, why="it is gone", failed=[["g", "t", "x_1"]], failed_jobs=1
+    )
     assert told(event("end", "x_0", "g", "t"), lost, close=False) == [
         ("end", "x_0", "SUCCESS", "0"),
         ("end", "x_1", "FAILURE", "254"),

@@ -25,11 +25,12 @@ from agent.gator import spec as specs
 from agent.gator.dialects import read, wrong
 from agent.gator.journal import Journal
 from agent.gator.layer import Limits, Shared
-from agent.gator.messages import MAX_MESSAGE_IN, Dialect, Register
+from agent.gator.messages import MAX_MESSAGE_IN, Count, Dialect, Register
 from agent.gator.pool import Demand, Grant
 from agent.gator.schedulers import CannotSchedule, Need, Order, Scheduler
 from agent.gator.settings import GatorSettings
 from agent.gator.spec import Group
+from agent.gator.told import fault
 from agent.gator.tree import Act, Kid, Tree
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ LIMITS: Final = (("warning", None), ("error", 0), ("critical", 0))  # and what G
 class Events(msgspec.Struct, frozen=True):
     """What happened to jobs below a tier of ours; `first` is the number of the first, from 0 on."""
 
-    first: int = 0
+    first: Count = 0
     events: list[dict[str, Any]] = []
 
 
@@ -272,7 +273,7 @@ class Elsewhere:
                 case "register":
                     return self._register(link, request.payload, path, uids)
                 case "update":
-                    return self._update(link, request.payload)
+                    return self._update(link, request.payload, path)
                 case "complete":
                     return self._complete(link, request.payload)
                 case _:
@@ -332,23 +333,27 @@ class Elsewhere:
             link.dialect = dialects.child_dialect(named_as_d0 or link.named_as_d0, payload)
         return ident
 
-    def _update(self, link: Link, payload: Mapping[str, Any]) -> dict[str, Any]:
+    def _update(self, link: Link, payload: Mapping[str, Any], path: list[str]) -> dict[str, Any]:
         ident = self._child_of(link, "update", payload)
         summary, _ = dialects.read_update(payload, self._tree.size_of(ident))
         self._tree.update(ident, summary, trio.current_time(), self._shared.clock())
         if link.dialect == "emissary":
-            self._take_events(ident, payload)
+            self._take_events(ident, payload, path)
         return {}
 
-    def _take_events(self, ident: str, payload: Mapping[str, Any]) -> None:
-        """What happened to jobs below a tier of ours: each counts once, however often it is told."""
+    def _take_events(self, ident: str, payload: Mapping[str, Any], path: list[str]) -> None:
+        """What happened to jobs below a child of ours: each counts once, however often it is told."""
         try:
             given = msgspec.convert(payload.get("emissary", {}), Events)
         except msgspec.ValidationError as err:
             raise wrong(f"update: emissary: {err}") from err
         key = ident, self._tree.kids[ident].attempt
         taken = self._taken.get(key, 0)
-        for event in given.events[max(0, taken - given.first) :]:
+        news = given.events[max(0, taken - given.first) :]
+        for event in news:
+            if why := fault(event, (*path, ident)):
+                raise wrong(f"update: emissary: {why}")
+        for event in news:
             self._shared.tell(event)
         self._taken[key] = max(taken, given.first + len(given.events))
 

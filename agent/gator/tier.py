@@ -296,8 +296,9 @@ class Tier:
         if not self.tree.size_of(act.ident).tiers:
             self.shared.tell({"event": "end", **event})
         elif not kid.is_local or act.why is not None:
-            failed = () if kid.result == "ABORTED" else self.tree.total.get(act.ident).failed
-            self.shared.tell({"event": "tier_end", **event, "failed": [[*self.path, *path] for path in failed]})
+            last = Summary() if kid.result == "ABORTED" else self.tree.total.get(act.ident)
+            failed = [[*self.path, *path] for path in last.failed]
+            self.shared.tell({"event": "tier_end", **event, "failed": failed, "failed_jobs": last.jobs.failed})
 
     async def _write_pruned(self, kid: Kid) -> None:
         """A file for a child that never ran: real readers want one."""

@@ -5,8 +5,9 @@
     {"event": "output", "path": ["nightly"], "ident": "build", "text": "..."}
     {"event": "end", "path": ["nightly"], "ident": "build", "result": "SUCCESS", "code": 0, ...}
 
-A tier that is not ours tells only which jobs failed, one that was lost nothing: what is left of them is told with its
-end, and what nobody told of at all when the tree has ended.
+A tier that is not ours tells only which jobs failed, at most 1000 of them, one that was lost nothing: what is left of
+them is told with its end, and what nobody told of at all when the tree has ended. Who did not name as many jobs as it
+says have failed proves of no other that it passed.
 
 Source: protocols/suites.md, "pytest, TAP, command" (gator).
 """
@@ -18,9 +19,51 @@ from typing import Any
 import msgspec
 
 from agent.gator import spec as specs
+from agent.gator.messages import Number, Result
 from agent.gator.spec import Group, Ident, Node
 
+
+class _Start(msgspec.Struct, frozen=True, tag_field="event", tag="start"):
+    path: list[str]
+    ident: str
+    started: float | None
+
+
+class _Output(msgspec.Struct, frozen=True, tag_field="event", tag="output"):
+    path: list[str]
+    ident: str
+    text: str
+
+
+class _End(msgspec.Struct, frozen=True, tag_field="event", tag="end"):
+    path: list[str]
+    ident: str
+    result: Result
+    code: int
+    pruned: bool
+    why: str | None
+    started: float | None
+    ended: float | None
+    folder: str
+    metrics: dict[str, Number]
+
+
+class _TierEnd(_End, frozen=True, tag="tier_end"):
+    failed: list[list[str]]
+    failed_jobs: int
+
+
 _encode = msgspec.json.Encoder().encode
+
+
+def fault(event: dict[str, Any], child: Ident) -> str | None:
+    """Why this is nothing that `child`, by the idents from the root down, can tell of itself or of what is below it."""
+    try:
+        given = msgspec.convert(event, _Start | _Output | _End | _TierEnd)
+    except msgspec.ValidationError as err:
+        return str(err)
+    at = (*given.path, given.ident)
+    return None if at[: len(child)] == child else f"{'/'.join(at)} is not below {'/'.join(child)}"
 
 
 class Told:
@@ -37,13 +80,15 @@ class Told:
         at: Ident = (*event["path"], event["ident"])
         match event["event"]:
             case "tier_end":
-                failed = {tuple(path) for path in event.pop("failed")}
-                result = event["result"]
-                for leaf in _leaves(self._root, ()):
-                    if leaf[: len(at)] == at and leaf not in self._ended:
-                        passed = result == "SUCCESS" or (result == "FAILURE" and failed and leaf not in failed)
-                        told = {"result": "SUCCESS", "code": 0} if passed and not event["why"] else {}
-                        self._end({**event, **told, "event": "end", "path": leaf[:-1], "ident": leaf[-1]}, leaf)
+                leaves = [leaf for leaf in _leaves(self._root, ()) if leaf[: len(at)] == at]
+                failed = {tuple(path) for path in event.pop("failed")}.intersection(leaves)
+                is_whole = len(failed) >= max(1, event.pop("failed_jobs"))
+                if event["result"] == "FAILURE" and not is_whole and not event["why"]:
+                    event = {**event, "why": f"its tier failed, and named {len(failed)} of the jobs that did"}
+                for leaf in leaves:
+                    passed = event["result"] == "SUCCESS" or (event["result"] == "FAILURE" and leaf not in failed)
+                    told = {"result": "SUCCESS", "code": 0} if passed and not event["why"] else {}
+                    self._end({**event, **told, "event": "end", "path": leaf[:-1], "ident": leaf[-1]}, leaf)
             case "end":
                 self._end(event, at)
             case _:
