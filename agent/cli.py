@@ -121,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     install = add("install", "put this release onto the machine, start it at boot; go back, list, remove", _install)
     install.add_argument("--prefix", type=Path, metavar="DIR", help="default: /opt/agent")
     install.add_argument("--root", type=Path, metavar="DIR", default=Path("/"), help="an image; nothing is started")
-    install.add_argument("--user", metavar="dynamic|root|NAME", default="dynamic", help="whom the service runs as")
+    whom = "whom the service runs as; default: as it does, else dynamic"
+    install.add_argument("--user", metavar="dynamic|root|NAME", help=whom)
     install.add_argument("--init", choices=("auto", "systemd", "openrc", "sysv", "none"), default="auto")
     install.add_argument("--from", dest="from_file", type=Path, metavar="FILE", help="the single file of a release")
     install.add_argument("--sha256", metavar="HEX", help="its checksum; without it FILE.sig must be good")

@@ -79,6 +79,42 @@ def test_broken_settings_of_the_image_are_named_and_nothing_is_done(
     assert not (image / "opt").exists()
 
 
+def test_broken_settings_are_not_in_the_way_of_going_back_and_removing(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(image, "--init", "systemd") == 0
+    monkeypatch.setattr(sys, "executable", str(make_release(tmp_path / "two", "2") / "agent"))
+    monkeypatch.setattr(agent, "__version__", "2")
+    assert run(image, "--init", "systemd") == 0
+    (image / "etc/agent/agent.toml").write_text("[suites]\nslots = 0\n")
+    assert run(image, "--init", "systemd", "--rollback") == 0
+    assert release.pointed(image / "opt/agent/current") == "1"
+    assert run(image, "--init", "systemd", "--uninstall") == 0
+    assert not (image / "opt/agent").exists()
+
+
+@pytest.mark.parametrize("init", ["systemd", "openrc", "sysv"])
+def test_whom_the_service_runs_as_stays_until_another_is_named(image: Path, init: str) -> None:
+    (image / "etc").mkdir()
+    users = "".join(f"{name}:x:{os.getuid()}:{os.getgid()}::/:/bin/false\n" for name in ("agent", "tester"))
+    (image / "etc/passwd").write_text(users)
+    file = image / ("etc/systemd/system/agent.service.d/machine.conf" if init == "systemd" else "etc/init.d/agent")
+    first = "DynamicUser=yes" if init == "systemd" else "--user agent"
+    tester = "User=tester" if init == "systemd" else "--user tester"
+    for words, line in [((), first), (("--user", "tester"), tester), ((), tester), (("--user", "dynamic"), first)]:
+        assert run(image, "--init", init, *words) == 0
+        assert line in file.read_text()
+
+
+def test_a_person_is_told_of_a_step_when_it_begins(
+    image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(release, "prune", lambda prefix: said.append(capsys.readouterr().out))
+    assert run(image, "--init", "none") == 0
+    assert said[0].endswith("\nremove older releases\n")
+
+
 def test_what_an_image_is_is_found_out(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(image) == 1
     assert "no init is known" in capsys.readouterr().err
@@ -111,17 +147,21 @@ def test_flags_that_mean_nothing_are_refused(
     assert said in capsys.readouterr().err
 
 
-def test_a_file_that_is_named_installs_itself(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_named_installs_itself(image: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "agent-2"
-    file.write_text('#!/bin/sh\necho "$TMPDIR"; shift; echo "$@"; exit 7\n')
+    file.write_text('#!/bin/sh\necho "$TMPDIR"; shift; echo "$@"; echo broken >&2; exit 7\n')
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     (image / "opt/agent/.from-killed").mkdir(parents=True)
     assert run(image, "--init", "none", "--now", "--json", "--from", str(file), "--sha256", sha256) == 7
-    where, words = capsys.readouterr().out.splitlines()
+    said = capfd.readouterr()
+    where, words = said.out.splitlines()
     assert Path(where).parent == image / "opt/agent"
-    assert words == f"--prefix /opt/agent --root {image} --user dynamic --init none --now --json"
+    assert words == f"--prefix /opt/agent --root {image} --init none --now --json"
+    assert said.err == "broken\n"
+    assert run(image, "--user", "root", "--from", str(file), "--sha256", sha256) == 7
+    assert capfd.readouterr().out.endswith(f"--root {image} --init auto --user root\n")
     assert run(image, "--init", "none", "--from", str(file), "--sha256", "0" * 64) == 1
-    assert "has the checksum" in capsys.readouterr().err
+    assert "has the checksum" in capfd.readouterr().err
     assert list((image / "opt/agent").iterdir()) == []
 
 

@@ -1,9 +1,12 @@
 """Installing, upgrading, going back and removing, into an image and with a service that runs."""
 
+import fcntl
 import json
 import os
+import sqlite3
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -298,6 +301,16 @@ def test_removing_leaves_settings_and_state_unless_purged(image: Path, one: Path
     assert [str(path.relative_to(image)) for path in image.rglob("*") if not path.is_dir()] == ["etc/passwd"]
 
 
+def test_a_purge_says_which_state_is_not_where_it_is_by_itself(image: Path, one: Path, tmp_path: Path) -> None:
+    of = job(image)
+    install(of, one, "1")
+    of.state_dir = tmp_path / "data"
+    of.state_dir.mkdir()
+    said = [what for what, _ in steps.uninstall(of, purge=True)]
+    assert any(what.startswith(f"the state in {tmp_path}/data stays") for what in said)
+    assert of.state_dir.exists()
+
+
 def test_a_file_in_the_place_of_the_link_is_left(image: Path, one: Path) -> None:
     (image / "usr/local/bin").mkdir(parents=True)
     (image / "usr/local/bin/agent").write_text("another agent")
@@ -396,6 +409,17 @@ def test_state_of_another_user_is_given_to_the_services_user(image: Path, one: P
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_state_of_a_dynamic_user_is_left_to_systemd(image: Path, one: Path) -> None:
+    (image / "etc/passwd").write_text("tester:x:4321:4321::/:/bin/false\n")
+    (image / "var/lib/private/agent").mkdir(parents=True)
+    (image / "var/lib/private/agent/store.db").touch()
+    (image / "var/lib/agent").symlink_to("private/agent")
+    install(job(image, "systemd", "tester"), one, "1")
+    # It gives away what is in a folder only where the folder is another's.
+    assert {path.stat().st_uid for path in (image / "var/lib/private").rglob("*")} == {os.getuid()}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_secrets_that_the_settings_name_are_given_to_a_user_who_is_not_handed_them(image: Path, one: Path) -> None:
     (image / "etc/passwd").write_text("agent:x:4321:4321::/:/bin/false\n")
     etc = image / "etc/agent"
@@ -434,12 +458,47 @@ def test_a_running_suite_is_waited_for_unless_now(live: Job, image: Path, tmp_pa
     assert pointed(image / "opt/agent/current") == "2"
 
 
-def test_an_agent_that_does_not_say_whether_it_is_free_is_not_restarted(live: Job, image: Path, tmp_path: Path) -> None:
+@contextmanager
+def agent_with(state: Path, *runs: str) -> Iterator[None]:
+    """An agent has the state directory, with these runs under way."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "lock").open("w") as lock, closing(sqlite3.connect(state / "store.db")) as db:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with db:
+            db.execute("CREATE TABLE kept(run TEXT PRIMARY KEY) WITHOUT ROWID")
+            db.executemany("INSERT INTO kept VALUES(?)", [(run,) for run in runs])
+        yield
+
+
+@pytest.mark.parametrize("code", [1, 3])  # it refuses the token; it is not there where the settings say now
+def test_an_agent_that_cannot_be_asked_has_its_runs_in_its_store(
+    live: Job, image: Path, tmp_path: Path, code: int
+) -> None:
     install(live, of_version(tmp_path, "1"), "1")
-    (image / "opt/agent/releases/1/lib/ctl").write_text("echo 'unauthorized: no such token' >&2; exit 1")
-    with pytest.raises(InstallFailed, match=r"does not say whether a suite runs: unauthorized: .*--now"):
-        install(live, of_version(tmp_path, "2"), "2")
+    (image / "opt/agent/releases/1/lib/ctl").write_text(f"echo 'unauthorized: no such token' >&2; exit {code}")
+    two = of_version(tmp_path, "2")
+    with agent_with(live.state_dir, "r-7"), pytest.raises(InstallFailed, match="r-7 still runs after 0 s"):
+        install(live, two, "2")
     assert pointed(image / "opt/agent/current") == "1"
+    (live.state_dir / "store.db").write_text("no database, but a long enough text to be looked at")
+    with (live.state_dir / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        why = rf"\(pid {os.getpid()}\) does not say whether a suite runs: unauthorized: .*not a database\)\. Use --now"
+        with pytest.raises(InstallFailed, match=why):
+            install(live, two, "2")
+    (live.state_dir / "store.db").unlink()
+    with agent_with(live.state_dir):
+        install(live, two, "2")
+    assert pointed(image / "opt/agent/current") == "2"
+
+
+def test_what_an_agent_has_left_that_does_not_run_is_not_waited_for(live: Job, image: Path, tmp_path: Path) -> None:
+    install(live, of_version(tmp_path, "1"), "1")
+    with agent_with(live.state_dir, "r-7"):
+        pass
+    (image / "opt/running").unlink()
+    install(live, of_version(tmp_path, "2"), "2")
+    assert pointed(image / "opt/agent/current") == "2"
 
 
 def test_removing_stops_the_service_first(live: Job, image: Path, tmp_path: Path) -> None:

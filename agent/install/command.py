@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ import msgspec
 
 import agent
 from agent.core import bundle, release
+from agent.core.config import ConfigErrors
 from agent.core.errors import AgentError
 from agent.install import stage, steps
 from agent.install.service import CONFIG, DEVICES, STATE, Init, Needs, Service, detect, inside, user_for
@@ -35,7 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     prefix: Path | None = None
     root: Path = Path("/")
-    user: str = "dynamic"
+    user: str | None = None
     init: str = "auto"
     from_file: Path | None = None
     sha256: str | None = None
@@ -91,7 +93,7 @@ def _misuse(options: Options) -> str | None:
     if not options.root.is_dir():
         return f"--root {options.root} is no folder"
     # Both stand in service files, where a blank, a quote or a % would mean something else.
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", options.user):
+    if options.user is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", options.user):
         return f"--user {options.user!r} is no user's name: letters, digits, _ and -"
     if options.prefix and options.init != "none" and not re.fullmatch(r"[A-Za-z0-9._+/-]+", str(options.prefix)):
         return f"--prefix {str(options.prefix)!r} cannot stand in a service file: letters, digits and . _ + - /"
@@ -130,7 +132,12 @@ def _list(prefix: Path, *, as_json: bool) -> int:
 def _job(options: Options, prefix: Path) -> Job:
     main = inside(options.root, CONFIG) / "agent.toml"
     config = options.config or ((main,) if options.root != Path("/") and main.exists() else ())
-    settings = load_settings(Given(config)).settings
+    try:
+        settings = load_settings(Given(config)).settings
+    except ConfigErrors:
+        if not (options.rollback or options.uninstall):  # which write nothing of them
+            raise
+        settings = Settings()
     wanted = options.print_service or options.init
     init: Init = detect(options.root) if wanted == "auto" else msgspec.convert(wanted, Init)
     user = user_for(init, options.user, options.root)
@@ -195,21 +202,18 @@ def _hand_over(options: Options, file: Path, prefix: Path) -> int:
                 str(prefix),
                 "--root",
                 str(options.root),
-                "--user",
-                options.user,
                 "--init",
                 options.init,
             ]
+            words += ["--user", options.user] if options.user else []
             flags = {"--now": options.now, "--no-start": options.no_start, "--dry-run": options.dry_run}
             words += [flag for flag, is_set in (flags | {"--json": options.json}).items() if is_set]
             words += [word for path in options.config for word in ("--config", str(path.absolute()))]
             # The single file unpacks itself below TMPDIR: here it may be run, wherever /tmp is.
-            done = stage.call([taken, "install", *words], limit_s=3600, env={"TMPDIR": str(folder)})
+            environ = stage.environ_for(os.environ) | {"TMPDIR": str(folder)}
+            return subprocess.run([taken, "install", *words], env=environ).returncode
     except OSError as err:
         raise InstallFailed(f"{err.filename or file}: {err.strerror}", remedy=stage.remedy(err)) from err
-    sys.stdout.write(done.stdout)
-    sys.stderr.write(done.stderr)
-    return done.returncode
 
 
 @contextmanager
@@ -238,7 +242,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _work(job: Job, todo: Iterable[Step], options: Options) -> int:
-    """Step by step, each told when it is done."""
+    """Step by step. A person is told of each when it begins: it may take minutes. A machine is told of those done."""
     told: list[str] = []
     error: AgentError | None = None
     try:
@@ -248,10 +252,10 @@ def _work(job: Job, todo: Iterable[Step], options: Options) -> int:
         else:
             with steps.alone(job):
                 for what, do in todo:
-                    do()
-                    told.append(what)
                     if not options.json:
                         print(what, flush=True)
+                    do()
+                    told.append(what)
     except OSError as err:
         error = InstallFailed(f"{err.filename or job.prefix}: {err.strerror}", remedy=stage.remedy(err))
     except InstallFailed as err:

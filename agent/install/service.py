@@ -24,6 +24,8 @@ STATIC_USER = "agent"  # where a dynamic user cannot be had
 GROUPS = ("adm", "systemd-journal", "dialout")  # logs and serial lines, of those that exist
 CREDENTIALS_SINCE = 247  # of systemd: LoadCredential=
 STATE, CONFIG, LOG = Path("/var/lib/agent"), Path("/etc/agent"), Path("/var/log/agent.log")
+UNITS, SCRIPT = Path("/etc/systemd/system"), Path("/etc/init.d/agent")
+MACHINE = UNITS / "agent.service.d/machine.conf"
 RESTART_S = 200.0  # TimeoutStopSec and TimeoutStartSec of the unit, and some
 # Devices by the label that a hardware profile gives: kinds of /proc/devices, as DeviceAllow= takes them.
 DEVICES = {"serial": ("char-ttyS", "char-ttyUSB", "char-ttyACM"), "gpu": ("char-nvidia*", "char-drm")}
@@ -65,16 +67,15 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     def files(self) -> dict[Path, tuple[str, int]]:
         """Every file of the service: its path on the installed system, text and mode."""
-        units = Path("/etc/systemd/system")
         match self.init:
             case "systemd":
                 return {
-                    units / "agent.service": (self._fill("systemd"), 0o644),
-                    units / "agent.service.d/machine.conf": (self._machine(), 0o644),
-                    units / "agent.service.d/suites.conf": (self._fill("suites.conf"), 0o644),
+                    UNITS / "agent.service": (self._fill("systemd"), 0o644),
+                    MACHINE: (self._machine(), 0o644),
+                    UNITS / "agent.service.d/suites.conf": (self._fill("suites.conf"), 0o644),
                 }
             case "openrc" | "sysv":
-                return {Path("/etc/init.d/agent"): (self._fill(self.init), 0o755)}
+                return {SCRIPT: (self._fill(self.init), 0o755)}
             case "none":
                 return {}
 
@@ -82,7 +83,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         """What makes it start at boot."""
         match self.init:
             case "systemd":
-                return {Path("/etc/systemd/system/multi-user.target.wants/agent.service"): "../agent.service"}
+                return {UNITS / "multi-user.target.wants/agent.service": "../agent.service"}
             case "openrc":
                 return {Path("/etc/runlevels/default/agent"): "/etc/init.d/agent"}
             case "sysv":
@@ -174,11 +175,26 @@ def detect(root: Path) -> Init:
     )
 
 
-def user_for(init: Init, user: str, root: Path) -> str:
-    """Who the service runs as: `dynamic` is a user of its own where the init has none to give."""
+def user_for(init: Init, user: str | None, root: Path) -> str:
+    """Who the service runs as: `dynamic` is a user of its own where the init has none to give.
+
+    None: as it is installed, for an upgrade by a package manager does not know; else dynamic.
+    """
+    if user is None:
+        user = _installed_user(init, root) or "dynamic"
     if user == "dynamic" and (init in ("openrc", "sysv") or (systemd_version(root) or 999) < CREDENTIALS_SINCE):
         return STATIC_USER
     return user
+
+
+def _installed_user(init: Init, root: Path) -> str | None:
+    """As the service file says that is there; None where there is none, or it leaves the choice to us."""
+    file = MACHINE if init == "systemd" else SCRIPT
+    try:
+        found = re.search(r"(?:^User=| --user )([A-Za-z0-9_-]+)", inside(root, file).read_text(), re.MULTILINE)
+    except FileNotFoundError:
+        return None
+    return found[1] if found else None
 
 
 def systemd_version(root: Path) -> int | None:

@@ -144,7 +144,7 @@ def call(argv: Sequence[str | Path], *, limit_s: float = LIMIT_S, **more: Any) -
 
     Raises OSError: it cannot be run. One that takes too long is killed, with exit code 124.
     """
-    environ = {"PATH": _PATH, **environ_for(os.environ), **more.pop("env", {})}
+    environ = environ_for(os.environ)
     try:
         return subprocess.run(
             argv, capture_output=True, text=True, timeout=limit_s, env=environ, errors="replace", **more
@@ -155,7 +155,8 @@ def call(argv: Sequence[str | Path], *, limit_s: float = LIMIT_S, **more: Any) -
 
 def environ_for(base: Mapping[str, str]) -> dict[str, str]:
     """What a program that we start is given of `base`: a service is to begin as at boot, and nothing is our own."""
-    return {name: value for name, value in base.items() if name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "TERM")}
+    given = {name: value for name, value in base.items() if name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "TERM")}
+    return {"PATH": _PATH} | given
 
 
 def _copy_file(source: Path, target: Path, digest: str | None) -> None:

@@ -17,10 +17,11 @@ import os
 import re
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -28,9 +29,10 @@ from typing import Literal
 import msgspec
 
 from agent.core import release
+from agent.core.locks import owner
 from agent.core.release import Pending, point, pointed, read_pending, sync, write, write_pending
 from agent.install import stage
-from agent.install.service import CONFIG, LOG, STATE, Service, account, inside, make_account
+from agent.install.service import CONFIG, LOG, STATE, UNITS, Service, account, inside, make_account
 from agent.install.stage import InstallFailed, call
 
 State = Literal["", "STAGED", "PLACED", "STARTED", "TRIAL"]
@@ -286,25 +288,34 @@ def restart(job: Job, version: str) -> None:
 
 
 def _wait_for_slot(job: Job) -> None:
-    """Until no suite runs. An agent that does not answer runs none."""
+    """Until no suite runs."""
     until = time.monotonic() + SLOT_S
-    while True:
-        told = _status(job)
-        if told.returncode == 3:  # out of reach
-            return
-        if told.returncode != 0:
-            raise InstallFailed(
-                f"the agent that runs does not say whether a suite runs: {told.stderr.strip()}", remedy="Use --now."
-            )
-        running = [run["run"] for run in json.loads(told.stdout)["runs"]]
-        if not running:
-            return
+    while running := _running(job):
         if time.monotonic() > until:
             raise InstallFailed(
                 f"{', '.join(running)} still runs after {SLOT_S:.0f} s; the release is placed, and not started",
                 remedy="Try again later, or use --now.",
             )
         time.sleep(SLOT_LOOK_S)  # noqa: TID251 - no loop runs here
+
+
+def _running(job: Job) -> list[str]:
+    """The runs under way. An agent that cannot be asked, as the settings are newer than it, has them in its store."""
+    told = _status(job)
+    if told.returncode == 0:
+        return [run["run"] for run in json.loads(told.stdout)["runs"]]
+    pid = owner(job.state_dir / "lock")
+    if pid is None:
+        return []
+    store = job.state_dir / "store.db"
+    try:
+        with closing(sqlite3.connect(f"{store.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return [run for (run,) in db.execute("SELECT run FROM kept")]
+    except sqlite3.Error as err:
+        said = f"{told.stderr.strip()} ({store}: {err})"
+        raise InstallFailed(
+            f"the agent that runs (pid {pid}) does not say whether a suite runs: {said}", remedy="Use --now."
+        ) from err
 
 
 def _status(job: Job) -> subprocess.CompletedProcess[str]:
@@ -376,6 +387,8 @@ def record_serials(dmi: Path, file: Path) -> None:
 
 
 def _make_state(job: Job) -> None:
+    if job.at(STATE).is_symlink():  # of a dynamic user: systemd moves it back, and gives all of it away
+        return
     stage.make_folder(job.at(STATE).parent)
     job.at(STATE).mkdir(mode=0o700, exist_ok=True)
     _give(job, job.at(STATE))
@@ -383,14 +396,14 @@ def _make_state(job: Job) -> None:
 
 def _give(job: Job, path: Path) -> None:
     """To the service's user, if that is one of the system's."""
-    owner = account(job.service.root, job.service.user)
-    if owner is None or path.stat().st_uid == owner[0]:
+    user = account(job.service.root, job.service.user)
+    if user is None or path.stat().st_uid == user[0]:
         return
     if path.is_dir():  # it was another user's
         for _, folders, files, at in os.fwalk(path):
             for name in (*folders, *files):
-                os.chown(name, *owner, dir_fd=at, follow_symlinks=False)
-    os.chown(path, *owner)
+                os.chown(name, *user, dir_fd=at, follow_symlinks=False)
+    os.chown(path, *user)
 
 
 def _link(job: Job) -> None:
@@ -457,7 +470,7 @@ def uninstall(job: Job, *, purge: bool) -> Generator[Step, None, None]:
         for path in [*service.links(), *service.files(), LINK]:
             if os.path.lexists(job.at(path)):
                 yield f"remove {job.at(path)}", job.at(path).unlink
-    folders = [inside(root, Path("/etc/systemd/system/agent.service.d")), job.at(SHARE), job.releases]
+    folders = [inside(root, UNITS / "agent.service.d"), job.at(SHARE), job.releases]
     folders += [job.at(CONFIG), job.at(STATE), job.at(Path("/var/lib/private/agent"))] if purge else []
     for folder in folders:
         if folder.is_symlink():  # systemd's, to the private folder of a dynamic user
@@ -469,6 +482,8 @@ def uninstall(job: Job, *, purge: bool) -> Generator[Step, None, None]:
     if purge:
         logs = [job.at(LOG).with_name(f"{LOG.name}{suffix}") for suffix in ("", ".1", ".2")]
         yield f"remove {job.at(LOG)}", lambda: _remove(logs)
+        if job.state_dir not in (STATE, job.at(STATE)) and job.state_dir.exists():
+            yield f"the state in {job.state_dir} stays: what else is there, only its owner knows", lambda: None
     if job.has_service and service.init == "systemd":
         yield "tell systemd", service.reload
 
