@@ -140,6 +140,8 @@ BAD = [
     ("!Job {ident: a, command: x, resources: [!License [l, 0]]}", "!License: '0' is no whole number from 1"),
     ("!JobArray {ident: a, repeats: -1}", "repeats: '-1' is no whole number from 0"),
     ("!JobArray {repeats: 9999, jobs: [!JobArray {repeats: 999, jobs: [!Job {command: x}]}]}", "at most 1000000"),
+    ("!JobArray {repeats: 9999, jobs: [!JobArray {repeats: 999, jobs: [!JobGroup {}]}]}", "0 jobs and 9999001 tiers"),
+    (f"!JobArray {{repeats: 11, jobs: [!Job {{ident: {'x' * 126}, command: x}}]}}", "and a number: it has more"),
     (f"{PAIR}!Job {{ident: a, command: x}}]}}", "s.yaml:2: g/a: column 2: the ident is taken in line 1"),
     (f"{PAIR}!Job {{ident: b, command: x, on_pass: [c]}}]}}", "g/b: column 2: on_pass: 'c' is no sibling. Use a or b."),
     (f"{PAIR}!Job {{ident: b, command: x, on_done: [b]}}]}}", "g/b: column 2: waits for itself: b -> b"),
@@ -154,6 +156,14 @@ def test_a_bad_spec_is_refused_with_its_place(text: str, said: str) -> None:
     with pytest.raises(DocumentError) as refused:
         specs.load(text, "s.yaml")
     assert said in str(refused.value)
+
+
+def test_a_long_chain_is_no_cycle_until_it_is_closed() -> None:
+    jobs = [f"- !Job {{ident: j{n}, command: x, on_done: [j{n + 1}]}}\n" for n in range(3000)]
+    end = "- !Job {ident: j3000, command: x, on_done: [%s]}\n"
+    assert specs.size(specs.load("!JobGroup\njobs:\n" + "".join(jobs) + end % "").root).jobs == 3001
+    with pytest.raises(DocumentError, match=r"waits for itself: j7 -> j8 -> .* -> \(2988 others\) -> j3000 -> j7\."):
+        specs.load("!JobGroup\njobs:\n" + "".join(jobs) + end % "j7")
 
 
 def test_a_bomb_of_aliases_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

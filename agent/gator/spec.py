@@ -27,7 +27,7 @@ from agent.core.errors import DocumentError
 MAX_SPEC: Final = 4 * 1024 * 1024  # bytes
 MAX_DEPTH: Final = 64
 MAX_NODES: Final = 500_000  # aliases counted as often as they are used
-MAX_JOBS: Final = 1_000_000  # after the expansion of arrays
+MAX_JOBS: Final = 1_000_000  # of tiers too, after the expansion of arrays
 MAX_IDENT: Final = 128  # bytes
 FILES: Final = ("db.sqlite", "spec.yaml", "messages.log", "layer.log")  # of a layer, beside the folders of its children
 MAX_NUMBER: Final = 1_000_000_000
@@ -208,8 +208,9 @@ def load(text: str | bytes, file: str = "spec", *, from_parent: bool = False) ->
     reader = _Reader(file, from_parent)
     root = reader.node(node, ())
     total = size(root)
-    if total.jobs > MAX_JOBS:
-        raise reader.wrong(node, (root.ident,), f"{total.jobs} jobs; at most {MAX_JOBS} are run", "Lower `repeats`.")
+    if max(total.jobs, total.tiers) > MAX_JOBS:
+        what = f"{total.jobs} jobs and {total.tiers} tiers; at most {MAX_JOBS} of each are run"
+        raise reader.wrong(node, (root.ident,), what, "Lower `repeats`.")
     return Spec(root, file, reader.lines)
 
 
@@ -306,6 +307,9 @@ class _Reader:
         common = self._common(fields, at)
         jobs = tuple(self.node(job, at, index) for index, job in enumerate(nodes))
         self._check_siblings(jobs, nodes, at)
+        for job, each in zip(jobs, nodes, strict=True):
+            if repeats is not None and (why := bad_ident(f"{job.ident}_{max(repeats - 1, 0)}")):
+                raise self.wrong(each, at, f"ident {_shown(job.ident)} and a number: {why}", "Give it a shorter name.")
         return Group(ident=ident, jobs=jobs, repeats=repeats, **common)
 
     def _common(self, fields: dict[str, yaml.Node], at: Ident) -> dict[str, Any]:
@@ -350,10 +354,11 @@ class _Reader:
                             where[job.ident], (*at, job.ident), f"{key}: {_shown(name)} is no sibling", f"Use {known}."
                         )
         if cycle := _cycle({job.ident: (*job.on_done, *job.on_fail, *job.on_pass) for job in jobs}):
+            shown = cycle if len(cycle) < 12 else [*cycle[:5], f"({len(cycle) - 7} others)", *cycle[-2:]]
             raise self.wrong(
                 where[cycle[0]],
                 (*at, cycle[0]),
-                f"waits for itself: {' -> '.join(cycle)}",
+                f"waits for itself: {' -> '.join(shown)}",
                 "Take one of these dependencies out.",
             )
 
@@ -484,19 +489,20 @@ def _cycle(needs: Mapping[str, Sequence[str]]) -> list[str]:
     """The idents of one cycle, the first again at the end; [] where there is none."""
     done: set[str] = set()
     for start in needs:
-        way, rest = [start], [iter(needs[start])]
         if start in done:
             continue
+        way = {start: iter(needs[start])}  # in order: each waits for the next
         while way:
-            following = next(rest[-1], None)
+            last = next(reversed(way))
+            following = next(way[last], None)
             if following is None:
-                done.add(way.pop())
-                rest.pop()
+                done.add(last)
+                del way[last]
             elif following in way:
-                return [*way[way.index(following) :], following]
+                names = [*way]
+                return [*names[names.index(following) :], following]
             elif following not in done:
-                way.append(following)
-                rest.append(iter(needs[following]))
+                way[following] = iter(needs[following])
     return []
 
 
