@@ -1,9 +1,11 @@
 """Which init there is, what its files say, and how a user comes to be."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from agent.core.profile import BUNDLED
 from agent.install import service
 from agent.install.service import Needs, Service
 from agent.install.stage import InstallFailed
@@ -111,3 +113,10 @@ def test_an_init_that_fails_or_is_not_there_is_said(tmp_path: Path, monkeypatch:
     (tmp_path / "rc-service").unlink()
     with pytest.raises(InstallFailed, match=r"rc-service: No such file.*right --init"):
         made(tmp_path, "openrc").ask("stop")
+
+
+def test_the_labels_that_hardware_profiles_set_open_devices_to_the_service() -> None:
+    said = [tomllib.loads(path.read_text()) for path in BUNDLED.glob("*.toml")]
+    tables = [table for each in said for table in (each, *each.get("when", ()))]
+    labels = {label for table in tables for label in table.get("settings", {}).get("labels", {})}
+    assert labels == service.DEVICES.keys()

@@ -28,7 +28,11 @@ UNITS, SCRIPT = Path("/etc/systemd/system"), Path("/etc/init.d/agent")
 MACHINE = UNITS / "agent.service.d/machine.conf"
 RESTART_S = 200.0  # TimeoutStopSec and TimeoutStartSec of the unit, and some
 # Devices by the label that a hardware profile gives: kinds of /proc/devices, as DeviceAllow= takes them.
-DEVICES = {"serial": ("char-ttyS", "char-ttyUSB", "char-ttyACM"), "gpu": ("char-nvidia*", "char-drm")}
+DEVICES = {
+    "serial": ("char-ttyS", "char-ttyUSB", "char-ttyACM"),
+    "gpu": ("char-nvidia*", "char-drm"),
+    "bmc": ("char-ipmidev",),  # /dev/ipmi*
+}
 
 # Suites that need root: no capability is taken away.
 ROOT = """\
