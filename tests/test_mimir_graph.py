@@ -23,8 +23,9 @@ from agent.core.events import (
     TestFinished,
     TestStarted,
 )
+from agent.mimir import graph
 from agent.mimir.graph import MAX_TEXT, RESULT, Batch, Told, is_told, tell
-from agent.mimir.messages import MAX_UPSERT, MAX_VERTICES, Edge, Vertex
+from agent.mimir.messages import Edge, Vertex
 
 STARTED = RunStarted(
     run="r-1", suite="login", title="Log in", runner="ava", driver="events", source="git@main", origin="seneschal",
@@ -255,20 +256,32 @@ EDGE = st.builds(
 TOLD = st.builds(Told, st.lists(VERTEX, max_size=4, unique_by=lambda v: v.id), st.lists(EDGE, max_size=4))
 
 
-@given(st.lists(TOLD, max_size=200))
+@given(st.lists(TOLD, max_size=30))
 def test_batches_keep_the_bounds_and_lose_nothing_of_what_fits(told: list[Told]) -> None:
+    """With bounds that a few events reach."""
     batches = [Batch()]
-    for n, one in enumerate(told, 1):
-        if not batches[-1].take(n, one):
-            batches.append(Batch())
-            assert batches[-1].take(n, one)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(graph, "MAX_VERTICES", 6)
+        monkeypatch.setattr(graph, "MAX_UPSERT", 1500)
+        for n, one in enumerate(told, 1):
+            if not batches[-1].take(n, one):
+                batches.append(Batch())
+                assert batches[-1].take(n, one)
     assert [n for batch in batches for n, _ in batch.events] == list(range(1, len(told) + 1))
-    for batch in batches:
+    for batch, behind in zip(batches, [*batches[1:], None], strict=True):
         if not batch.events:
             continue
         payload = batch.payload()
-        assert len(payload["vertices"]) <= MAX_VERTICES
-        size = sum(len(msgspec.json.encode(part)) for key in ("vertices", "edges") for part in payload[key])
-        assert size <= MAX_UPSERT or len(batch.events) == 1
+        size = size_of([*payload["vertices"], *payload["edges"]])
+        assert (len(payload["vertices"]) <= 6 and size <= 1500) or len(batch.events) == 1
+        if behind is not None:  # what would have fitted is not in the next one
+            sent = [part for _, one in (*batch.events, behind.events[0]) for part in (*one.vertices, *one.edges)]
+            assert len(payload["vertices"]) + len(behind.events[0][1].vertices) > 6 or size_of(sent) > 1500
         first, second = batch.halves()
         assert [*first.events, *second.events] == batch.events
+        assert abs(len(second.events) - len(first.events)) <= 1
+
+
+def size_of(parts: list[Any]) -> int:
+    """As JSON, each with a comma."""
+    return sum(len(msgspec.json.encode(part)) + 1 for part in parts)
