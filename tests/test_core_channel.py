@@ -289,6 +289,20 @@ async def test_both_ends_notice_a_silent_line_within_the_deadline(autojump_clock
     assert noticed == [pytest.approx(1020, abs=0.5)] * 2
 
 
+@pytest.mark.parametrize("deadline_s", [8, 50])
+async def test_the_deadline_may_become_another_one(autojump_clock: MockClock, deadline_s: float) -> None:
+    async def talk(channel: Channel) -> None:
+        await trio.sleep(1)
+        channel.expect(deadline_s)
+        await trio.sleep_forever()
+
+    async with websockets() as (client, _, cut):
+        cut()
+        with pytest.raises(PeerUnreachable, match=f"sent nothing for {deadline_s} s"):
+            await converse(client, lab, talk, metrics=Metrics())
+        assert trio.current_time() == pytest.approx(deadline_s, abs=0.5)
+
+
 async def test_a_peer_that_sends_but_takes_nothing_is_given_up(autojump_clock: MockClock) -> None:
     async with websockets() as (client, server, _), trio.open_nursery() as nursery:
 

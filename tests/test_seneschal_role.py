@@ -279,6 +279,22 @@ async def test_a_silent_seneschal_is_noticed_and_come_back_to(
         await agent.until(lambda: agent.link["seneschal"] == "ready")
 
 
+async def test_the_link_outlives_a_suites_role_that_fails(
+    tmp_path: Path, peer: Peer, autojump_clock: MockClock
+) -> None:
+    jump(autojump_clock)
+    agent = scripted(tmp_path, peer)
+    async with agent.up():
+        await peer.offer()
+        agent.suites.slots = "two"  # type: ignore[assignment]  # a bug of that role: each look at its runs raises
+        await peer.no_offer()
+        await agent.until(lambda: "action.runs" in agent.alerts)
+        agent.suites.slots = 1
+        await peer.offer()
+        await agent.until(lambda: "action.runs" not in agent.alerts)
+        assert len(await peer.told("register")) == 1
+
+
 async def test_a_poisoned_message_is_held_and_the_next_ones_arrive(tmp_path: Path, lab: Lab) -> None:
     agent = Agent(tmp_path / "agent", lab)
     async with agent.up():

@@ -135,6 +135,7 @@ class Channel:
         self._busy_reader = self._closing = False
         self._logged: set[str] = set()
         self._scope = trio.CancelScope()
+        self._deadline_s, self._expects = math.inf, trio.Event()
 
     async def ask(self, action: str, payload: Mapping[str, Any], *, timeout_s: float = 10.0) -> dict[str, Any]:
         """Send a request and wait for its answer; the answer's payload.
@@ -191,6 +192,11 @@ class Channel:
                 return
         self._offered.add(source)
         self._give(source)
+
+    def expect(self, deadline_s: float) -> None:
+        """From now on give the peer up when it sends nothing, or takes nothing, for so many seconds."""
+        self._deadline_s = deadline_s
+        self._expects.set()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close, once all that was asked, posted or answered before is sent; by force when that takes too long."""
@@ -256,6 +262,7 @@ class Channel:
         deadline_s: float,
         ping_s: float,
     ) -> None:
+        self.expect(deadline_s)
         with ungrouped():
             async with trio.open_nursery() as answering:
                 answering.start_soon(self._answer_all, answer, identity)
@@ -267,7 +274,7 @@ class Channel:
                             nursery.start_soon(self._read_past, self._line)
                         nursery.start_soon(self._write)
                         nursery.start_soon(self._ping, ping_s)
-                        nursery.start_soon(self._watch, deadline_s)
+                        nursery.start_soon(self._watch)
                         await talk(self)
                         await self.close()
                 finally:
@@ -442,9 +449,9 @@ class Channel:
                 self.last_heard = trio.current_time()
                 await trio.sleep(ping_s)
 
-    async def _watch(self, deadline_s: float) -> NoReturn:
+    async def _watch(self) -> NoReturn:
         while True:
-            now = trio.current_time()
+            now, deadline_s, self._expects = trio.current_time(), self._deadline_s, trio.Event()
             if self._busy_reader:
                 self.last_heard = now
             silent_at = self.last_heard + deadline_s
@@ -455,7 +462,8 @@ class Channel:
                     f"{self.peer} {what} for {deadline_s:g} s",
                     remedy="Look at the network and at the other side's log.",
                 )
-            await trio.sleep_until(min(silent_at, stuck_at))
+            with trio.move_on_at(min(silent_at, stuck_at)):
+                await self._expects.wait()
 
     async def _answer_all(self, answer: Answerer, identity: Mapping[str, Any]) -> None:
         async for request in self._to_answer:

@@ -45,7 +45,10 @@ class Register(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Registered(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `register`. `last_seq` is the highest owed delivery it has; `runs` those it believes to be here."""
+    """Answer to `register`. `last_seq` is the highest owed delivery it has; `runs` those it believes to be here.
+
+    It wants an `update` every `heartbeat` seconds, and is given up when nothing of it comes for `deadline` seconds.
+    """
 
     session: str
     time: float

@@ -216,9 +216,9 @@ class _Side:
         try:
             live = read(await self._bus.ask("runs", {}), reports.Live)
         except ActionError as err:
-            if err.code != "unknown_action":
-                raise
-            return reports.Live()  # the suites role is not up: no slots yet
+            # That role is not up: no slots yet. Or it failed, and the bus has made an alert of it: the link goes on.
+            log.debug("no runs known reason=%s", err.reason)
+            return reports.Live()
         self._suites_up.set()
         return live
 
@@ -311,13 +311,15 @@ class _Side:
                 await self._suites_up.wait()
             live, asked = await self._live(), self._now()
             registered = _answer(channel, await channel.ask("register", self._hello(live)), Registered)
+            every_s = min(self._settings.heartbeat, registered.heartbeat)
+            channel.expect(max(registered.deadline, 2 * every_s))  # a shorter one would end a line that is well
             channel.state("replaying")
             await self._box.heard(registered.last_seq)
             here = {run.run for run in live.runs}
             await self._do(self._machine.registered(registered, here, asked, self._now()))
             await self._store.commit()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._beat, channel, min(self._settings.heartbeat, registered.heartbeat))
+                nursery.start_soon(self._beat, channel, every_s)
                 nursery.start_soon(self._tell_offers, channel)
                 nursery.start_soon(self._tell_logs, channel)
                 await self._tell_owed(channel)
