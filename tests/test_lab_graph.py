@@ -199,12 +199,15 @@ def test_only_the_last_changes_are_kept(tmp_path: Path) -> None:
     graph.close()
 
 
-def test_reservations_that_were_not_renewed_are_overdue(graph: Graph) -> None:
+def test_reservations_that_were_not_renewed_are_lost(graph: Graph) -> None:
     for n, state in enumerate(["available", "reserved", "running", "lost", "returned"]):
         upsert(graph, Vertex(id=f"l/0/{n}", label="Reservation", props={"state": state, "lease_until": 50.0}))
     upsert(graph, Vertex(id="l/0/9", label="Reservation", props={"state": "available"}))
-    assert graph.overdue(49.9) == []
-    assert graph.overdue(50.0) == ["l/0/0", "l/0/1", "l/0/2"]
+    assert graph.lapse(49.9) == []
+    assert graph.lapse(50.0) == ["l/0/0", "l/0/1", "l/0/2"]
+    assert graph.lapse(51.0) == []
+    states = [vertex["props"]["state"] for vertex in graph.snapshot("Reservation", ())]
+    assert states == ["lost", "lost", "lost", "lost", "returned", "available"]
 
 
 def test_outcomes_of_a_run_are_counted_by_result(graph: Graph) -> None:

@@ -168,6 +168,27 @@ async def test_a_lost_run_marks_its_reservation_and_its_successor_is_awaited(
             assert (row.replaces, row.state) == (run, "done")
 
 
+async def test_a_full_disk_is_told_of_and_what_was_not_kept_is_kept_later(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    jump(autojump_clock)
+    async with Lab(tmp_path).up() as lab:
+        disk = lab.seneschal._disk._db
+        async with agent(lab) as (channel, asked):
+            disk.execute("PRAGMA max_page_count = 1")  # what SQLite sees of a full disk: it takes no page more
+            run = lab.seneschal.enqueue({"id": "login", "title": 100_000 * "x"})
+            full = "internal: this cannot be kept: database or disk is full"
+            assert await refused(channel, "available", OFFER) == full
+            await trio.sleep(100)
+            assert 3 <= caplog.text.count("the queue is not on the disk") <= 4
+            assert not asked
+            disk.execute("PRAGMA max_page_count = 1000000")
+            await trio.sleep(60)
+            assert {order.payload["run"] for order in asked} == {run}
+    async with Lab(tmp_path).up() as lab:
+        assert [row.state for row in lab.seneschal.runs()] == ["sent"]
+
+
 async def test_the_faults_send_twice_and_cut_after_the_deed(lab: Lab) -> None:
     lab.seneschal.faults.duplicate = True
     async with agent(lab) as (channel, asked):

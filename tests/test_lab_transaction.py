@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.core.errors import ActionError
 from agent.lab.transaction import transaction
 
 
@@ -24,7 +25,7 @@ def rows(db: sqlite3.Connection) -> int:
 
 def test_on_a_full_disk_nothing_of_it_is_written_and_the_next_one_goes_on(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA max_page_count = 4")  # what SQLite sees of a full disk
-    with pytest.raises(sqlite3.OperationalError, match="full"), transaction(db):
+    with pytest.raises(ActionError, match="this cannot be kept: database or disk is full"), transaction(db):
         db.executemany("INSERT INTO kept VALUES(?)", [(bytes(1000),)] * 100)
     assert rows(db) == 0
     with transaction(db):

@@ -171,14 +171,19 @@ class Graph:
         """The lowest number that is kept; one above the highest when none is."""
         return int(self._db.execute("SELECT coalesce(min(seq), ?) FROM change", (self.seq + 1,)).fetchone()[0])
 
-    def overdue(self, now: float) -> list[str]:
-        """The reservations whose lease has passed and that are not lost or returned."""
+    def lapse(self, now: float) -> list[str]:
+        """Write `lost` for the reservations whose lease has passed and that are not lost or returned: these."""
         sql = (
             "SELECT id FROM vertex INDEXED BY vertex_lease WHERE label = 'Reservation'"
             " AND json_extract(props, '$.lease_until') <= ?"
             " AND json_extract(props, '$.state') IN ('available', 'reserved', 'running')"
         )
-        return [key for (key,) in self._db.execute(sql, (now,))]
+        lapsed = [key for (key,) in self._db.execute(sql, (now,))]
+        for key in lapsed:
+            self.upsert(
+                Upsert(vertices=(Vertex(id=key, label="Reservation", props={"state": "lost", "lost_at": now}),))
+            )
+        return lapsed
 
     def outcomes(self, run: str) -> dict[str, int]:
         """How many TestOutcomes of a run have which result."""

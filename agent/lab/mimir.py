@@ -40,6 +40,7 @@ from agent.mimir.messages import (
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0  # how often lapsed reservations are looked for
+UNKEPT_S = 30.0  # s until the disk is tried again, when it took nothing
 MAX_SUBSCRIPTIONS = 32  # on one connection
 T = TypeVar("T")
 
@@ -58,11 +59,15 @@ class Mimir:
         task_status.started()
         try:
             while True:
-                now = self._clock()
-                for key in await self._work(self._graph.overdue, now):
-                    props = {"state": "lost", "lost_at": now}
-                    await self.write(Vertex(id=key, label="Reservation", props=props))
-                    log.warning("reservation lost id=%s", key)
+                try:
+                    lapsed = await self._work(self._graph.lapse, self._clock())
+                except ActionError as err:
+                    log.error("reservations that lapsed are not written: %s", err.what)  # noqa: TRY400
+                    await trio.sleep(UNKEPT_S)
+                    continue
+                if lapsed:
+                    log.warning("reservations lost ids=%s", ",".join(lapsed))
+                    self._tell_live()
                 await trio.sleep(LOOK_S)
         finally:
             with trio.CancelScope(shield=True):  # behind what a worker still does
@@ -95,9 +100,12 @@ class Mimir:
     async def _upsert(self, upsert: Upsert, writer: tuple[str, str] | None) -> int:
         changed = await self._work(self._graph.upsert, upsert, writer)
         if changed:
-            event, self._changed = self._changed, trio.Event()
-            event.set()
+            self._tell_live()
         return changed
+
+    def _tell_live(self) -> None:
+        event, self._changed = self._changed, trio.Event()
+        event.set()
 
     async def _work(self, call: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(call, *args, limiter=self._one_at_a_time)

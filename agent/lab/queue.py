@@ -120,6 +120,10 @@ class Queue:
         changes, self._changes = self._changes, {}
         return changes
 
+    def not_kept(self, changes: Mapping[str, LabRun | Writer | None]) -> None:
+        """The disk did not take these: the next `take_changes` has them again."""
+        self._changes = {**changes, **self._changes}
+
     def agents(self) -> dict[str, Register]:
         """Who is connected, and what they said of themselves."""
         return {ident: agent.register for ident, agent in self._agents.items()}

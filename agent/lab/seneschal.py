@@ -42,6 +42,7 @@ from agent.seneschal.messages import Refused as RunRefused
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+UNKEPT_S = 30.0  # s until the disk is tried again, when it took nothing
 SUPERSEDED = 4001
 OWED: dict[str, type[Owed]] = {"accepted": Accepted, "refused": RunRefused, "complete": Complete}
 T = TypeVar("T")
@@ -78,8 +79,9 @@ class Seneschal:
         try:
             while True:
                 self._queued = trio.Event()
-                await self._do(self._queue.tick(self._now()))
-                with trio.move_on_after(TICK_S):
+                # Runs are not given up, nor leases, while nothing can be kept of it.
+                is_kept = await self._do_unasked([]) and await self._do_unasked(self._queue.tick(self._now()))
+                with trio.move_on_after(TICK_S if is_kept else UNKEPT_S):
                     await self._queued.wait()
         finally:
             with trio.CancelScope(shield=True):
@@ -134,10 +136,14 @@ class Seneschal:
         return trio.current_time() + self._ahead_s
 
     async def _do(self, acts: list[Act]) -> None:
-        """Keep what changed, then carry out the acts."""
+        """Keep what changed, then carry out the acts. Raises ActionError when the disk takes nothing: then none is."""
         if changes := self._queue.take_changes():
             rows = {key: None if row is None else msgspec.json.encode(row) for key, row in changes.items()}
-            await trio.to_thread.run_sync(self._disk.write, rows, limiter=self._one_at_a_time)
+            try:
+                await trio.to_thread.run_sync(self._disk.write, rows, limiter=self._one_at_a_time)
+            except ActionError:
+                self._queue.not_kept(changes)
+                raise
             event, self._changed = self._changed, trio.Event()
             event.set()
         for act in acts:
@@ -146,6 +152,15 @@ class Seneschal:
                     await self._mark(self._mimir, act)
                 case Order() | Cancel() if act.ident in self._lines:
                     self._lines[act.ident].tell(act)
+
+    async def _do_unasked(self, acts: list[Act]) -> bool:
+        """The same where nobody waits for an answer; False when the disk takes nothing, which is tried again."""
+        try:
+            await self._do(acts)
+        except ActionError as err:
+            log.error("the queue is not on the disk, tried again in %g s: %s", UNKEPT_S, err.what)  # noqa: TRY400
+            return False
+        return True
 
     async def _mark(self, mimir: Mimir, mark: Mark) -> None:
         rev = RESERVATION_REV[mark.props["state"]]
@@ -208,7 +223,7 @@ class _Line:
             if isinstance(act, Order):
                 queue = self._seneschal._queue
                 acts = queue.not_ordered(act.order.run, err.reason, self._seneschal._now())
-                await self._seneschal._do(acts)
+                await self._seneschal._do_unasked(acts)
         except PeerUnreachable as err:  # sent again when its time comes
             log.info("not sent ident=%s why=%s", self.ident, err.what)
 

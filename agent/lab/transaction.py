@@ -7,15 +7,22 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agent.core.errors import ActionError
+
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Commit what the block writes. What fails in it, or in the commit, leaves nothing, and the next one can begin."""
-    db.execute("BEGIN IMMEDIATE")
+    """Commit what the block writes. What fails in it, or in the commit, leaves nothing, and the next one can begin.
+
+    Raises ActionError `internal` when the disk is full or broken.
+    """
     try:
+        db.execute("BEGIN IMMEDIATE")
         yield
         db.execute("COMMIT")
-    except BaseException:
+    except BaseException as err:
         if db.in_transaction:  # on a full disk SQLite may have rolled back by itself
             db.execute("ROLLBACK")
+        if isinstance(err, sqlite3.OperationalError):
+            raise ActionError("internal", f"this cannot be kept: {err}") from err
         raise

@@ -297,8 +297,7 @@ class World(RuleBasedStateMachine):
 
     @rule()
     def reservations_lapse(self) -> None:
-        for key in self.mimir.overdue(1000 + self.t):
-            self._write(key, None, {"state": "lost"})
+        self.mimir.lapse(1000 + self.t)
 
     @rule()
     def restart_agent(self) -> None:
