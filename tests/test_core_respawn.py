@@ -60,14 +60,15 @@ def start() -> Iterator[Start]:
         *arguments: str,
         user: str | None = None,
         stderr: int | IO[bytes] = subprocess.PIPE,
-        watchdog_s: float = 60,
+        watchdog_s: float | str = 60,
         program: str = sys.executable,
         **limits: float,
     ) -> "subprocess.Popen[str]":
         script = PARENT.format(
             user=user, program=program, **({"start": 60, "abort": 60, "stop": 60, "log_max": 1000} | limits)
         )
-        environ = {**os.environ, "WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
+        watchdog = watchdog_s if isinstance(watchdog_s, str) else str(round(watchdog_s * 1e6))
+        environ = {**os.environ, "WATCHDOG_USEC": watchdog}
         argv = [sys.executable, "-c", script, child, *arguments]
         made.append(subprocess.Popen(argv, stderr=stderr, env=environ, text=True))
         return made[-1]
@@ -111,6 +112,16 @@ def test_what_ends_is_started_again_with_backoff_after_another_boot_check(start:
     assert said.count("boot check") == 3
 
 
+def test_whatever_ends_it_it_is_started_again(start: Start) -> None:
+    said = read_until(start(CHILD + "os.kill(os.getpid(), signal.SIGRTMIN + 3)"), "restart_in_s=0.1")
+    assert f"agent ended signal={signal.SIGRTMIN + 3} restart_in_s=0.05" in said
+
+
+def test_a_watchdog_that_is_no_time_is_as_the_units(start: Start) -> None:
+    child = CHILD + 'says("READY=1\\nSTATUS=" + os.environ["WATCHDOG_USEC"]); live()'
+    assert "status=30000000" in read_until(start(child, watchdog_s="soon"), "agent ready")
+
+
 def test_an_exit_code_of_2_is_final(start: Start) -> None:
     parent = start(CHILD + "sys.exit(2)")
     assert "the settings are broken" in read_until(parent, "no restart")
@@ -141,8 +152,8 @@ def test_who_ignores_abort_is_killed(start: Start) -> None:
 
 def test_who_is_not_ready_in_time_is_aborted_unless_it_asks_for_more(start: Start) -> None:
     assert "not ready in time" in read_until(start(CHILD + "live()", start=0.3), "signal=SIGABRT")
-    child = CHILD + 'says("EXTEND_TIMEOUT_USEC=60000000"); time.sleep(1); says("READY=1\\nSTATUS=late"); live()'
-    assert "aborting" not in read_until(start(child, start=0.7), "status=late")
+    child = CHILD + 'says("EXTEND_TIMEOUT_USEC=60000000"); time.sleep(3.2); says("READY=1\\nSTATUS=late"); live()'
+    assert "aborting" not in read_until(start(child, start=3), "status=late")  # s that it has to begin
 
 
 def test_who_says_why_it_is_not_ready_is_ended_and_tried_again(start: Start) -> None:

@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from agent.core import bundle
+from agent.core import bundle, notify
 from agent.core.bundle import callers_environ
 from agent.core.errors import AgentError
 from agent.core.release import own_prefix
@@ -75,9 +75,7 @@ class Parent:
         self._status = ""  # what the child said last
         self._until = 0.0  # monotonic: when the state's patience ends
         self._asked_to_end = False
-        self._watchdog_s = WATCHDOG_S
-        if "WATCHDOG_USEC" in os.environ:
-            self._watchdog_s = int(os.environ["WATCHDOG_USEC"]) / 1e6
+        self._watchdog_s = notify.watchdog_s() or WATCHDOG_S
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._notify.bind("")  # an abstract name that the kernel chooses
@@ -332,4 +330,9 @@ def _account(user: str | None) -> pwd.struct_passwd | None:
 
 
 def _how(code: int) -> str:
-    return f"code={code}" if code >= 0 else f"signal={signal.Signals(-code).name}"
+    if code >= 0:
+        return f"code={code}"
+    try:
+        return f"signal={signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"signal={-code}"
