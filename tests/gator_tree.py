@@ -14,6 +14,7 @@ from agent.core.channel import Channel, converse
 from agent.core.envelope import MAX_MESSAGE, Request
 from agent.core.errors import ActionError
 from agent.core.guard import Guard
+from agent.core.head import Scope
 from agent.core.link import Dial, connect
 from agent.core.listen import Route, serve
 from agent.core.metrics import Metrics
@@ -175,10 +176,11 @@ async def _converse(ws: WebSocketConnection, answer: Any, talk: Any) -> None:
 
 
 class Parent:
-    """A tier of another make: answers as told, and remembers every request in order."""
+    """A tier of another make: answers as told, and remembers every request in order. It may let nobody in."""
 
-    def __init__(self, answers: Mapping[str, Any]) -> None:
+    def __init__(self, answers: Mapping[str, Any], *, lets_in: bool = True) -> None:
         self.answers = dict(answers)
+        self._scope: Scope = "open" if lets_in else "control"
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.connections = 0
         self.channel: Channel | None = None
@@ -219,7 +221,7 @@ class Parent:
         await converse(ws, self._answer, talk, metrics=Metrics(), deadline_s=60)
 
     async def run(self, *, listen: str = "127.0.0.1:0", task_status: trio.TaskStatus[str]) -> None:
-        routes = [Route("/*", websocket=self._opened, scope="open")]
+        routes = [Route("/*", websocket=self._opened, scope=self._scope)]
         guard = Guard((), {}, False, (), trio.current_time)
         with self.server:
             async with trio.open_nursery() as nursery:

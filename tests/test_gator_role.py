@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -196,6 +197,22 @@ def test_a_signal_stops_the_tree(tmp_path: Path, number: int) -> None:
         root.send_signal(number)
         out, _ = root.communicate(timeout=WITHIN_S)
     assert (root.returncode, "FAILURE: 0 of 1 jobs passed, 1 failed" in out) == (1, True)
+
+
+def test_a_child_that_is_stopped_before_it_reached_its_parent_ends(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        deaf.settimeout(WITHIN_S)
+        parent = f"127.0.0.1:{deaf.getsockname()[1]}"
+        argv = (*AGENT, "--id", "a", "--parent", parent, "--tracking", str(tmp_path))
+        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as child:
+            connection, _ = deaf.accept()
+            with connection:
+                child.send_signal(signal.SIGTERM)
+                _, said = child.communicate(timeout=WITHIN_S)
+    assert (child.returncode, "stopped before the parent was reached ident=a" in said) == (
+        1,
+        True,
+    )  # 3 if it had waited
 
 
 def test_licences_that_nobody_counts_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from agent.core.errors import ActionError, PeerBrokeProtocol, PeerUnreachable, unwrap
+from agent.core.errors import ActionError, PeerBrokeProtocol, PeerRefused, PeerUnreachable, unwrap
 from agent.gator import role
 from agent.gator.layer import Options
 from agent.gator.role import Command
@@ -202,6 +202,21 @@ async def test_a_parent_that_is_not_there_is_told_so(tmp_path: Path, monkeypatch
     assert "127.0.0.1:9 was not to be reached: 127.0.0.1:9 cannot be reached: Connection refused." in str(
         unwrap(failed.value)
     )
+
+
+async def test_a_parent_that_lets_us_not_in_is_not_waited_for(tmp_path: Path) -> None:
+    parent = Parent({}, lets_in=False)
+
+    async def below_it() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(parent.run)
+            async with child_of(parent, tmp_path):
+                pass
+
+    with pytest.raises(BaseExceptionGroup) as failed:
+        await below_it()
+    assert isinstance(unwrap(failed.value), PeerRefused)  # and not PeerUnreachable, half a minute later
+    assert "answered 401 instead of opening a websocket" in str(unwrap(failed.value))
 
 
 async def test_a_parent_that_never_answers_the_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ Source: protocols/gator.md, "Command line", "State machine" (Signals), "Schedule
 import errno
 import fcntl
 import logging
+import math
 import os
 import re
 import signal
@@ -50,6 +51,7 @@ PASSED, FAILED, UNREACHABLE = 0, 1, 3
 # `babysit` is real Gator's, and of no use here; `licenses` is what a tier of ours gives to one below it.
 KNOWN_ARGS: Final = {"concurrency", "memory", "licenses", "isolated", "command", "babysit", "partition", "batch"}
 QUEUED: Final = 1000  # children that are given to a scheduler that has a queue of its own
+LAST_TRY_S: Final = 2.0  # for a child that is stopped before it has reached its parent
 MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:@?#\[\]]+):\d{1,5}(/[^\s?#]*)?")
 
@@ -223,6 +225,7 @@ async def _run_child(ident: str, tracking: Path, command: Command, settings: Gat
     except ValueError as err:
         raise BadOption(f"--parent: {err}", remedy="Write it as HOST:PORT, as the parent gave it.") from err
     events.append(uplink.tell)
+    text: str | None = None
     async with trio.open_nursery() as nursery:
         over = trio.Event()
 
@@ -231,7 +234,13 @@ async def _run_child(ident: str, tracking: Path, command: Command, settings: Gat
             over.set()
 
         nursery.start_soon(hold_connection)
-        spec = specs.load(await uplink.fetch_spec(), f"the spec of {ident}", from_parent=True)
+        with running.reaching():
+            text = await uplink.fetch_spec()
+        if text is None:
+            log.warning("stopped before the parent was reached ident=%s", ident)
+            nursery.cancel_scope.cancel()
+            return FAILED
+        spec = specs.load(text, f"the spec of {ident}", from_parent=True)
         node = msgspec.structs.replace(spec.root, ident=ident)
         layer = _layer(node, tracking, uplink, shared, forward=not options.quiet)
         uplink.below = layer
@@ -324,16 +333,22 @@ def _scheduler(options: Options, env: Mapping[str, str]) -> Scheduler | None:
 
 
 class _Running:
-    """The layer that runs. What a signal stops: it, and any that would be started after it."""
+    """The layer that runs. What a signal stops: it, any that would be started after it, the wait for its parent."""
 
     def __init__(self) -> None:
         self._layer: Wrapper | Tier | None = None
+        self._reaching = trio.CancelScope()
         self.is_stopped = False
 
     @property
     def layer(self) -> Wrapper | Tier:
         assert self._layer is not None
         return self._layer
+
+    def reaching(self) -> trio.CancelScope:
+        """To be entered: what it takes to reach the parent, who is to be told of the end even by who is stopped."""
+        self._reaching = trio.CancelScope(deadline=trio.current_time() + LAST_TRY_S if self.is_stopped else math.inf)
+        return self._reaching
 
     async def take(self, layer: Wrapper | Tier) -> None:
         self._layer = layer
@@ -342,6 +357,7 @@ class _Running:
 
     async def stop(self) -> None:
         self.is_stopped = True
+        self._reaching.deadline = trio.current_time() + LAST_TRY_S
         if self._layer is not None:
             await self._layer.stop()
 

@@ -23,7 +23,7 @@ from trio_websocket import WebSocketConnection
 import agent
 from agent.core.channel import CLOSE_S, Channel, Refused, Tell, converse
 from agent.core.envelope import Request
-from agent.core.errors import ActionError, PeerBrokeProtocol, PeerUnreachable
+from agent.core.errors import ActionError, PeerBrokeProtocol, PeerRefused, PeerUnreachable
 from agent.core.events import Alert, AlertCleared, LinkChanged
 from agent.core.link import Dial, redial
 from agent.gator import dialects, messages
@@ -184,6 +184,9 @@ class Uplink:
                 self._trouble = event.error or self._trouble
                 if self._connected:
                     self._connected, self._since = False, trio.current_time()
+            case Alert() if self._place is None:  # nobody will mend it while we wait for our first words
+                self._refusal = PeerRefused(event.text, remedy=event.remedy)
+                self._news()
             case Alert():
                 log.warning("%s. %s", event.text, event.remedy)
             case _:
