@@ -127,7 +127,10 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
 
 
 class Progress:
-    """Lines for a person: on a terminal the last one is rewritten while a test runs, elsewhere each is a line."""
+    """Lines for a person: on a terminal the last one is rewritten while a test runs, elsewhere each is a line.
+
+    Titles and logs are others' words: nothing of them steers the terminal.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._tty, self._open = stream, stream.isatty(), False
@@ -135,7 +138,7 @@ class Progress:
     def line(self, text: str) -> None:
         """A line that stays."""
         self._clear()
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{printable(text)}\n")
         self._stream.flush()
 
     def now(self, text: str) -> None:
@@ -143,7 +146,7 @@ class Progress:
         if self._tty:
             self._clear()
             width = shutil.get_terminal_size().columns - 1
-            self._stream.write(text[:width])
+            self._stream.write(printable(text[:width]))
             self._stream.flush()
             self._open = True
 
@@ -181,9 +184,7 @@ class Watch:
                     return False  # a correction that adds its log or details
                 took = f"  ({event.duration * 1000:.0f} ms)" if event.duration is not None else ""
                 note = f"  {event.message}" if event.message and event.state not in ("passed", "todo") else ""
-                self._say.line(
-                    f"{MARKS.get(event.state, event.state.upper()):7} {printable(event.case)}{took}{printable(note)}"
-                )
+                self._say.line(f"{MARKS.get(event.state, event.state.upper()):7} {event.case}{took}{note}")
             case SuiteFinished():
                 self.finished = event
             case ImportFinished():
@@ -195,13 +196,13 @@ class Watch:
                     "hit": f"{event.key} failed, as was foretold",
                     "expired": f"{event.key} did not fail within {event.horizon_s:.0f} s",
                 }
-                self._say.line(f"log     forecast: {printable(told[event.state])}")
+                self._say.line(f"log     forecast: {told[event.state]}")
             case LogMatched():
                 self.matched = event
                 what = f"class {event.class_} by {event.class_by}, " if event.class_ else ""
-                self._say.line(f"log     {printable(event.text)}  ({what}rule {event.rule}, {Path(event.path).name})")
+                self._say.line(f"log     {event.text}  ({what}rule {event.rule}, {Path(event.path).name})")
                 for anchor in event.context.anchors if event.context else ():
-                    self._say.line(f"   after  {printable(anchor.text)}")
+                    self._say.line(f"   after  {anchor.text}")
         return self.refused is not None or self.finished is not None
 
     @property

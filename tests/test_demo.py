@@ -1,5 +1,6 @@
 """`agent demo`, whole: a lab, an agent, a real suite, its report."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from agent.demo import Progress
 
 
 def demo(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
@@ -89,6 +92,20 @@ def test_titles_cannot_steer_the_terminal(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "evil" in done.stderr
     assert not any(char in done.stderr + done.stdout for char in "\x1b\x07")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
+        return True
+
+
+def test_the_test_that_runs_is_shown_on_a_terminal_and_cannot_steer_it_either() -> None:
+    terminal = Terminal()
+    say = Progress(terminal)
+    say.now("\x1b[2Jevil ...")
+    assert terminal.getvalue() == " [2Jevil ..."
+    say.line("refused: \x07")
+    assert terminal.getvalue() == " [2Jevil ...\r\x1b[Krefused:  \n"
 
 
 def test_without_node_the_sample_is_pytests_or_the_shells(tmp_path: Path) -> None:
