@@ -193,6 +193,8 @@ def main() -> None:
         what = ["--packager", kind, "--target", str(package)]
         subprocess.run([*nfpm, *what], cwd=ROOT, env=os.environ | filled, check=True, stdout=subprocess.DEVNULL)
         results.append(package)
+    for old in set(DIST.glob("emissary_*")) - set(results):  # of another version
+        old.unlink()
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in results]
     (DIST / "SHA256SUMS").write_text("".join(lines))
     for path in results:
