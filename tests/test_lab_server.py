@@ -1,9 +1,10 @@
 """The lab's one port: who may come in, the page, the switches, and what survives a restart."""
 
 import json
+import sqlite3
 import stat
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import trio
 from agent.core.errors import PeerRefused, PeerUnreachable
 from agent.core.link import Dial, connect
 from agent.eman.settings import HubSettings
-from agent.lab.server import FolderInUse, Lab, serve_lab
+from agent.lab.server import FolderUnusable, Lab, serve_lab
 from tests.eman_hub import peer
 
 SUITE = {"id": "login", "runner": "command", "command": ["true"]}
@@ -97,6 +98,9 @@ async def test_switches_are_turned_by_the_token(lab: Lab) -> None:
         ({"polarize": {"smoke": 1}}, "unknown switches: smoke"),
         ({"polarize": {"html": "yes"}}, "Expected `int`"),
         ({"polarize": {"html": 1}, "mimir": {"late_s": "long"}}, "Expected `float`"),
+        ({"seneschal": {"cut": -1}}, "Expected `int` >= 0"),
+        ({"mimir": {"late_s": -0.5}}, "Expected `float` >= 0.0"),
+        ({"polarize": {"half": -1}}, "Expected `int` >= 0"),
         ([], "Expected `object`"),
         (b'{"polarize":{"\xff":0}}', "can't decode byte 0xff"),
     ],
@@ -118,8 +122,28 @@ async def test_a_restart_keeps_the_queue_and_hands_nothing_out_twice(tmp_path: P
 
 
 async def test_two_labs_do_not_share_a_folder(lab: Lab, tmp_path: Path) -> None:
-    with pytest.RaisesGroup(FolderInUse, flatten_subgroups=True):
+    with pytest.RaisesGroup(FolderUnusable, flatten_subgroups=True):
         async with lab_in(tmp_path / "lab"):
+            pass
+
+
+@pytest.mark.parametrize("name", ["seneschal.db", "mimir.db", "polarize.db"])
+async def test_state_that_cannot_be_read_is_told_of(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(1000 * "no database ")
+    unusable = pytest.RaisesExc(FolderUnusable, match="the lab's state there cannot be used: file is not a database")
+    with pytest.RaisesGroup(unusable, flatten_subgroups=True):
+        async with lab_in(tmp_path):
+            pass
+
+
+async def test_runs_of_another_version_are_told_of(tmp_path: Path) -> None:
+    async with lab_in(tmp_path, [SUITE]):
+        pass
+    with closing(sqlite3.connect(tmp_path / "seneschal.db")) as db, db:
+        db.execute("UPDATE kept SET value = '{}'")
+    unusable = pytest.RaisesExc(FolderUnusable, match="Object missing required field `run`")
+    with pytest.RaisesGroup(unusable, flatten_subgroups=True):
+        async with lab_in(tmp_path):
             pass
 
 

@@ -3,6 +3,8 @@
 Source: protocols/emissary.md, "Real peers for tests" (`agent lab` plays them, with switches for every fault above).
 """
 
+from typing import Annotated
+
 import msgspec
 import trio
 
@@ -18,8 +20,8 @@ class Faults(msgspec.Struct, kw_only=True):
     """
 
     silent: bool = False
-    late_s: float = 0
-    cut: int = 0
+    late_s: Annotated[float, msgspec.Meta(ge=0)] = 0
+    cut: Annotated[int, msgspec.Meta(ge=0)] = 0
     duplicate: bool = False
     refuse: str = ""
 

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -45,6 +45,9 @@ LOGIN_PAGE = (
 )
 
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class ImportFaults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What goes wrong, until it is switched back. Numbers count down: so many answers are spoilt.
 
@@ -54,11 +57,11 @@ class ImportFaults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `unmatched`: work items (ids or names) that Polarion does not find.
     """
 
-    late_s: float = 0.0
+    late_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     silent: bool = False
-    html: int = 0
-    error: int = 0
-    half: int = 0
+    html: Count = 0
+    error: Count = 0
+    half: Count = 0
     duplicate: bool = False
     job_ids: Literal["good", "null", "zero"] = "good"
     status: str = "SUCCESS"

@@ -17,6 +17,7 @@ import html
 import logging
 import os
 import secrets
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,8 +50,8 @@ MAX_SWITCHES = 64 * 1024  # bytes of a request that turns some
 ENDED = ("done", "refused", "lost", "dropped")  # states of the lab's runs
 
 
-class FolderInUse(AgentError):
-    """Another lab has its state in this folder."""
+class FolderUnusable(AgentError):
+    """The lab cannot have its state in this folder: another lab has, or what is there cannot be read or written."""
 
 
 class Lab:
@@ -160,7 +161,7 @@ async def serve_lab(
 
     A document that is still in the queue from before is not queued again. `eman` decides about the keys of services of
     the Eman hub; without it there is one on loopback only, and takes all. `hub` is what else is set of it.
-    `started` gives the lab. Raises OSError (the address cannot be bound, the folder not be written), FolderInUse,
+    `started` gives the lab. Raises OSError (the address cannot be bound, the folder not be written), FolderUnusable,
     TokenUnusable.
     """
     hub = hub or HubSettings()
@@ -174,7 +175,11 @@ async def serve_lab(
         if eman is None and is_open:
             eman = any_key
         drill = Drill(metrics, user, is_open, _look, trio.current_time)
-        lab = Lab(data, metrics, guard, token_file, eman, hub, drill)
+        try:
+            lab = Lab(data, metrics, guard, token_file, eman, hub, drill)
+        except (sqlite3.Error, *UNREADABLE) as err:
+            remedy = "Make room on its disk, or move away what another version left there."
+            raise FolderUnusable(f"{data}: the lab's state there cannot be used: {err}", remedy=remedy) from err
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(lab.mimir.run)
@@ -214,7 +219,7 @@ def _lock(data: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
         os.close(lock)
-        raise FolderInUse(f"{data}: another lab uses this folder", remedy="Stop it, or name another folder.") from err
+        raise FolderUnusable(f"{data}: another lab uses this folder", remedy="Stop it, or use another one.") from err
     return lock
 
 
