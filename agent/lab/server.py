@@ -68,9 +68,13 @@ class Lab:
         drill: Drill,
     ) -> None:
         self.token_file, self.address, self.drill = token_file, "", drill
-        self.mimir = Mimir(data, metrics=metrics)
-        self.seneschal = Seneschal(data, self.mimir, metrics=metrics)
-        self.polarize = Polarize(data, guard)
+        try:
+            self.mimir = Mimir(data, metrics=metrics)
+            self.seneschal = Seneschal(data, self.mimir, metrics=metrics)
+            self.polarize = Polarize(data, guard)
+        except (sqlite3.Error, *UNREADABLE) as err:
+            remedy = "Make room on its disk, or move away what another version left there."
+            raise FolderUnusable(f"{data}: the lab's state there cannot be used: {err}", remedy=remedy) from err
         self.hub = HubServer(hub, eman, metrics=metrics, page=self._page) if eman else None
 
     @property
@@ -175,11 +179,7 @@ async def serve_lab(
         if eman is None and is_open:
             eman = any_key
         drill = Drill(metrics, user, is_open, _look, trio.current_time)
-        try:
-            lab = Lab(data, metrics, guard, token_file, eman, hub, drill)
-        except (sqlite3.Error, *UNREADABLE) as err:
-            remedy = "Make room on its disk, or move away what another version left there."
-            raise FolderUnusable(f"{data}: the lab's state there cannot be used: {err}", remedy=remedy) from err
+        lab = Lab(data, metrics, guard, token_file, eman, hub, drill)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(lab.mimir.run)
