@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agent.core.errors import ActionError, ConfigError, DocumentError, unwrap
+from agent.core.errors import ActionError, ConfigError, DocumentError, told, unwrap
 
 
 def test_a_config_error_names_file_line_key_and_remedy() -> None:
@@ -32,3 +32,10 @@ def test_unwrap_finds_the_one_error() -> None:
     assert unwrap(ExceptionGroup("a", [ExceptionGroup("b", [inner])])) is inner
     two = ExceptionGroup("a", [inner, ValueError("y")])
     assert unwrap(two) is two
+
+
+def test_of_a_bug_only_its_type_is_told() -> None:
+    assert told(DocumentError("suite", 0, "", "is cut", remedy="Mend it.")) == "suite: is cut. Mend it."
+    assert told(FileNotFoundError(2, "No such file or directory", "/x")) == "[Errno 2] No such file or directory: '/x'"
+    assert told(ValueError("Illegal header value b'Bearer sesame'")) == "ValueError; the log says where"
+    assert told(OSError()) == "OSError; the log says where"

@@ -82,6 +82,33 @@ async def test_what_was_raised_on_purpose_is_one_line_in_the_log(
     assert bool(told.exc_info) == has_traceback
 
 
+async def test_a_failure_beside_the_stop_is_in_the_log(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def cannot_close() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("cannot be closed")
+
+    async def fails_at_its_end(health: Health, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cannot_close)
+            nursery.start_soon(trio.sleep_forever)
+            task_status.started()
+
+    said = Journal()
+    supervisor = Supervisor(said)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run, [Role("r", fails_at_its_end)])
+        await supervisor.stop("r")
+        nursery.cancel_scope.cancel()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "role failed role=r error=cannot be closed"
+    ]
+    assert said.rows == ["0 r running", "0 r stopped"]
+
+
 async def test_an_hour_of_good_work_resets_the_backoff(autojump_clock: MockClock) -> None:
     said = Journal()
 

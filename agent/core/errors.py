@@ -91,3 +91,14 @@ def unwrap(err: BaseException) -> BaseException:
     while isinstance(err, BaseExceptionGroup) and len(err.exceptions) == 1:
         err = err.exceptions[0]
     return err
+
+
+def told(err: BaseException) -> str:
+    """What an event may tell of an error: its own sentence where it was raised on purpose, or by the system.
+
+    Of any other only its type: the text is a library's, and may hold what was sent, a token among it, or say nothing
+    ("'run'"). The log has it, with its traceback.
+    """
+    if isinstance(err, AgentError | OSError) and str(err):
+        return str(err)
+    return f"{type(err).__name__}; the log says where"

@@ -42,7 +42,7 @@ class AgentStarted(Event, frozen=True, kw_only=True):
 
 
 class RoleChanged(Event, frozen=True, kw_only=True):
-    """A role went to another state of core/supervise.py. `error` is the text of what ended it."""
+    """A role went to another state of core/supervise.py. `error` tells of its last failure."""
 
     name: str
     state: str

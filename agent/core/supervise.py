@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 import trio
 
-from agent.core.errors import AgentError, ProtocolMisuse, unwrap
+from agent.core.errors import AgentError, ProtocolMisuse, told, unwrap
 from agent.core.events import RoleChanged
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Role(msgspec.Struct, frozen=True):
 
 
 class RoleStatus(msgspec.Struct):
-    """How a role is. `since` is trio time, `error` the text of its last failure."""
+    """How a role is. `since` is trio time, `error` what may be told of its last failure."""
 
     state: RoleState
     since: float
@@ -172,15 +172,13 @@ class Supervisor:
                     up.started()
             except* Exception as group:  # noqa: BLE001 - a role's border: logged, counted, restarted
                 failure = unwrap(group)
+                _log_failure(role.name, failure)  # here: who is cancelled meanwhile gets no further
             if failure is None:
                 return
-            # What was raised on purpose says all in its sentence; of anything else we need to know where.
-            is_known = isinstance(failure, AgentError) and not isinstance(failure, ProtocolMisuse)
-            log.error("role failed role=%s error=%s", role.name, failure, exc_info=None if is_known else failure)
             if trio.current_time() - began >= GOOD_AFTER_S:
                 backoff = FIRST_BACKOFF_S
             status = self.status[role.name]
-            status.restarts, status.error = status.restarts + 1, str(failure) or type(failure).__name__
+            status.restarts, status.error = status.restarts + 1, told(failure)
             self._become(role.name, "backoff")
             up.started()
             await trio.sleep(backoff * self._jitter(0.5, 1.0))
@@ -191,6 +189,12 @@ class Supervisor:
         status.state, status.since = state, trio.current_time()
         log.info("role=%s state=%s restarts=%d", name, state, status.restarts)
         self._publish(RoleChanged(name=name, state=state, restarts=status.restarts, error=status.error))
+
+
+def _log_failure(name: str, failure: BaseException) -> None:
+    # What was raised on purpose says all in its sentence; of anything else we need to know where.
+    is_known = isinstance(failure, AgentError) and not isinstance(failure, ProtocolMisuse)
+    log.error("role failed role=%s error=%s", name, failure, exc_info=None if is_known else failure)
 
 
 def _stacks_of(task: trio.lowlevel.Task) -> list[str]:
