@@ -80,6 +80,26 @@ def test_what_a_killed_layer_left_in_the_same_folder_does_not_come_back(tmp_path
     assert [path.name for path in again.iterdir()] == ["db.sqlite"]
 
 
+def test_after_a_full_disk_only_messages_are_missing(tmp_path: Path) -> None:
+    db = LayerDb(tmp_path / "db.sqlite", is_tier=False, is_many=False)
+    assert db._db is not None
+    db._db.execute("PRAGMA max_page_count=10")
+    db.log("INFO", "x" * 100_000, 1.0)
+    db.attributes({"ident": "a"})
+    db.metric(OWN, "lint", 1)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        db.flush(db.take())
+    db._db.execute("PRAGMA max_page_count=1000")
+    db.attributes({"result": 1})
+    db.metric(OWN, "lint", 2)
+    db.close(db.take())
+    found = sqlite3.connect(tmp_path / "db.sqlite")
+    assert found.execute("SELECT name, value FROM Attribute").fetchall() == [("ident", "a"), ("result", "1")]
+    assert found.execute("SELECT name, value FROM Metric").fetchall() == [("lint", 2)]
+    assert found.execute("SELECT * FROM LogEntry").fetchall() == []
+    found.close()
+
+
 def test_beyond_a_limit_messages_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layerdb, "MAX_LOGS", 2)
     db = LayerDb(tmp_path / "db.sqlite", is_tier=False, is_many=True)

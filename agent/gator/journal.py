@@ -126,6 +126,9 @@ class Journal:
         try:
             if self._text:
                 self._text.close()
+        except OSError as err:
+            self._disk_failed(err)
+        try:
             if self._is_many:  # as in `open`
                 db.close(db.take())
             else:

@@ -43,6 +43,8 @@ _WRAPPER: Final = """
 CREATE TABLE ProcStat (db_uid INTEGER PRIMARY KEY AUTOINCREMENT, nproc INTEGER, cpu INTEGER, mem INTEGER, vmem INTEGER,
  timestamp INTEGER);
 """
+_LOG: Final = "INSERT INTO LogEntry VALUES (?, ?, ?, ?)"
+_PROCSTAT: Final = "INSERT INTO ProcStat(nproc, cpu, mem, vmem, timestamp) VALUES (?, ?, ?, ?, ?)"
 
 
 class LogRow(msgspec.Struct, frozen=True):
@@ -68,6 +70,13 @@ def _memory() -> sqlite3.Connection:
     return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
 
 
+class Batch(msgspec.Struct):
+    """Rows that are on their way into a file."""
+
+    rows: list[tuple[str, Iterable[tuple[Any, ...]]]]
+    metrics: dict[tuple[str, str], Number]
+
+
 class LayerDb:
     """One layer's file. Rows are added on the trio thread; `flush`, `read_logs` and `close` may block.
 
@@ -81,6 +90,7 @@ class LayerDb:
         self._rows: list[tuple[str, Iterable[tuple[Any, ...]]]] = []
         self._metrics: dict[tuple[str, str], Number] = {}
         self._known: set[tuple[str, str]] = set()
+        self._unwritten = Batch([], {})  # of a flush that failed, but for what there may be much of
         self._lock = threading.Lock()  # of the connection; the lists are the trio thread's
         self._db = None if is_many else self._opened()
 
@@ -114,7 +124,7 @@ class LayerDb:
             return 0
         self.logs += 1
         row = (self.logs, str(SEVERITIES[severity]), message.encode(errors="replace").decode(), timestamp)
-        self._rows.append(("INSERT INTO LogEntry VALUES (?, ?, ?, ?)", [row]))
+        self._rows.append((_LOG, [row]))
         return self.logs
 
     def children(self, rows: Iterable[tuple[str, str, int]]) -> None:
@@ -142,21 +152,23 @@ class LayerDb:
     def procstat(self, nproc: int, cpu: float, mem: int, vmem: int, timestamp: float) -> None:
         """The processes of a task: how many, CPU per cent, bytes."""
         row = (nproc, cpu, mem, vmem, timestamp)
-        self._rows.append(("INSERT INTO ProcStat(nproc, cpu, mem, vmem, timestamp) VALUES (?, ?, ?, ?, ?)", [row]))
+        self._rows.append((_PROCSTAT, [row]))
 
     @property
     def waiting(self) -> int:
         """How much has not been handed to `flush`."""
         return len(self._rows) + len(self._metrics)
 
-    def take(self) -> "Batch":
+    def take(self) -> Batch:
         """What gathered, for `flush`. On the trio thread."""
         batch = Batch(self._rows, self._metrics)
         self._rows, self._metrics = [], {}
         return batch
 
-    def flush(self, batch: "Batch") -> None:
-        """Write it in one transaction. Raises OSError, sqlite3.Error."""
+    def flush(self, batch: Batch) -> None:
+        """Write it in one transaction. Raises OSError, sqlite3.Error: then messages are lost, and the rest of it is
+        written with the next.
+        """
         with self._lock:
             self._write(self._db_there(), batch)
 
@@ -165,19 +177,28 @@ class LayerDb:
             self._db = self._opened()
         return self._db
 
-    def _write(self, db: sqlite3.Connection, batch: "Batch") -> None:
+    def _write(self, db: sqlite3.Connection, batch: Batch) -> None:
+        batch = Batch([*self._unwritten.rows, *batch.rows], {**self._unwritten.metrics, **batch.metrics})
         if not batch.rows and not batch.metrics:
             return
-        db.execute("BEGIN")
-        for sql, rows in batch.rows:
-            db.executemany(sql, rows)
-        for (scope, name), value in batch.metrics.items():
-            if (scope, name) in self._known:
-                db.execute("UPDATE Metric SET value=? WHERE scope=? AND name=?", (value, scope, name))
-            else:
-                self._known.add((scope, name))
-                db.execute("INSERT INTO Metric(scope, name, value) VALUES (?, ?, ?)", (scope, name, value))
-        db.execute("COMMIT")
+        try:
+            db.execute("BEGIN")
+            for sql, rows in batch.rows:
+                db.executemany(sql, rows)
+            for (scope, name), value in batch.metrics.items():
+                if (scope, name) in self._known:
+                    db.execute("UPDATE Metric SET value=? WHERE scope=? AND name=?", (value, scope, name))
+                else:
+                    db.execute("INSERT INTO Metric(scope, name, value) VALUES (?, ?, ?)", (scope, name, value))
+            db.execute("COMMIT")
+        except sqlite3.Error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            few = [each for each in batch.rows if each[0] not in (_LOG, _PROCSTAT)]
+            self._unwritten = Batch(few, batch.metrics)
+            raise
+        self._unwritten = Batch([], {})
+        self._known.update(batch.metrics)
 
     def read_logs(self, first: int, limit: int) -> list[LogRow]:
         """Messages from that uid on. Raises OSError, sqlite3.Error."""
@@ -189,7 +210,7 @@ class LayerDb:
             ).fetchall()
         return [LogRow(uid, int(severity), message, timestamp) for uid, severity, message, timestamp in rows]
 
-    def close(self, batch: "Batch") -> None:
+    def close(self, batch: Batch) -> None:
         """Write the rest and close, with the journal gone: the file can be read where nothing can be written.
 
         Raises OSError, sqlite3.Error.
@@ -206,18 +227,11 @@ class LayerDb:
             finally:
                 self._db.close()
 
-    def _made_in_memory(self, batch: "Batch") -> bytes:
+    def _made_in_memory(self, batch: Batch) -> bytes:
         db = _memory()
         db.deserialize(_empty(self._is_tier))
         self._write(db, batch)
         return db.serialize()
-
-
-class Batch(msgspec.Struct):
-    """Rows that are on their way into a file."""
-
-    rows: list[tuple[str, Iterable[tuple[Any, ...]]]]
-    metrics: dict[tuple[str, str], Number]
 
 
 def read_job(path: Path, depth: int) -> ApiJob:
