@@ -79,4 +79,20 @@ def test_a_token_of_our_own_that_cannot_be_written_is_named(tmp_path: Path, monk
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert not (tmp_path / "token").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_of_our_own_has_its_name_only_when_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def power_cut(fd: int) -> None:
+        assert os.fstat(fd).st_size == 44  # all of it was given to the system
+        assert not (tmp_path / "token").exists()
+        raise KeyboardInterrupt
+
+    (tmp_path / ".token.new").write_text("half")  # of such a start before
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            own_token(tmp_path / "token")
+    assert len(own_token(tmp_path / "token")) == 43

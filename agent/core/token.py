@@ -6,6 +6,7 @@ Source: protocols/emissary.md, "Auth, limits"; protocols/settings.md (`token_fil
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from agent.core.errors import AgentError
@@ -54,19 +55,27 @@ def own_token(path: Path) -> str:
 
     Raises TokenUnusable, also when it cannot be written; there is none then.
     """
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return read_token(path)
-    except OSError as err:
-        raise _not_made(path, err) from err
-    try:
-        with os.fdopen(fd, "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-    except OSError as err:
-        path.unlink()  # an empty file would be refused for ever
-        raise _not_made(path, err) from err
+    if not os.path.lexists(path):
+        try:
+            _make(path)
+        except OSError as err:
+            raise _not_made(path, err) from err
     return read_token(path)
+
+
+def _make(path: Path) -> None:
+    """Whole and on the disk, or not there at all: one that lost its content with the power is refused for ever."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.unlink(missing_ok=True)
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(path)
+    finally:
+        with suppress(OSError):  # what went wrong is told
+            new.unlink(missing_ok=True)
 
 
 def _not_made(path: Path, err: OSError) -> TokenUnusable:
