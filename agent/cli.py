@@ -329,8 +329,9 @@ def _ctl(given: argparse.Namespace) -> int:
 
 def _logs_scan(given: argparse.Namespace) -> int:
     from agent import logscan
+    from agent.standard import STDIN
 
-    if given.follow and logscan.STDIN in given.paths:
+    if given.follow and STDIN in given.paths:
         print("agent logs scan: standard input is read to its end; leave --follow out", file=sys.stderr)
         return USAGE
     is_good = logscan.run(

@@ -6,7 +6,6 @@ megabyte of what comes through a pipe. A match whose rule asks for what follows 
 Source: protocols/logs.md 2.4.
 """
 
-import errno
 import io
 import os
 import resource
@@ -23,7 +22,7 @@ import msgspec
 
 from agent.core.config import ConfigErrors
 from agent.core.engine import native_engine
-from agent.core.errors import AgentError, unwrap
+from agent.core.errors import unwrap
 from agent.logs import modelfile, regex
 from agent.logs.classify import Classifier
 from agent.logs.context import Ask, Size
@@ -32,10 +31,10 @@ from agent.logs.rules import RuleErrors, RuleSet, read_files
 from agent.logs.scanner import WINDOW, End, Match
 from agent.logs.templates import Miner
 from agent.logs.written import Log, Searches, Written
+from agent.standard import STDIN, Output, fill, opened
 
 BLOCK = 1 << 18  # bytes read at a time
 PAST = 1 << 20  # bytes of a pipe that are remembered, where a rule wants them
-STDIN = "-"
 
 
 def run(
@@ -56,47 +55,14 @@ def run(
     input cannot be followed. Raises ConfigErrors for what is wrong in the rules, ConfigError for the model,
     BrokenPipeError, and OutputFailed where nothing can be written for another reason.
     """
-    scanning = _Scanning(rule_files, count, numbers, model, _Out(out or sys.stdout.buffer))
+    scanning = _Scanning(rule_files, count, numbers, model, Output(out))
     is_good = scanning.follow(paths) if follow else all([scanning.path(path) for path in paths])
     scanning.end(stats)
     return is_good
 
 
-class OutputFailed(AgentError):
-    """What was found cannot be written: the disk is full, the descriptor is closed."""
-
-
-class _Out:
-    """Standard output: that it fails is no fault of the file that is scanned."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-
-    def write(self, lines: bytes | memoryview) -> None:
-        try:
-            self._out.write(lines)
-        except BrokenPipeError:
-            raise
-        except OSError as err:
-            raise self._failed(err) from err
-
-    def flush(self) -> None:
-        try:
-            self._out.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as err:
-            raise self._failed(err) from err
-
-    def _failed(self, err: OSError) -> OutputFailed:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), self._out.fileno()
-        )  # else Python writes the rest once more at its end
-        return OutputFailed(f"standard output: {err.strerror}", remedy="Make room, or write elsewhere.")
-
-
 class _Scanning:
-    def __init__(self, rule_files: Sequence[Path], count: bool, numbers: bool, model: Path | None, out: _Out) -> None:
+    def __init__(self, rule_files: Sequence[Path], count: bool, numbers: bool, model: Path | None, out: Output) -> None:
         self._began = time.perf_counter()
         self._out = out
         try:
@@ -111,14 +77,8 @@ class _Scanning:
     def path(self, path: str) -> bool:
         """Scan a file, or standard input. False: it cannot be read, which is told."""
         try:
-            if path == STDIN and sys.stdin is None:
-                raise OSError(errno.EBADF, "standard input is closed")
-            if path == STDIN:
-                with io.FileIO(sys.stdin.fileno(), closefd=False) as file:
-                    self._file(file, path, path)
-            else:
-                with io.FileIO(path) as file:
-                    self._file(file, path, str(Path(path).absolute()))
+            with opened(path) as file:
+                self._file(file, path, path if path == STDIN else str(Path(path).absolute()))
         except BrokenPipeError:
             raise
         except OSError as err:
@@ -155,7 +115,7 @@ class _Scanning:
         while True:
             if not is_regular:
                 self._wait(file, log)
-            got = file.readinto(buffer[held:]) or 0
+            got = fill(file, buffer[held:])
             held += got
             self._bytes += got
             if not held:

@@ -15,10 +15,10 @@ from typing import BinaryIO
 import msgspec
 
 from agent.logs.templates import Miner
+from agent.standard import Output, fill, opened
 
 BLOCK = 1 << 20  # bytes read at a time
 LINE_MAX = 1 << 22  # bytes of a line that are looked at
-STDIN = "-"
 
 _PIECE = 10_000  # lines written at a time
 
@@ -27,13 +27,13 @@ def run(paths: Sequence[str], *, assign: bool = False, out: BinaryIO | None = No
     """Read all paths ("-": standard input) and write the templates, the most frequent first; with `assign` each line's.
 
     False: one could not be read to its end; it is told on standard error, and the others are read.
-    Raises BrokenPipeError.
+    Raises BrokenPipeError, and OutputFailed where nothing can be written for another reason.
     """
-    out = out or sys.stdout.buffer
+    output = Output(out)
     miner, assigned, is_good = Miner(), array("I"), True
     for path in paths:
         try:
-            with io.FileIO(sys.stdin.fileno() if path == STDIN else path, closefd=path != STDIN) as file:
+            with opened(path) as file:
                 for block in blocks(file):
                     mined = miner.mine(block)
                     if assign:
@@ -42,20 +42,21 @@ def run(paths: Sequence[str], *, assign: bool = False, out: BinaryIO | None = No
             print(f"agent logs templates: {path}: {err.strerror or err}", file=sys.stderr)
             is_good = False
     if assign:
-        _write_lines(miner, assigned, out)
+        _write_lines(miner, assigned, output)
     else:
         for template, count in sorted(miner.counts(), key=lambda each: (-each[1], each[0])):
             shown = {"template": template, "count": count, "text": miner.text(template)}
-            out.write(msgspec.json.encode(shown) + b"\n")
-    out.flush()
+            output.write(msgspec.json.encode(shown) + b"\n")
+    output.flush()
     return is_good
 
 
-def blocks(file: io.RawIOBase | BinaryIO) -> Iterator[bytes]:
+def blocks(file: io.RawIOBase | io.BytesIO) -> Iterator[bytes]:
     """The file as blocks of whole lines; the last one may have no end. Of a line only LINE_MAX bytes are kept."""
-    held = b""
+    held, room = b"", memoryview(bytearray(BLOCK))
     is_cut = False  # the line that is held has more, which is skipped
-    while data := file.read(BLOCK):
+    while got := fill(file, room):
+        data = bytes(room[:got])
         if is_cut:
             end = data.find(b"\n")
             if end < 0:
@@ -72,7 +73,7 @@ def blocks(file: io.RawIOBase | BinaryIO) -> Iterator[bytes]:
         yield held
 
 
-def _write_lines(miner: Miner, assigned: "array[int]", out: BinaryIO) -> None:
+def _write_lines(miner: Miner, assigned: "array[int]", out: Output) -> None:
     became: dict[int, int] = {}
     for first in range(0, len(assigned), _PIECE):
         pieces = []

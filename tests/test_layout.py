@@ -18,7 +18,7 @@ FLOORS = [
     PROTOCOLS,
     {"lab"},
     {"settings"},
-    {"checks", "ownlog"},
+    {"checks", "ownlog", "standard"},
     {"selftest"},
     {"app", "ctl", "logscan", "loglearn", "logtemplates", "foreground", "install"},
     {"demo", "schema"},

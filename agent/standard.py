@@ -1,0 +1,66 @@
+"""Standard input and output of a command: they may be closed, full, or of those descriptors that never wait.
+
+AgentError
+└── OutputFailed        what was found cannot be written
+"""
+
+import errno
+import io
+import os
+import select
+import sys
+from typing import BinaryIO
+
+from agent.core.errors import AgentError
+
+STDIN = "-"
+
+
+class OutputFailed(AgentError):
+    """What was found cannot be written: the disk is full, the descriptor is closed."""
+
+
+class Output:
+    """Standard output, or `out`: that it fails is no fault of what is read. Raises OutputFailed and BrokenPipeError."""
+
+    def __init__(self, out: BinaryIO | None) -> None:
+        if out is None and sys.stdout is None:
+            raise OutputFailed("standard output is closed", remedy="Name a place to write to.")
+        self._out = out or sys.stdout.buffer
+
+    def write(self, lines: bytes | memoryview) -> None:
+        try:
+            self._out.write(lines)
+        except BrokenPipeError:
+            raise
+        except OSError as err:
+            raise self._failed(err) from err
+
+    def flush(self) -> None:
+        try:
+            self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as err:
+            raise self._failed(err) from err
+
+    def _failed(self, err: OSError) -> OutputFailed:
+        # Else Python writes the rest once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+        return OutputFailed(f"standard output: {err.strerror}", remedy="Make room, or write elsewhere.")
+
+
+def opened(path: str) -> io.FileIO:
+    """The file at a path, or standard input (STDIN), to be read. Raises OSError."""
+    if path != STDIN:
+        return io.FileIO(path)
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed")
+    return io.FileIO(sys.stdin.fileno(), closefd=False)
+
+
+def fill(file: io.RawIOBase | io.BytesIO, room: memoryview) -> int:
+    """Read what there is; 0: it is at its end. Waits, also where the descriptor would not. Raises OSError."""
+    while (got := file.readinto(room)) is None:
+        select.select([file], [], [])
+    return got
