@@ -16,10 +16,11 @@ from agent.lab.drillwire import (
     InitDataPart,
     Initialized,
     Method,
+    SyncMessage,
     read_action,
     read_frame,
 )
-from agent.lab.test2code import GRACE_S, MAX_ENDED, Plugin, Totals, flags_of
+from agent.lab.test2code import GRACE_S, MAX_ENDED, MAX_SESSIONS, Plugin, Totals, flags_of
 from tests.test_lab_drillwire import framed
 
 
@@ -250,6 +251,13 @@ def test_a_class_with_other_probes_is_forgotten_and_one_with_the_same_is_kept() 
     announce(plugin, a=1, b=2)
     session = plugin.sessions["s1"]
     assert list(plugin.reached([session])) == ["./b"]
+
+
+def test_an_agent_has_so_many_sessions_of_a_lab_that_was_restarted() -> None:
+    plugin = announced()
+    for begin in range(0, 200, 50):
+        plugin.hear(SyncMessage(tuple(f"s{number}" for number in range(begin, begin + 50))), 0.0)
+    assert list(plugin.sessions) == [f"s{number}" for number in range(MAX_SESSIONS)]
 
 
 def test_ended_sessions_are_kept_up_to_a_number() -> None:

@@ -17,6 +17,7 @@ Source: protocols/drill.md, "The wire", "The lab's admin".
 import logging
 import time
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 MAX_BODY = 16 * 1024 * 1024  # bytes; ADD_SESSION_DATA carries whole V8 profiles
 MAX_AGENTS = 1000
 MAX_BUILDS = 16  # of an agent whose coverage is kept
+MAX_KEPT = 1_000_000  # entries (of a class and a test) of all sessions that are over: about 400 MiB
 PING_S, SILENT_S = 10.0, 20.0  # s between pings, and for the answer to one
 BIG = 256 * 1024  # bytes of a frame that is decoded in a thread
 FILES = ("lcov.info", "cobertura.xml")
@@ -294,9 +296,8 @@ class Drill:
             if self.switches.auto_register:
                 agent.registered.set()
             await agent.registered.wait()
-            if not need_sync:
-                await link.say("/plugin/state", "")
-            if need_sync or not agent.plugin.initialized:  # it tells all of its sessions then
+            await link.say("/plugin/state", "")  # of its sessions a lab that was restarted knows none
+            if need_sync or not agent.plugin.initialized:  # it tells all of them then
                 await self._load(agent, link)
             link.ready.set()
         except HttpError as err:
@@ -395,6 +396,7 @@ class Drill:
         if link is None or not link.ready.is_set():
             raise HttpError(400, f"agent {agent.config.id!r} is not online, or not registered")
         told = agent.plugin.carry_out(action)
+        self._forget_oldest()
         key = uuid4().hex[:8]
         text = _text({"id": PLUGIN, "message": _text(told), "confirmationKey": key})
         await link.say("/plugin/action", text, f"/plugin/action/{key}", "/plugin/action")
@@ -438,6 +440,22 @@ class Drill:
                 text = report.cobertura(units, covered, at=time.time(), version=agent_version)
                 return _file(text, "application/xml")
         raise HttpError(404, f"there is {' and '.join(FILES)}, and no {name!r}")
+
+    def _forget_oldest(self) -> None:
+        """Sessions that are over are kept as long as there is room for what they reached; the newest is."""
+        ended = [
+            (session.settles, ident, plugin)
+            for agent in self.agents.values()
+            for plugin in agent.settled(self._clock())
+            for ident, session in plugin.sessions.items()
+            if session.state == "finished"
+        ]
+        kept = 0
+        for number, (_, ident, plugin) in enumerate(sorted(ended, key=itemgetter(0), reverse=True)):
+            kept += len(plugin.sessions[ident].reached)
+            if number and kept > MAX_KEPT:
+                log.info("session forgotten for want of room session=%s build=%s", ident, plugin.build)
+                del plugin.sessions[ident]
 
     def rows(self) -> list[tuple[Known, Session]]:
         """What the page shows: each session of each agent, the newest first."""

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 GRACE_S = 0.5  # s after SESSION_FINISHED in which data still counts (test2code-plugin 0.7 waits as long)
 MAX_CLASSES = 1_000_000
 MAX_ENTRIES = 1_000_000  # of a class and a test, in one session
-MAX_SESSIONS = 64  # of an agent: protocols/drill.md, "Limits and security"
+MAX_SESSIONS = 64  # active, of an agent: protocols/drill.md, "Limits and security"
 MAX_ENDED = 200  # sessions kept after their end, of one build; the oldest go first
 
 
@@ -89,7 +89,6 @@ class Plugin:
         self.classes: dict[str, AstEntity] = {}
         self.probes: dict[str, int] = {}  # how many each class has
         self.sessions: OrderedDict[str, Session] = OrderedDict()
-        self.agents_sessions: tuple[str, ...] = ()  # of its last SYNC_MESSAGE
         self.unknown = 0  # parts of sessions that are none
         self._expected = 0
         self._former: dict[str, int] = {}  # `probes` of the announcement before
@@ -190,7 +189,6 @@ class Plugin:
             case SessionsFinished(ids=idents):
                 self._finishing(idents, now)
             case SyncMessage(active_sessions=idents):
-                self.agents_sessions = idents
                 self._take_up(idents)
             case SessionCancelled(session_id=ident):
                 self._cancelled((ident,))
@@ -217,7 +215,8 @@ class Plugin:
 
     def _take_up(self, idents: tuple[str, ...]) -> None:
         """Sessions that the agent has and we do not: we were restarted. How they were started is not known any more."""
-        for ident in idents[:MAX_SESSIONS]:
+        room = MAX_SESSIONS - sum(session.state == "active" for session in self.sessions.values())
+        for ident in idents[: max(room, 0)]:
             if ident not in self.sessions:
                 self.sessions[ident] = Session(start=AgentSession(ident, "", None, False, False), started=True)
 

@@ -316,7 +316,7 @@ async def test_what_no_admin_should_say_is_acknowledged_all_the_same(tmp_path: P
             for text in texts:
                 await link.say("/plugin/action", text)
             await link.say("/plugin/state", "")
-        assert user.lab.drill.agents[IDENT].plugin.agents_sessions == ("s1",)  # quoted booleans are taken
+        assert list(user.lab.drill.agents[IDENT].plugin.sessions) == ["s1"]  # quoted booleans are taken
         # An id that the agent does not know is answered too.
         user.lab.drill.agents[IDENT].plugin.carry_out(read_action(b'{"type":"START","payload":{"sessionId":"s9"}}'))
         await user.ask("STOP", sessionId="s9")
