@@ -69,6 +69,7 @@ class Above:
         self.updates: list[tuple[Summary, Result]] = []
         self.end: tuple[Summary, Result, int] | None = None
         self.messages: list[tuple[Severity, str]] = []
+        self.before_end: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
     async def register(self, server: str) -> Place:
         self.address = server
@@ -79,6 +80,7 @@ class Above:
         self.updates.append((summary, result))
 
     async def complete(self, summary: Summary, result: Result, code: int) -> None:
+        await self.before_end()
         self.end = (summary, result, code)
 
     def log(self, severity: Severity, message: str, at: float) -> None:

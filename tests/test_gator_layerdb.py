@@ -124,6 +124,11 @@ def test_a_layer_that_has_ended_is_read_back_with_its_children(tmp_path: Path) -
     (child,) = told.children
     assert (child.ident, child.path, child.started, child.stopped, child.metrics) == ("j", ["g"], 1.5, 2.5, {"lint": 3})
     assert read_job(tmp_path / "tier.sqlite", 0).children == []
+    for broken in (b"no database", None):
+        (tmp_path / "job.sqlite").unlink() if broken is None else (tmp_path / "job.sqlite").write_bytes(broken)
+        (child,) = read_job(tmp_path / "tier.sqlite", 2).children
+        assert (child.uidx, child.path, child.ident, child.started, child.stopped) == (1, ["g"], "j", 1.0, 2.0)
+        assert (child.result, child.metrics, child.children) == (1, {}, [])
 
 
 @pytest.mark.parametrize("count", [2, layerdb.MAX_SINGLY + 1])

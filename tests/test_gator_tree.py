@@ -237,6 +237,14 @@ def test_stopped_what_has_not_begun_is_aborted() -> None:
     assert not tree.kids["b"].pruned
 
 
+def test_a_stop_behind_the_end_changes_nothing() -> None:
+    tree = tree_of("ident: a")
+    begin(tree, "a")
+    end(tree, "a")
+    assert tree.stop(1) == []
+    assert tree.result == "SUCCESS"
+
+
 def test_the_seed_is_told_a_pruned_child_as_complete_and_unknown() -> None:
     tree = tree_of("ident: a", "ident: b, on_fail: [a]")
     begin(tree, "a")

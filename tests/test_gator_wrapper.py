@@ -271,6 +271,24 @@ async def test_numbers_that_nothing_takes_are_refused_or_replaced(
     db.close()
 
 
+async def test_a_metric_behind_the_end_is_refused_and_a_message_is_passed_on(tmp_path: Path) -> None:
+    above = Above()
+
+    async def late() -> None:
+        async with dialled(above.address) as task:
+            with pytest.raises(Refused, match="Metric 'm' comes behind the end of the job"):
+                await task.ask("metric", {"name": "m", "value": 1})
+            await task.ask("log", {"message": "late"})
+
+    above.before_end = late
+    async with trio.open_nursery() as nursery:
+        await nursery.start(adopt)
+        await wrapper_of(Job(ident="j", command="true"), tmp_path, above).run()
+        nursery.cancel_scope.cancel()
+    assert above.end is not None
+    assert (above.end[1], above.messages) == ("SUCCESS", [("INFO", "late")])
+
+
 async def test_processes_are_counted_each_interval(tmp_path: Path) -> None:
     await run(shell("sleep 1.2 & wait"), tmp_path, options=Options(interval_s=0.3))
     with sqlite3.connect(tmp_path / "db.sqlite") as db:

@@ -44,6 +44,7 @@ CREATE TABLE ProcStat (db_uid INTEGER PRIMARY KEY AUTOINCREMENT, nproc INTEGER, 
  timestamp INTEGER);
 """
 _LOG: Final = "INSERT INTO LogEntry VALUES (?, ?, ?, ?)"
+_CHILDREN: Final = "SELECT db_uid, ident, db_file, started, updated, stopped, result FROM ChildEntry ORDER BY db_uid"
 _PROCSTAT: Final = "INSERT INTO ProcStat(nproc, cpu, mem, vmem, timestamp) VALUES (?, ?, ?, ?, ?)"
 
 
@@ -235,16 +236,19 @@ class LayerDb:
 
 
 def read_job(path: Path, depth: int) -> ApiJob:
-    """A layer that has ended, from its file, with `depth` levels of children. Raises sqlite3.Error, ValueError."""
+    """A layer that has ended, from its file, with `depth` levels of children. Raises sqlite3.Error, ValueError.
+
+    Of a child whose file cannot be read (it never began, or was killed) is told what the tier's own file says.
+    """
     db = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
     try:
         own = dict(db.execute("SELECT name, value FROM Attribute"))
         metrics = dict(db.execute("SELECT name, value FROM Metric WHERE scope IN (?, ?)", (OWN, GROUP)))
         is_tier = db.execute("SELECT 1 FROM sqlite_master WHERE name='ChildEntry'").fetchone() is not None
-        files = [row[0] for row in db.execute("SELECT db_file FROM ChildEntry ORDER BY db_uid")] if is_tier else []
+        rows = db.execute(_CHILDREN).fetchall() if is_tier else []
     finally:
         db.close()
-    return ApiJob(
+    told = ApiJob(
         uidx=int(own.get("uidx", 0)),
         root=int(own.get("root", 0)),
         path=[part for part in own.get("path", "").split(".") if part],
@@ -258,9 +262,34 @@ def read_job(path: Path, depth: int) -> ApiJob:
         stopped=_time(own.get("stopped")),
         result=int(own.get("result", 0)),
         owner=None,
-        children=[read_job(Path(file), depth - 1) for file in files if depth > 0 and file],
-        expected_children=len(files),
+        children=[],
+        expected_children=len(rows),
     )
+    return msgspec.structs.replace(
+        told, children=[_read_child(told, *row, depth=depth - 1) for row in rows if depth > 0]
+    )
+
+
+def _read_child(
+    tier: ApiJob, uid: int, ident: str, file: str, started: str, updated: str, stopped: str, result: str, *, depth: int
+) -> ApiJob:
+    try:
+        return read_job(Path(file), depth)
+    except (sqlite3.Error, ValueError):
+        return msgspec.structs.replace(
+            tier,
+            uidx=uid,
+            path=[*tier.path, tier.ident],
+            ident=ident,
+            metrics={},
+            db_file=file,
+            started=_time(started),
+            updated=_time(updated),
+            stopped=_time(stopped),
+            result=int(result),
+            children=[],
+            expected_children=0,
+        )
 
 
 def _time(text: str | None) -> float | None:

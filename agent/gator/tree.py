@@ -341,7 +341,9 @@ class Tree:
         return acts + self._end(kid, "FAILURE", STOPPED_CODE if self.stopping else LOST_CODE, at, why)
 
     def stop(self, at: float) -> list[Act]:
-        """Nothing more is started; what has not begun is aborted."""
+        """Nothing more is started; what has not begun is aborted. When all have ended nothing changes."""
+        if self.is_done:
+            return []
         self.stopping = True
         acts: list[Act] = []
         for ident, kid in self.kids.items():

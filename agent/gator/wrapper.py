@@ -383,6 +383,8 @@ class Wrapper:
                 return {}
             case "metric":
                 metric: messages.Metric = read("metric", payload, messages.Metric)
+                if self._state == "COMPLETE":
+                    raise wrong(f"Metric '{metric.name}' comes behind the end of the job")
                 if is_reserved(metric.name):
                     raise wrong(f"Reserved metric name '{metric.name}'")
                 if metric.name not in self._metrics and len(self._metrics) >= messages.MAX_METRICS:
