@@ -44,6 +44,24 @@ echo "ok - test 20"
 """
 
 
+# What is matched in a log; so many lines are written to it while no event can be written.
+LOGS = """
+[logs]
+rules = ["{folder}/rules.toml"]
+[[logs.watch]]
+name = "device"
+path = "{folder}/device.log"
+"""
+RULES = """
+version = 1
+[[rule]]
+id = "line"
+regex = '^line (?<n>\\d+)$'
+rate = { burst = 20, per_s = 0 }
+"""
+LINES = 300
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Station]:
     tried = ["unshare", "-Urm", "sh", "-c", MOUNTED, str(tmp_path), "true"]
@@ -73,8 +91,8 @@ def fill(machine: Station) -> None:
                     break
 
 
-def fitted(machine: Station, lab: Bench) -> None:
-    machine.configure(lab.lab.address, lab.lab.token_file, reserve="1MiB")
+def fitted(machine: Station, lab: Bench, *, more: str = "") -> None:
+    machine.configure(lab.lab.address, lab.lab.token_file, reserve="1MiB", more=more)
     machine.start()
 
 
@@ -163,6 +181,53 @@ async def test_without_any_room_the_run_is_aborted_and_nothing_is_told_that_is_n
         await check(machine, lab, run, "aborted")
         files = {path.name for path in (inside(machine) / "runs" / run).iterdir() if path.is_file()}
         assert files == {"result.json", "setup.log", "stderr.log", "stdout.log", "xunit.xml"}
+
+
+async def test_no_line_of_a_log_is_lost_or_told_twice_when_there_was_no_room_for_it(
+    machine: Station, tmp_path: Path
+) -> None:
+    device = machine.folder / "device.log"
+
+    def events(kind: str) -> list[Any]:
+        return [event for event in on_disk(machine, tmp_path / "copy", kind) if event["path"] == str(device)]
+
+    async def told(kind: str, times: int) -> bool:
+        try:
+            return len(events(kind)) >= times
+        except sqlite3.DatabaseError:  # two files that were not copied at once
+            return False
+
+    async def is_up() -> bool:
+        assert machine.is_alive(), machine.log.read_text()
+        said = machine.log.read_text()
+        return "control listens" in said and "role=logs state=running" in said
+
+    async def is_noticed() -> bool:
+        fill(machine)
+        return (await health(machine))[0] == 503
+
+    (machine.folder / "rules.toml").write_text(RULES)
+    device.touch()
+    async with bench(tmp_path / "lab") as lab:
+        fitted(machine, lab, more=LOGS.format(folder=machine.folder))
+        await until(is_up)
+        await until(lambda: told("LogSource", 1))
+        fill(machine)
+        with device.open("a") as file:
+            for n in range(LINES):
+                file.write(f"line {n}\n")
+                file.flush()
+        await until(is_noticed)
+        assert machine.is_alive()
+        (inside(machine) / "filler").unlink()
+        await until(lambda: told("LogMatched", LINES))
+        with device.open("a") as file:
+            file.write(f"line {LINES}\n")
+        await until(lambda: told("LogMatched", LINES + 1))
+        matched = events("LogMatched")
+        assert events("LogGap") == []
+    assert [event["captures"]["n"] for event in matched] == [str(n) for n in range(LINES + 1)]
+    assert len({event["id"] for event in matched}) == LINES + 1
 
 
 async def later(than: float) -> bool:
