@@ -463,3 +463,12 @@ def test_old_ends_are_forgotten_on_disk_too() -> None:
     play.run("> queue")
     assert len(play.queue.runs) == MAX_ENDED + 1
     assert set(play.disk) == {f"run {run}" for run in play.queue.runs}
+
+
+def test_old_ends_of_runs_that_only_agents_knew_are_forgotten_too() -> None:
+    play = Play()
+    play.run("> register a")
+    for n in range(MAX_ENDED + 5):
+        play.run(f"> complete {n + 1} r-{n + 1}")
+    assert len(play.queue.runs) == MAX_ENDED
+    assert {name for name in play.disk if name.startswith("run ")} == {f"run {run}" for run in play.queue.runs}

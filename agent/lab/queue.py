@@ -134,7 +134,6 @@ class Queue:
         """Queue a suite; the run's id. The next `tick` gives it to an agent."""
         run = LabRun(run=self._new_id(), suite=suite, deadline=deadline)
         self._keep(run)
-        self._forget()
         return run.run
 
     def cancel(self, run: str, reason: str) -> list[Act]:
@@ -239,8 +238,11 @@ class Queue:
     # ---- within ----------------------------------------------------------------------------------------------------
 
     def _keep(self, run: LabRun) -> None:
+        is_new = run.run not in self.runs
         self.runs[run.run] = run
         self._changes[f"run {run.run}"] = run
+        if is_new:
+            self._forget()
 
     def _forget(self) -> None:
         ended = [run.run for run in self.runs.values() if run.state in ("done", "refused", "dropped", "lost")]
