@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -394,16 +395,19 @@ def _address(text: str) -> str:
 
 def _share(text: str) -> float:
     """A share or a probability."""
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
-    return float(text)
+    return _within(text, lambda number: 0 <= number < 1, "from 0 to below 1")
 
 
 def _seconds(text: str) -> float:
     """A time that a forecast may look ahead."""
-    if not 0 < float(text) <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
-    return float(text)
+    return _within(text, lambda number: 0 < number <= 1e9, "of seconds above 0")
+
+
+def _within(text: str, fits: Callable[[float], bool], what: str) -> float:
+    with suppress(ValueError):  # argparse would name our own function to the person
+        if fits(number := float(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no number {what}")
 
 
 def _monitors_run(given: argparse.Namespace) -> int:

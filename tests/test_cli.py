@@ -112,6 +112,13 @@ def test_a_wrong_command_line_ends_with_2(argv: list[str]) -> None:
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize("value", ["x", "nan", "1"])
+def test_a_number_that_does_not_fit_is_told_in_words(value: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["logs", "evaluate", "--split", value, "some.log"])
+    assert f"argument --split: '{value}' is no number from 0 to below 1" in capfd.readouterr().err
+
+
 def test_a_hub_that_cannot_be_opened_safely_ends_with_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "agent.toml"
     file.write_text('[eman.hub]\nauth = "any"\n')
