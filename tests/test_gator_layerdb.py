@@ -63,6 +63,16 @@ def test_messages_have_uids_that_can_be_read_from(tmp_path: Path) -> None:
     db.close(db.take())
 
 
+def test_no_more_messages_are_read_at_once_than_one_answer_takes(tmp_path: Path) -> None:
+    db = LayerDb(tmp_path / "db.sqlite", is_tier=False, is_many=True)
+    for _ in range(30):
+        db.log("INFO", "\x01" * 10_000, 1.0)  # six bytes each in JSON
+    db.flush(db.take())
+    assert len(db.read_logs(1, 10_000)) == 16
+    assert [row.uid for row in db.read_logs(17, 10_000)] == [*range(17, 31)]
+    db.close(db.take())
+
+
 @pytest.mark.parametrize("is_many", [True, False])
 def test_what_a_killed_layer_left_in_the_same_folder_does_not_come_back(tmp_path: Path, is_many: bool) -> None:
     killed = LayerDb(tmp_path / "db.sqlite", is_tier=False, is_many=False)

@@ -207,6 +207,13 @@ jobs:
                 ("done", 1, 3, 1),
                 ("long", 2, 2, 0),
             ]
+            assert [*await user.ask("children", {"limit": 1})] == ["done"]
+            assert [*await user.ask("children", {"after": "done"})] == ["long"]
+            last = await user.ask("children", {"after": "long", "limit": 5, "format": "d2"})
+            assert last["children"] == []
+            for wrong_page in ({"after": "none"}, {"limit": -1}):
+                with pytest.raises(Refused, match="children: "):
+                    await user.ask("children", wrong_page)
             whole = await user.ask("resolve", {"depth": 2})
             assert [[child["ident"] for child in job["children"]] for job in whole["children"]] == [["d"], []]
             deep = await user.ask("resolve", {"root_path": ["done", "d"]})

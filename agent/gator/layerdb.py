@@ -25,7 +25,8 @@ from agent.gator.messages import SEVERITIES, STATES, ApiJob, Number, Severity
 
 OWN, GROUP = "_OWN_", "_GROUP_"
 MAX_LOGS: Final = 100_000  # rows of LogEntry; further ones are counted only
-
+MAX_READ: Final = 1_000_000  # bytes of messages, as JSON, that are read at once: what a message to a peer takes
+EACH_READ: Final = 80  # of them that stand beside a message's text
 MAX_INTEGER: Final = 2**63  # SQLite's
 MAX_SINGLY: Final = 64  # files that are brought onto the disk one by one
 LEFT: Final = ("-wal", "-shm", "-journal")  # files beside one that was not closed
@@ -202,14 +203,23 @@ class LayerDb:
         self._known.update(batch.metrics)
 
     def read_logs(self, first: int, limit: int) -> list[LogRow]:
-        """Messages from that uid on. Raises OSError, sqlite3.Error."""
+        """Messages from that uid on: at most `limit`, and no more than fit into MAX_READ, but one.
+
+        Raises OSError, sqlite3.Error.
+        """
+        found, size = list[LogRow](), 0
         with self._lock:
-            db = self._db_there()
-            rows = db.execute(
+            rows = self._db_there().execute(
                 "SELECT db_uid, severity, message, timestamp FROM LogEntry WHERE db_uid >= ? ORDER BY db_uid LIMIT ?",
                 (first, limit),
-            ).fetchall()
-        return [LogRow(uid, int(severity), message, timestamp) for uid, severity, message, timestamp in rows]
+            )
+            for uid, severity, message, timestamp in rows:
+                size += len(msgspec.json.encode(message)) + EACH_READ
+                if found and size > MAX_READ:
+                    break
+                found.append(LogRow(uid, int(severity), message, timestamp))
+            rows.close()
+        return found
 
     def close(self, batch: Batch) -> None:
         """Write the rest and close, with the journal gone: the file can be read where nothing can be written.

@@ -121,6 +121,13 @@ class GetMessages(msgspec.Struct, frozen=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
 
 
+class Children(msgspec.Struct, frozen=True):
+    """`children`: those behind `after`, at most `limit` of them (ours: a message takes some thousand)."""
+
+    after: str | None = None
+    limit: Count | None = None
+
+
 class Resolve(msgspec.Struct, frozen=True):
     """`resolve`: D1 says `path`, D2 `root_path`, `nest_path` and `depth` levels of children."""
 

@@ -486,9 +486,10 @@ class Tier:
             case "spec" | "register" | "update" | "complete":
                 raise wrong(f"{request.action}: the children of this tier run within it")
             case "children":
+                asked: messages.Children = read("children", payload, messages.Children)
                 if payload.get("format", dialect) == "d2":
-                    return {"children": self._view.jobs(), "status": STATES.index(self._state)}
-                return self._view.children()
+                    return {"children": self._view.jobs(asked), "status": STATES.index(self._state)}
+                return self._view.children(asked)
             case "log":
                 given: messages.Log = read("log", payload, messages.Log)
                 at = self.shared.clock() if given.at is None else given.at

@@ -6,7 +6,8 @@ Source: protocols/gator.md, "Dialects", "Decisions" (`children`, `get_tree`); se
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,21 @@ class View:
         self._tree, self._here, self._elsewhere = tree, here, elsewhere
         self._folder, self._path, self._uids, self._own = folder, path, uids, own
 
-    def children(self) -> dict[str, Any]:
-        """As the seed tells them."""
+    def children(self, asked: messages.Children) -> dict[str, Any]:
+        """As the seed tells them. Raises ActionError."""
         return {
-            ident: msgspec.to_builtins(kid.tell(self._metrics(ident, kid))) for ident, kid in self._tree.kids.items()
+            ident: msgspec.to_builtins(kid.tell(self._metrics(ident, kid))) for ident, kid in self._asked_for(asked)
         }
 
-    def jobs(self) -> list[dict[str, Any]]:
-        """As D2 tells them."""
-        return [msgspec.to_builtins(self._job(ident, kid)) for ident, kid in self._tree.kids.items()]
+    def jobs(self, asked: messages.Children) -> list[dict[str, Any]]:
+        """As D2 tells them. Raises ActionError."""
+        return [msgspec.to_builtins(self._job(ident, kid)) for ident, kid in self._asked_for(asked)]
+
+    def _asked_for(self, asked: messages.Children) -> Iterator[tuple[str, Kid]]:
+        kids = iter(self._tree.kids.items())
+        if asked.after is not None and all(ident != asked.after for ident, _ in kids):
+            raise wrong(f"children: there is no child {asked.after!r} to begin behind")
+        return islice(kids, asked.limit)
 
     async def states(self) -> States:
         """Every child with its state; a tier that runs, with all below it."""
