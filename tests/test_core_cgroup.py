@@ -113,6 +113,19 @@ def test_where_controllers_are_refused_leaves_hold_no_limits(kernel: FakeKernel)
     assert kernel.written == [("emissary-agent/cgroup.procs", "0")]
 
 
+def test_a_leaf_whose_limits_are_refused_does_not_stay(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaves = claim(kernel.proc)
+    assert leaves is not None
+
+    def refuse(file: Path, text: str) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(cgroup, "_write", refuse)
+    with pytest.raises(OSError, match="Invalid argument"):
+        leaves.leaf("r42", memory=1 << 62, processes=None, cpus=None)
+    assert list(kernel.home.glob("run-*")) == []
+
+
 def test_limits_are_written_in_the_kernel_s_words(kernel: FakeKernel) -> None:
     leaves = claim(kernel.proc)
     assert leaves is not None

@@ -84,13 +84,20 @@ class Leaves:
         """Make a leaf. `memory` (bytes, no swap), `processes`, `cpus` hold for all in it together. Raises OSError."""
         leaf = Leaf(self.home / f"run-{next(self._numbers)}-{re.sub(r'[^A-Za-z0-9._-]', '-', name)[:64]}")
         leaf.folder.mkdir()
+        try:
+            self._limit(leaf, memory, processes, cpus)
+        except OSError:
+            leaf.remove()
+            raise
+        return leaf
+
+    def _limit(self, leaf: Leaf, memory: int | None, processes: int | None, cpus: float | None) -> None:
         if memory is not None and leaf.limit("memory.max", str(memory)):
             leaf.limit("memory.swap.max", "0")
         if processes is not None:
             leaf.limit("pids.max", str(processes))
         if cpus is not None:
             leaf.limit("cpu.max", f"{round(cpus * _CPU_PERIOD_US)} {_CPU_PERIOD_US}")
-        return leaf
 
 
 def claim(proc: Path = Path("/proc/self")) -> Leaves | None:
