@@ -106,6 +106,8 @@ async def serve(effective: Effective[Settings], given: Given) -> int:
                 await service.end_orderly()
                 ending.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
+    if service.is_ready:
+        release.end_own_trial()
     return 0
 
 

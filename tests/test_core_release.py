@@ -69,6 +69,38 @@ def test_what_is_no_confirmation_of_this_trial_confirms_nothing(prefix: Path, wr
     assert not release.is_confirmed(pending)
 
 
+def test_a_start_that_was_ended_as_it_was_asked_does_not_count(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", str(prefix / "current/agent"))
+    begin(prefix, "3", "2")
+    for _ in range(5):
+        assert release.boot_check(prefix) is None
+        release.end_own_trial()
+    assert [release.boot_check(prefix) for _ in range(4)] == [None, None, None, "2"]
+
+
+def test_the_end_of_a_trial_that_went_well_changes_nothing(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", str(prefix / "current/agent"))
+    pending = begin(prefix, "3", "2")
+    release.boot_check(prefix)
+    (prefix / "confirmed").write_text(pending.id)
+    release.end_own_trial()
+    assert release.is_confirmed(pending)
+
+
+def test_an_end_that_cannot_be_written_is_said(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", str(prefix / "current/agent"))
+    release.write_pending(
+        prefix, msgspec.structs.replace(begin(prefix, "3", "2"), confirm=str(prefix / "gone/confirmed"))
+    )
+    release.end_own_trial()
+    assert "the end of a start on trial is not kept" in caplog.text
+
+
 def test_the_first_release_has_none_to_go_back_to(prefix: Path) -> None:
     begin(prefix, "3", None)
     assert [release.boot_check(prefix) for _ in range(6)] == [None] * 6

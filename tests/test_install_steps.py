@@ -516,4 +516,5 @@ def test_the_trial_is_written_for_the_agent_to_read(image: Path, one: Path) -> N
         "previous": None,
         "confirm": f"{image}/var/lib/agent/confirmed",
         "starts": 0,
+        "ended": 0,
     }

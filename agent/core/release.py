@@ -7,7 +7,9 @@
 
 A trial begins with the installer. The agent ends it well after 60 s with all roles healthy: as it cannot write below
 PREFIX, it writes the trial's id into `confirm`, a file in its state directory. Before each start `boot_check` looks
-there; a fourth start without it gets the previous release instead.
+there; a fourth start without it gets the previous release instead. A start that was ended by a signal to end, once it was
+READY, is none of the three: the agent writes its number behind the id. Else who restarts the service a few times while he
+sets it up would find himself on the previous release.
 
 Imports no trio: the parent of `agent run --respawn` and the boot check are small.
 
@@ -27,11 +29,12 @@ from agent.core import bundle
 log = logging.getLogger(__name__)
 
 STARTS = 3  # so many unconfirmed ones, then the previous release
-MAX_CONFIRM = 64  # bytes; an id is 32
+MAX_CONFIRM = 64  # bytes; an id is 32, and there may be the number of a start
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
-    """The trial of a release. `previous` is the version to go back to, `starts` how often it was started.
+    """The trial of a release. `previous` is the version to go back to, `starts` how often it was started, `ended` how
+    often of these it was ended by a signal to end.
 
     `confirm` is the path of the file into which the agent writes `id`.
     """
@@ -41,6 +44,12 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     previous: str | None
     confirm: str
     starts: int = 0
+    ended: int = 0
+
+    @property
+    def unproven(self) -> int:
+        """How many starts speak against it."""
+        return self.starts - self.ended
 
 
 def own_folder() -> Path | None:
@@ -61,6 +70,17 @@ def own_trial() -> Pending | None:
     pending = read_pending(prefix) if prefix else None
     folder = own_folder()
     return pending if pending and folder and _is_of(pending, folder.name) else None
+
+
+def end_own_trial() -> None:
+    """This start was ended by a signal to end. What cannot be written is logged: the start counts then."""
+    pending = own_trial()
+    if pending is None or is_confirmed(pending):
+        return
+    try:
+        write(Path(pending.confirm), _ended(pending).encode(), 0o600)
+    except OSError as err:
+        log.error("the end of a start on trial is not kept error=%s", err)  # noqa: TRY400 - the path says it
 
 
 def pointed(link: Path) -> str | None:
@@ -126,15 +146,25 @@ def write_pending(prefix: Path, pending: Pending) -> None:
 
 def is_confirmed(pending: Pending) -> bool:
     """Has the agent said that this trial went well?"""
+    return _said(pending) == pending.id
+
+
+def _ended(pending: Pending) -> str:
+    """What the agent says of the start under way when it is ended by a signal to end."""
+    return f"{pending.id} {pending.starts}"
+
+
+def _said(pending: Pending) -> str:
+    """What the agent has said of this trial; nothing where it cannot be read."""
     try:
         # The file is the agent's own, and this may be root: it may be a FIFO, or huge.
         fd = os.open(pending.confirm, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return False
+        return ""
     try:
-        return os.read(fd, MAX_CONFIRM).decode("ascii", "replace").strip() == pending.id
+        return os.read(fd, MAX_CONFIRM).decode("ascii", "replace").strip()
     except OSError:
-        return False
+        return ""
     finally:
         os.close(fd)
 
@@ -151,7 +181,9 @@ def boot_check(prefix: Path) -> str | None:
         settle(prefix, pending)
         _prune_unless_installing(prefix)
         return None
-    if pending.starts < STARTS:
+    if _said(pending) == _ended(pending):
+        pending = msgspec.structs.replace(pending, ended=pending.ended + 1)
+    if pending.unproven < STARTS:
         write_pending(prefix, msgspec.structs.replace(pending, starts=pending.starts + 1))
         return None
     if pending.previous is None or not (prefix / "releases" / pending.previous / "agent").exists():

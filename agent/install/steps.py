@@ -517,6 +517,6 @@ def listed(prefix: Path) -> list[Listed]:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
     roles = {previous: "previous", current: "current, on trial" if on_trial else "current"}
     return [
-        Listed(name, roles.get(name, ""), trial.starts if trial and on_trial and name == current else None)
+        Listed(name, roles.get(name, ""), trial.unproven if trial and on_trial and name == current else None)
         for name in names
     ]

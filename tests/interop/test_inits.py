@@ -218,6 +218,11 @@ def test_sysv_starts_it_keeps_it_and_goes_back_from_what_crashes(copy: Copy, tmp
     copy.until(lambda: "reloaded changed=nothing" in copy.log())
     assert "agent ended signal=SIGKILL" in copy.log()
 
+    copy.run("/etc/init.d/agent", "restart")
+    copy.until(copy.status)
+    # One start was killed, one was ended as it was asked, one is under way.
+    assert "1.0  current, on trial, 2 of 3 starts\n" in copy.run("/usr/local/bin/agent", "install", "--list")
+
     seq = copy.until(copy.status)["seq"]
     # Proven, as after a minute: the trial of what crashes has something to go back to.
     pending = json.loads(copy.run("cat", "/opt/agent/pending.json"))
