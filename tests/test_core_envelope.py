@@ -23,6 +23,13 @@ def read(frame: str) -> Any:
     return msgspec.json.decode(frame)
 
 
+def test_a_reason_is_cut_where_it_would_fill_logs_and_alerts() -> None:
+    envelope = Envelope()
+    envelope.ask("run", {})
+    told = envelope.feed('{"result":"error","rsp_id":0,"reason":"busy: %s"}' % ("x" * 500_000))
+    assert told == Answer(0, {}, f"busy: {'x' * 4090}")
+
+
 def test_requests_are_numbered_from_zero_and_posted_ones_have_no_number() -> None:
     envelope = Envelope()
     first, frame = envelope.ask("run", {"a": 1})

@@ -14,6 +14,7 @@ import msgspec
 from agent.core.payload import UNREADABLE
 
 MAX_MESSAGE = 1024 * 1024  # bytes; the control server's limit, and that of every link of ours
+MAX_REASON = 4096  # characters of an error answer that are kept: it goes on into logs, alerts and the store
 BAD_IN_A_ROW = 10  # undecodable frames in a row, then the connection is closed with 1007
 
 ReqId = int | float | str | None
@@ -122,7 +123,9 @@ class Envelope:
 
     def _read_answer(self, message: dict[str, Any]) -> Answer | Stray:
         rsp_id, result, payload = message["rsp_id"], message.get("result"), message.get("payload", {})
-        reason = str(message.get("reason", "internal: no reason given")) if result == "error" else None
+        reason = None
+        if result == "error":
+            reason = str(message.get("reason", "internal: no reason given"))[:MAX_REASON]
         if isinstance(rsp_id, bool) or not isinstance(rsp_id, int) or rsp_id not in self._open:
             return Stray(rsp_id, reason)
         self._open.discard(rsp_id)
