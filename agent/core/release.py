@@ -7,9 +7,9 @@
 
 A trial begins with the installer. The agent ends it well after 60 s with all roles healthy: as it cannot write below
 PREFIX, it writes the trial's id into `confirm`, a file in its state directory. Before each start `boot_check` looks
-there; a fourth start without it gets the previous release instead. A start that was ended by a signal to end, once it was
-READY, is none of the three: the agent writes its number behind the id. Else who restarts the service a few times while he
-sets it up would find himself on the previous release.
+there; a fourth start without it gets the previous release instead. A start that was READY and then ended by a signal to
+end is none of the three, and the agent writes its number behind the id: else who restarts the service a few times while
+he sets it up would find himself on the previous release.
 
 Imports no trio: the parent of `agent run --respawn` and the boot check are small.
 
