@@ -196,6 +196,15 @@ def test_a_walk_ends_at_its_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 10_000 <= around.looked < 11_001
 
 
+def test_an_until_that_gives_up_again_and_again_ends_the_walk() -> None:
+    log = b"anchor\n" + (b"a" * 100 + b"!\n") * 20_000 + b"fail b\n"
+    around = History(log).match(rule(context__until="'(a+)+$|anchor'"), b"fail b")
+    assert (around.found, around.anchors) == (False, [])
+    assert context.LIMITS <= around.limit_errors <= around.looked / 102 < 20_000  # of the block that it ended in all
+    few = History(log[: 7 + 102 * 3] + b"fail b\n").match(rule(context__until="'(a+)+$|anchor'"), b"fail b")
+    assert (few.found, few.limit_errors) == (True, 3)
+
+
 def test_a_line_longer_than_a_block_is_walked_over() -> None:
     log = b"begin a\n" + b"x" * 700_000 + b"\nfail a\n"
     assert texts(History(log).match(rule(context__until="'begin'"), b"fail a").anchors) == [b"begin a"]

@@ -79,6 +79,7 @@ def test_a_match_is_told_with_what_stands_before_it(tmp_path: Path, rules: Path)
             "elided": 0,
             "looked": 20,
             "cut": False,
+            "limit_errors": 0,
         },
     }
     assert (other["rule"], other["offset"], other["line"], other["class"]) == ("other", 36, 5, None)

@@ -353,7 +353,8 @@ class LogAround(msgspec.Struct, frozen=True, kw_only=True):
     """What stands before a match: anchors, nearest first; lines, oldest first, of which `elided` were left out.
 
     `found` is false when no chain of anchors fits in the `looked` bytes before the match. `cut`: there was more before,
-    that cannot be read any more (journal and kernel: only the last lines are remembered).
+    that cannot be read any more (journal and kernel: only the last lines are remembered). `until` gave up on
+    `limit_errors` lines, of which nobody knows whether they match; after 100 the search ends.
     """
 
     found: bool
@@ -362,6 +363,7 @@ class LogAround(msgspec.Struct, frozen=True, kw_only=True):
     elided: int
     looked: int
     cut: bool = False
+    limit_errors: int = 0
 
 
 class LogMatched(Event, frozen=True, kw_only=True):

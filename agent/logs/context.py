@@ -22,6 +22,7 @@ BLOCK = 1 << 18  # bytes of one Ask
 REACH = 64 << 20  # bytes that are walked back at most
 BUDGET = 4 * REACH  # bytes that all steps of a chain may look at together
 CANDIDATES = 10_000  # tried in all steps of a chain
+LIMITS = 100  # lines that an `until` may give up on, each after a part of a millisecond, or several without JIT
 LINES = 8192  # counted by one native call
 RECENT = 4096  # lines that an index remembers
 
@@ -65,7 +66,7 @@ class Around(NamedTuple):
     """What was found before a match. `anchors` nearest first; `before` oldest first.
 
     `elided` lines were left out between. `looked` bytes were walked back. `found` is False when there is an `until` and
-    no chain of anchors fits.
+    no chain of anchors fits. On `limit_errors` lines an `until` gave up, so nobody knows; LIMITS end the search.
     """
 
     found: bool
@@ -73,6 +74,7 @@ class Around(NamedTuple):
     before: list[bytes]
     elided: int
     looked: int
+    limit_errors: int = 0
 
 
 class Anchors:
@@ -124,7 +126,7 @@ def look_back(
         for anchor in anchors:
             bound |= {name: anchor.captures[name] for name in spec.same if name in anchor.captures}
     before, elided = yield from _lines_between(spec, walking, begin, [value for value in bound.values() if value])
-    return Around(anchors is not None, anchors or [], before, elided, walking.reached)
+    return Around(anchors is not None, anchors or [], before, elided, walking.reached, walking.limit_errors)
 
 
 class _Walking:
@@ -132,7 +134,7 @@ class _Walking:
 
     def __init__(self, start: Place) -> None:
         self.start = start
-        self.reached, self.looked = 0, 0
+        self.reached, self.looked, self.limit_errors = 0, 0, 0
         self.sizes: dict[int, int | None] = {}
 
     def ask(self, generation: int, start: int, size: int) -> Search[bytes]:
@@ -209,6 +211,8 @@ class _Walk:
                     continue
             if self.walking.distance(self.end) >= REACH or self.walking.looked >= BUDGET:
                 return None
+            if self.walking.limit_errors >= LIMITS:
+                return None
             yield from self._block()
 
     def _block(self) -> Search[None]:
@@ -241,6 +245,7 @@ class _Walk:
             found = worker.scan(part, before=before, end=End.LINE)
             for match in found:
                 if match.flags & LIMIT:
+                    self.walking.limit_errors += 1
                     continue
                 text = bytes(part[match.line_at : match.line_at + match.line_size])
                 values = [None if span is None else text[span[0] : sum(span)] for span in found.spans(match)]

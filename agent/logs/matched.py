@@ -151,5 +151,6 @@ def _around(around: Around, is_cut: bool) -> LogAround:
         before=tuple(map(shown, around.before)),
         elided=around.elided,
         looked=around.looked,
+        limit_errors=around.limit_errors,
         cut=is_cut,
     )
