@@ -142,7 +142,11 @@ async def test_only_the_newest_folders_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [{}, {"path": "/etc"}, {"suite": 3}, {"suite": {}, "run": "../x"}, {"suite": {}, "run": ".x"}]
+    "payload",
+    [
+        *({}, {"path": "/etc"}, {"suite": 3}, {"suite": {}, "run": "../x"}, {"suite": {}, "run": ".x"}),
+        *({"suite": {}, "deadline": "soon"}, {"suite": {}, "reservation": 7}),
+    ],
 )
 async def test_a_bad_order_is_answered_by_bad_payload(tmp_path: Path, payload: dict[str, Any]) -> None:
     async with house(tmp_path) as here:

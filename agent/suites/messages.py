@@ -58,8 +58,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     """What a run may take.
 
     `stall` is the time without a new result, `test` one test's time, `grace` the wait after a signal. `output` and
-    `test_output` are what is kept of the run's and of one test's output; `memory` and `processes` hold for the runner
-    with all its children.
+    `test_output` are what is kept of the run's and of one test's output (`test_output` 0: nothing of it); `memory` and
+    `processes` hold for the runner with all its children.
     """
 
     setup: Seconds = 600

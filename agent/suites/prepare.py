@@ -69,17 +69,23 @@ def suite_of(path: Path) -> tuple[Suite, Path]:
     """The suite of a document, or of a folder with one or without, and the folder it is in. Raises DocumentError."""
     try:
         if path.is_file():
-            return document.load(path.read_bytes(), path.name), path.parent
+            return document.load(_read(path), path.name), path.parent
         for name in DOCUMENTS:
             if (path / name).is_file():
-                return document.load((path / name).read_bytes(), name), path
+                return document.load(_read(path / name), name), path
         if not path.is_dir():
             raise DocumentError(path, 0, "", "there is no such file or folder", remedy="Correct the path.")
         names = [str(found.relative_to(path)) for pattern in ("*", "tests/*") for found in path.glob(pattern)]
         package = path / "package.json"
-        return document.detect(path.name, names, package.read_bytes() if package.is_file() else None), path
+        return document.detect(path.name, names, _read(package) if package.is_file() else None), path
     except OSError as err:
         raise DocumentError(path, 0, "", f"cannot be read: {err.strerror}", remedy="Correct the path.") from err
+
+
+def _read(path: Path) -> bytes:
+    """A document; of one that is too large enough to say so."""
+    with path.open("rb") as file:
+        return file.read(document.MAX_DOCUMENT + 1)
 
 
 def tree_of(path: Path) -> dict[str, Any]:

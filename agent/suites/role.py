@@ -47,7 +47,7 @@ from agent.suites.execute import Execution
 from agent.suites.messages import Suite
 from agent.suites.prepare import Machine, below, suite_of
 from agent.suites.runners import registry
-from agent.suites.runners.driver import Cases, Only
+from agent.suites.runners.driver import MESSAGE_MAX, Cases, Only, clip
 from agent.suites.runs import Run
 from agent.suites.settings import SuitesSettings
 
@@ -142,6 +142,9 @@ class _Suites:
         deadline = payload.get("deadline")
         if deadline is not None and not (isinstance(deadline, int | float) and math.isfinite(deadline)):
             raise ActionError("bad_payload", f"deadline: {deadline!r} is not a time in epoch seconds")
+        reservation = payload.get("reservation")
+        if not isinstance(reservation, str | None):  # it would be in the journal, and be read at each start
+            raise ActionError("bad_payload", f"reservation: {reservation!r} is not the id of an offer")
         if run in self._ordering or run in self._active or await self._store.read(run=run, limit=1):
             return {"run": run}
         received = RunReceived(
@@ -149,7 +152,7 @@ class _Suites:
             suite=tree,
             origin=str(payload.get("origin", "control")),
             base=str(base) if base else None,
-            reservation=payload.get("reservation"),
+            reservation=reservation,
             deadline=deadline,
         )
         self._ordering.add(run)
@@ -170,7 +173,8 @@ class _Suites:
         execution = self._active.get(str(payload.get("run")))
         if execution is None:
             raise ActionError("no_such_run", f"{payload.get('run')} is not running here")
-        execution.stop(f"cancel: {payload.get('reason') or 'no reason given'}")
+        reason = clip(str(payload.get("reason") or "no reason given"), MESSAGE_MAX)  # each test left will tell it
+        execution.stop(f"cancel: {reason}")
         return {}
 
     async def warn_run(self, payload: dict[str, Any]) -> dict[str, Any]:
