@@ -144,6 +144,10 @@ def test_what_could_never_work_is_told_with_its_line(profiles: Path, tmp_path: P
         ('[seneschal]\nurl = "ws://a:pw@lab"', "seneschal.url: 'ws://***@lab' cannot be reached: it has a user name"),
         ('[eman]\nurl = "http://[::1"', "eman.url: 'http://[::1' cannot be reached: its host is neither a name nor"),
         ('[coverage]\nadmin = "http://lab"', "coverage.admin: 'http://lab' cannot be reached: it does not begin with"),
+        ('[coverage]\nheaders = { "X Y" = "a" }', "coverage.headers: 'X Y' is no header that can be added."),
+        ('[coverage]\nheaders = { NeedSync = "true" }', "coverage.headers: 'NeedSync' is no header that can be added."),
+        ('[coverage]\nheaders = { X = "a\\nb" }', "coverage.headers: the value of X cannot be sent. Use ASCII,"),
+        ('[coverage]\njacoco = ["lab:99999"]', "coverage.jacoco: 'lab:99999' cannot be reached: its port is no number"),
         (
             '[polarize]\nurl = "lab.example"',
             "polarize.url: 'lab.example' is no address for mode polarize-http: it",

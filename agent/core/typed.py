@@ -195,9 +195,14 @@ def masked(names: Sequence[str], value: Any) -> Any:
 
 
 def _is_secret(names: Sequence[str]) -> bool:
-    """By the last name; in a table or list of `tokens` all is secret that does not say where, what for and whose."""
+    """By the last name; in a table or list of `tokens` all is secret that does not say where, what for and whose.
+
+    All `headers` of a request are: by any of them a proxy may let us in.
+    """
     *outer, name = [name.strip('"').lower() for name in names if not name.startswith("[")] or [""]
     if name in ("token", "tokens", "password", "secret") or name.endswith(("_token", "_password", "_secret")):
+        return True
+    if "headers" in outer:
         return True
     return "tokens" in outer and name not in ("file", "scope", "name") and not name.endswith("_file")
 

@@ -1,5 +1,6 @@
 """The `[coverage]` table of the configuration. Source: protocols/drill.md, "Settings"."""
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,13 +11,20 @@ SourceName = Literal["v8", "python", "jacoco"]
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
 # HOST:PORT of a JaCoCo agent's tcpserver
-Address = Annotated[str, msgspec.Meta(pattern=r"^.+:[0-9]{1,5}$", description="HOST:PORT")]
+Address = Annotated[str, msgspec.Meta(pattern=r"^[^/?#]+:[0-9]{1,5}$", description="HOST:PORT")]
+
+_HEADER, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"([!-~]([\t -~]*[!-~])?)?")  # RFC 9110, 5
+# What an attach has of its own; Content-Encoding would mean frames in Zstandard.
+_OWN = re.compile(
+    r"agentconfig|needsync|host|connection|upgrade|sec-websocket-.*|content-.*|transfer-encoding", re.IGNORECASE
+)
 
 
 class CoverageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The Drill agent and its probe sources. Times are seconds.
 
-    `enabled` is for the link to the `admin`; suites that ask for coverage get it without. Empty names have defaults:
+    `enabled` is for the link to the `admin`; suites that ask for coverage get it without. `headers` are added to the
+    attach's own; their values are secrets. Empty names have defaults:
     `agent_id` the machine's ident, `instance_id` that and "-1", `build_version` "cat-" and a digest of the classes.
     `roots` are folders of the product, relative to the suite's; `include` and `exclude` patterns are of files below
     them, without `include` all are meant.
@@ -43,3 +51,13 @@ class CoverageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def __post_init__(self) -> None:
         if why := fault(self.admin, ("ws", "wss")):
             raise ValueError(f"admin: {shown(self.admin)} cannot be reached: {why}. Write ws(s)://HOST[:PORT].")
+        for name, value in self.headers.items():
+            if not _HEADER.fullmatch(name) or _OWN.fullmatch(name):
+                raise ValueError(f"headers: {name!r} is no header that can be added. Use one that a proxy asks for.")
+            if not _VALUE.fullmatch(value):  # which may be a secret
+                raise ValueError(
+                    f"headers: the value of {name} cannot be sent. Use ASCII, in one line, without a margin."
+                )
+        for address in self.jacoco:
+            if why := fault(f"tcp://{address}", ("tcp",)):
+                raise ValueError(f"jacoco: {address!r} cannot be reached: {why}. Write HOST:PORT.")
