@@ -151,7 +151,11 @@ def test_a_type_that_no_file_can_say_is_a_bug() -> None:
         ),
         (["tokens", "lab"], "x", "***"),
         (["a", "token", "[0]"], "x", "***"),
-        (["coverage", "headers"], {"Authorization": "Bearer x", "X-Lab": "x"}, {"Authorization": "***", "X-Lab": "***"}),
+        (
+            ["coverage", "headers"],
+            {"Authorization": "Bearer x", "X-Lab": "x"},
+            {"Authorization": "***", "X-Lab": "***"},
+        ),
         (
             ["env"],
             {"PROXY": "https://me:x@proxy:80/", "SECRET": "x", "N": 1},
