@@ -301,6 +301,28 @@ def test_removing_leaves_settings_and_state_unless_purged(image: Path, one: Path
     assert [str(path.relative_to(image)) for path in image.rglob("*") if not path.is_dir()] == ["etc/passwd"]
 
 
+def test_removing_leaves_what_somebody_else_has_made(image: Path, one: Path) -> None:
+    units = image / "etc/systemd/system"
+    install(job(image, "systemd"), one, "1")
+    (units / "agent.service.d/override.conf").write_text("[Service]\nNice=5\n")  # systemctl edit agent
+    before = tree(image)
+    own = job(image)
+    own.service = msgspec.structs.replace(own.service, prefix=Path("/home/ann/agent"))
+    own.is_root = False
+    install(own, one, "1")
+    run(steps.uninstall(own, purge=True))
+    assert tree(image) == before
+    own.is_root = True  # with --init none: the service is not its
+    run(steps.uninstall(own, purge=False))
+    assert tree(image).keys() == {path for path in before if not path.startswith("usr/share/emissary")}
+    run(steps.uninstall(job(image, "systemd"), purge=False))
+    left = ["agent.service.d/override.conf"]
+    assert [str(path.relative_to(units)) for path in units.rglob("*") if not path.is_dir()] == left
+    assert not (image / "usr/local/bin/agent").is_symlink()
+    run(steps.uninstall(job(image, "systemd"), purge=True))
+    assert not (units / "agent.service.d").exists()
+
+
 def test_a_purge_says_which_state_is_not_where_it_is_by_itself(image: Path, one: Path, tmp_path: Path) -> None:
     of = job(image)
     install(of, one, "1")

@@ -32,13 +32,14 @@ from agent.core import release
 from agent.core.locks import owner
 from agent.core.release import Pending, point, pointed, read_pending, sync, write, write_pending
 from agent.install import stage
-from agent.install.service import CONFIG, LOG, STATE, UNITS, Service, account, inside, make_account
+from agent.install.service import CONFIG, LOG, MACHINE, STATE, Service, account, inside, make_account
 from agent.install.stage import InstallFailed, call
 
 State = Literal["", "STAGED", "PLACED", "STARTED", "TRIAL"]
 Step = tuple[str, Callable[[], object]]
 
 LINK = Path("/usr/local/bin/agent")
+PRIVATE_STATE = Path("/var/lib/private/agent")  # of a dynamic user; STATE is a link to it
 SHARE = Path("/usr/share/emissary/monitors")  # the library and the examples for who writes monitors
 SLOT_S, SLOT_LOOK_S = 600.0, 5.0  # so long a running suite is waited for
 READY_S, READY_LOOK_S = 60.0, 0.5
@@ -410,7 +411,12 @@ def _link(job: Job) -> None:
     link = job.at(LINK)
     if link.exists() and not link.is_symlink():
         raise InstallFailed(f"{link} is a file that is not ours", remedy="Move it away.")
-    _point(link, f"{job.service.prefix}/current/agent")
+    _point(link, _program(job))
+
+
+def _program(job: Job) -> str:
+    """What is to be started, as the installed system sees it."""
+    return f"{job.service.prefix}/current/agent"
 
 
 def _share(job: Job) -> None:
@@ -463,15 +469,21 @@ def roll_back(job: Job) -> Generator[Step, None, None]:
 
 def uninstall(job: Job, *, purge: bool) -> Generator[Step, None, None]:
     """Stop the service and take everything away; settings and state too with `purge`."""
-    service, root = job.service, job.service.root
+    service = job.service
     if job.has_service and any(job.at(path).exists() for path in service.files()):
         yield "stop the service", lambda: service.ask("stop")
-    if job.is_root:
-        for path in [*service.links(), *service.files(), LINK]:
-            if os.path.lexists(job.at(path)):
-                yield f"remove {job.at(path)}", job.at(path).unlink
-    folders = [inside(root, UNITS / "agent.service.d"), job.at(SHARE), job.releases]
-    folders += [job.at(CONFIG), job.at(STATE), job.at(Path("/var/lib/private/agent"))] if purge else []
+    folders = [job.releases]
+    if job.is_root:  # nobody else has made these
+        paths = [path for path in (*service.links(), *service.files()) if os.path.lexists(job.at(path))]
+        link = job.at(LINK)
+        paths += [LINK] if link.is_symlink() and os.readlink(link) == _program(job) else []
+        for path in paths:
+            yield f"remove {job.at(path)}", job.at(path).unlink
+        drop_ins = job.at(MACHINE.parent)  # among them may be what `systemctl edit` made
+        if service.init == "systemd" and drop_ins.exists() and not purge and not any(drop_ins.iterdir()):
+            yield f"remove {drop_ins}", drop_ins.rmdir
+        folders.append(job.at(SHARE))
+        folders += [job.at(path) for path in (CONFIG, STATE, PRIVATE_STATE, MACHINE.parent)] if purge else []
     for folder in folders:
         if folder.is_symlink():  # systemd's, to the private folder of a dynamic user
             yield f"remove {folder}", folder.unlink
@@ -479,11 +491,11 @@ def uninstall(job: Job, *, purge: bool) -> Generator[Step, None, None]:
             yield f"remove {folder}", lambda folder=folder: shutil.rmtree(folder)  # type: ignore[misc]
     names = ("current", "previous", "pending.json", ".lock")
     yield f"remove {job.prefix}", lambda: _remove_prefix(job.prefix, names)
-    if purge:
+    if purge and job.is_root:
         logs = [job.at(LOG).with_name(f"{LOG.name}{suffix}") for suffix in ("", ".1", ".2")]
         yield f"remove {job.at(LOG)}", lambda: _remove(logs)
-        if job.state_dir not in (STATE, job.at(STATE)) and job.state_dir.exists():
-            yield f"the state in {job.state_dir} stays: what else is there, only its owner knows", lambda: None
+    if purge and job.state_dir not in (STATE, job.at(STATE)) and job.state_dir.exists():
+        yield f"the state in {job.state_dir} stays: what else is there, only its owner knows", lambda: None
     if job.has_service and service.init == "systemd":
         yield "tell systemd", service.reload
 
