@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.core.config import ConfigErrors
-from agent.core.errors import AgentError, ConfigError, PeerUnreachable, unwrap
+from agent.core.errors import AgentError, ConfigError, unwrap
 
-DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+DONE, FAILED, USAGE = 0, 1, 2  # and 3, of PeerUnreachable
 
 
 def main(argv: list[str]) -> int:
@@ -44,13 +44,14 @@ def _failed(err: BaseException) -> int:
         case OSError() if err.filename is not None and err.strerror:
             print(f"{os.fsdecode(err.filename)}: {err.strerror}", file=sys.stderr)
             return FAILED
-        case AgentError() | OSError():
+        case AgentError():
             print(err, file=sys.stderr)
+            return err.exit_code
+        case OSError():
+            print(err, file=sys.stderr)
+            return FAILED
         case _:
             raise err
-    if isinstance(err, ConfigErrors | ConfigError):
-        return USAGE
-    return UNREACHABLE if isinstance(err, PeerUnreachable) else FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -261,7 +262,7 @@ def _demo(given: argparse.Namespace) -> int:
 def _lab(given: argparse.Namespace) -> int:
     from functools import partial
 
-    from agent.eman.hub import HubUnsafe, authority
+    from agent.eman.hub import authority
     from agent.lab.server import Lab, serve_lab
     from agent.ownlog import log_to
     from agent.settings import find, state_dir
@@ -274,11 +275,7 @@ def _lab(given: argparse.Namespace) -> int:
     suites = [tree_of(folder) for folder in given.suite]
 
     hub, place = settings.eman.hub, partial(find, folder=state_dir(settings))
-    try:
-        eman = authority(hub, address, place) if hub.salt_file or hub.services else None
-    except HubUnsafe as err:
-        print(err, file=sys.stderr)
-        return USAGE
+    eman = authority(hub, address, place) if hub.salt_file or hub.services else None
 
     def where(lab: Lab) -> str:
         return f"{lab.url} token_file={lab.token_file}"
@@ -450,7 +447,7 @@ def _eman_hub(given: argparse.Namespace) -> int:
 
     from agent.core.metrics import Metrics
     from agent.core.tls import server_context
-    from agent.eman.hub import HubUnsafe, authority, serve_hub
+    from agent.eman.hub import authority, serve_hub
     from agent.eman.messages import NAMESPACE
     from agent.ownlog import log_to
     from agent.settings import find, state_dir
@@ -460,11 +457,7 @@ def _eman_hub(given: argparse.Namespace) -> int:
     hub, place = settings.eman.hub, partial(find, folder=state_dir(settings))
     files = [place(name) if name else None for name in (hub.tls.cert, hub.tls.key, hub.tls.client_ca)]
     tls = server_context(files[0], *files[1:]) if files[0] else None
-    try:
-        is_right = authority(hub, given.listen, place)
-    except HubUnsafe as err:
-        print(err, file=sys.stderr)
-        return USAGE
+    is_right = authority(hub, given.listen, place)
 
     start = partial(serve_hub, given.listen, hub, is_right, metrics=Metrics(), tls=tls)
     return _serve(start, lambda address: f"{'https' if tls else 'http'}://{address}{NAMESPACE}")

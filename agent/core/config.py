@@ -46,7 +46,9 @@ T = TypeVar("T")
 
 
 class ConfigErrors(AgentError):
-    """All that is wrong with the settings, by layer and line. Exit code 2."""
+    """All that is wrong with the settings, by layer and line."""
+
+    exit_code = 2
 
     def __init__(self, errors: Sequence[ConfigError]) -> None:
         super().__init__(f"{len(errors)} settings cannot be used", remedy="Correct them; nothing was changed.")

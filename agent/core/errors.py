@@ -15,10 +15,16 @@ Source: STYLE.md, "Errors: a cause and a remedy"; protocols/emissary.md, "The en
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 
 class AgentError(Exception):
-    """Base of every error raised on purpose. `remedy` is one sentence for the person who reads it."""
+    """Base of every error raised on purpose. `remedy` is one sentence for the person who reads it.
+
+    `exit_code` is that of a command which it ends.
+    """
+
+    exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, remedy: str) -> None:
         super().__init__(f"{what}{'' if what.endswith(('.', '?')) else '.'} {remedy}")
@@ -26,10 +32,12 @@ class AgentError(Exception):
 
 
 class ConfigError(AgentError):
-    """A setting cannot be used. Exit code 2.
+    """A setting cannot be used.
 
     `file` is the variable or flag where the value came from one; `line` is 0 there, and for a file that cannot be read.
     """
+
+    exit_code = 2
 
     def __init__(self, file: Path | str, line: int, key: str, what: str, *, remedy: str) -> None:
         where = f"{file}:{line}" if line else str(file)
@@ -54,7 +62,9 @@ class PeerError(AgentError):
 
 
 class PeerUnreachable(PeerError):
-    """No answer in time: name not resolved, connection refused, deadline passed. Exit code 3."""
+    """No answer in time: name not resolved, connection refused, deadline passed."""
+
+    exit_code = 3
 
 
 class PeerRefused(PeerError):

@@ -61,6 +61,8 @@ ERRORS = {
 class HubUnsafe(AgentError):
     """The settings would let everybody in, or nobody."""
 
+    exit_code = 2
+
 
 class HubServer:
     """The hub's connections. `run` keeps its time and must be running; `routes` are what the port answers."""
