@@ -149,10 +149,14 @@ def test_a_token_may_come_later() -> None:
     assert status(guarded, head()) == 429
 
 
-def test_addresses_are_forgotten_before_they_fill_the_memory() -> None:
-    guarded = guard()
-    for number in range(MAX_ADDRESSES + 10):
-        assert status(guarded, head({"authorization": "Bearer no"}, peer=str(number))) == 401
+def test_addresses_are_forgotten_before_they_fill_the_memory_but_not_who_guesses_on() -> None:
+    guarded, wrong = guard(), {"authorization": "Bearer no"}
+    seen = []
+    for number in range(2 * MAX_ADDRESSES):
+        assert status(guarded, head(wrong, peer=str(number))) == 401
+        if number >= MAX_ADDRESSES and number % (MAX_ADDRESSES // 8) == 0:
+            seen.append(status(guarded, head(wrong, peer="the same")))
+    assert seen == [401] * MAX_FAILURES + [429] * (8 - MAX_FAILURES)
     assert len(guarded._failures) == MAX_ADDRESSES
 
 

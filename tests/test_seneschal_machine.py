@@ -170,6 +170,19 @@ def test_offers_are_told_again_at_half_the_lease_and_on_every_change_only() -> N
     )
 
 
+def test_the_lease_of_an_offer_counts_from_the_cut() -> None:
+    Play().run(
+        READY
+        + """
+        + 20
+        > closed
+        + 59
+        + 1
+        = lab/0/1000 returned
+        """
+    )
+
+
 def test_an_offer_outlives_a_short_cut_and_is_withdrawn_when_its_lease_lapsed() -> None:
     Play().run(
         READY
@@ -284,8 +297,20 @@ def test_a_lost_lease_aborts_once_where_the_settings_say_so() -> None:
         + 1
         = abort r-1
         + 100
+        > lease r-1 600
+        + 599
+        + 1
+        = abort r-1
         """
     )
+
+
+def test_only_leases_of_runs_that_may_end_here_are_kept() -> None:
+    play = Play()
+    play.run(READY + "> lease r-other 600\n> run r-1 on lab/0/1000\n= start r-1 on lab/0/1000")
+    assert play.machine.kept(play.now).leases.keys() == {"r-1"}
+    play.run("> refused r-1\n= lab/0/1000 returned")
+    assert play.machine.kept(play.now).leases == {}
 
 
 def test_a_deadline_is_read_by_the_seneschals_clock() -> None:
@@ -303,6 +328,10 @@ def test_skew_is_measured_from_the_middle_of_the_request() -> None:
     answer = Registered(session="s", time=1001.0, last_seq=0)
     play.machine.registered(answer, (), Moment(0, 1000.0), Moment(4, 1004.0))
     assert play.machine.skew == -1
+    play.machine.updated(Updated(time=1010.0), Moment(4, 1004.0), Moment(6, 1006.0))
+    assert play.machine.skew == 5
+    play.machine.updated(Updated(), Moment(6, 1006.0), Moment(8, 1008.0))
+    assert play.machine.skew == 5
 
 
 def test_after_a_restart_offers_are_returned_and_runs_keep_their_reservation_and_lease() -> None:

@@ -9,7 +9,7 @@ from agent.core.payload import read
 from agent.seneschal import reports
 from agent.seneschal.messages import RunReport
 
-COUNTS = Counts(total=9, passed=3, failed=1, blocked=2, skipped=1, todo=1, aborted=1)
+COUNTS = Counts(total=16, passed=3, failed=1, blocked=2, skipped=1, todo=1, aborted=1, lost=7)
 
 
 def finished(**changes: Any) -> SuiteFinished:
@@ -28,7 +28,7 @@ def test_complete_counts_tests_and_links_artifacts_at_the_control_port() -> None
         7, "lab-07", "r-1", "FAILURE", "failed", 1,
     )  # fmt: skip
     assert told.counts == COUNTS
-    assert told.metrics == {"sub_total": 9, "sub_active": 0, "sub_passed": 3, "sub_failed": 4}
+    assert told.metrics == {"sub_total": 16, "sub_active": 0, "sub_passed": 3, "sub_failed": 11}
     assert (told.started, told.ended, told.late) == (10.0, 20.0, False)
     assert [link.url for link in told.artifacts.values()] == [
         "https://lab-07:13172/runs/r-1/xunit.xml",
@@ -83,13 +83,18 @@ def test_the_heartbeat_counts_all_tests_and_names_the_seneschals_runs() -> None:
                     "counts": {"passed": 3, "failed": 1, "skipped": 2}, "reservation": "l/0/1", "origin": "seneschal",
                 },
                 {
-                    "run": "mine", "suite": "b", "state": "preparing", "test": None, "since": 6.0,
-                    "counts": {"blocked": 1, "total": 1}, "reservation": None, "origin": "control",
+                    "run": "mine", "suite": "b", "state": "running", "test": "y", "since": 6.0,
+                    "counts": {"blocked": 1, "lost": 4, "aborted": 8, "todo": 16, "total": 29},
+                    "reservation": None, "origin": "control",
+                },
+                {
+                    "run": "next", "suite": "b", "state": "preparing", "test": None, "since": 7.0, "counts": {},
+                    "reservation": None, "origin": "control",
                 },
             ],
         },
         reports.Live,
     )  # fmt: skip
     assert live.reports() == (RunReport(run="r-1", state="running", since=5.0, test="x"),)
-    assert live.metrics() == {"sub_total": 8, "sub_active": 1, "sub_passed": 3, "sub_failed": 2}
+    assert live.metrics() == {"sub_total": 37, "sub_active": 2, "sub_passed": 3, "sub_failed": 14}
     assert reports.Live().metrics() == {"sub_total": 0, "sub_active": 0, "sub_passed": 0, "sub_failed": 0}
