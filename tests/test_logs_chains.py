@@ -12,6 +12,7 @@ from agent._native import lib
 from agent.logs.chains import (
     BY_SOURCE,
     CHAINS,
+    KEY_MAX,
     LINES,
     MAX_CLASSES,
     SUFFIX,
@@ -209,6 +210,21 @@ def test_words_are_without_what_is_around_them_and_without_the_time() -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes_have_words(raw: bytes) -> None:
     assert all(words(raw))
+
+
+def test_of_a_key_so_many_bytes_are_kept() -> None:
+    long = b"k" * 60_000
+    tracks = Tracks(chains())
+    ((_, key, _, _),) = tracks.see(Seen(0.0, "a.log", STEPS[0], b"unit " + long))
+    assert key == long[:KEY_MAX]
+    by_line, by_capture = (
+        Seen(1.0, "a.log", END, b"unit " + long, "broken"),
+        Seen(1.0, "a", END, b"", "broken", (long,)),
+    )
+    assert by_line.places()[UNIT] == (UNIT, key)
+    assert by_capture.places()[0] == (WORDS, key)
+    assert (by_line.key(UNIT), by_capture.key(WORDS)) == (key, key)
+    assert tracks.failed(0, by_line) == key
 
 
 def test_chains_are_the_same_as_bytes() -> None:

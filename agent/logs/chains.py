@@ -34,6 +34,7 @@ MAX_CHAINS = 16  # of a class
 CHAINS, SUFFIXES = 128, 16_384  # of all classes: with all weights there may be, they fit into a model file
 SUFFIX = 4  # templates
 WORDS = 64  # of a line that are looked at, and of captures
+KEY_MAX = 256  # bytes of a word: a log may have one as long as a line, and thousands of keys are remembered
 HORIZON_S = (10.0, 3600.0)
 TRACKS = 16_384
 KEPT = 256  # of them, over a restart: the last ones
@@ -68,12 +69,12 @@ class Seen(NamedTuple):
         if slot == BY_SOURCE:
             return self.source
         found, slot = (self.captures, slot - WORDS) if slot >= WORDS else (words(self.line), slot)
-        return found[slot] if slot < len(found) else None
+        return found[slot][:KEY_MAX] if slot < len(found) else None
 
     def places(self) -> list[tuple[int, Key]]:
         """All slots where the key of a failure may stand, and what stands there."""
-        found = enumerate(self.captures, WORDS) if self.captures else enumerate(words(self.line))
-        return [*islice(found, WORDS), (BY_SOURCE, self.source)]
+        found, first = (self.captures, WORDS) if self.captures else (words(self.line), 0)
+        return [*((slot, word[:KEY_MAX]) for slot, word in enumerate(found[:WORDS], first)), (BY_SOURCE, self.source)]
 
 
 class Reading(NamedTuple):
@@ -445,8 +446,12 @@ class Tracks:
 
 
 def words(line: bytes) -> list[bytes]:
-    """A line's words but for its time, and without what is around them: of `(vol-3: /dev/sdb)` vol-3 and dev/sdb."""
-    return _word.findall(stamps.without(line))[:WORDS]
+    """A line's words but for its time, and without what is around them: of `(vol-3: /dev/sdb)` vol-3 and dev/sdb.
+
+    At most WORDS, of each at most KEY_MAX bytes.
+    """
+    found: list[bytes] = _word.findall(stamps.without(line))[:WORDS]
+    return found if len(line) <= KEY_MAX else [word[:KEY_MAX] for word in found]
 
 
 def logit(chance: float) -> float:
