@@ -1,5 +1,6 @@
 """The role: ticks, slots, reload, what is kept, and what a killed agent left behind."""
 
+import shutil
 import subprocess
 from contextlib import suppress
 from functools import partial
@@ -58,6 +59,8 @@ async def test_what_the_role_answers(tmp_path: Path) -> None:
         assert f'emissary_monitors_step_seconds{{monitor="{ID}",quantile="0.95",step="B"}} 0.005' in text
         with pytest.raises(ActionError, match="no monitor 'none'"):
             await here.bus.ask("run_monitor", {"id": "none"})
+        with pytest.raises(ActionError, match="id: expected the id of a monitor"):
+            await here.bus.ask("run_monitor", {})
 
 
 async def test_a_reload_leaves_others_alone_and_leads_out_what_is_gone(tmp_path: Path) -> None:
@@ -146,6 +149,22 @@ async def test_a_run_that_the_agent_s_death_cut_off_has_all_its_lines_and_its_nu
         assert here.ended(cut)
         await here.run_once()
         assert here.runs()[-1].run == f"{ID}-000008"
+
+
+async def test_a_run_that_was_promised_and_had_no_slot_when_the_agent_was_killed_has_its_lines(tmp_path: Path) -> None:
+    waits = program(tmp_path, "shake(); say('Log Info begun'); hear(); hear()")
+    first, promised = (monitor(waits, id=f"{ID}-{n}", steps=("A", "B")) for n in range(2))
+    async with house(tmp_path, first, promised, max_concurrent=1) as here:
+        await here.bus.ask("run_monitor", {"id": first.id})
+        await here.until(here.logs)
+        run = (await here.bus.ask("run_monitor", {"id": promised.id}))["run"]
+        shutil.copytree(tmp_path / "state", tmp_path / "again/state")  # as it is on the disk at that moment
+    for cut_off in (True, False):
+        async with house(tmp_path / "again", first, promised) as here:
+            steps = [(step.step, step.state, step.cause, step.text) for step in here.steps(run)]
+            await here.store.commit()
+        text = "the agent was ended while the run waited for a slot"
+        assert steps == ([(step, "not_run", "stopped", text) for step in ("A", "B")] if cut_off else [])
 
 
 async def test_a_run_that_the_agent_s_end_cuts_off_is_told_as_ended(tmp_path: Path) -> None:

@@ -62,6 +62,14 @@ def test_steps_follow_each_other_and_are_timed_by_us_where_they_do_not_themselve
     )
 
 
+def test_a_number_that_is_too_great_for_json_stays_text() -> None:
+    run = session()
+    play(run, HANDSHAKE + "O> Run Step Ping")
+    [ended, _] = run.feed([StepOk(metadata=f"n={'9' * 400}")], 2.5)
+    assert isinstance(ended, StepEnded)
+    assert ended.metadata == {"n": "9" * 400}
+
+
 def test_times_are_those_of_the_wall_clock() -> None:
     run = session()
     play(run, HANDSHAKE + "O> Run Step Ping")

@@ -24,10 +24,14 @@ class StepHistory(msgspec.Struct):
 
 
 class History(msgspec.Struct):
-    """A monitor: the number of its last run, up to which number runs may have begun, and its steps by name."""
+    """A monitor: the number of its last run, up to which number runs may have begun, and its steps by name.
+
+    `promised` is the run that somebody was told the id of and that has not begun.
+    """
 
     runs: int = 0
     reserved: int = 0
+    promised: int | None = None
     steps: dict[str, StepHistory] = {}
 
     def number(self) -> tuple[int, bool]:
@@ -46,8 +50,8 @@ class History(msgspec.Struct):
         self.runs = max(self.runs, self.reserved)
 
     def settle(self) -> None:
-        """Nobody will use what is reserved."""
-        self.reserved = self.runs
+        """Nobody will use what is reserved, and what was promised is told of."""
+        self.reserved, self.promised = self.runs, None
 
     def add(self, step: str, state: StepState, at: float, ms: float | None) -> None:
         """A step has ended."""

@@ -135,7 +135,8 @@ def _value(text: str) -> str | float:
         decoded = ""
     if decoded.isprintable() and decoded:
         text = decoded
-    return float(text) if _NUMBER.fullmatch(text) else text
+    number = float(text) if _NUMBER.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else text  # one of 400 digits is none that JSON can hold
 
 
 def seconds(time: str, unit: Literal["ms", "s"]) -> float | None:

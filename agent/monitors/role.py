@@ -68,7 +68,8 @@ async def run(
             cut_off = await monitors.clear_up()
             await monitors.arrange()
             for run in cut_off:
-                await monitors.tell_cut_off(run)
+                await monitors.tell_cut_off(run, "the agent was ended in its midst")
+            await monitors.tell_promised()
             with bus.answer("monitors", monitors.describe), bus.answer("run_monitor", monitors.run_now):
                 nursery.start_soon(monitors.follow_reloads)
                 nursery.start_soon(litter.keep_clear)
@@ -122,7 +123,15 @@ class _Monitors:
             await trio.to_thread.run_sync(remove, folder)
         return list(runs)
 
-    async def tell_cut_off(self, run: str) -> None:
+    async def tell_promised(self) -> None:
+        """Of a run that somebody was told the id of too, though it waited for a slot when the agent was killed."""
+        for name, history in list(self._history.items()):
+            if history.promised is not None:
+                run, history.promised = _run_id(name, history.promised), None
+                await self.tell_cut_off(run, "the agent was ended while the run waited for a slot")
+                self._store.put(_key(name), history)
+
+    async def tell_cut_off(self, run: str, why: str) -> None:
         """Every planned step has its line: those that the agent which was killed did not live to tell."""
         name = run.rpartition("-")[0]
         if name not in self._schedule:
@@ -131,7 +140,6 @@ class _Monitors:
         await self._store.commit()  # it may be the role alone that has begun anew
         told = [each.kind for each in await self._store.read(run=run, kinds=("MonitorStep", "MonitorRun"), limit=1001)]
         if "MonitorRun" not in told:
-            why = "the agent was ended in its midst"
             self._refuse(monitor, run, "stopped", why, began, told=told.count("MonitorStep"))
 
     def settle(self) -> None:
@@ -139,7 +147,7 @@ class _Monitors:
         for name in [name for name in self._runs if name not in self._stopping]:
             self._give_up(self._schedule.monitor(name), "the agent ended")
         for name, history in self._history.items():
-            if history.reserved > history.runs:
+            if history.reserved > history.runs or history.promised is not None:
                 history.settle()
                 self._store.put(_key(name), history)
 
@@ -212,6 +220,7 @@ class _Monitors:
                     self._tell_skipped(skipped)
                     self._stopping[name] = trio.CancelScope()
                     self._nursery.start_soon(self._run, self._schedule.monitor(name), self._number(name))
+                    self._history[name].promised = None  # from here on its folder stands for it
                 self._changed = trio.Event()
             wait_s = LOOK_S if self._once else max(0.0, self._schedule.next_at() - time.time())
             with trio.move_on_after(min(LOOK_S, wait_s)):
@@ -237,14 +246,22 @@ class _Monitors:
 
     async def run_now(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{id}` -> `{run}`: the run that begins as soon as there is a slot, or is there already."""
-        name = str(payload.get("id"))
+        name = payload.get("id")
+        if not isinstance(name, str):
+            raise ActionError("bad_payload", "id: expected the id of a monitor")
         try:
             is_new = self._schedule.run_now(name)
         except KeyError:
             raise ActionError("not_found", f"there is no monitor {name!r}") from None
+        run = self._number(name)
         if is_new:
             self._changed.set()
-        return {"run": self._number(name)}
+        if name in self._schedule.waiting:
+            history = self._history[name]
+            history.promised = history.runs
+            self._store.put(_key(name), history)
+            await self._store.commit()
+        return {"run": run}
 
     # ---- one run ---------------------------------------------------------------------------------------------------
 
@@ -253,7 +270,7 @@ class _Monitors:
         if name not in self._runs:
             history = self._history[name]
             number, is_new = history.number()
-            self._runs[name] = f"{name}-{number:06d}"
+            self._runs[name] = _run_id(name, number)
             if is_new:
                 self._store.put(_key(name), history)
         return self._runs[name]
@@ -408,6 +425,10 @@ def _own_program(part: str) -> str:
     """A part of a command; a file of ours that is not installed, but is in the checkout, by its name there."""
     beside = Path(__file__).parent / part.removeprefix(SHARE)
     return str(beside) if part.startswith(SHARE) and not Path(part).exists() and beside.exists() else part
+
+
+def _run_id(monitor: str, number: int) -> str:
+    return f"{monitor}-{number:06d}"
 
 
 def _key(monitor: str) -> str:
