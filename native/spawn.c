@@ -68,7 +68,8 @@ static int keep_only(const struct spawn *spawn)
     int folder = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0)
         return -1;
-    for (long size; (size = syscall(SYS_getdents64, folder, names, sizeof names)) > 0;)
+    long size;
+    while ((size = syscall(SYS_getdents64, folder, names, sizeof names)) > 0)
         for (long at = 0; at < size; at += ((const struct entry *)(const void *)(names + at))->size) {
             const char *name = ((const struct entry *)(const void *)(names + at))->name;
             int fd = 0;
@@ -77,6 +78,8 @@ static int keep_only(const struct spawn *spawn)
             if (fd >= ABOVE_STANDARD)
                 fcntl(fd, F_SETFD, FD_CLOEXEC);
         }
+    if (size < 0)
+        return -1;
     for (int i = 0; i < spawn->kept_count; i++)
         if (fcntl(spawn->kept[i], F_SETFD, 0) < 0)
             return -1;
