@@ -87,7 +87,7 @@ def read_event(data: str) -> Event:
     try:
         name, *payload = _ARGUMENTS.decode(_without_halves(data) if "\\ud" in data or "\\uD" in data else data)
         return Event(msgspec.json.decode(name, type=str), payload[0] if payload else _NULL)
-    except UNREADABLE as err:
+    except (ValueError, *UNREADABLE) as err:
         raise PacketBroken(f"an event that cannot be read: {err}") from err
 
 
