@@ -1,5 +1,6 @@
 """The Mimir link end to end: a real lab on loopback, a real store; nothing lost, nothing doubled."""
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,32 @@ async def test_a_machine_comes_back_after_mimir_was_away_for_long(tmp_path: Path
             states = sorted(props["state"] for props in (await found(lab, "Reservation")).values())
             assert states == ["available", "returned", "running"]
             assert agent.alerts == {}
+
+
+async def test_a_mimir_that_lost_its_data_is_told_of_the_machine_again(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async def entitlement(payload: dict[str, Any]) -> dict[str, Any]:
+        return {"name": "valid", "source": "certificates"}
+
+    jump(autojump_clock)
+    lab = Lab(tmp_path / "lab")
+    async with lab.up():
+        pass  # it has its port now
+    agent = Agent(tmp_path / "agent", lab, roles=("mimir",))
+    async with agent.up():
+        with agent.bus.answer("entitlement", entitlement):
+            async with lab.up():
+                await agent.until(lambda: agent.link.get("mimir") == "ready")
+                await agent.delivered()
+            await agent.until(lambda: agent.link["mimir"] != "ready")
+            shutil.rmtree(tmp_path / "lab")
+            async with lab.up():
+                with trio.fail_after(PATIENCE_S):
+                    while not (known := await found(lab, "TestPlatform")):  # noqa: ASYNC110  # it tells nobody
+                        await trio.sleep(1)
+    told = {"hostname": "host", "os": "os", "entitlement": "valid"}
+    assert known["lab-07"] == {**told, "seen": known["lab-07"]["seen"]}
 
 
 async def test_the_peer_may_not_ask_anything(tmp_path: Path, lab: Lab) -> None:

@@ -103,15 +103,25 @@ async def run(
             metrics.count("mimir_upserts_total")
         box.ack(batch.seq)
 
+    async def present() -> dict[str, Any]:
+        """What the machine is now. Its events told it before; but Mimir may be new to us, or have lost its data."""
+        try:
+            entitlement = await bus.ask("entitlement", {})
+        except ActionError:  # nobody looks for it
+            return dict(platform)
+        return {**platform, "entitlement": entitlement["name"]} if entitlement["source"] != "none" else dict(platform)
+
     async def renew(channel: Channel, ahead_s: float) -> NoReturn:
-        """Not owed: what is not renewed in time is of no use later."""
+        """Not owed: what is not renewed in time is of no use later. The machine itself is told once a connection."""
+        props = await present()
         while True:
             now = clock() + ahead_s
             try:
                 reservations = (await bus.ask("reservations", {}))["reservations"]
             except ActionError:  # no Seneschal: nothing is reserved
                 reservations = []
-            vertices = [{"id": ident, "label": "TestPlatform", "props": {"seen": now}}]
+            vertices = [{"id": ident, "label": "TestPlatform", "props": {**props, "seen": now}}]
+            props = {}
             vertices += [
                 {"id": offer["id"], "label": "Reservation", "props": {"lease_until": now + LEASE_S}}
                 for offer in reservations
