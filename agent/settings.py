@@ -97,6 +97,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 DEFAULT_TOKEN = "token"  # of control.tokens, made at the first start
+MACHINES_STATE = Path("/var/lib/agent")  # of the service, and of root
 
 # What no hardware profile may set (packaging.md 5): peers, tokens, roots, users, and who this machine is.
 FORBIDDEN = (
@@ -115,18 +116,21 @@ def state_dir(settings: Settings) -> Path:
         return Path(given)
     own = (os.environ.get("XDG_STATE_HOME", ""), os.path.expanduser("~/.local/state")) if os.geteuid() else ()
     # A relative one is to be ignored (XDG Base Directory Specification), and not every user has a home.
-    return next((Path(base) / "agent" for base in own if os.path.isabs(base)), Path("/var/lib/agent"))
+    return next((Path(base) / "agent" for base in own if os.path.isabs(base)), MACHINES_STATE)
 
 
 def find(name: str, folder: Path) -> Path:
     """A file that the settings name: relative to the credentials directory, /etc/agent, the state directory.
 
-    The first that is there, or that cannot be seen there; else where it would be in the state directory.
+    The first that is there, or that cannot be seen there. Else where it is to be put: of the machine's agent in
+    /etc/agent, as what root puts into the state directory of a dynamic user is not that user's; of others in the state
+    directory, where the default token is made too.
     """
     handed_over = os.environ.get("CREDENTIALS_DIRECTORY")
     places = [Path(handed_over) / credential(name)] if handed_over else []
     places += [Path("/etc/agent") / name, folder / name]
-    return next((path for path in places if config.is_there(path)), places[-1])
+    wanted = places[-2] if folder == MACHINES_STATE and name != DEFAULT_TOKEN else places[-1]
+    return next((path for path in places if config.is_there(path)), wanted)
 
 
 def credential(name: str) -> str:

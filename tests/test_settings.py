@@ -1,5 +1,6 @@
 """The hardware profile below the settings: which is taken, what it may not break, and what is told of it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,17 @@ def test_a_credential_that_cannot_be_looked_at_is_meant_all_the_same(
         read_token(settings.find("token", tmp_path))
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "none"))
     assert settings.find("token-of-a-test", tmp_path) == tmp_path / "token-of-a-test"
+
+
+@pytest.mark.parametrize("handed_over", ["", "/run/credentials/agent.service"])
+def test_a_file_that_is_nowhere_is_named_where_it_is_to_be_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed_over: str
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", handed_over)
+    name = f"token-of-test-{os.getpid()}"
+    machines = Path("/var/lib/agent")
+    assert settings.find(name, machines) == Path("/etc/agent") / name
+    assert settings.find(f"/srv/{name}", machines) == Path("/srv") / name
+    assert settings.find(name, tmp_path) == tmp_path / name
+    monkeypatch.setattr(settings, "DEFAULT_TOKEN", name)
+    assert settings.find(name, machines) == machines / name
