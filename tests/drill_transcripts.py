@@ -15,6 +15,7 @@ import msgspec
 
 from agent.core.covered import CoverageLost, CoverageSession, CoverageWarning
 from agent.coverage.catalog import Delta, Method, Unit
+from agent.coverage.messages import read_asked
 from agent.coverage.sessions import Act, Announce, Empty, Machine, Map, Part, Ping, Say
 
 EPOCH = 1_795_294_679.0
@@ -115,11 +116,11 @@ class Played:
         machine = self.machine
         match line.split():
             case ["A>", topic, *text] if topic.startswith("/"):
-                return machine.receive(message(topic, " ".join(text)), self.now)
+                return machine.do(read_asked(message(topic, " ".join(text))), self.now)
             case ["A>", kind]:
-                return machine.receive(action(kind), self.now)
+                return machine.do(read_asked(action(kind)), self.now)
             case ["A>", kind, payload, *key]:
-                return machine.receive(action(kind, json.loads(payload), *key), self.now)
+                return machine.do(read_asked(action(kind, json.loads(payload), *key)), self.now)
             case ["C>", *_]:
                 found = [each.split() for each in line[3:].split(",") if each.strip()]
                 deltas = [Delta(name, bits(probes), *test) for name, probes, *test in found]

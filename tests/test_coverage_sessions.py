@@ -6,6 +6,7 @@ from collections import defaultdict
 import pytest
 
 from agent.coverage.catalog import Delta
+from agent.coverage.messages import read_asked
 from agent.coverage.sessions import Part, Say
 from tests.drill_transcripts import Played, action, enabled, message, told, unit
 
@@ -117,7 +118,7 @@ def test_the_seeds_exception_flow_cancel_instead_of_stop() -> None:
 def started(played: Played, *names: str, **payload: object) -> Played:
     for name in names:
         tree = {"sessionId": name, "testType": "AUTO", "isRealtime": False, "isGlobal": False} | payload
-        played.machine.receive(action("START_AGENT_SESSION", tree), played.now)
+        played.machine.do(read_asked(action("START_AGENT_SESSION", tree)), played.now)
     played.does("C>")
     return played
 
@@ -361,8 +362,8 @@ def test_quoted_values_unknown_topics_and_actions_are_acknowledged() -> None:
         """
     )
     assert played.link == "enabled"
-    assert played.machine.receive("no frame", 0) == []
-    assert played.machine.receive('{"type":"MESSAGE_DELIVERED","destination":"/x"}', 0) == []
+    assert played.machine.do(read_asked("no frame"), 0) == []
+    assert played.machine.do(read_asked('{"type":"MESSAGE_DELIVERED","destination":"/x"}'), 0) == []
 
 
 def test_the_state_names_running_and_owed_sessions() -> None:
@@ -730,7 +731,7 @@ def test_nothing_is_due_without_a_session_that_waits_for_it() -> None:
 def test_no_text_of_the_admin_breaks_the_machine() -> None:
     played = enabled("./a.js")
     for text in (json.dumps(None), "[]", "{}", message("", "x"), '{"type":7}', "\x00", b"\xff\xfe"):
-        acts = played.machine.receive(text, 0)
+        acts = played.machine.do(read_asked(text), 0)
         assert all(isinstance(act, Say) for act in acts)
 
 

@@ -167,12 +167,8 @@ class Machine:
 
     # ---- what the admin says ---------------------------------------------------------------------------------------
 
-    def receive(self, text: str | bytes, now: float) -> list[Act]:
-        """Take a frame. Each message is acknowledged when it is done, whatever it is."""
-        return self.do(messages.read_asked(text), now)
-
     def do(self, asked: messages.Asked, now: float) -> list[Act]:
-        """Take a frame that was read elsewhere: a large one, in a thread."""
+        """Take a frame as it was read. Each message is acknowledged when it is done, whatever it is."""
         frame = asked.frame
         if not frame.type:
             log.warning("drill: a frame cannot be read, nothing is done error=%s", asked.why)

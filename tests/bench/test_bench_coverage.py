@@ -14,7 +14,7 @@ import pytest
 
 from agent.coverage.attach import Attachment
 from agent.coverage.catalog import Catalog, Delta, Method, Unit
-from agent.coverage.messages import parts
+from agent.coverage.messages import parts, read_asked
 from agent.coverage.sessions import Act, Machine, Part
 from agent.coverage.settings import CoverageSettings, SourceName
 from agent.coverage.sources.named import Sources
@@ -37,9 +37,9 @@ def units(count: int) -> list[Unit]:
 def session(machine: Machine) -> None:
     """A running session whose first flush is due at 2 s."""
     for topic, text in (("/agent/load", '{"meta":{"id":"test2code"}}'), ("/plugin/togglePlugin", "{}")):
-        machine.receive(_frame(topic, text), 0.0)
+        machine.do(read_asked(_frame(topic, text)), 0.0)
     start = '{"type":"START_AGENT_SESSION","payload":{"sessionId":"s1","testType":"AUTO"}}'
-    machine.receive(_frame("/plugin/action", f'{{"id":"test2code","message":{_quoted(start)}}}'), 0.0)
+    machine.do(read_asked(_frame("/plugin/action", f'{{"id":"test2code","message":{_quoted(start)}}}')), 0.0)
     machine.collected(0.0, 0.0)
 
 

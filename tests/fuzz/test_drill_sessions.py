@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agent.coverage.catalog import Delta
-from agent.coverage.messages import parts
+from agent.coverage.messages import parts, read_asked
 from agent.coverage.session import Saved
 from agent.coverage.sessions import Act, Announce, Machine, Part, Ping, Say
 from tests.drill_transcripts import EPOCH, action, content, message, unit
@@ -97,7 +97,7 @@ class Drill(RuleBasedStateMachine):
                     self.line.append(number)
 
     def tell(self, frame: str) -> None:
-        self.perform(self.machine.receive(frame, self.now))
+        self.perform(self.machine.do(read_asked(frame), self.now))
 
     def order(self, kind: str, name: str | None = None) -> None:
         self.keys += 1
