@@ -43,10 +43,15 @@ dist/SHA256SUMS: $(READY) $(FROZEN)
 	.venv-dist/bin/pyinstaller --clean --noconfirm --log-level=WARN packaging/agent.spec
 	.venv-dist/bin/python packaging/release.py
 
+# Made anew for another interpreter, too.
+ifneq ($(shell cat .venv/ready 2>/dev/null),$(PYTHON))
+.PHONY: $(READY)
+endif
+
 # The whole set-up. uv goes into the checkout; it builds the C module and installs what uv.lock names.
 $(READY): Makefile pyproject.toml uv.lock setup.py agent/__init__.py packaging/deps $(wildcard native/*)
 	packaging/deps
 	@.venv-uv/bin/uv --version 2>/dev/null | grep -q '^uv $(UV) ' || \
 		{ $(PYTHON) -m venv .venv-uv && .venv-uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV); }
 	.venv-uv/bin/uv sync --quiet --locked
-	@touch $@
+	@echo '$(PYTHON)' >$@
