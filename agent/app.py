@@ -41,12 +41,10 @@ from agent.core.supervise import Health, Role, Supervisor
 from agent.core.tls import TlsSettings, server_context
 from agent.core.token import own_token, read_token
 from agent.mimir.settings import MimirSettings
-from agent.monitors.settings import MonitorsSettings
 from agent.polarize.settings import CibusSettings, PolarizeSettings
 from agent.seneschal.settings import SeneschalSettings
 from agent.settings import DEFAULT_TOKEN, Given, Settings, Tls, certificates, find, load_settings, state_dir, survey
 from agent.suites.requirements import labels_of
-from agent.suites.settings import SuitesSettings
 
 if TYPE_CHECKING:
     from agent.coverage.role import Coverage
@@ -195,6 +193,7 @@ class Service:
         self.serving = trio.Event()  # the control port listens; the other roles are on their way
         self.up = trio.Event()  # every role had its start
         self.is_ready = False  # as the supervisor was told
+        self._reloading = trio.Lock()
         self.control_url = ""
         self._covering: Coverage | None = None  # runners that are covered go on while its role is started anew
         self._leaves = cgroup.claim()  # before the first child: the agent itself moves into a leaf
@@ -319,30 +318,32 @@ class Service:
 
     async def _reload(self, payload: dict[str, Any]) -> dict[str, Any]:
         """Read the settings again; roles whose table changed are restarted. Raises ActionError: nothing has changed."""
-        try:
-            new = self.load()
-            await trio.to_thread.run_sync(_check_rules, new)
-        except config.ConfigErrors as errors:
-            raise ActionError("bad_payload", str(errors)) from errors
-        _warn(new)
-        changed = config.diff(self.effective, new)
-        needs_restart = [key for key in changed if key.split(".")[0] in NEEDS_RESTART]
-        if self.serving.is_set():
-            await self.up.wait()
-        is_up = self.up.is_set()  # else the roles wait for the port, and are given what holds then
-        before, self.effective = self._roles() if is_up else {}, new
-        after = self._roles() if is_up else {}
-        tables = {key.split(".")[0].split("[")[0] for key in changed}
-        for name, role in after.items():
-            if name not in before or tables & set(ROLE_TABLES[name]):
-                await self.supervisor.stop(name)
-                await self.supervisor.start(role)
-        for name in before.keys() - after.keys():
-            await self.supervisor.stop(name)
-        rules = await self._reload_rules()
-        self.bus.publish(Reloaded())
-        log.info("reloaded changed=%s needs_restart=%s", ",".join(changed) or "nothing", ",".join(needs_restart))
-        return {"changed": changed, "needs_restart": needs_restart, **rules}
+        async with self._reloading:  # a role that two restart at once would run twice
+            try:
+                new = self.load()
+                await trio.to_thread.run_sync(_check_rules, new)
+            except config.ConfigErrors as errors:
+                raise ActionError("bad_payload", str(errors)) from errors
+            _warn(new)
+            changed = config.diff(self.effective, new)
+            needs_restart = [key for key in changed if key.split(".")[0] in NEEDS_RESTART]
+            if self.serving.is_set():
+                await self.up.wait()
+            is_up = self.up.is_set()  # else the roles wait for the port, and are given what holds then
+            before, self.effective = self._roles() if is_up else {}, new
+            after = self._roles() if is_up else {}
+            tables = {key.split(".")[0].split("[")[0] for key in changed}
+            with trio.CancelScope(shield=True):  # who asked may be gone: a role that was stopped still starts again
+                for name, role in after.items():
+                    if name not in before or tables & set(ROLE_TABLES[name]):
+                        await self.supervisor.stop(name)
+                        await self.supervisor.start(role)
+                for name in before.keys() - after.keys():
+                    await self.supervisor.stop(name)
+            rules = await self._reload_rules()
+            self.bus.publish(Reloaded())
+            log.info("reloaded changed=%s needs_restart=%s", ",".join(changed) or "nothing", ",".join(needs_restart))
+            return {"changed": changed, "needs_restart": needs_restart, **rules}
 
     async def _reload_rules(self) -> Mapping[str, Any]:
         try:
@@ -500,21 +501,17 @@ class Service:
                 ca_file=self.find(settings.tls.ca_file) if settings.tls.ca_file else None,
             )
 
-        def suites() -> SuitesSettings:
-            return self.effective.settings.suites
-
-        await role.run(self.bus, self.store, suites, machine, health, task_status=task_status)
+        await role.run(
+            self.bus, self.store, lambda: self.effective.settings.suites, machine, health, task_status=task_status
+        )
 
     async def _monitors(self, health: Health, *, task_status: trio.TaskStatus[None]) -> None:
         from agent.monitors import role
 
-        def settings() -> MonitorsSettings:
-            return self.effective.settings.monitors
-
         await role.run(
             self.bus,
             self.store,
-            settings,
+            lambda: self.effective.settings.monitors,
             self.effective.settings.name,
             health,
             metrics=self.metrics,

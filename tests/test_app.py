@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
-from agent.app import ROLE_TABLES
-from agent.core.config import ConfigErrors
+from agent.app import ROLE_TABLES, Service
+from agent.core.config import ConfigErrors, Effective
+from agent.core.events import RoleChanged
 from agent.settings import Given, Settings, load_settings, state_dir
 from tests.monitors_house import program
 
@@ -77,6 +79,32 @@ def test_sighup_reloads_and_a_broken_file_changes_nothing(
     assert "suites.slots: 0 is less than 1" in err
     assert "reloaded changed=suites.slots" in err
     assert service.returncode == 0
+
+
+async def test_reloads_at_once_come_one_after_the_other(tmp_path: Path) -> None:
+    file, numbers = tmp_path / "agent.toml", itertools.count()
+    given = Given((file,))
+
+    def load() -> Effective[Settings]:
+        """Each time other settings of one role."""
+        file.write_text(f'{SETTINGS.format(folder=tmp_path)}[files]\ncontent_allow = ["/etc/{next(numbers)}"]\n')
+        return load_settings(given)
+
+    service = Service(load(), load, given)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(service.run)
+        with service.bus.subscribe(RoleChanged) as changes:
+            async with trio.open_nursery() as asking:
+                for _ in range(4):
+                    asking.start_soon(service.bus.ask, "reload", {})
+            states: list[str] = []
+            with trio.fail_after(60):
+                while len(states) < 8:
+                    change = await anext(changes)
+                    states += [change.state] if change.name == "files" else []
+        assert states == ["stopped", "running"] * 4
+        assert service.supervisor.status["files"].restarts == 0
+        nursery.cancel_scope.cancel()
 
 
 def test_monitors_follow_their_file_without_a_signal(
