@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
-from trio_websocket import WebSocketConnection
+from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from agent.core import listen
 from agent.core.bus import Bus, Handler
@@ -23,6 +23,7 @@ from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.eman import role
+from agent.eman.messages import Request
 from agent.eman.settings import EmanSettings
 from agent.eman.shake import md5_key
 from tests.eman_hub import SALT, Peer, hub, peer
@@ -378,3 +379,24 @@ def test_the_address_behind_the_setting() -> None:
     assert role.dial_url("https://h/communication", 4) == "wss://h/socket.io/?EIO=4&transport=websocket"
     with pytest.raises(ValueError, match="is not http"):
         role.dial_url("h:9001", 3)
+
+
+async def test_an_answer_that_a_lost_line_did_not_take_goes_by_the_one_that_came_meanwhile() -> None:
+    service = role._Service(Bus(), EmanSettings(), NAME, Metrics())
+    said: list[Any] = []
+
+    class Line:
+        def __init__(self, then: "Line | None" = None) -> None:
+            self._then = then
+
+        async def respond(self, response: Any) -> None:
+            if self._then is None:
+                said.append(response.error)
+            else:
+                service.is_online(self._then)  # type: ignore[arg-type]  # what is asked of a connection here
+                raise ConnectionClosed(None)
+
+    service.is_online(Line(then=Line()))  # type: ignore[arg-type]
+    with trio.fail_after(60):
+        await service._respond(Request(name="nobody.asks", request_id="1", sender_id="a"))
+    assert len(said) == 1

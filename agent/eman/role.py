@@ -165,7 +165,8 @@ class _Service:
                 try:
                     await connection.respond(response)
                 except ConnectionClosed:
-                    self.is_online(None)
+                    if self._online is connection:  # and not one that has come meanwhile
+                        self.is_online(None)
                 else:
                     return
 
@@ -173,10 +174,8 @@ class _Service:
         """The answer to a request; to one that is repeated, the first again."""
         key = (request.sender_id, request.request_id)
         answers = self._changes if self.actions.get(request.name) in MUTATING else self._reads
-        known = answers.find(key)
-        if isinstance(known, trio.Event):
+        while isinstance(known := answers.find(key), trio.Event):
             await known.wait()
-            known = answers.find(key)
         if isinstance(known, Response):
             return known
         under_way = trio.Event()
