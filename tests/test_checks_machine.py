@@ -286,6 +286,10 @@ def test_ava(suite: Callable[..., Subject], tmp_path: Path) -> None:
     assert machine.runner_ava(suite("ava")).status == "warn"
     write(tmp_path, package, '{"version": "8.0.1"}')
     assert machine.runner_ava(suite("ava")).detail == "8.0.1"
+    for text in ("", '{"version"', "[]", '{"version": 8}', "[" * 100_000):  # an installation that was cut
+        write(tmp_path, package, text)
+        found = machine.runner_ava(suite("ava"))
+        assert (found.status, found.detail) == ("fail", f"no AVA in {tmp_path}/suites/s")
 
 
 @pytest.mark.parametrize(

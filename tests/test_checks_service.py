@@ -148,7 +148,7 @@ def test_the_default_token_is_made_at_the_first_start(tmp_path: Path) -> None:
     found = service.control_token(subject(tmp_path))
     assert (found.status, found.detail) == ("ok", f"{tmp_path}/token is made at the first start")
     write(tmp_path / "token", STRONG)
-    assert service.control_token(subject(tmp_path)).detail == "1 tokens"
+    assert service.control_token(subject(tmp_path)).detail == "tokens: 1"
 
 
 @pytest.mark.parametrize("weak", ["a" * 40, "12345678901234567890", "correct-horse", "deadbeefdeadbeef"])

@@ -21,6 +21,7 @@ from agent.checks.state import last_event
 from agent.checks.subject import NOT_USED, Finding, Subject, date_of, text_of
 from agent.core import bundle, toml
 from agent.core.clock import is_synchronised
+from agent.core.payload import UNREADABLE
 from agent.settings import Settings
 from agent.suites.requirements import satisfies
 
@@ -202,8 +203,8 @@ def runner_ava(subject: Subject) -> Finding:
     for folder, document in suites.items():
         packages = [above / "node_modules/ava/package.json" for above in (folder, *folder.parents)]
         package = next((path for path in packages if path.is_file()), None)
-        if package:
-            found[str(folder)] = str(msgspec.json.decode(package.read_bytes())["version"])
+        if package and (version := _version_in(package)):
+            found[str(folder)] = version
         elif not document.get("setup"):
             missing.append(str(folder))
     if missing:
@@ -212,6 +213,18 @@ def runner_ava(subject: Subject) -> Finding:
     if old:
         return Finding("warn", f"older than tested: {', '.join(old)}", f"Use AVA {TESTED['ava']}.", found)
     return Finding("ok", ", ".join(sorted(set(found.values()))) or "comes with setup", data=found)
+
+
+class _Package(msgspec.Struct):
+    version: str
+
+
+def _version_in(package: Path) -> str:
+    """What a package.json says; "" when it says none, as after an installation that was cut."""
+    try:
+        return msgspec.json.decode(package.read_bytes(), type=_Package).version
+    except (OSError, *UNREADABLE):
+        return ""
 
 
 def runner_pytest(subject: Subject) -> Finding:

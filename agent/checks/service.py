@@ -124,7 +124,7 @@ def control_token(subject: Subject) -> Finding:
         return Finding("warn", ", ".join(weak), "Write 256 random bits: openssl rand -hex 32.")
     if control.insecure_loopback:
         return Finding("warn", "insecure_loopback: whoever is on this machine may all", "Set it to false.")
-    return Finding("ok", f"{missing[0]} is made at the first start" if missing else f"{len(control.tokens)} tokens")
+    return Finding("ok", f"{missing[0]} is made at the first start" if missing else f"tokens: {len(control.tokens)}")
 
 
 def _bits(token: str) -> float:
