@@ -263,6 +263,15 @@ async def test_a_request_waits_for_the_roles_while_the_agent_starts(tmp_path: Pa
         assert answers == [{}]
 
 
+async def test_a_request_that_waits_in_vain_hears_that_the_agent_is_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.control.role.START_S", 0.01)
+    async with house(tmp_path, is_up=False) as server, client(server.dial()) as them:
+        with pytest.raises(Refused, match="busy: the agent is starting, nothing answers 'drain' yet"):
+            await them.ask("drain", {})
+
+
 async def test_a_logged_message_is_an_event_with_run_and_test_when_these_are_unambiguous(server: House) -> None:
     async with client(server.dial()) as them:
         await them.ask("log", {"message": "nobody runs"})

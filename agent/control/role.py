@@ -167,7 +167,12 @@ class _House:
             with trio.move_on_after(START_S):
                 await self._up.wait()
         with self._health.busy(limit=ASK_S):
-            return await self._bus.ask(action, given)
+            try:
+                return await self._bus.ask(action, given)
+            except ActionError as err:
+                if err.code == "unknown_action" and not self._up.is_set():  # as on a full disk
+                    raise ActionError("busy", f"the agent is starting, nothing answers {action!r} yet") from err
+                raise
 
     # ---- actions ---------------------------------------------------------------------------------------------------
 
