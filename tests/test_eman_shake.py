@@ -1,6 +1,7 @@
 """The hub's mind and a service's side of the handshake, as transcripts."""
 
 import itertools
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -328,6 +329,19 @@ def test_the_oldest_of_too_many_open_requests_ends() -> None:
     (to, event, _), timed_out = play.ask(2, "post", "one more")
     assert (to, event) == (1, "post")
     assert (timed_out[2]["request_id"], timed_out[2]["error"]["code"]) == ("0", "timeout")
+
+
+def test_what_is_asked_is_not_kept_until_it_is_answered() -> None:
+    play = Play()
+    play.online(1, "post")
+    play.online(2)
+    tracemalloc.start()
+    for n in range(50):
+        play.ask(2, "post", str(n), data="x" * 100_000)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
+    assert len(play.answer(1, 2, "49", data=1)) == 1
 
 
 def test_who_leaves_takes_all_of_it_along() -> None:

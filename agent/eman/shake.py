@@ -292,7 +292,8 @@ class Hub:
         if len(service.asks) >= MAX_OPEN:
             acts += self._time_out(service, next(iter(service.asks)))
         limit_s = answer_limit_s(given)
-        service.asks[given.request_id] = _Open(request, now + limit_s, set(targets))
+        without = msgspec.structs.replace(request, data=msgspec.UNSET)  # a thousand of them may be kept, a MB each
+        service.asks[given.request_id] = _Open(without, now + limit_s, set(targets))
         self._open += 1
         for number in targets:
             self._services[number].answers.add((service.number, given.request_id))
