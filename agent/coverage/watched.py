@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 import agent
+from agent.core import release
 from agent.coverage import report
 from agent.coverage.catalog import Catalog, Delta, Unit
 from agent.coverage.merged import Budget, Merged
@@ -257,9 +258,7 @@ class Watched:
 
 
 def _write(path: Path, saved: SavedRun) -> None:
-    new = path.with_name(f".{path.name}.new")
     try:
-        new.write_bytes(msgspec.json.encode(saved))
-        new.replace(path)
+        release.write(path, msgspec.json.encode(saved), 0o600)
     except OSError as err:
         log.error("coverage cannot be kept file=%s error=%s", path, err)  # noqa: TRY400 - the run goes on

@@ -6,6 +6,7 @@ Source: ARCHITECTURE.md, rule 4; protocols/settings.md, "Names that several fold
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -15,10 +16,16 @@ import msgspec
 import pytest
 import trio
 
+from agent.core import release
 from agent.core.events import SuiteFinished, TestFinished
+from agent.core.release import Pending
 from agent.core.store import open_store
+from agent.coverage.settings import CoverageSettings
+from agent.coverage.watched import Watched
+from agent.suites.capture import Capture
 from agent.suites.messages import Suite
 from agent.suites.report import write_report
+from tests.coverage_house import Product
 from tests.ended_run import finished
 
 ROUNDS, LOSSES = 120, 50
@@ -93,26 +100,31 @@ async def test_a_log_cut_at_any_byte_is_a_prefix_that_holds_all_that_was_told(tm
         shutil.rmtree(folder)
 
 
-async def test_a_file_of_a_run_is_on_disk_before_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: dict[str, bytes] = {}
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is brought onto the disk and what gets its name, in this order; no file gets it before it is there."""
+    synced: dict[Path, bytes] = {}
     done: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
     def seen_fsync(fd: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
         if path.is_file():
-            synced[path.name] = path.read_bytes()
+            synced[path] = path.read_bytes()
         done.append(f"sync {path.name}")
         fsync(fd)
 
     def seen_replace(self: Path, target: Path) -> Path:
-        assert synced[self.name] == self.read_bytes(), "renamed before all of it was on the disk"
-        assert not target.exists()
+        assert self.is_symlink() or synced[self] == self.read_bytes(), "renamed before all of it was on the disk"
         done.append(f"rename {target.name}")
         return replace(self, target)
 
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(Path, "replace", seen_replace)
+    return done
+
+
+async def test_a_file_of_a_run_is_on_disk_before_it_has_its_name(tmp_path: Path, done: list[str]) -> None:
     store = open_store(tmp_path, reserve=4096)
     async with trio.open_nursery() as nursery:
         await nursery.start(store.run)
@@ -120,15 +132,59 @@ async def test_a_file_of_a_run_is_on_disk_before_it_has_its_name(
             store.append(record(f"test {n}"), 1.0)
         await store.commit()
         (folder := tmp_path / "runs" / "r-1").mkdir(parents=True)
-        monkeypatch.setattr(os, "fsync", seen_fsync)
-        monkeypatch.setattr(Path, "replace", seen_replace)
+        done.clear()
         suite = Suite(id="login", runner="tap", command=("true",))
         told: SuiteFinished = write_report(store, suite, finished("r-1"), folder, "lab-07")
         nursery.cancel_scope.cancel()
-    store.close()
-    assert told.counts.total == 100
-    assert len(msgspec.json.decode((folder / "result.json").read_bytes())["tests"]) == 100
     assert done == [
         "sync .xunit.xml.new", "rename xunit.xml", "sync r-1",
         "sync .result.json.new", "rename result.json", "sync r-1",
     ]  # fmt: skip
+    store.close()
+    assert told.counts.total == 100
+    assert len(msgspec.json.decode((folder / "result.json").read_bytes())["tests"]) == 100
+
+
+def test_the_output_of_a_run_is_on_disk_when_it_is_closed(tmp_path: Path, done: list[str]) -> None:
+    for limit in (100, 10):  # whole, and cut
+        output = Capture(tmp_path / "stdout.log", limit)
+        output.write(b"what a runner says")
+        assert done == []
+        output.close()
+        assert done.pop() == "sync stdout.log"
+
+
+async def test_what_a_run_has_covered_is_on_disk_before_it_has_its_name(tmp_path: Path, done: list[str]) -> None:
+    product = Product("./a.js")
+    run = Watched(
+        CoverageSettings(), ["v8"], tmp_path / "run", product.make, nullcontext, kept=tmp_path / "covered", report=True
+    )
+    await run.prepare([tmp_path])
+    await run.let_count(True)
+    product.reach("./a.js", "1", "t1")
+    await run.collect(lambda deltas: None)
+    await run.keep()
+    assert done == ["sync .covered.new", "rename covered", f"sync {tmp_path.name}"]
+
+
+def test_a_release_on_trial_is_on_disk_step_by_step(tmp_path: Path, done: list[str]) -> None:
+    prefix = tmp_path / "agent"
+    for version in ("1", "2"):
+        (prefix / "releases" / version).mkdir(parents=True)
+        (prefix / "releases" / version / "agent").touch()
+    release.write_pending(prefix, Pending(version="2", previous="1", id="x", confirm=str(tmp_path / "confirm")))
+    release.point(prefix / "current", "2")
+    trial = ["sync .pending.json.new", "rename pending.json", "sync agent"]
+    assert done == [*trial, "rename current", "sync agent"]
+    done.clear()
+    for _ in range(release.STARTS):
+        assert release.boot_check(prefix) is None
+    assert done == trial * release.STARTS
+    done.clear()
+    assert release.boot_check(prefix) == "1"
+    assert done == ["rename current", "sync agent", "sync agent"]  # the last one: its trial is gone
+    release.write_pending(prefix, Pending(version="1", previous="2", id="y", confirm=str(tmp_path / "confirm")))
+    (tmp_path / "confirm").write_text("y")
+    done.clear()
+    assert release.boot_check(prefix) is None
+    assert done == ["rename previous", "sync agent", "sync agent"]
