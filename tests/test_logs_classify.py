@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.logs.classify import NO_TEMPLATE, WINDOW, Classifier, Drift, TooManyClasses, tail
+from agent.logs.classify import WINDOW, Classifier, Drift, TooManyClasses, tail
 from agent.logs.model import MAX_CLASSES, ModelDamaged
+from agent.logs.templates import NONE
 
 MASK = (1 << 64) - 1
 
@@ -32,7 +33,7 @@ def hash_word(word: bytes) -> int:
 def tokens(line: bytes, template: int) -> dict[int, float]:
     """The tokens of a line and what each counts."""
     found: dict[int, float] = {}
-    if template != NO_TEMPLATE:
+    if template != NONE:
         found[mix(3, template) >> 32 & 4095] = 4.0
     before, words = 1, [word.strip(b".") for word in re.split(rb"[\x00-\x20,;:=()\[\]{}\"'<>|/]+", line[:4096])]
     for word in list(filter(None, words))[:160]:
@@ -60,7 +61,7 @@ class Twin:
 
     def guess(self, line: bytes, template: int, classes: int) -> list[float]:
         """The shares of all classes when it is asked; labels of the template say something too."""
-        class_, count, total = self.labels[template] if template != NO_TEMPLATE else (0, 0, 0)
+        class_, count, total = self.labels[template] if template != NONE else (0, 0, 0)
         return self.shares(line, template, classes, {class_: 3 * math.log1p(min(4, max(0, 2 * count - total)))})
 
     def shares(self, line: bytes, template: int, classes: int, leads: Mapping[int, float] = NOTHING) -> list[float]:
@@ -107,7 +108,7 @@ def test_the_native_model_agrees_with_its_twin() -> None:
     classifier, twin, known = Classifier(threshold=0), Twin(), 1
     for turn in range(600):
         line = random_line(rng) if turn % 100 else b"word " * 3000
-        template = rng.choice([NO_TEMPLATE, turn // 4, turn // 4])  # too few labels of each to settle it
+        template = rng.choice([NONE, turn // 4, turn // 4])  # too few labels of each to settle it
         shares = twin.guess(line, template, known)
         guess = classifier.guess(template, line)
         assert (guess is None) == (known == 1)
@@ -123,15 +124,15 @@ def test_the_native_model_agrees_with_its_twin() -> None:
 
 def test_it_knows_a_class_by_words_it_was_told_of() -> None:
     classifier = Classifier()
-    assert classifier.guess(NO_TEMPLATE, b"FATAL data TLB error interrupt") is None
+    assert classifier.guess(NONE, b"FATAL data TLB error interrupt") is None
     for number in range(3):
-        classifier.learn(NO_TEMPLATE, b"job %d started" % number, None)
-        classifier.learn(NO_TEMPLATE, b"node %d FATAL data TLB error interrupt" % number, "kernel.tlb")
-        classifier.learn(NO_TEMPLATE, b"node %d FATAL Lustre mount failed" % number, "fs.mount")
-    guess = classifier.guess(NO_TEMPLATE, b"node 9 FATAL data TLB error interrupt")
+        classifier.learn(NONE, b"job %d started" % number, None)
+        classifier.learn(NONE, b"node %d FATAL data TLB error interrupt" % number, "kernel.tlb")
+        classifier.learn(NONE, b"node %d FATAL Lustre mount failed" % number, "fs.mount")
+    guess = classifier.guess(NONE, b"node 9 FATAL data TLB error interrupt")
     assert guess is not None
     assert (guess.class_, guess.by, guess.confidence > 0.8) == ("kernel.tlb", "model", True)
-    normal = classifier.guess(NO_TEMPLATE, b"job 4711 started")
+    normal = classifier.guess(NONE, b"job 4711 started")
     assert normal is not None
     assert normal.class_ is None
 
@@ -142,7 +143,7 @@ def test_it_abstains_where_nothing_is_known() -> None:
     for number in range(100):
         classifier.learn(number, b"disk sd%d failed" % number, "disk")
     assert classifier.guess(1000, b"welcome to the machine") is None
-    assert classifier.guess(NO_TEMPLATE, b"") is None
+    assert classifier.guess(NONE, b"") is None
 
 
 def test_one_label_of_a_template_outweighs_what_its_words_say() -> None:
@@ -201,10 +202,10 @@ def test_contradictory_labels_end_in_doubt() -> None:
 def test_classes_are_bounded_in_number() -> None:
     classifier = Classifier()
     for number in range(MAX_CLASSES):
-        classifier.learn(NO_TEMPLATE, b"x", f"class {number}")
+        classifier.learn(NONE, b"x", f"class {number}")
     with pytest.raises(TooManyClasses, match="63 classes already"):
-        classifier.learn(NO_TEMPLATE, b"x", "one more")
-    classifier.learn(NO_TEMPLATE, b"x", "class 0")
+        classifier.learn(NONE, b"x", "one more")
+    classifier.learn(NONE, b"x", "class 0")
     assert len(classifier.classes) == MAX_CLASSES
 
 
@@ -222,9 +223,9 @@ def test_labels_of_more_templates_than_there_is_room_for_push_out_rare_ones() ->
 
 def test_a_line_of_a_megabyte_is_looked_at_for_its_beginning() -> None:
     classifier = Classifier()
-    classifier.learn(NO_TEMPLATE, b"begins like this " + b"x" * 1_000_000, "a")
-    classifier.learn(NO_TEMPLATE, bytes(range(256)) * 4000, None)
-    guess = classifier.guess(NO_TEMPLATE, b"begins like this " + b"y" * 1_000_000)
+    classifier.learn(NONE, b"begins like this " + b"x" * 1_000_000, "a")
+    classifier.learn(NONE, bytes(range(256)) * 4000, None)
+    guess = classifier.guess(NONE, b"begins like this " + b"y" * 1_000_000)
     assert guess is not None
     assert guess.class_ == "a"
 
@@ -232,7 +233,7 @@ def test_a_line_of_a_megabyte_is_looked_at_for_its_beginning() -> None:
 def test_many_lines_at_once_are_guessed_as_one_by_one() -> None:
     rng, classifier = random.Random(4), Classifier()
     lines = [random_line(rng) for _ in range(300)]
-    templates = [rng.choice([NO_TEMPLATE, 1, 2, 3]) for _ in lines]
+    templates = [rng.choice([NONE, 1, 2, 3]) for _ in lines]
     for line, template in zip(lines, templates, strict=True):
         classifier.learn(template, line, rng.choice([None, "a", "b"]))
     starts = array("I", [0])
@@ -248,7 +249,7 @@ def test_many_lines_at_once_are_guessed_as_one_by_one() -> None:
 
 
 def drifts(classifier: Classifier, labels: list[tuple[bytes, str | None]]) -> list[Drift]:
-    found = [classifier.learn(NO_TEMPLATE, line, class_) for line, class_ in labels]
+    found = [classifier.learn(NONE, line, class_) for line, class_ in labels]
     return [drift for drift in found if drift]
 
 

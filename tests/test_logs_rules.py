@@ -89,6 +89,8 @@ def test_the_defaults() -> None:
         (rule(regex="(?J)(?<n>a)(?<n>b)"), "0.toml:4: rule[a].regex: names two groups n. Give each its own name."),
         (rule(regex="x" * 4097), "0.toml:4: rule[a].regex: has 4097 characters, more than 4096."),
         (rule(regex="é" * 4096), "0.toml:4: rule[a].regex: longer than 4096 bytes, at byte 0"),
+        (rule("files = ['*.log', '']"), "0.toml:5: rule[a].files[1]: names no file. Write"),
+        (rule("files = ['.']"), "0.toml:5: rule[a].files[0]: names no file. Write"),
         (rule("rate = { burst = 0 }"), "0.toml:5: rule[a].rate.burst: 0 is less than 1."),
         (rule("[rule.context]\nuntil = ['ok', '(']"), "0.toml:6: rule[a].context.until[1]: missing closing"),
         (rule("[rule.context]\nsame = ['n']"), "0.toml:6: rule[a].context.same[0]: n is a group of neither regex nor"),
@@ -135,6 +137,17 @@ def test_slow_rules_are_named() -> None:
         (["/var/log/*.log"], "/var/log/a.log", True),
         (["/var/log/*.log"], "/var/log/hadoop/a.log", False),
         (["/opt/x", "*.log"], "/srv/a.log", True),
+        (["app/*.log"], "/srv/app/a.log", True),
+        (["app/*.log"], "/srv/app/b/a.log", False),
+        (["/var/**/*.log"], "/var/a.log", True),
+        (["/var/**/*.log"], "/var/log/app/a.log", True),
+        (["/var/**/*.log"], "/srv/var/a.log", False),
+        (["/var/**/x/**/*.log"], "/var/a/x/b/x/c/d.log", True),
+        (["/var/**"], "/var/log/a", True),
+        (["**"], "journal:", True),
+        (["journal:"], "journal:", True),
+        (["/".join(["**", "a"] * 40)], "/a" * 60 + "/b", False),
+        (["/A.log"], "/a.log", False),
     ],
 )
 def test_a_rule_is_for_its_files(files: list[str], path: str, applies: bool) -> None:
@@ -145,7 +158,7 @@ def test_a_rule_is_for_its_files(files: list[str], path: str, applies: bool) -> 
 def test_what_does_not_apply_to_a_file_is_masked() -> None:
     several = read(rule("files = ['*.log']"), rule(id="b"), rule(id="c"))
     assert several.mask("/var/log/messages") == b"\1\0\0"
-    assert several.mask("/x.log", names=["a", "c"]) == b"\0\1\0"
+    assert several.mask("/x.log") == b"\0\0\0"
 
 
 def test_more_rules_than_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,6 @@ from agent.logs.model import MAX_CLASSES, ModelDamaged
 if TYPE_CHECKING:
     from agent._native import CData
 
-NO_TEMPLATE: int = lib.TEMPLATE_NONE
 THRESHOLD = 0.5  # a class that is more likely than all others together
 WINDOW = 64  # results that drift is looked for in
 CHANCE = 1e-6  # of a window as bad as this, if nothing had changed
@@ -97,7 +96,7 @@ def tail(bad: int, share: float) -> float:
 
 
 class Classifier:
-    """Guesses and learns classes. For one thread at a time.
+    """Guesses and learns classes. For one thread at a time. A `template` is an id of the miner's, or templates.NONE.
 
     `classes` are those it knows, without "normal". `threshold`: what is not more probable is not guessed.
     """

@@ -7,6 +7,7 @@ Source: protocols/logs.md 2.1, 3 and 7.
 """
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -52,8 +53,22 @@ class CompiledRule(NamedTuple):
     origin: str
 
     def applies_to(self, path: str) -> bool:
-        """Is the file one of its `files`? A relative pattern fits from the right: "*.log"."""
-        return not self.spec.files or any(map(PurePosixPath(path).match, self.spec.files))
+        """Is the file one of its `files`? A relative pattern fits from the right: "*.log". "**" stands for folders."""
+        parts = PurePosixPath(path).parts
+        return not self.spec.files or any(_fits(PurePosixPath(pattern), parts) for pattern in self.spec.files)
+
+
+def _fits(pattern: PurePosixPath, parts: Sequence[str]) -> bool:
+    """Is a path of these parts one that the pattern means?"""
+    wanted = pattern.parts if pattern.is_absolute() else ("**", *pattern.parts)
+    fits = [True]  # have the parts so far the first n of what is wanted?
+    for one in wanted:
+        fits.append(fits[-1] and one == "**")
+    for part in parts:
+        before, fits = fits, [False]
+        for n, one in enumerate(wanted):
+            fits.append(before[n + 1] or fits[n] if one == "**" else before[n] and fnmatchcase(part, one))
+    return fits[-1]
 
 
 class RuleSet:
@@ -67,14 +82,9 @@ class RuleSet:
         """The rules whose regex has no literal, and so runs on every line."""
         return [rule.spec.id for rule in self.rules if not rule.clauses]
 
-    def mask(self, path: str, names: Sequence[str] = ()) -> bytearray:
-        """What a Worker is to leave out on a file: a byte for each rule, 1 where it does not apply.
-
-        With `names` only rules of these ids apply.
-        """
-        return bytearray(
-            not rule.applies_to(path) or (bool(names) and rule.spec.id not in names) for rule in self.rules
-        )
+    def mask(self, path: str) -> bytearray:
+        """What a Worker is to leave out on a file: a byte for each rule, 1 where it does not apply."""
+        return bytearray(not rule.applies_to(path) for rule in self.rules)
 
 
 def find_set(name: str, files: Sequence[Path]) -> list[Path]:
@@ -163,6 +173,11 @@ class _Reading:
         if spec.id in self.seen:
             place.inner("id").no(f"is that of the rule at {self.seen[spec.id].origin} too", "Give each its own.")
         self.seen.setdefault(spec.id, place)
+        for i, pattern in enumerate(spec.files):
+            if not PurePosixPath(pattern).name:
+                place.inner("files").inner(i).no(
+                    "names no file", 'Write "/var/log/app/*.log", or "*.log" for any folder.'
+                )
         regex = _compiled(spec.regex, spec.utf, place.inner("regex"))
         inner = place.inner("context")
         until = _chain(spec, inner)
