@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from agent.core.channel import Refused
-from agent.core.process import adopt
+from agent.core.process import Child, Exit, adopt
 from agent.core.processtree import stat_of
 from agent.gator.layer import Limits, Options
 from agent.gator.pool import Demand, Grant
@@ -287,6 +287,24 @@ async def test_a_metric_behind_the_end_is_refused_and_a_message_is_passed_on(tmp
         nursery.cancel_scope.cancel()
     assert above.end is not None
     assert (above.end[1], above.messages) == ("SUCCESS", [("INFO", "late")])
+
+
+async def test_a_stop_behind_the_end_of_the_task_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above, finish = Above(), Child.finish
+    wrapper = wrapper_of(Job(ident="j", command="true"), tmp_path, above)
+
+    async def stopped_meanwhile(child: Child) -> Exit:
+        await wrapper.stop()
+        return await finish(child)
+
+    monkeypatch.setattr(Child, "finish", stopped_meanwhile)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(adopt)
+        await wrapper.run()
+        nursery.cancel_scope.cancel()
+    assert (wrapper.result, wrapper.code) == ("SUCCESS", 0)
 
 
 async def test_processes_are_counted_each_interval(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
             nursery.start_soon(_tell_hub, options, root, running, tracking, ended)
         async with _stopped_by_signals(running, is_root=True):
             await _run_attempts(spec.root, tracking, root, shared, running)
+        root.registered.set()  # who was killed before has no address to tell the hub
         ended.set()
     layer = running.layer
     if told:

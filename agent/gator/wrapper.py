@@ -85,6 +85,7 @@ class Wrapper:
         self._stopped: float | None = None
         self._running = trio.CancelScope()  # the wait for the task's own end
         self._why: str | None = None  # we end it: "stopped", "timeout", "memory"
+        self._has_ended = False
         self._raw: BufferedWriter | None = None
         self._raw_size = 0
         self._tail = deque[str]()  # the last lines of its output
@@ -190,6 +191,7 @@ class Wrapper:
                     self._journal.say("ERROR", f"not ended within its timeout of {self._job.timeout:g} s: killed")
                 exit_ = await child.stop([Step(signal.SIGTERM, GRACE_S)])
             else:
+                self._has_ended = True
                 exit_ = await child.finish()
             nursery.cancel_scope.cancel()
         return exit_
@@ -224,8 +226,8 @@ class Wrapper:
         return leaves is not None and controller in leaves.controllers
 
     async def stop(self) -> None:
-        """End the task: TERM, KILL after 5 s."""
-        if self._why is None:
+        """End the task: TERM, KILL after 5 s. One that has ended by itself has its own end."""
+        if self._why is None and not self._has_ended:
             self._why = "stopped"
             self._running.cancel()
 
