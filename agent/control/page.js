@@ -284,6 +284,7 @@ async function begin() {
     if (token) await ask('auth', { token })
     status = await ask('status')
   } catch (error) {
+    if (socket.readyState !== WebSocket.OPEN) return // no refusal: it is connected again, with the same token
     sessionStorage.removeItem('token')
     $('#refused').textContent = token ? error.message : ''
     $('#login').hidden = false

@@ -366,6 +366,14 @@ async def test_a_wrong_token_is_said_and_the_page_asks_again(browser: str, tmp_p
         assert "Nothing runs" not in await page.text("main")  # it does not know
 
 
+async def test_a_connection_that_is_lost_in_its_greeting_keeps_the_token(browser: str, tmp_path: Path) -> None:
+    async with house(tmp_path) as server, tab(browser, server) as page:
+        await page.until("document.querySelector('#connection').textContent === 'live'")
+        await page.run("begin(); window.lost = socket; socket.close(); null")
+        await page.until("socket !== lost && document.querySelector('#connection').textContent === 'live'")
+        assert await page.run("document.querySelector('#login').hidden") is True
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_it_works_in_a_narrow_window_in_light_and_dark(browser: str, tmp_path: Path, scheme: str) -> None:
     async with house(tmp_path) as server, tab(browser, server) as page:
