@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from agent.core.link import Dial, connect
-from agent.lab import drill, test2code
+from agent.lab import coverage, drill, test2code
 from agent.lab.drillwire import read_config
 from agent.lab.server import Lab, serve_lab
 from tests import no_json
@@ -255,6 +256,30 @@ async def test_the_oldest_sessions_that_are_over_go_when_there_is_no_room_for_mo
         assert list(lab.drill.agents["lab-07"].plugin.sessions) == ["s2", "s3"]  # each START makes room
         assert (await user.get(COVERAGE, params={"session": "s1"})).status_code == 404
         assert (await user.get(COVERAGE, params={"session": "s2"})).json()["covered"] == 2
+
+
+async def test_while_coverage_is_written_the_lab_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, may_end = trio.Event(), threading.Event()
+
+    def lcov(taken: coverage.Taken) -> bytes:
+        trio.from_thread.run_sync(began.set)
+        assert may_end.wait(60)
+        return b"written"
+
+    monkeypatch.setattr(coverage, "lcov", lcov)
+    async with ready(lab) as (user, _):
+        texts: list[str] = []
+
+        async def download() -> None:
+            texts.append((await user.get(f"{COVERAGE}/lcov.info")).text)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(download)
+            with trio.fail_after(60):
+                await began.wait()
+            assert (await post(user, "START", sessionId="s1"))[0] == 200
+            may_end.set()
+        assert texts == ["written"]
 
 
 async def test_each_wrong_request_has_its_code(lab: Lab) -> None:

@@ -26,7 +26,6 @@ import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from agent import __version__ as agent_version
 from agent.core.channel import ungrouped
 from agent.core.errors import PeerBrokeProtocol, PeerUnreachable
 from agent.core.guard import require
@@ -34,10 +33,9 @@ from agent.core.head import Head, HttpError
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.payload import UNREADABLE
-from agent.coverage import report
-from agent.coverage.catalog import Method, Unit
+from agent.lab import coverage
 from agent.lab.drillwire import PLUGIN, Action, AgentConfig, Start, read_action, read_config, read_frame
-from agent.lab.test2code import Plugin, Session, flags_of
+from agent.lab.test2code import Plugin, Session
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +219,7 @@ class Drill:
         self.switches = Switches()
         self.agents: dict[str, Known] = {}
         self._metrics, self._token, self._look, self._clock = metrics, token, look, clock
+        self._one_at_a_time = trio.CapacityLimiter(1)  # who writes a document of coverage
         self.routes = (
             Route("/agent/attach", websocket=self._attach, scope="open" if is_open else "read"),
             Route(
@@ -351,7 +350,7 @@ class Drill:
             case "GET", ["agents", ident, "plugins", plugin, "data", "coverage", *name]:
                 agent = self._agent(ident)
                 _check_plugin(plugin)
-                return self._coverage(agent, head.query.get("session"), "/".join(name))
+                return await self._coverage(agent, head.query.get("session"), "/".join(name))
         raise HttpError(404, f"{head.method} {head.path} is nothing here")
 
     def _agent(self, ident: str) -> Known:
@@ -424,22 +423,29 @@ class Drill:
 
     # ---- coverage ----------------------------------------------------------------------------------------------------
 
-    def _coverage(self, agent: Known, session: str | None, name: str) -> Response:
+    async def _coverage(self, agent: Known, session: str | None, name: str) -> Response:
         plugins = agent.settled(self._clock())
         plugin = next((one for one in plugins if session in one.sessions), None) if session else agent.plugin
         if plugin is None:
             raise HttpError(404, f"no session {session!r} is known")
         sessions = [one for ident, one in plugin.sessions.items() if session in (None, "", ident)]
+        taken = coverage.take(plugin, sessions)
         match name:
             case "":
-                return _json(_shown_coverage(agent, plugin, sessions, with_probes=bool(session)))
+                shown = _shown_coverage(agent, plugin, sessions)
+                return await self._write(
+                    lambda: _json(shown | ({"reached": coverage.probes(taken)} if session else {}))
+                )
             case "lcov.info":
-                return _file(report.lcov(_units(plugin), _covered(plugin, sessions)), "text/plain; charset=utf-8")
+                return await self._write(lambda: _file(coverage.lcov(taken), "text/plain; charset=utf-8"))
             case "cobertura.xml":
-                units, covered = _units(plugin), _covered(plugin, sessions)
-                text = report.cobertura(units, covered, at=time.time(), version=agent_version)
-                return _file(text, "application/xml")
+                now = time.time()
+                return await self._write(lambda: _file(coverage.cobertura(taken, now), "application/xml"))
         raise HttpError(404, f"there is {' and '.join(FILES)}, and no {name!r}")
+
+    async def _write(self, write: Callable[[], Response]) -> Response:
+        """Of a large product it takes seconds, in which agents would think that the lab is gone."""
+        return await trio.to_thread.run_sync(write, limiter=self._one_at_a_time, abandon_on_cancel=True)
 
     def _forget_oldest(self) -> None:
         """Sessions that are over are kept as long as there is room for what they reached; the newest is."""
@@ -511,7 +517,7 @@ async def _first(*events: trio.Event) -> None:
             nursery.start_soon(wait, event)
 
 
-def _shown_coverage(agent: Known, plugin: Plugin, sessions: list[Session], *, with_probes: bool) -> dict[str, Any]:
+def _shown_coverage(agent: Known, plugin: Plugin, sessions: list[Session]) -> dict[str, Any]:
     reached = plugin.reached(sessions)
     return {
         "agentId": agent.config.id,
@@ -522,7 +528,7 @@ def _shown_coverage(agent: Known, plugin: Plugin, sessions: list[Session], *, wi
         "badFrames": agent.bad_frames,
         "unknownSessions": plugin.unknown,
         "sessions": [_shown_session(session) for session in sessions],
-    } | ({"reached": _shown_probes(plugin, sessions)} if with_probes else {})
+    }
 
 
 def _shown_session(session: Session) -> dict[str, Any]:
@@ -538,40 +544,6 @@ def _shown_session(session: Session) -> dict[str, Any]:
         **msgspec.to_builtins(session.totals),
         "tests": msgspec.to_builtins(session.tests),
     }
-
-
-def _shown_probes(plugin: Plugin, sessions: list[Session]) -> list[dict[str, Any]]:
-    return [
-        {"className": name, "testName": test, "probes": flags_of(flags, plugin.probes[name])}
-        for session in sessions
-        for (name, test), flags in sorted(session.reached.items())
-        if name in plugin.probes
-    ]
-
-
-def _units(plugin: Plugin) -> list[Unit]:
-    return [
-        Unit(
-            path=entity.path,
-            name=entity.name,
-            methods=tuple(
-                Method(one.name, one.params, one.return_type, one.probes, one.checksum) for one in entity.methods
-            ),
-            lines=(0,) * plugin.probes[name],
-        )
-        for name, entity in plugin.classes.items()
-    ]
-
-
-def _covered(plugin: Plugin, sessions: list[Session]) -> dict[str, dict[str, int]]:
-    """Class to test to probes, bit n for probe n."""
-    covered: dict[str, dict[str, int]] = {}
-    for session in sessions:
-        for (name, test), flags in session.reached.items():
-            if name in plugin.probes:
-                bits = int("".join("01"[flag] for flag in reversed(flags_of(flags, plugin.probes[name]))) or "0", 2)
-                covered.setdefault(name, {})[test] = covered.get(name, {}).get(test, 0) | bits
-    return covered
 
 
 def _text(value: object) -> str:
