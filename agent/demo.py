@@ -183,7 +183,8 @@ class Watch:
                 if before is not None and before.state == event.state:
                     return False  # a correction that adds its log or details
                 took = f"  ({event.duration * 1000:.0f} ms)" if event.duration is not None else ""
-                note = f"  {event.message}" if event.message and event.state not in ("passed", "todo") else ""
+                is_news = event.state not in ("passed", "todo") and event.message != event.case
+                note = f"  {event.message}" if event.message and is_news else ""
                 self._say.line(f"{MARKS.get(event.state, event.state.upper()):7} {event.case}{took}{note}")
             case SuiteFinished():
                 self.finished = event

@@ -86,6 +86,14 @@ def test_a_folder_that_is_no_suite_ends_with_1_and_says_what_is_missing(project:
     assert "Traceback" not in done.stderr
 
 
+def test_what_keeps_a_suite_from_running_is_told_once(project: Path) -> None:
+    (project / "suite.toml").write_text('id = "own"\nrunner = "tap"\ncommand = ["/nonexistent/runner"]\n')
+    done = demo(project.parent, "--suite", str(project))
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("BLOCKED"))
+    assert line.count("/nonexistent/runner: No such file or directory") == 1
+
+
 def test_titles_cannot_steer_the_terminal(project: Path) -> None:
     write_suite(project, "echo 1..1; printf 'ok 1 - \\\\033[2Jevil\\\\007\\n'")
     done = demo(project.parent, "--suite", str(project))
