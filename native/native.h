@@ -227,6 +227,16 @@ struct look { const char *path; struct status seen; uint32_t asked; };
  */
 size_t look_again(struct look *const *looks, size_t count, uint32_t *changed);
 
+/* What stands in an open file from an offset to its end, and its first bytes. */
+struct news {
+    uint8_t *data, *head; size_t room, head_room; /* where it is read to */
+    uint64_t size; double written;                /* of the file: bytes, and seconds since 1970 */
+    size_t got, head_size;                        /* bytes that were read */
+};
+
+/* Read what is in memory, without waiting for a disk. 0: that is not all, or there is more than room for, or an error. */
+int read_news(int fd, uint64_t at, struct news *news);
+
 /*
  * The miner: which lines are alike but for their values? It learns templates from the lines that it sees; lines that
  * differ in one word are one template as soon as enough different words were seen there.

@@ -170,6 +170,34 @@ async def test_a_checkpoint_can_be_forgotten(store: Store) -> None:
     assert await store.get("k", dict[str, int]) is None
 
 
+async def test_a_checkpoint_is_of_the_moment_it_is_written(tmp_path: Path) -> None:
+    store, state, asked = open_store(tmp_path, reserve=4096), [1], list[int]()
+
+    def now() -> list[int]:
+        asked.append(len(state))
+        return state
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.run)
+        store.keep_up("k", now)
+        state.append(2)
+        store.keep_up("k", now)
+        await store.commit()
+        assert (await store.get("k", list[int]), asked) == ([1, 2], [2])  # once for both
+        for forget in (store.forget, lambda key: store.put(key, [])):
+            store.keep_up("k", now)
+            forget("k")
+            await store.commit()
+        assert (await store.get("k", list[int]), asked) == ([], [2])
+        state.append(3)
+        store.keep_up("k", now)
+        nursery.cancel_scope.cancel()
+    store.close()
+    again = open_store(tmp_path, reserve=4096)
+    assert await again.get("k", list[int]) == [1, 2, 3]
+    again.close()
+
+
 async def test_the_journal_is_pruned_from_its_oldest_end_but_never_what_is_owed_or_kept(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:

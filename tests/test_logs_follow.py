@@ -24,6 +24,8 @@ from agent.logs.tail import Tail
 class Taking:
     """Takes whole lines, and keeps what it was told."""
 
+    tail: Tail
+
     def __init__(self) -> None:
         self.text = b""
         self.told: list[Report | Gap] = []
@@ -38,10 +40,10 @@ class Taking:
     def tell(self, act: Report | Gap) -> None:
         self.told.append(act)
 
-    def keep(self, tail: Tail) -> None:
-        self.kept = tail.checkpoints()
+    def keep(self) -> None:
+        self.kept = self.tail.checkpoints()
         told = {act.generation for act in self.told if isinstance(act, Gap)}
-        self.hidden |= {done.generation for done in tail.past} - told
+        self.hidden |= {done.generation for done in self.tail.past} - told
 
     def due(self) -> float:
         return float("inf")
@@ -55,8 +57,8 @@ def has_room() -> bool:
 
 
 def follow(path: Path, taking: Taking, *, links: bool = True, health: Health | None = None) -> Followed:
-    health = health or Health("logs")
-    return Followed(Tail(str(path), start="start"), taking, health, links=links, room=has_room, blocks=Blocks())
+    health, taking.tail = health or Health("logs"), Tail(str(path), start="start")
+    return Followed(taking.tail, taking, health, links=links, room=has_room, blocks=Blocks())
 
 
 def look(generation: int) -> Search[bytes]:

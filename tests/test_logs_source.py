@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -14,6 +15,7 @@ from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.logs import rules
+from agent.logs.acts import Report
 from agent.logs.analysis import Analysis
 from agent.logs.context import Place
 from agent.logs.follow import Blocks, Followed
@@ -183,6 +185,36 @@ async def test_the_matches_of_a_record_are_counted(tmp_path: Path) -> None:
                 (("T", "x a", " at", "x b", "x c"), 3),
                 (("T", "x d"), 1),
             ]
+
+
+async def test_what_is_kept_while_a_block_is_matched_is_of_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[list[int]] = []
+    async with bench(tmp_path, "x a\n", w=want(RECORD)) as (here, _, store):
+        await here.write("")
+        followed, done = here.source.followed, Done()
+
+        async def search(_: object) -> list[bytes]:
+            """Of the first match it ends at once; of the second the store writes meanwhile."""
+            nonlocal done
+            if kept:
+                await followed.own_turn()
+                await store.commit()
+                done = await store.get("key", Done)
+            kept.append([waiting.next for waiting in done.waiting])
+            return []
+
+        monkeypatch.setattr(followed, "search", search)
+        with here.path.open("a") as file:
+            file.write("T\nx b\nT\nx c\n")
+        here.source.tell(Report("rotated", 1))
+        here.source.keep()
+        followed.wake(wrote=True)
+        followed.go_on()
+        await followed.settle()
+    assert kept == [[], [4]]
+    assert done.checkpoints[0].offset == 4
 
 
 async def test_a_context_that_was_open_at_a_crash_is_told_after_the_restart(tmp_path: Path) -> None:

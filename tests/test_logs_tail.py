@@ -100,10 +100,11 @@ class Machine:
                 break
         self.now = until
         node = self.names.get(PATH)
-        if self.hears and node and not self.came and self.tail.own is not None and self.open[self.tail.own] is node:
-            read = self.tail.grown(len(node.data), node.written, self.now)
-            if read:
-                self.do([read])
+        place = self.tail.next_read() if self.hears and not self.came and not self.fail_reads else None
+        if node and place and self.open[place[0]] is node:
+            acts = self.grown(node, place[1])
+            if acts is not None:
+                self.do(acts)
                 return self
         came, self.came = self.came, 0
         self.do(self.tail.look(node.stat if node else None, self.now, came))
@@ -112,6 +113,10 @@ class Machine:
             found = node.stat._replace(is_deleted=node not in self.names.values())
             self.do(self.tail.look_at(number, found, self.now))
         return self
+
+    def grown(self, node: Node, at: int) -> list[Act] | None:
+        """The file is read on, without a look at its path."""
+        return self.tail.grown(len(node.data), node.written, bytes(node.data[at:]), bytes(node.data[:HEAD]), self.now)
 
     def do(self, acts: list[Act]) -> None:
         for act in acts:
@@ -174,15 +179,17 @@ def test_a_file_that_only_grew_needs_no_look_at_its_path(machine: Machine) -> No
     node, looks = machine.create(b"one\n"), Machine()
     machine.start()
 
-    def grown() -> Read | None:
-        return machine.tail.grown(len(node.data), node.written, machine.now)
+    def grown() -> list[Act] | None:
+        place = machine.tail.next_read()
+        return machine.grown(node, place[1]) if place else None
 
     assert grown() is None  # nothing is new
     machine.write(b"two\n")
-    read = grown()
-    assert read == Read(read.file if read else 0, 0, BLOCK + 4)
-    assert grown() is None  # it is being read
-    machine.do([read])
+    acts = grown()
+    assert acts
+    assert [(act.offset, bytes(act.data)) for act in acts if isinstance(act, Scan)] == [(4, b"two\n")]
+    assert machine.tail.next_read() is None  # it is being matched
+    machine.do(acts)
     assert machine.lines == [b"one", b"two"]
     machine.tail.pause()
     machine.write(b"three\n")
@@ -191,7 +198,7 @@ def test_a_file_that_only_grew_needs_no_look_at_its_path(machine: Machine) -> No
     del node.data[5:]
     assert grown() is None  # it was cut
     machine.rename(f"{PATH}.1")
-    assert looks.start().tail.grown(10, 1.0, 0.0) is None  # there is none
+    assert looks.start().tail.next_read() is None  # there is none
     machine.look()
     machine.create(b"four\n")
     machine.look()

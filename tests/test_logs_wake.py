@@ -38,7 +38,8 @@ def no_inotify() -> Iterator[INotify | None]:
 
 
 def log(path: Path, taking: Taking, blocks: Blocks) -> Followed:
-    return Followed(Tail(str(path), start="start"), taking, Health("logs"), links=True, room=has_room, blocks=blocks)
+    taking.tail = Tail(str(path), start="start")
+    return Followed(taking.tail, taking, Health("logs"), links=True, room=has_room, blocks=blocks)
 
 
 async def until(taking: Taking, text: bytes) -> None:

@@ -81,6 +81,7 @@ class Store:
         self._wants: dict[str, Callable[[AnyEvent], bool]] = {}
         self._rows: list[_Row] = []
         self._orders: list[tuple[str, tuple[Any, ...]]] = []
+        self._states: dict[str, Callable[[], Any]] = {}  # checkpoints that are made when they are written
         self._pending_bytes = 0
         self._asked = self._done = 0  # tickets: appended or ordered so far, and of these on disk
         self._depths_of, self._depths = -1, dict[str, Depth]()
@@ -106,16 +107,26 @@ class Store:
         """Take an event for the journal and the outboxes. It is durable when `commit()` returns."""
         run, test = scope(event)
         data = msgspec.json.encode(event)
-        sinks = tuple(sink for sink, wants in self._wants.items() if wants(event))
+        sinks = tuple([sink for sink, wants in self._wants.items() if wants(event)])
         self._rows.append(_Row(at, type(event).__name__, run, test, data, sinks))
         self._touch(len(data))
 
     def put(self, key: str, value: Any) -> None:
         """Keep a checkpoint (anything msgspec encodes as JSON), in the transaction of what was appended before it."""
+        self._states.pop(key, None)
         self._order("INSERT OR REPLACE INTO checkpoint VALUES(?, ?)", key, msgspec.json.encode(value))
+
+    def keep_up(self, key: str, state: Callable[[], Any]) -> None:
+        """Keep a checkpoint as put() does, of what `state` gives when the transaction is written: once for all that
+        was appended in between.
+        """
+        if key not in self._states:
+            self._states[key] = state
+            self._touch(64)
 
     def forget(self, key: str) -> None:
         """Drop a checkpoint."""
+        self._states.pop(key, None)
         self._order("DELETE FROM checkpoint WHERE key = ?", key)
 
     def keep(self, run: str) -> None:
@@ -147,6 +158,11 @@ class Store:
         """Seconds for which the oldest uncommitted event has been waiting, by trio's clock."""
         return 0.0 if self._behind_since is None else now - self._behind_since
 
+    @property
+    def _is_behind(self) -> bool:
+        """Is there something to write?"""
+        return bool(self._rows or self._orders or self._states)
+
     def _order(self, sql: str, *values: Any) -> None:
         self._orders.append((sql, values))
         self._touch(64)
@@ -172,13 +188,15 @@ class Store:
                 due = last + self._group_commit_s / 2
                 if due > trio.current_time():  # to sleep until then would be a turn of the loop in any case
                     await trio.sleep_until(due)
+                else:  # who was told of what is to be written has his turn first
+                    await trio.lowlevel.checkpoint()
                 last = trio.current_time()
                 await self._write_pending()
                 if self.full:
                     await trio.sleep(1)
         finally:
             with trio.CancelScope(shield=True):
-                if self._rows or self._orders:
+                if self._is_behind:
                     await self._write_pending()
 
     async def wait_full(self) -> None:
@@ -192,6 +210,9 @@ class Store:
             await self._committed.wait()
 
     async def _write_pending(self) -> None:
+        states, self._states = self._states, {}
+        for key, state in states.items():
+            self.put(key, state())
         rows, self._rows = self._rows, []
         orders, self._orders = self._orders, []
         ticket, size, self._dirty = self._asked, self._pending_bytes, trio.Event()
@@ -212,7 +233,7 @@ class Store:
             log.warning("disk has room again folder=%s", self.folder)
         self._tell_followers(rows)
         self._done, self._pending_bytes = ticket, self._pending_bytes - size
-        self._behind_since = trio.current_time() if self._rows or self._orders else None
+        self._behind_since = trio.current_time() if self._is_behind else None
         committed, self._committed = self._committed, trio.Event()
         committed.set()
 

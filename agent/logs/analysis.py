@@ -60,6 +60,11 @@ class Stream:
 class Lines:
     """The lines of one block. Matches are told in the order of their lines; then comes end()."""
 
+    __slots__ = (
+        "_analysis", "_block", "_ids", "_is_live", "_is_new", "_miner", "_next", "_place", "_starts", "_stream",
+        "_wanted", "has_forecast",
+    )  # fmt: skip
+
     def __init__(
         self,
         analysis: "Analysis",
@@ -247,7 +252,8 @@ class Analysis:
         novel = new if new and stream.warmth.is_warm else []
         stream.warmth.see(len(mined.ids), len(new))
         if is_live:
-            self._tell_jumps(self.rates.see(stream.path, mined.ids, stream.every), now)
+            if jumps := self.rates.see(stream.path, mined.ids, stream.every):
+                self._tell_jumps(jumps, now)
         else:
             self.rates.late(stream.path)
         for id in novel:
@@ -294,6 +300,8 @@ class Analysis:
             event = replace(event, template=self.base + template)
         if event.class_ is not None:
             self._learn(template, line, event.class_)
+            return event
+        if not self.classifier.classes:  # nothing can be guessed
             return event
         guess, drift = self.classifier.ask(template, line)
         self._drifted(drift)

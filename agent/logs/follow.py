@@ -15,12 +15,13 @@ import os
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import trio
 
+from agent._native import ffi, lib
+from agent.core.engine import room
 from agent.core.supervise import Health
 from agent.logs import disk
 from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
@@ -47,7 +48,7 @@ class Matching(Protocol):
 
     def tell(self, act: Report | Gap) -> None: ...
 
-    def keep(self, tail: Tail) -> None:
+    def keep(self) -> None:
         """Called after each act that may move its checkpoints."""
 
     def due(self) -> float:
@@ -62,6 +63,9 @@ class Blocks:
     def __init__(self) -> None:
         self._left = trio.Semaphore(BLOCKS)
         self._free: list[bytearray] = []
+        data, head = room("uint8_t[]", DIRECT), room("uint8_t[]", HEAD)
+        self._data, self._head = ffi.buffer(data), ffi.buffer(head)
+        self._news = ffi.new("struct news *", {"data": data, "room": DIRECT, "head": head, "head_room": HEAD})
 
     async def take(self) -> bytearray:
         """Room for what one Read asks for; to be given back."""
@@ -74,6 +78,16 @@ class Blocks:
     def give_back(self, block: bytearray) -> None:
         self._free.append(block)
         self._left.release()
+
+    def news(self, fd: int, at: int) -> tuple[int, float, bytes, bytes] | None:
+        """What an open file has from an offset on: its size, when it was written, that, and its first HEAD bytes.
+
+        None: it is not in memory, or too much for now.
+        """
+        news = self._news
+        if not lib.read_news(fd, at, news):
+            return None
+        return news.size, news.written, self._data[: news.got], self._head[: news.head_size]
 
 
 class Followed:
@@ -113,7 +127,8 @@ class Followed:
         self._is_paused = False
         self._ticked: float | None = None
         self._grown = 0  # bytes read since the last look
-        self._now = self._turn_at = 0.0  # trio time, as of the last wait; others have their turn then
+        self.grows_fast = False  # was there much to read at that?
+        self.now = self._turn_at = 0.0  # trio time, as of the last wait; others have their turn then
 
     async def run(self) -> NoReturn:
         """Follow it, until cancelled."""
@@ -131,24 +146,30 @@ class Followed:
 
     async def _work(self) -> None:
         """Look, if something happened, and do all there is to do."""
-        self._now = trio.current_time()
-        self._turn_at = self._now + TURN_S
+        self.now = trio.current_time()
+        self._turn_at = self.now + TURN_S
         while self._wants_look or self._was_written or self._acts:
             if self._was_written and not self._wants_look:
-                self._look_at_file()
+                self._read_on()
             if self._wants_look:
                 await self._look()
             if self._acts:
                 self._take(await self._carry_out(self._acts.popleft()), first=True)
-                self._matching.keep(self.tail)  # in the transaction of what was told
-                self._matching.tick(self._now)
-                if self._now >= self._turn_at:
-                    await self.own_turn()
-                    await trio.lowlevel.checkpoint()
-                    self._now = trio.current_time()
-                    self._turn_at = self._now + TURN_S
+                self._matching.keep()  # in the transaction of what was told
+                self._matching.tick(self.now)
+                if self._acts:
+                    await self._give_turn()
             if not self.begun.is_set() and not any(isinstance(act, Open | FindSiblings) for act in self._acts):
                 self.begun.set()
+
+    async def _give_turn(self) -> None:
+        """Others have theirs, if it is time."""
+        self.now = trio.current_time()
+        if self.now >= self._turn_at:
+            await self.own_turn()
+            await trio.lowlevel.checkpoint()
+            self.now = trio.current_time()
+            self._turn_at = self.now + TURN_S
 
     async def own_turn(self) -> None:
         """What comes next may wait, so it is not for the turn of another task."""
@@ -160,7 +181,7 @@ class Followed:
         await self.own_turn()
         with self._health.busy(limit=BLOCK_S):
             found = await trio.to_thread.run_sync(function)
-        self._now = trio.current_time()
+        self.now = trio.current_time()
         return found
 
     async def settle(self, *, is_last: bool = False) -> None:
@@ -178,11 +199,6 @@ class Followed:
         self._take(acts)
         self.poll()
         return Place(*since) if since else None
-
-    @property
-    def grows_fast(self) -> bool:
-        """Was there much to read at the last look?"""
-        return self._grown > DIRECT
 
     def wake(self, *, wrote: bool = False, came: bool = False, lost: bool = False) -> None:
         """Something happened at the path, says inotify; `wrote`: the file there was written to, and no more.
@@ -238,7 +254,7 @@ class Followed:
             else:
                 todo.append(act)
         if len(todo) < len(acts):
-            self._matching.keep(self.tail)
+            self._matching.keep()
         if first:
             self._acts.extendleft(reversed(todo))
         else:
@@ -294,7 +310,7 @@ class Followed:
                 await self._wake.wait()
         finally:
             self._rests = False
-        now = trio.current_time()
+        self.now = now = trio.current_time()
         if self._handed:
             return
         self._matching.tick(now)
@@ -307,7 +323,7 @@ class Followed:
         due = self.tail.due()
         # If it was due already, the next look does it.
         self._due = math.inf if due is None or due == self._ticked else due
-        self.is_waiting = self._is_paused or bool(self.tail.draining()) or self.tail.state == "ERROR"
+        self.is_waiting = self._is_paused or self.tail.is_waiting
         return min(self._due, self._matching.due())
 
     async def _run(self, function: Callable[[], R], *, long: bool = False) -> R:
@@ -317,21 +333,20 @@ class Followed:
         await self.own_turn()
         with self._health.asking(self.tail.path):
             found = await trio.to_thread.run_sync(function, limiter=DISK)
-        self._now = trio.current_time()
+        self.now = trio.current_time()
         return found
 
-    def _look_at_file(self) -> None:
+    def _read_on(self) -> None:
         """Go on where the file was only written to, which shows its size; else its path must be looked at."""
-        number, act, self._was_written = self.tail.own, None, False
-        if number is not None:
-            with suppress(OSError):
-                found = os.fstat(self._fds[number])
-                act = self.tail.grown(found.st_size, found.st_mtime, self._now)
-        if act is None:
+        self._was_written = False
+        acts = None
+        if (place := self.tail.next_read()) and (news := self._blocks.news(self._fds[place[0]], place[1])):
+            acts = self.tail.grown(*news, self.now)
+        if acts is None:
             self._wants_look = True
-            return
-        self._grown = 0
-        self._acts.append(act)
+        else:
+            self._grown, self.grows_fast = 0, False
+            self._take(acts)
 
     async def _look(self) -> None:
         def stats() -> tuple[Stat | int | None, list[tuple[int, Stat]]]:
@@ -345,7 +360,7 @@ class Followed:
         self._seen, drained = await self._run(stats)
         if is_lost and _file_of(self._seen) != _file_of(before):  # it may not have been the only one that came
             came = max(came, 1 + isinstance(self._seen, Stat))
-        self._grown, now = 0, self._now
+        self._grown, self.grows_fast, now = 0, False, self.now
         if self._is_paused and self.room():
             self._is_paused = False
             self._take(self.tail.resume(now))
@@ -355,6 +370,8 @@ class Followed:
 
     async def _carry_out(self, act: Act) -> Sequence[Act]:
         match act:
+            case Scan():
+                return await self._scan(act)
             case Read():
                 return await self._read(act)
             case Open():
@@ -363,11 +380,9 @@ class Followed:
                 os.close(self._fds.pop(number))
                 self.linked.discard(number)
                 self._in_memory.pop(number, None)
-            case Scan():
-                return await self._scan(act)
             case FindSiblings(known):
                 found = await self._run(partial(disk.siblings, self.tail.path, known), long=True)
-                return self.tail.siblings(found, self._now)
+                return self.tail.siblings(found, self.now)
         return []
 
     async def _open(self, act: Open) -> Sequence[Act]:
@@ -388,11 +403,11 @@ class Followed:
         try:
             fd, is_link, found, head = await self._run(open_)
         except OSError as err:
-            return self.tail.failed(act.file, err.errno or errno.EIO, self._now)
+            return self.tail.failed(act.file, err.errno or errno.EIO, self.now)
         self._fds[act.file] = fd
         if is_link:
             self.linked.add(act.file)
-        return self.tail.opened(act.file, found, head, self._now)
+        return self.tail.opened(act.file, found, head, self.now)
 
     async def _read(self, act: Read) -> Sequence[Act]:
         fd = self._fds[act.file]
@@ -404,16 +419,17 @@ class Followed:
                 if size > DIRECT:
                     await self.own_turn()
                     self._block = await self._blocks.take()
-                    self._now = trio.current_time()
+                    self.now = trio.current_time()
                 found = self._read_at_once(fd, act, size, status)
             if found is None:
                 found = await self._run(partial(self._read_all, fd, act), long=True)
             data, head = found
         except OSError as err:
             self._leave_block()
-            return self.tail.failed(act.file, err.errno or errno.EIO, self._now)
+            return self.tail.failed(act.file, err.errno or errno.EIO, self.now)
         self._grown += len(data)
-        acts = self.tail.read(act.file, data, head, self._now)
+        self.grows_fast = self._grown > DIRECT
+        acts = self.tail.read(act.file, data, head, self.now)
         if len(acts) == 1 and isinstance(acts[0], Scan):
             return await self._scan(acts[0])
         if not any(isinstance(act, Scan) for act in acts):
@@ -459,11 +475,10 @@ class Followed:
 
     async def _scan(self, act: Scan) -> Sequence[Act]:
         consumed, before = await self._matching.scan(act)
-        self._now = trio.current_time()
         if not self._is_paused and not self.room():
             self._is_paused = True
             self.tail.pause()
-        acts = self.tail.scanned(act.file, consumed, before, self._now)
+        acts = self.tail.scanned(act.file, consumed, before, self.now)
         self._leave_block()
         return acts
 

@@ -126,7 +126,7 @@ class _Growing:
         if act.what != "found":
             self._tell(self._path, f"{act.what}{': ' if act.detail else ''}{act.detail}")
 
-    def keep(self, tail: Tail) -> None:
+    def keep(self) -> None:
         """A scan begins anew each time."""
 
     def due(self) -> float:

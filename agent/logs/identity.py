@@ -184,7 +184,8 @@ class File:
     @property
     def has_partial(self) -> bool:
         """Is there a last line without its end that was not matched yet?"""
-        return self.unread > 0 and self.partial_size != self.stat.size and self.zeros_at != self.offset
+        size = self.stat.size
+        return size > self.offset and size != self.partial_size and self.zeros_at != self.offset
 
     def grow(self, found: Stat, now: float, *, seen: bool = False) -> None:
         """Its size is known again; `seen`: by reading to its end."""
@@ -198,12 +199,10 @@ class File:
     def knows(self, head: bytes, last: memoryview) -> bool:
         """Is it the same file? What stands there now: its first HEAD bytes, and `overlap` of them before the offset."""
         is_same = last == self._last if isinstance(self._last, bytes) else self._last in (UNKNOWN, digest(last))
-        return is_same and self._knows_head(head)
+        return is_same and (head == self._known or self._knows_head(head))
 
     def _knows_head(self, head: bytes) -> bool:
         was, self.head = self.head, head
-        if head == self._known:
-            return True
         if not self.head_size and b"\0" not in was:  # nothing was matched yet, but it was looked at
             is_same = head.startswith(was)
         else:

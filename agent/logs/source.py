@@ -34,7 +34,6 @@ from agent.logs.messages import SourceState
 from agent.logs.regex import Matcher, Regex
 from agent.logs.rules import CompiledRule, RuleSet
 from agent.logs.scanner import LIMIT, PARTIAL, WINDOW, End, Found, Match, Scanner, Worker
-from agent.logs.tail import Tail
 
 log = logging.getLogger(__name__)
 
@@ -211,11 +210,12 @@ class Source:
         self._keep_at = -math.inf
         self._has_told = False
         self._keeps_at: float | None = None
+        self._is_asked = False  # it is taken down when the store writes
         self.together = self._rules = Together(())
         self._rates = Rates([], 0.0)
         self._next: tuple[Together, list[Want]] | None = None
         self._since: dict[str, tuple[Place | None, Place | None]] = {}  # of each that watches
-        self._take(self.together, [])
+        self._take(self.together, [], trio.current_time())
 
     def use(self, together: Together) -> None:
         """From the next block on: the rules of all `wants`, in that order."""
@@ -247,11 +247,11 @@ class Source:
                 self._waiting.append(waiting)
             else:
                 self._tell_context(kept.id, kept.tags, kept.after, [*kept.record, *kept.more], kept.count)
-        self.keep(self.followed.tail)
+        self.keep()
 
-    def _take(self, together: Together, wants: Sequence[Want]) -> None:
+    def _take(self, together: Together, wants: Sequence[Want], now: float) -> None:
         self._tell_suppressed(math.inf)
-        self._rules, self._wants, now = together, list(wants), trio.current_time()
+        self._rules, self._wants = together, list(wants)
         self._worker = Worker(together.scanner)
         self._rates = Rates([rule.spec.rate for rule in together.rules], now)
         self._pauses = Pauses(together.mask(self.path, frozenset(range(len(together.rules)))))
@@ -281,12 +281,14 @@ class Source:
         if self._next:
             (together, wants), self._next = self._next, None
             await self.followed.in_thread(partial(getattr, together, "scanner"))  # compiling takes its time
-            self._take(together, wants)
+            self._take(together, wants, self.followed.now)
+        if self._is_asked and (self._waiting or self._rules.followed):  # in mid-block these are ahead of the checkpoint
+            self._store.put(self.key, self._take_down())
         if self._rules.indexed and not self._indexes:
             self._index_from(Place(act.generation, act.offset))
         at, before = 0, act.before
         while at < len(act.data):
-            part, mask, now = act.data[at:], self._mask(act), trio.current_time()
+            part, mask, now = act.data[at:], self._mask(act), self.followed.now
             if len(part) <= DIRECT:
                 found = self._worker.scan(part, before=before, end=act.end, suspended=mask)
             else:
@@ -334,8 +336,27 @@ class Source:
             self._bus.publish(LogSource(path=self.path, what=act.what, generation=act.generation, detail=act.detail))
         self._has_told = True
 
-    def keep(self, tail: Tail) -> None:
-        done = Done(
+    def keep(self) -> None:
+        """Have it kept how far it came: with what was told, else now and then."""
+        now = self.followed.now
+        # A file must be known by its content before a line of it is told.
+        if not self._has_told and self._kept and all(one.head_size for one in self._kept.checkpoints):
+            if now < self._keep_at + KEEP_S:
+                self._keeps_at = self._keep_at + KEEP_S
+                return
+            if self._reached() == self._kept:
+                self._keeps_at = None
+                return
+        self._keep_at, self._has_told, self._keeps_at, self._is_asked = now, False, None, True
+        self._store.keep_up(self.key, self._take_down)
+
+    def _take_down(self) -> Done:
+        self._kept, self._is_asked = self._reached(), False
+        return self._kept
+
+    def _reached(self) -> Done:
+        tail = self.followed.tail
+        return Done(
             generation=tail.generation,
             checkpoints=tail.checkpoints(),
             past=tail.past,
@@ -343,22 +364,13 @@ class Source:
             waiting=[waiting.kept() for waiting in self._waiting] if self._waiting else [],
             begun=self._begun,
         )
-        if not self._has_told and done == self._kept:
-            return
-        now = trio.current_time()
-        # A file must be known by its content before a line of it is told.
-        kept = self._kept.checkpoints if self._kept else []
-        is_pressing = self._has_told or not all(one.head_size for one in kept)
-        if not is_pressing and now < self._keep_at + KEEP_S:
-            self._keeps_at = self._keep_at + KEEP_S
-            return
-        self._kept, self._keep_at, self._has_told, self._keeps_at = done, now, False, None
-        self._store.put(self.key, done)
 
     def due(self) -> float:
-        times = [waiting.behind.following.due for waiting in self._waiting] if self._waiting else []
-        times += [due for due in (self._rates.due(), self._pauses.due(), self._keeps_at) if due is not None]
-        return min(times, default=math.inf)
+        if self._waiting or self._rates.tell_at is not None or self._pauses.until:
+            times = [waiting.behind.following.due for waiting in self._waiting]
+            times += [due for due in (self._rates.tell_at, self._pauses.due(), self._keeps_at) if due is not None]
+            return min(times)
+        return math.inf if self._keeps_at is None else self._keeps_at
 
     def tick(self, now: float) -> None:
         over: list[_Waiting] = []
@@ -367,11 +379,12 @@ class Source:
         if over:
             self._waiting = [waiting for waiting in self._waiting if waiting not in over]
             self._end_waiting(over)
-        if self._rates.due() is not None:
+        if self._rates.tell_at is not None:
             self._tell_suppressed(now)
-        self._pauses.resume(now)
+        if self._pauses.until:
+            self._pauses.resume(now)
         if over or (self._keeps_at is not None and self._keeps_at <= now):
-            self.keep(self.followed.tail)
+            self.keep()
 
     def end(self) -> None:
         """Tell what is known of the matches whose context is not complete, and keep how far it came."""
@@ -380,7 +393,7 @@ class Source:
         self._tell_suppressed(math.inf)
         self._analysis.leave(self.stream)
         self._has_told = True
-        self.keep(self.followed.tail)
+        self.keep()
 
     # ---- matches -----------------------------------------------------------------------------------------------------
 
@@ -398,7 +411,8 @@ class Source:
             if not match.flags and match.rule in dry:
                 dry[match.rule].append(offset + match.line_at)
                 continue
-            place = Place(act.generation, offset + match.line_at - match.window_at)
+            at_window = match.window_at if match.window else 0
+            place = Place(act.generation, offset + match.line_at - at_window)
             if match.rule >= len(rules):
                 if indexes and not match.flags & (LIMIT | PARTIAL) and not match.window_at and place >= self._at:
                     text, captures = self._text(match, part, found)
@@ -409,7 +423,7 @@ class Source:
                 continue
             if match.flags & LIMIT:
                 self._gave_up(match.rule, act.generation)
-            elif waiting := self._having(rule, match, data, act.generation, offset):
+            elif self._waiting and (waiting := self._having(rule, match, data, act.generation, offset)):
                 waiting.count += 1
             elif tags := self._tags(match.rule, place, act.file):
                 self.matches[rule.spec.id] += 1

@@ -104,6 +104,11 @@ class Tail:
         return drained + (self._current.unread if self._current else 0)
 
     @property
+    def is_waiting(self) -> bool:
+        """For what nothing tells of: the time to try again, or a drained file's last line."""
+        return self._retry_s > 0 or bool(self._draining)
+
+    @property
     def held(self) -> int:
         """Of these, the bytes in files that were deleted: they take space on disk until they are drained."""
         return sum(file.unread for file in self._draining if file.stat.is_deleted)
@@ -111,11 +116,6 @@ class Tail:
     def open_files(self) -> dict[int, int]:
         """The number of each file that is open, by generation."""
         return {file.generation: file.number for file in self._files()}
-
-    @property
-    def own(self) -> int | None:
-        """The number of the path's own file."""
-        return self._current.number if self._current else None
 
     def draining(self) -> list[int]:
         """The numbers of files to fstat each second, for look_at()."""
@@ -197,20 +197,25 @@ class Tail:
             acts += self._tell_lag()
         return acts + self._find_path(now) + self._tell_missed() + self._next(now)
 
-    def grown(self, size: int, written: float, now: float) -> Read | None:
-        """The path's own file, as it is open, was written to, and all else is as it was. None: look() is needed.
-
-        It says the same, and is asked for each line.
-        """
+    def next_read(self) -> tuple[int, int] | None:
+        """Number and offset to read the path's own file from, should it be written to. None: look() is needed then."""
         file = self._current
         is_other = self._wants_search or self._asked is not None or self._opening or self._draining or self._came > 0
         is_other = is_other or self._is_paused or self._is_lagging or self._rewind is not None or self._retry_s > 0
         if file is None or self._busy or is_other or not file.is_at_end:
             return None
-        if size <= file.stat.size or size > file.offset + LAGGING:  # cut, or much to tell of
+        return file.number, file.offset - file.overlap
+
+    def grown(self, size: int, written: float, data: bytes, head: bytes, now: float) -> list[Act] | None:
+        """The path's own file has this from next_read() to its end: look() and read() in one. None: look() first."""
+        file = self._current
+        assert file
+        if size <= file.stat.size:  # cut, or as it was
             return None
-        file.grow(file.stat._replace(size=size, written=written), now)
-        return self._go_on(file)
+        known = file.stat
+        file.grow(Stat(known.dev, known.ino, size, known.kind, written, known.is_deleted), now)
+        self._busy = file
+        return self.read(file.number, data, head, now)
 
     def look_at(self, number: int, found: Stat, now: float) -> list[Act]:
         """What fstat says of a file that is drained."""
@@ -376,7 +381,8 @@ class Tail:
         elif consumed:
             end = file.overlap + consumed
             file.go_on(file.offset + consumed, before, view[max(0, end - LAST) : end])
-        return self._tell_lag() + self._next(now)
+        acts = self._next(now)
+        return self._tell_lag() + acts if self._is_lagging or acts else acts
 
     def pause(self) -> None:
         """Nobody takes the matches: read no more, but go on noticing."""
@@ -437,7 +443,8 @@ class Tail:
             elif file.is_at_end and file.zeros_at == file.offset and now >= file.changed_at + ZEROS_S:
                 file.is_at_end = False
             elif is_drained:
-                self._end(file)
+                self._draining.remove(file)
+                self._remember(file.checkpoint())
                 acts.append(Close(file.number))
                 continue
             if not file.is_at_end:
@@ -537,11 +544,6 @@ class Tail:
             self._unseen_since, self._wants_search = self._current.written, True
             self._draining.append(self._current)
             self._last, self._current = self._current, None
-
-    def _end(self, file: File) -> None:
-        """It is drained, or given up."""
-        self._draining.remove(file)
-        self._remember(file.checkpoint())
 
     def _remember(self, done: Checkpoint) -> None:
         self.past = [*self.past, done][-PAST:]
