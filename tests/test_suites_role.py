@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import trio
 
 from agent.core.errors import ActionError
 from agent.core.events import (
+    RunReceived,
     RunRefused,
     RunStarted,
     SuiteFinished,
@@ -78,6 +80,15 @@ async def test_a_second_run_is_refused_while_the_slot_is_taken_or_drained(tmp_pa
         await here.bus.ask("undrain", {})
         await here.order(R[4], command=tap("echo 1..1; echo ok"))
         assert (await here.finished(R[4])).verdict == "passed"
+
+
+async def test_one_order_that_comes_from_two_sides_at_once_starts_once(tmp_path: Path) -> None:
+    async with house(tmp_path, slots=3) as here:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(partial(here.order, command=tap("echo 1..1; echo ok")))
+        await here.finished()
+        assert len(await here.events(RunReceived)) == len(await here.events(RunStarted)) == 1
 
 
 async def test_shutting_down_aborts_runs_and_leaves_resumable_ones(tmp_path: Path) -> None:

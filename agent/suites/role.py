@@ -145,7 +145,7 @@ class _Suites:
         reservation = payload.get("reservation")
         if not isinstance(reservation, str | None):  # it would be in the journal, and be read at each start
             raise ActionError("bad_payload", f"reservation: {reservation!r} is not the id of an offer")
-        if run in self._ordering or run in self._active or await self._store.read(run=run, limit=1):
+        if run in self._ordering or run in self._active:
             return {"run": run}
         received = RunReceived(
             run=run,
@@ -155,8 +155,10 @@ class _Suites:
             reservation=reservation,
             deadline=deadline,
         )
-        self._ordering.add(run)
+        self._ordering.add(run)  # before the journal is asked: the same order may come from two sides at once
         try:
+            if await self._store.read(run=run, limit=1):
+                return {"run": run}
             self._store.keep(run)
             self._bus.publish(received)
             refused = self._decide(received)
