@@ -246,9 +246,7 @@ class _Monitors:
 
     async def run_now(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{id}` -> `{run}`: the run that begins as soon as there is a slot, or is there already."""
-        name = payload.get("id")
-        if not isinstance(name, str):
-            raise ActionError("bad_payload", "id: expected the id of a monitor")
+        name = str(payload.get("id"))
         try:
             is_new = self._schedule.run_now(name)
         except KeyError:
