@@ -1,11 +1,13 @@
 """Searching a log's history: back and forth, over rotations and compressed files, in parts, within limits."""
 
 import gzip
+import itertools
 import lzma
 import os
 import random
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -122,6 +124,36 @@ def test_time_is_bounded_and_what_is_left_can_be_asked_for(tmp_path: Path) -> No
     for direction, start in (("backward", 1_000_000), ("forward", 0)):
         found = look(path, regex="never", direction=direction, budget_s=1e-9)
         assert (found.complete, found.next, found.matches) == (False, start, [])
+
+
+def test_time_goes_by_while_the_context_of_matches_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lay(tmp_path, *(b"fail %d\nok\n" % n for n in range(10)))
+    looked = itertools.count()
+    monkeypatch.setattr("agent.logs.search.time", SimpleNamespace(monotonic=lambda: next(looked)))
+    for direction in ("backward", "forward"):
+        asked = {"regex": "fail", "until": "ok", "budget_s": 6, "direction": direction}
+        found = look(path, **asked)
+        assert 0 < len(found.matches) < 10
+        assert (found.complete, found.next is None) == (False, False)
+        order = range(10) if direction == "forward" else reversed(range(10))
+        assert [match["text"] for match in all_of(path, **asked)] == [f"fail {n}" for n in order]
+
+
+def test_lines_behind_a_match_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lay(tmp_path, b"fail\r\n" + b"\n" * 5000 + b"a\r\n", b"b\nc")
+    reads, read = itertools.count(), search._History.read
+
+    def counted(history: search._History, number: int, at: int, size: int) -> bytes:
+        next(reads)
+        return read(history, number, at, size)
+
+    monkeypatch.setattr(search._History, "read", counted)
+    (match,) = look(path, regex="fail", after=10_000).matches
+    assert match["after"] == [*[""] * 5000, "a", "b", "c"]
+    assert next(reads) < 20
+    assert look(path, regex="fail", after=5002).matches[0]["after"] == [*[""] * 5000, "a", "b"]
 
 
 def test_a_regex_that_gives_up_is_counted(tmp_path: Path) -> None:

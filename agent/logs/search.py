@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
@@ -241,10 +242,9 @@ def _xz_size(fd: int, size: int) -> int | None:
     index = iter(os.pread(fd, index_size, size - 12 - index_size))
 
     def number() -> int:
-        value = shift = 0
-        for byte in index:
-            value |= (byte & 0x7F) << shift
-            shift += 7
+        value = 0
+        for place, byte in enumerate(islice(index, 9)):
+            value |= (byte & 0x7F) << 7 * place
             if byte < 0x80:
                 return value
         raise EOFError
@@ -380,9 +380,11 @@ class _Searching:
         return every, done, before
 
     def _take(self, number: int, found: _Found) -> bool:
-        """Add a match to the answer, if there is room."""
+        """Add a match to the answer, if there is room, and time for what stands around it: for one there always is."""
         if len(self._matches) == self._asked.limit:
             return False
+        if self._matches:
+            self._history.check()
         piece = self._history.pieces[number]
         around = None
         if wants_context(self._rule):
@@ -413,12 +415,14 @@ class _Searching:
         at = self._end_of_line(number, offset + 1)
         while len(lines) < count and number < len(self._history.pieces):
             data = self._history.read(number, at, LINE_MAX)
-            line, end, _ = data.partition(b"\n")
             if not data:
                 number, at = number + 1, 0
-            elif len(line) > room:
-                break
-            else:
+                continue
+            data = data[: data.rfind(b"\n") + 1] or data  # else a part of a line, or the last one
+            for line in data.removesuffix(b"\n").split(b"\n")[: count - len(lines)]:
+                if len(line) > room:
+                    return lines
                 lines.append(shown(line.removesuffix(b"\r")))
-                room, at = room - len(line), at + len(line) + len(end)
+                room -= len(line)
+            at += len(data)
         return lines
