@@ -117,6 +117,10 @@ def test_settings_with_errors_are_told_without_a_profile(profiles: Path, tmp_pat
     ("text", "told"),
     [
         ('[control]\nlisten = ["127.0.0.1:65536"]', 'control.listen[0]: text "127.0.0.1:65536" does not fit.'),
+        (
+            '[coverage]\nagent_id = "a/b"',
+            'coverage.agent_id: text "a/b" does not fit. Use up to 128 characters, no slash',
+        ),
         ('[lab]\nlisten = "127.0.0.1:99999"', 'lab.listen: text "127.0.0.1:99999" does not fit. Use HOST:PORT.'),
         ('[control]\norigins = ["lab.example"]', 'control.origins[0]: text "lab.example" does not fit. Use http(s)://'),
         ('[eman]\nurl = "hub.lab:9001"', 'eman.url: text "hub.lab:9001" does not fit. Use http(s)://HOST:9001/'),

@@ -10,6 +10,8 @@ from agent.core.url import fault, shown
 SourceName = Literal["v8", "python", "jacoco"]
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
+# It stands in the paths of the admin's requests.
+AgentId = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00-\x1f]{0,128}$", description="up to 128 characters, no slash")]
 # HOST:PORT of a JaCoCo agent's tcpserver
 Address = Annotated[str, msgspec.Meta(pattern=r"^[^/?#]+:[0-9]{1,5}$", description="HOST:PORT")]
 
@@ -33,7 +35,7 @@ class CoverageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     enabled: bool = False
     admin: str = "ws://127.0.0.1:8090"
     headers: dict[str, str] = {}
-    agent_id: Name = ""
+    agent_id: AgentId = ""
     instance_id: Name = ""
     build_version: Name = ""
     service_group: Name = ""
