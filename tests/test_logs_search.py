@@ -129,7 +129,7 @@ def test_time_is_bounded_and_what_is_left_can_be_asked_for(tmp_path: Path) -> No
 def test_time_goes_by_while_the_context_of_matches_is_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = lay(tmp_path, *(b"fail %d\nok\n" % n for n in range(10)))
+    path = lay(tmp_path, b"".join(b"fail %d\nok\n" % n for n in range(10)))
     looked = itertools.count()
     monkeypatch.setattr("agent.logs.search.time", SimpleNamespace(monotonic=lambda: next(looked)))
     for direction in ("backward", "forward"):
