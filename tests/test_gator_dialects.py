@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import agent
 from agent.core.errors import ActionError
 from agent.gator import dialects
 from agent.gator.messages import ApiJob
@@ -64,6 +65,47 @@ def test_d2s_tiers_are_told_from_its_jobs_by_the_spec() -> None:
     assert (summary.jobs, summary.tiers, result, code) == (Sums(1, 0, 1, 0), Sums(1, 0, 1, 0), "SUCCESS", 0)
 
 
+@pytest.mark.parametrize(
+    ("sums", "size", "tiers"),
+    [
+        ((5, 1, 2, 1), Size(5, 2), Sums(2, 1, 0, 1)),
+        ((5, 0, 3, 1), Size(5, 2), Sums(2, 1, 0, 1)),  # the last of its jobs has not begun
+        ((5, 1, 4, 0), Size(5, 2), Sums(2, 1, 0, 0)),
+        ((5, 0, 5, 0), Size(5, 2), Sums(2, 0, 2, 0)),
+        ((5, 0, 4, 1), Size(5, 2), Sums(2, 0, 1, 1)),
+        ((5, 0, 3, 2), Size(5, 2), Sums(2, 0, 1, 1)),
+        ((1, 0, 1, 0), JOB, Sums()),
+        ((1, 1, 0, 0), JOB, Sums()),
+    ],
+)
+def test_d1s_tiers_are_done_when_all_of_its_jobs_are(sums: tuple[int, ...], size: Size, tiers: Sums) -> None:
+    given = dict(zip(("sub_total", "sub_active", "sub_passed", "sub_failed"), sums, strict=True))
+    summary, _ = dialects.read_update({"ident": "g", "metrics": {}, **given}, size)
+    assert (summary.jobs, summary.tiers) == (Sums(*sums), tiers)
+
+
+@pytest.mark.parametrize(
+    ("sums", "failed", "running", "size", "jobs", "tiers"),
+    [
+        ((7, 3, 2, 1), 1, 1, Size(5, 2), Sums(5, 1, 1, 1), Sums(2, 2, 1, 0)),
+        ((7, 2, 1, 0), 0, 1, Size(5, 2), Sums(5, 1, 0, 0), Sums(2, 1, 1, 0)),  # what has passed may be its inner tier
+        ((7, 2, 4, 0), 0, 0, Size(5, 2), Sums(5, 0, 3, 0), Sums(2, 2, 1, 0)),  # nobody says what runs
+        ((7, 0, 7, 0), 0, 0, Size(5, 2), Sums(5, 0, 5, 0), Sums(2, 0, 2, 0)),
+        ((7, 0, 0, 7), 5, 0, Size(5, 2), Sums(5, 0, 0, 5), Sums(2, 0, 0, 2)),
+        ((3, 0, 3, 0), 0, 0, Size(5, 2), Sums(3, 0, 3, 0), Sums(0, 0, 0, 0)),
+        ((1, 1, 0, 0), 0, 1, JOB, Sums(1, 1, 0, 0), Sums()),
+    ],
+)
+def test_d2s_jobs_that_run_are_told_from_its_tiers_by_the_spec(
+    sums: tuple[int, ...], failed: int, running: int, size: Size, jobs: Sums, tiers: Sums
+) -> None:
+    given = dict(zip(("sub_total", "sub_active", "sub_passed", "sub_failed"), sums, strict=True))
+    paths = {"failed_ids": [["g", "x"]] * failed, "running_ids": [["g", "y"]] * running}
+    summary, _ = dialects.read_update({"ident": "g", "result": 0, "summary": {"metrics": given, **paths}}, size)
+    assert (summary.jobs, summary.tiers) == (jobs, tiers)
+    assert summary.jobs + summary.tiers == Sums(*sums)
+
+
 def d1_end(result: str, total: int, passed: int, failed: int) -> dict[str, Any]:
     return {"result": result, "code": 0, "metrics": {}, "sub_total": total, "sub_passed": passed, "sub_failed": failed}
 
@@ -115,6 +157,14 @@ def test_ours_tell_their_jobs_apart() -> None:
         ({"ident": "a", "summary": {"metrics": {"sub_active": 1}}, "result": 1, "code": 0}, "1 jobs are still active"),
         ({"ident": "a", "summary": {"metrics": {}}, "result": "SUCCESS", "code": 0}, "Expected `int`"),
         ({"ident": "a", "summary": {"metrics": {}}, "code": 0}, "`result` or `code`"),
+        (
+            {"ident": "a", "result": "SUCCESS", "code": 0, "metrics": {"sub_failed": -1}},
+            "sub_failed is -1, which is no",
+        ),
+        (
+            {"ident": "a", "summary": {"metrics": {"sub_passed": 0.5}}, "result": 1, "code": 0},
+            "sub_passed is 0.5, which",
+        ),
     ],
 )
 def test_a_bad_completion_is_refused(payload: dict[str, Any], said: str) -> None:
@@ -124,6 +174,7 @@ def test_a_bad_completion_is_refused(payload: dict[str, Any], said: str) -> None
 
 def test_a_parent_is_told_by_its_answer_to_register() -> None:
     ours = dialects.register_answer(["root"], 2)
+    assert ours == {"path": ["root"], "root": 0, "uidx": 2, "emissary": {"version": agent.__version__, "resume": True}}
     assert dialects.parent_dialect(ours, spec_says_id=False) == "emissary"
     assert dialects.parent_dialect({"path": [], "root": 0, "uidx": 1}, spec_says_id=False) == "d2"
     assert dialects.parent_dialect({}, spec_says_id=False) == "d1"
@@ -144,6 +195,9 @@ def test_each_dialect_is_told_in_its_form() -> None:
         },
         "result": 0,
     }
+    ours = dialects.report("emissary", "g", FULL, "UNKNOWN", plain=False)
+    assert ours == {**dialects.report("d2", "g", FULL, "UNKNOWN", plain=False), "emissary": {"jobs": (3, 1, 1, 1)}}
+    assert dialects.read_update(json.loads(json.dumps(ours)), Size(9, 9))[0] == FULL
     seed = dialects.report("d1", "g", FULL, "UNKNOWN", plain=False)
     assert seed["sub_total"] == seed["metrics"]["sub_total"] == 3
     assert seed["failed_ids"] == [["g", "x"]]  # a real D1 tier crashes without it

@@ -31,9 +31,11 @@ def test_a_job_is_counted_in_numbers(passed: bool | None) -> None:
 
 def test_what_is_pruned_counts_no_more() -> None:
     total = Total()
-    total.put("a", expected(Size(5, 2)))
-    total.put("a", None)
-    assert (total.jobs, total.tiers) == (Sums(), Sums())
+    for told in (expected(Size(5, 2)), job_summary("a", {}, passed=None), job_summary("a", {}, passed=False)):
+        total.put("a", told)
+        total.put("a", None)
+        assert (total.jobs, total.tiers) == (Sums(), Sums())
+        assert (total.failed("g"), total.running("g")) == ((), ())
 
 
 def test_lists_of_paths_are_bounded() -> None:
@@ -47,3 +49,5 @@ def test_of_a_lost_tier_what_had_passed_has() -> None:
     last = Summary(jobs=Sums(5, 2, 2, 1), tiers=Sums(2, 2), failed=(("t", "x"),))
     lost = given_up(Size(5, 2), "t", last)
     assert (lost.jobs, lost.tiers, lost.failed) == (Sums(5, 0, 2, 3), Sums(2, 0, 0, 2), (("t", "x"),))
+    silent = given_up(Size(5, 3), "t", Summary(jobs=Sums(5, 2, 3), tiers=Sums(3, 2, 1)))
+    assert (silent.jobs, silent.tiers, silent.failed) == (Sums(5, 0, 3, 2), Sums(3, 0, 1, 2), (("t",),))
