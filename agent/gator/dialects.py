@@ -86,7 +86,7 @@ def read_update(payload: Mapping[str, Any], size: Size) -> tuple[Summary, Result
     """An `update` in any dialect; `size` is what the spec says of that child. Raises ActionError."""
     if "summary" in payload:
         report: Report2 = read("update", payload, Report2)
-        return _summary2(report, size), RESULTS[report.result]
+        return _summary2("update", report, size), RESULTS[report.result]
     return _summary1("update", payload, size), "UNKNOWN"
 
 
@@ -96,7 +96,7 @@ def read_complete(ident: str, payload: Mapping[str, Any], size: Size) -> tuple[S
         report: Report2 = read("complete", payload, Report2)
         if "result" not in payload or "code" not in payload:
             raise wrong("complete: Object missing required field `result` or `code`")
-        summary, result, code = _summary2(report, size), RESULTS[report.result], report.code
+        summary, result, code = _summary2("complete", report, size), RESULTS[report.result], report.code
         both, is_exact = summary.jobs + summary.tiers, report.emissary.jobs is not None
     else:
         given: Complete = read("complete", payload, Complete)
@@ -140,10 +140,19 @@ def _settled(ident: str, told: Summary, both: Sums | None, result: Result, size:
 def _summary1(action: str, payload: Mapping[str, Any], size: Size) -> Summary:
     report: Report = read(action, payload, Report)
     metrics = report.metrics
-    given = {name: getattr(report, name) if getattr(report, name) is not None else metrics.get(name) for name in _SUBS}
-    total = given["sub_total"]
-    jobs = Sums(size.jobs if total is None else int(total), *(int(given[name] or 0) for name in _SUBS[1:]))
+    within = _sums(action, metrics, size.jobs)
+    beside = {name: each for name in _SUBS if (each := getattr(report, name)) is not None}
+    jobs = Sums(**{name.removeprefix("sub_"): beside.get(name, within[name]) for name in _SUBS})
     return Summary(jobs=jobs, tiers=_tiers(size, jobs), metrics=_own(metrics), failed=_paths(report.failed_ids))
+
+
+def _sums(action: str, metrics: Mapping[str, Number], total: int) -> dict[str, int]:
+    """The `sub_*` among metrics; `total` where none is told. Raises ActionError."""
+    for name in _SUBS:
+        told = metrics.get(name, 0)
+        if told < 0 or told != told // 1:
+            raise wrong(f"{action}: {name} is {told!r}, which is no number of jobs")
+    return {name: int(metrics.get(name, total if name == "sub_total" else 0)) for name in _SUBS}
 
 
 def _tiers(size: Size, jobs: Sums) -> Sums:
@@ -154,10 +163,10 @@ def _tiers(size: Size, jobs: Sums) -> Sums:
     return Sums(size.tiers, int(not is_done), size.tiers - failed if is_done else 0, failed)
 
 
-def _summary2(report: Report2, size: Size) -> Summary:
+def _summary2(action: str, report: Report2, size: Size) -> Summary:
     """Of jobs and tiers together; apart by what ours tell, else by what the spec says and the lists of paths."""
     metrics = report.summary.metrics
-    both = Sums(*(int(metrics.get(name, 0)) for name in _SUBS))
+    both = Sums(*_sums(action, metrics, 0).values())
     failed, running = _paths(report.summary.failed_ids), _paths(report.summary.running_ids)
     if report.emissary.jobs is not None:
         jobs = Sums(*report.emissary.jobs)
