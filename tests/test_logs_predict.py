@@ -240,6 +240,17 @@ def test_forecasts_that_find_no_room_are_counted_and_told() -> None:
     assert (next.suppressed, forecaster.suppressed) == (0, 2)
 
 
+def test_forecasts_that_came_true_are_not_remembered_until_their_time_is_over() -> None:
+    forecaster = Forecaster(chains(), learning=False)
+    assert [event.state for event in said(forecaster, 0, "step", "long")] == ["open"]
+    for n in range(1, 3 * MOST_OPEN):
+        at = n / MOST_OPEN  # all within the horizon of the first
+        assert [event.state for event in said(forecaster, at, "step", "a")] == ["open"]
+        assert [event.state for event in said(forecaster, at, "fails", "a")] == ["hit"]
+        assert len(forecaster._ends) <= 2 * MOST_OPEN
+    assert [f"{event.state} {event.key}" for event in said(forecaster, HORIZON_S + 1, "due")] == ["expired long"]
+
+
 def test_what_is_hardly_known_is_not_said() -> None:
     """Two rows of two that failed are no reason for an alarm, a hundred are."""
     for rows, opens in ((2, False), (100, True)):

@@ -213,6 +213,9 @@ class Forecaster:
         self._open[forecast.place] = forecast
         self._count += 1
         heapq.heappush(self._ends, (end, self._count, forecast))
+        if len(self._ends) > 2 * MOST_OPEN:  # most of them came true before, and would stay for their horizon
+            self._ends = [one for one in self._ends if self._open.get(one[2].place) is one[2]]
+            heapq.heapify(self._ends)
 
     def _opened(
         self,
