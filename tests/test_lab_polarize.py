@@ -11,12 +11,13 @@ import httpx
 import msgspec
 import pytest
 import trio
-from trio_websocket import open_websocket_url
+from trio_websocket import ConnectionClosed, open_websocket_url
 
 from agent.core import listen
 from agent.core.bus import Bus
 from agent.core.events import ImportFinished
 from agent.core.guard import Guard
+from agent.core.link import Dial, connect
 from agent.core.metrics import Metrics
 from agent.core.store import open_store
 from agent.core.supervise import Health
@@ -236,6 +237,37 @@ async def test_what_does_not_fit_is_an_error_with_code_200(
     assert reply.json()["status"] == "ERROR"
     assert complaint in reply.json()["errors"]
     assert await rig.polarize.imports() == []
+
+
+@pytest.mark.parametrize("full", ["folder", "database"])
+async def test_what_the_disk_does_not_take_is_told_of_and_no_half_is_left(rig: Rig, full: str) -> None:
+    folder, disk = rig.folder / "lab/imports", rig.polarize._disk._db
+    if full == "folder":
+        folder.rmdir()
+        folder.write_text("no folder")
+    else:
+        disk.execute("PRAGMA query_only = 1")
+    async with client_of(f"http://{rig.address}") as client:
+        files = {"xunit": ("a.xml", document()), "xargs": ("a.json", xargs())}
+        reply = await client.post("/xunit/import", files=files)
+        assert (reply.status_code, reply.text.startswith("the document cannot be kept: ")) == (500, True)
+    async with connect(Dial(f"ws://{rig.address}/ws/xunit/import")) as ws:
+        sent = {"xunit": document().decode(), "xargs": xargs().decode()}
+        await ws.send_message(json.dumps({"op": "x", "type": "na", "tag": "t", "ack": False, "data": sent}))
+        assert "Listening" in str(await ws.get_message())
+        with pytest.raises(ConnectionClosed) as closed:
+            await ws.get_message()
+        assert closed.value.reason is not None
+        assert closed.value.reason.code == 1011
+        assert str(closed.value.reason.reason).startswith("the document cannot be kept: ")
+    assert not list(folder.glob("*.new"))
+    if full == "folder":
+        folder.unlink()
+        folder.mkdir()
+    else:
+        disk.execute("PRAGMA query_only = 0")
+    assert (await rig.imported("polarize-http")).outcome == "passed"
+    assert [item.times for item in await rig.polarize.imports()] == [1]
 
 
 async def test_a_body_that_is_no_form_is_refused(rig: Rig) -> None:

@@ -28,6 +28,7 @@ from agent.core.head import Head, HttpError
 from agent.core.listen import Body, Response, Route
 from agent.core.payload import UNREADABLE
 from agent.lab import xunit
+from agent.lab.transaction import transaction
 from agent.polarize.messages import WsData, WsFrame, Xargs
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,10 @@ class Polarize:
             await ws.send_message(_json({**ack, "data": "Received message"}))
         listener = f"umb-{secrets.token_hex(4)}"
         await ws.send_message(_json({"id": listener, "message": "Listening to VirtualTopic.qe.ci.>"}))
-        result = await self._result(given.xunit.encode(), given.xargs.encode(), "polarize-ws")
+        try:
+            result = await self._result(given.xunit.encode(), given.xargs.encode(), "polarize-ws")
+        except HttpError as err:
+            return await ws.aclose(1011, err.text[:100])
         await self._spoil_ws(ws)
         # The real one loses the tag.
         answer = _json({"op": "-response", "type": "na", "ack": False, "tag": "xunitImportWS", "data": result})
@@ -261,13 +265,20 @@ class Polarize:
             at=self._clock(),
             times=1,
         )
-        return await self._work(self._keep, xml, item)
+        try:
+            return await self._work(self._keep, xml, item)
+        except (ActionError, OSError) as err:
+            log.error("not imported testrun=%s error=%s", item.testrun, err)  # noqa: TRY400 - the disk, not a bug
+            raise HttpError(500, f"the document cannot be kept: {err}") from err
 
     def _keep(self, xml: bytes, item: Import) -> Import:
         path = self.document(item.testrun)
         aside = path.with_suffix(".new")
-        aside.write_bytes(xml)
-        aside.replace(path)
+        try:
+            aside.write_bytes(xml)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
         kept, gone = self._disk.add(item)
         for testrun in gone:
             self.document(testrun).unlink(missing_ok=True)
@@ -326,13 +337,13 @@ class _Disk:
     def add(self, item: Import) -> tuple[Import, list[str]]:
         """The import with its job, in place of its test run's earlier one; the test runs that are not kept any more."""
         row = self._db.execute("SELECT value FROM import WHERE testrun = ?", (item.testrun,)).fetchone()
-        times = _read(0, row[0]).times + 1 if row else 1
-        item = msgspec.structs.replace(item, times=times)
-        job = self._db.execute(
-            "INSERT OR REPLACE INTO import(testrun, value) VALUES(?, ?)", (item.testrun, msgspec.json.encode(item))
-        ).lastrowid
-        old = self._db.execute("SELECT testrun FROM import ORDER BY job DESC LIMIT -1 OFFSET ?", (MAX_KEPT,)).fetchall()
-        self._db.executemany("DELETE FROM import WHERE testrun = ?", old)
+        item = msgspec.structs.replace(item, times=_read(0, row[0]).times + 1 if row else 1)
+        put = "INSERT OR REPLACE INTO import(testrun, value) VALUES(?, ?)"
+        beyond = "SELECT testrun FROM import ORDER BY job DESC LIMIT -1 OFFSET ?"
+        with transaction(self._db):
+            job = self._db.execute(put, (item.testrun, msgspec.json.encode(item))).lastrowid
+            old = self._db.execute(beyond, (MAX_KEPT,)).fetchall()
+            self._db.executemany("DELETE FROM import WHERE testrun = ?", old)
         return msgspec.structs.replace(item, job=int(job or 0)), [testrun for (testrun,) in old]
 
     def all(self) -> list[Import]:
