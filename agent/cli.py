@@ -157,7 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument("--json", action="store_true")
     selftest.add_argument("--only", metavar="GLOB,...", default="", help="these checks alone, as native.*,config")
     _settings_of(selftest)
-    check = add("check", "validate files: every error with file, line and key", _config_check, settings)
+    check = add(
+        "check", "validate settings and rule files: every error with file, line and key", _config_check, settings
+    )
     check.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return parser
 
@@ -569,19 +571,36 @@ def _selftest(given: argparse.Namespace) -> int:
     return DONE if report.ok else FAILED
 
 
+def _holds_rules(file: Path) -> bool:
+    """Is it a rule file? What is no TOML is told as settings are."""
+    import tomllib
+
+    try:
+        return "rule" in tomllib.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+
+
 def _config_check(given: argparse.Namespace) -> int:
     import time
+
+    import msgspec
 
     from agent.core.config import load
     from agent.logs import lint
     from agent.logs.rules import RuleErrors
     from agent.settings import Settings
 
-    effective = load(Settings, given.files, env={})
+    of_rules = [file for file in given.files if _holds_rules(file)]
+    settings = [file for file in given.files if file not in of_rules]
+    effective = load(Settings, settings, env={})
     for warning in effective.warnings:
         print(warning, file=sys.stderr)
+    logs = effective.settings.logs
+    named = [*(logs.rules if settings else ()), *map(str, of_rules)]
     try:
-        rules = lint.check(effective.settings.logs, {key: origin.text for key, origin in effective.origins.items()})
+        origins = {key: origin.text for key, origin in effective.origins.items()}
+        rules = lint.check(msgspec.structs.replace(logs, rules=tuple(named)), origins)
     except RuleErrors as err:
         raise ConfigErrors(list(err.errors)) from err
     slow = lint.slow(rules)

@@ -57,6 +57,20 @@ def test_config_check_reads_the_rules_that_the_settings_name(
     assert re.fullmatch(slow, err)
 
 
+def test_config_check_takes_rule_files_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, rules = tmp_path / "agent.toml", tmp_path / "rules.toml"
+    file.write_text("[suites]\nslots = 0\n")
+    rules.write_text("version = 1\n[[rule]]\nid = 'x'\nregex = '('\n")
+    assert main(["config", "check", str(rules)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{rules}:4: rule[x].regex: ")
+    assert main(["config", "check", str(rules), str(file)]) == 2
+    assert f"{file}:2: suites.slots" in capsys.readouterr().err
+    rules.write_text("version = 1\n[[rule]]\nid = 'x'\nregex = 'word'\n")
+    assert main(["config", "check", str(rules)]) == 0
+    assert capsys.readouterr().out == f"{rules}: good\n"
+
+
 def test_config_show_tells_where_each_value_comes_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
