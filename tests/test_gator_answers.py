@@ -30,7 +30,8 @@ async def test_d2_counts_after_from_the_last_it_has_and_d1_from_the_first_it_wan
     assert await uids("d0", after=2) == await uids("d1", after=2) == await uids(None, after=2, format="d1") == [2, 3]
     assert await uids("d2", after=2) == await uids("emissary", after=2) == await uids("d1", after=2, format="d2") == [3]
     assert await uids(None, limit=1) == [1]
-    for wrong in ({"limit": 0}, {"after": -1}, {"limit": "all"}):
+    assert await uids(None, after=2**63 - 2) == []
+    for wrong in ({"limit": 0}, {"after": -1}, {"after": 2**63}, {"limit": "all"}):
         with pytest.raises(ActionError, match="get_messages: Expected"):
             await told_messages(journal, wrong, 2, None)
     await journal.close()

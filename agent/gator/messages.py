@@ -117,7 +117,7 @@ class Complete(msgspec.Struct, frozen=True):
 class GetMessages(msgspec.Struct, frozen=True):
     """`get_messages`: log entries by `uid`; D1 takes `after` as the first, D2 as the last before."""
 
-    after: Count = 0
+    after: Annotated[int, msgspec.Meta(ge=0, lt=2**63 - 1)] = 0  # SQLite's numbers
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
 
 
