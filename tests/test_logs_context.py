@@ -113,6 +113,13 @@ def test_over_rotation_as_if_it_were_one_file() -> None:
     assert History(LOG[:-7], b"fail a\n").match(rule(context__before=2), b"fail a").before == [b"step b 2", b"fail b"]
 
 
+def test_a_file_without_lines_is_not_the_end_of_history() -> None:
+    history = History(b"begin a\nx\n", b"", b"fail a\n")
+    assert history.match(rule(context__before=2), b"fail a").before == [b"begin a", b"x"]
+    assert texts(history.match(rule(context__until="'begin'"), b"fail a").anchors) == [b"begin a"]
+    assert History(b"", b"fail a\n").match(rule(context__before=2), b"fail a").before == []
+
+
 def test_over_the_limit_the_middle_goes() -> None:
     log = b"begin a\n" + b"".join(b"line %d\n" % n for n in range(1000)) + b"fail a\n"
     compiled = rule(context__until="'begin'", context__max_lines=5)

@@ -394,10 +394,11 @@ class _LinesBack:
             generation, end = self.end
             if end == 0:
                 size = yield from self.walking.size(generation - 1)
-                if not size:
+                if size is None:
                     return None
-                generation, end = generation - 1, size
-            if self.walking.distance(Place(generation, end)) >= REACH:
+                self.end = Place(generation - 1, size)
+                continue
+            if self.walking.distance(self.end) >= REACH:
                 return None
             start = max(0, end - BLOCK // 16)
             data = yield from self.walking.ask(generation, start, end - start)
