@@ -8,8 +8,9 @@
  * What agent._native offers to Python.
  *
  * No function keeps state of its own or touches a Python object, and all may run without the GIL (cffi releases it
- * around each call). Only *_new and *_compile allocate, and what they return the caller gives to *_free. All other
- * memory is the caller's, who keeps it alive and lets nobody else write to it until the call returns.
+ * around each call). What *_new, *_compile and *_load return the caller gives to *_free; a miner and a model hold what
+ * they learn. All other memory is the caller's, who keeps it alive and lets nobody else write to it until the call
+ * returns.
  * native/build.py gives this file to cffi without the lines that begin with '#'.
  */
 
@@ -116,7 +117,7 @@ size_t prefilter_find(const struct prefilter *prefilter, const uint8_t *block, s
 
 /*
  * How often each of literals[0..count) stands in text[0..size), letters of ASCII in either case: to counts[0..count).
- * Returns 1; 0: no memory.
+ * Returns 1; 0: no memory, or a literal of less than LITERAL_MIN bytes.
  */
 int literal_counts(const struct literal *literals, size_t count, const uint8_t *text, size_t size, uint32_t *counts);
 
@@ -300,7 +301,7 @@ size_t miner_varying(const struct miner *miner, uint64_t *numbers);
 
 /*
  * To have a miner as it was: each template, the one seen longest ago first; what joined; what varies; the next id.
- * 0: this cannot be.
+ * 0: this cannot be, or there is no memory.
  */
 int miner_restore(struct miner *miner, uint32_t id, uint64_t count, const uint8_t *text, size_t size);
 int miner_restore_joined(struct miner *miner, const uint32_t *pairs, size_t count);
