@@ -162,6 +162,13 @@ def test_a_bad_action_is_refused(body: bytes) -> None:
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize("body", [b"{}", b'{"type":"PAUSE"}'])
+def test_of_an_action_without_a_known_type_it_is_said_which_are_known(body: bytes) -> None:
+    known = "types are START, STOP, STOP_ALL, CANCEL, CANCEL_ALL, ADD_SESSION_DATA, ADD_TESTS"
+    with pytest.raises(HttpError, match=known):
+        read_action(body)
+
+
 @given(
     st.binary()
     | st.text()

@@ -6,7 +6,7 @@ this end's own: what the agent's side took for granted would else never be check
 Source: protocols/drill.md, "The wire", "The lab's admin"; seeds/drill-coverage-event-flow.md, "API".
 """
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -296,6 +296,7 @@ class AddTests(_Asked, frozen=True, tag_field="type", tag="ADD_TESTS"):
 Action: TypeAlias = Start | Stop | StopAll | Cancel | CancelAll | AddSessionData | AddTests
 
 _actions: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)
+_TYPES = ", ".join(str(kind.__struct_config__.tag) for kind in get_args(Action))
 
 
 def read_action(body: bytes) -> Action:
@@ -303,7 +304,8 @@ def read_action(body: bytes) -> Action:
     try:
         return _actions.decode(body)
     except UNREADABLE as err:
-        raise HttpError(400, f"the action cannot be read: {err}") from err
+        known = f"; types are {_TYPES}" if "$.type" in str(err) or "`type`" in str(err) else ""
+        raise HttpError(400, f"the action cannot be read: {err}{known}") from err
 
 
 class AgentSession(msgspec.Struct, frozen=True, rename="camel"):
