@@ -265,7 +265,7 @@ async def test_a_full_disk_gives_up_the_reserve_and_loses_nothing(tmp_path: Path
 
 def test_a_second_agent_on_the_same_directory_is_refused(tmp_path: Path) -> None:
     store = open_store(tmp_path, reserve=4096)
-    with pytest.raises(StoreError, match="another agent uses this state directory"):
+    with pytest.raises(StoreError, match=rf"another agent \(pid {os.getpid()}\) uses this state directory"):
         open_store(tmp_path, reserve=4096)
     store.close()
     open_store(tmp_path, reserve=4096).close()

@@ -27,6 +27,7 @@ import trio
 
 from agent.core.errors import StoreError
 from agent.core.events import AnyEvent, Recorded, scope
+from agent.core.locks import owner
 
 log = logging.getLogger(__name__)
 
@@ -499,8 +500,10 @@ def open_store(
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
         os.close(lock)
+        pid = owner(folder / "lock")
+        another = f"another agent (pid {pid})" if pid else "another agent"
         raise StoreError(
-            f"{folder}: another agent uses this state directory", remedy="Stop it, or give this one its own state.dir."
+            f"{folder}: {another} uses this state directory", remedy="Stop it, or give this one its own state.dir."
         ) from err
     try:
         _make_reserve(folder / "reserve", reserve)

@@ -172,7 +172,8 @@ def test_a_second_agent_on_one_state_directory_is_refused_and_the_first_goes_on(
         assert first.stderr is not None
         assert any("role=suites state=running" in line for line in first.stderr)
         said = refused()
-        assert said.endswith("another agent uses this state directory. Stop it, or give this one its own state.dir.")
+        who = f"another agent (pid {first.pid}) uses this state directory"
+        assert said.endswith(f"{who}. Stop it, or give this one its own state.dir.")
         assert first.poll() is None
         first.terminate()
         assert first.wait(60) == 0
