@@ -176,6 +176,8 @@ def wrong(text: str, name: str = "suite.toml") -> str:
         ("source = { git = 'ssh://-oProxyCommand=x/y' }", "source.git: is no address of a host. "),
         ("source = { git = 'https://[x' }", "source.git: is no address: "),
         ("source = { git = 'https://u:p@h/x' }", "source.git: has a user's secret in it"),
+        ("source = { git = 'https://token@h/x' }", "source.git: has a user's secret in it"),
+        ("source = { git = 'ssh://u:p@h/x' }", "source.git: has a user's secret in it"),
         ("source = { git = 'git@h:x', ref = '--upload-pack=x' }", "source.ref: '--upload-pack=x' names no"),
         ("source = { git = 'git@h:x', depth = 0 }", "source.depth: 0 is less than 1. "),
         ("report.polarion.properties.dry-rum = 'x'", "report.polarion.properties.dry-rum: unknown property. Did you"),
@@ -217,6 +219,21 @@ def test_each_fault_is_told_with_its_line_its_key_and_what_would_be_right(line: 
 )  # fmt: skip
 def test_a_document_that_is_none(text: str, error: str) -> None:
     assert wrong(text).startswith(f"suite.toml{error}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "runner = 'ava'\nsource = { git = 'ssh://git@h/x' }",
+        "runner = 'ava'\nsource = { git = 'git@h:x' }",
+        f"runner = 'ava'\nsource = {{ archive = 'a.zip', sha256 = '{64 * '0'}' }}",
+        f"runner = 'ava'\nsource = {{ archive = 'http://h/a.zip', sha256 = '{64 * '0'}' }}",
+        "runner = 'ava'\ndriver = 'events'\nretries = 1",
+        "runner = 'pytest'\nretries = 1",
+    ],
+)
+def test_what_is_nearly_a_fault_is_none(text: str) -> None:
+    assert load(f"id = 'a'\n{text}\n".encode(), "suite.toml").id == "a"
 
 
 def test_all_faults_are_told_at_once_in_the_order_of_their_lines() -> None:

@@ -109,6 +109,8 @@ def test_the_last_attempt_counts_and_all_are_in_the_document() -> None:
 
 def test_a_name_that_looks_like_an_attempt_is_a_test_of_its_own() -> None:
     assert tally(record("a"), record("a@2", "failed")).counts() == Counts(total=2, passed=1, failed=1)
+    retried = tally(record("a", "failed"), record("a@2", attempt=2), record("a@1", "failed"))
+    assert retried.counts() == Counts(total=2, passed=1, failed=1)
 
 
 def test_the_document_is_one_line_of_the_fields_of_the_sheet() -> None:

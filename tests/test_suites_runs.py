@@ -38,18 +38,22 @@ def test_a_forbidden_step_names_both_states(state: RunState, to: RunState) -> No
 
 
 def test_each_limit_gives_its_reason_at_its_time() -> None:
-    run = a_run(setup=5, run=60, stall=20, test=7)
+    run = a_run(setup=30, run=60, stall=20, test=7)
     run.advance("preparing", 100)
-    assert (run.next_check(), run.overdue(104.9)) == (105, None)
-    assert run.overdue(105) == "limits.setup: not prepared within 5 s"
-    run.advance("running", 105)
-    assert run.overdue(125) == "limits.stall: no new result for 20 s"
-    run.feed(ended("a"), 120)
-    assert (run.overdue(125), run.next_check()) == (None, 140)
-    run.feed(started("slow"), 130)
-    assert run.overdue(137) == "limits.test: 'slow' took more than 7 s"
-    run.feed(ended("slow"), 137)
-    assert run.overdue(165) == "limits.run: not over within 60 s"
+    assert (run.next_check(), run.overdue(129.9)) == (130, None)  # the others count from the runner's start
+    assert run.overdue(130) == "limits.setup: not prepared within 30 s"
+    run.advance("running", 130)
+    assert (run.next_check(), run.overdue(149.9)) == (150, None)
+    assert run.overdue(150) == "limits.stall: no new result for 20 s"
+    run.feed(ended("a"), 145)
+    assert (run.overdue(150), run.next_check()) == (None, 165)
+    run.feed(started("slow"), 155)
+    assert (run.overdue(161.9), run.next_check()) == (None, 162)
+    assert run.overdue(162) == "limits.test: 'slow' took more than 7 s"
+    run.feed(ended("slow"), 162)
+    assert (run.overdue(181.9), run.next_check()) == (None, 182)
+    run.feed(ended("b"), 180)
+    assert (run.overdue(189.9), run.overdue(190)) == (None, "limits.run: not over within 60 s")
 
 
 def test_without_limits_nothing_is_ever_overdue_but_the_labs_deadline() -> None:
@@ -75,6 +79,8 @@ def test_a_run_describes_what_it_does_now() -> None:
     run = a_run()
     run.advance("preparing", 101)
     run.advance("running", 102)
+    now = run.describe(now=110, epoch=1_000_110)
+    assert (now["test"], now["since"], now["counts"]) == (None, 1_000_102, {})
     run.feed(ended("a"), 103)
     run.feed(ended("a", rev=2), 103)
     run.feed(started("b"), 104)

@@ -219,6 +219,30 @@ def test_beyond_the_limit_texts_go_first_and_never_a_test(
     assert case_of(only).find("failure") is not None
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0])
+def test_beyond_the_limit_the_first_tests_keep_their_texts(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    records = [
+        record(str(n), "failed", message="m" * 50, details={"x": "t" * 200}, output="o" * 200) for n in range(10)
+    ]
+    whole = len(written(*records))
+    bare = len(written(*(record(str(n), "failed") for n in range(10))))
+    room = bare + round(share * (whole - bare))
+    monkeypatch.setattr(xunit, "DOCUMENT_MAX", room)
+    assert room - 250 < len(written(*records)) <= room  # another text would not fit
+    cases = suite_of(*records).findall("testcase")
+    failures = [failure for case in cases if (failure := case.find("failure")) is not None]
+    there = [
+        ["message" in failure.attrib for failure in failures],
+        [bool(failure.text) for failure in failures],
+        [case.find("system-out") is not None for case in cases],
+    ]
+    assert [len(texts) for texts in there] == [10, 10, 10]
+    assert all(texts == sorted(texts, reverse=True) for texts in there), "those of the first tests"
+    messages, blocks, outputs = map(sum, there)
+    assert messages == 10 or blocks == 0
+    assert blocks == 10 or outputs == 0
+
+
 TEXTS = st.text(max_size=30)
 
 
