@@ -417,6 +417,18 @@ def test_systemd_is_asked_to_read_its_files_and_says_itself_whether_it_came_up(
     assert (image / "opt/asked").read_text().splitlines()[-2:] == ["stop agent.service", "daemon-reload"]
 
 
+def test_a_service_that_is_not_to_be_started_is_left_and_said(live: Job, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "systemctl").write_text(SYSTEMCTL)
+    (tmp_path / "systemctl").chmod(0o755)
+    of = job(image, "systemd")
+    of.starts = False
+    assert install(of, of_version(tmp_path, "1"), "1")[-1].startswith("the service is left as it is")
+    assert not (image / "opt/asked").exists()  # systemd is not what this machine started with
+    (image / "run/systemd/system").mkdir(parents=True)
+    install(of, of_version(tmp_path, "2"), "2")
+    assert (image / "opt/asked").read_text() == "daemon-reload\n"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_state_of_another_user_is_given_to_the_services_user(image: Path, one: Path, tmp_path: Path) -> None:
     (image / "etc/passwd").write_text("agent:x:4321:4321::/:/bin/false\n")

@@ -163,9 +163,14 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         return [f"LoadCredential={name}:{path}" for name, path in dict(there).items()]
 
 
+def has_systemd(root: Path) -> bool:
+    """Does it run there? sd_booted(3)."""
+    return (root / "run/systemd/system").is_dir()
+
+
 def detect(root: Path) -> Init:
     """The init of this machine, or of an image. Raises InstallFailed where there is none that is known."""
-    if root == Path("/") and (root / "run/systemd/system").is_dir():
+    if root == Path("/") and has_systemd(root):
         return "systemd"
     if root != Path("/") and any((root / name).exists() for name in ("lib/systemd/systemd", "usr/lib/systemd/systemd")):
         return "systemd"

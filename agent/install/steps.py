@@ -32,7 +32,7 @@ from agent.core import release
 from agent.core.locks import owner
 from agent.core.release import Pending, point, pointed, read_pending, sync, write, write_pending
 from agent.install import stage
-from agent.install.service import CONFIG, LOG, MACHINE, STATE, Service, account, inside, make_account
+from agent.install.service import CONFIG, LOG, MACHINE, STATE, Service, account, has_systemd, inside, make_account
 from agent.install.stage import InstallFailed, call
 
 State = Literal["", "STAGED", "PLACED", "STARTED", "TRIAL"]
@@ -238,6 +238,10 @@ def _end_trial(job: Job, version: str) -> None:
 
 def _start(job: Job) -> Generator[Step, None, None]:
     if not job.has_service:
+        if job.service.is_live and job.service.init == "systemd" and has_systemd(job.service.root):
+            yield "tell systemd", job.service.reload
+        if job.service.is_live:
+            yield "the service is left as it is: what is new holds from its next start", lambda: None
         return
     job.state = "STARTED"
     yield f"restart the service, READY within {READY_S:.0f} s", lambda: _restart_or_go_back(job)
