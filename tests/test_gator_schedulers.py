@@ -34,6 +34,21 @@ async def test_a_child_gets_its_parent_and_flags_and_what_it_prints_is_kept(tmp_
     assert (tmp_path / "a/layer.log").read_text() == f"--parent 127.0.0.1:1 --id a --tracking {tmp_path}/a --quiet\n"
 
 
+async def test_a_child_that_has_told_its_end_and_stays_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("agent.gator.schedulers.STAY_S", 0.1)
+    over = trio.Event()
+    over.set()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(adopt)
+        with trio.fail_after(WITHIN_S):
+            how = await Local({"PATH": "/usr/bin:/bin"}, "sh -c 'sleep 600'").run(order(tmp_path / "a"), nothing, over)
+        nursery.cancel_scope.cancel()
+    assert how == "by us, 0.1 s behind its own word"
+    assert "ended: it has told its end, and stayed for 0.1 s ident=a" in caplog.text
+
+
 async def test_what_a_child_prints_need_not_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a/layer.log").mkdir(parents=True)
     scheduler = Local({"PATH": "/usr/bin:/bin"}, "echo")

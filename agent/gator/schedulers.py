@@ -33,6 +33,7 @@ ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
 }
+STAY_S = 30.0  # that a process may live on when its layer has told its end
 END_S = 10.0  # for a child that was told to stop, before its processes are killed
 
 
@@ -112,16 +113,29 @@ class Local:
             async with open_child(spec) as child, trio.open_nursery() as nursery:
                 for pipe in child.streams.values():
                     nursery.start_soon(_drain, pipe, order.folder / "layer.log")
-                try:
-                    exit_ = await child.wait()
-                except trio.Cancelled:
-                    with trio.CancelScope(shield=True):
-                        await child.stop([Step(signal.SIGTERM, END_S, "child")])
-                    raise
+                with trio.CancelScope() as staying:
+                    async with trio.open_nursery() as watching:
+                        watching.start_soon(_cancel_behind, over, staying)
+                        try:
+                            exit_ = await child.wait()
+                        except trio.Cancelled:
+                            with trio.CancelScope(shield=True):
+                                await child.stop([Step(signal.SIGTERM, END_S, "child")])
+                            raise
+                        watching.cancel_scope.cancel()
+                if staying.cancelled_caught:
+                    log.warning("ended: it has told its end, and stayed for %g s ident=%s", STAY_S, order.ident)
+                    return f"by us, {STAY_S:g} s behind its own word"
                 await child.finish()
         except ChildFailedToStart as err:
             raise CannotSchedule(err.what, remedy=err.remedy) from err
         return f"by {exit_.signal}" if exit_.signal else f"with code {exit_.code}"
+
+
+async def _cancel_behind(over: trio.Event, staying: trio.CancelScope) -> None:
+    await over.wait()
+    await trio.sleep(STAY_S)
+    staying.cancel()
 
 
 async def _drain(pipe: Pipe, path: Path) -> None:
