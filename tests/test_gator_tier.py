@@ -117,6 +117,17 @@ async def test_slots_bound_how_many_run_at_once(tmp_path: Path) -> None:
     assert {text for _, text in above.messages} == {"1"}
 
 
+async def test_a_tier_that_was_given_too_little_for_a_job_does_not_wait_for_ever(tmp_path: Path) -> None:
+    jobs = "!Job {ident: wide, command: 'true', resources: [!Cores [4]]}", "!Job {ident: b, command: 'true'}"
+    greedy = "!Job {ident: greedy, command: 'true', retries: 1, resources: [!Memory [1, KB]]}"
+    above = await run(f"!JobGroup {{ident: g, jobs: [{', '.join((*jobs, greedy))}]}}", tmp_path, pool=Pool(2, 0, {}))
+    assert above.end is not None
+    assert (above.end[0].jobs, above.end[0].failed) == (Sums(3, 0, 2, 1), (("g", "greedy"),))
+    assert ("WARNING", "Child 'wide' wants 4 slots, and has all 2 of here") in above.messages
+    why = "it cannot be started: it wants 1000 bytes of memory; there are 0"
+    assert ("CRITICAL", f"Child 'greedy' is lost: {why}") in above.messages
+
+
 async def test_cores_that_were_asked_for_are_cpus_of_the_tasks_own(tmp_path: Path) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:

@@ -173,15 +173,18 @@ class Tier:
             return False
         if is_local and len(self._below) >= pool.slots + MAX_LOCAL:
             return False
-        if isinstance(node, Job):
-            wanted = demand(node)
-        elif is_local:
-            wanted = Demand(0)
-        else:
-            wanted = pool.share(node)
+        asked = demand(node) if isinstance(node, Job) else Demand(0) if is_local else pool.share(node)
+        # Of a root's spec each job fits (role.check); a child tier may have been given less than one of its jobs wants.
+        wanted = msgspec.structs.replace(asked, slots=min(asked.slots, pool.slots))
+        if why := pool.why_never(wanted):
+            self.tree.launched(ident, trio.current_time(), is_local=is_local)
+            self.do(self.tree.lose(ident, f"it cannot be started: {why}", self.shared.clock()))
+            return True
         grant = pool.take(wanted)
         if grant is None:
             return False
+        if wanted != asked:
+            self._journal.say("WARNING", f"Child '{ident}' wants {asked.slots} slots, and has all {pool.slots} of here")
         kid = self.tree.kids[ident]
         self.tree.launched(ident, trio.current_time(), is_local=is_local)
         folder = self._folder_of(kid)
