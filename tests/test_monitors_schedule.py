@@ -83,6 +83,12 @@ def test_runs_without_a_result_are_given_a_rest() -> None:
         assert begun(schedule) == []
         now = until + 1
     assert rests == [2.0**n for n in range(1, 10)] + [MAX_BACKOFF_S] * 3
+    for _ in range(1100):  # eleven days
+        schedule.run_now("web")
+        assert begun(schedule) == ["web"]
+        schedule.end("web", has_result=False, now=now)
+    schedule.tick(now + 10)
+    now += MAX_BACKOFF_S
     schedule.tick(now)
     begin = schedule.begin()
     assert begin is not None
@@ -132,6 +138,9 @@ def test_a_clock_that_is_set_back_does_not_stop_the_ticks() -> None:
     schedule = arranged(monitor(interval=60.0))
     schedule.tick(START + 60)
     begun(schedule)
-    schedule.end("web", has_result=True, now=START + 60)
+    schedule.end("web", has_result=False, now=START + 60)
     schedule.tick(START - 86_400)
     assert schedule.next_at() <= START - 86_400 + 60
+    until = schedule.describe("web")["backoff_until"]
+    assert isinstance(until, float)
+    assert until <= START - 86_400 + MAX_BACKOFF_S

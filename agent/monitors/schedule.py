@@ -91,6 +91,7 @@ class Schedule:
         """Put in line whose tick has come, or skip it."""
         if now < self._seen:  # the clock was set back
             for name, place in self._places.items():
+                place.backoff_until = min(place.backoff_until, now + MAX_BACKOFF_S)
                 if place.next_at - now > place.monitor.interval + FIRST_WITHIN_S:
                     self._set(name, self._after(place.monitor, now))
         self._seen = now
@@ -133,7 +134,8 @@ class Schedule:
         if place is None:
             return []
         place.failures = 0 if has_result else place.failures + 1
-        backoff = min(2.0**place.failures, MAX_BACKOFF_S) if place.failures else -math.inf
+        # After 1,023 failures, eleven days of them, the power alone is no float any more.
+        backoff = min(2.0 ** min(place.failures, 32), MAX_BACKOFF_S) if place.failures else -math.inf
         place.backoff_until = now + backoff
         return self._told(name, "overlap")
 
