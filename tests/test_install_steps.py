@@ -401,6 +401,16 @@ def test_a_release_that_does_not_come_up_is_gone_again(live: Job, image: Path, t
     assert (pointed(image / "opt/agent/current"), read_pending(image / "opt/agent")) == ("1", None)
 
 
+def test_when_the_one_before_does_not_come_up_either_both_are_named(live: Job, image: Path, tmp_path: Path) -> None:
+    install(live, of_version(tmp_path, "1"), "1")
+    confirm(image)
+    (image / "opt/agent/releases/1/lib/dead").touch()  # as with a port that another has taken
+    why = r"2 does not come up, and 1 neither: 2 is not READY after 0 s.*; 1 is not READY after 0 s.* See /var/log"
+    with pytest.raises(InstallFailed, match=why):
+        install(live, of_version(tmp_path, "2", dead=""), "2")
+    assert pointed(image / "opt/agent/current") == "1"
+
+
 def test_systemd_is_asked_to_read_its_files_and_says_itself_whether_it_came_up(
     live: Job, image: Path, tmp_path: Path
 ) -> None:

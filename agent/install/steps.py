@@ -255,7 +255,11 @@ def _restart_or_go_back(job: Job) -> None:
         back_to = _go_back(job)
         if back_to is None:
             raise
-        restart(job, back_to)
+        try:
+            restart(job, back_to)
+        except InstallFailed as again:
+            neither = f"{job.version} does not come up, and {back_to} neither: {err.what}; {again.what}"
+            raise InstallFailed(neither, remedy=again.remedy) from err
         raise InstallFailed(
             f"{job.version} does not come up, {back_to} runs again: {err.what}", remedy=err.remedy
         ) from err
