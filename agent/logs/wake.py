@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 GATHER_S = 0.06  # between two looks at what grows quickly: few large blocks cost less than many
 HEARD = 1 << 16  # bytes of inotify's events that are read at once
-RESCAN = 5  # looks: so often `rescan` is told what it knows
+RESCAN = 10  # looks: so often `rescan` is told what it knows
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
 
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
