@@ -333,13 +333,13 @@ class Service:
             before, self.effective = self._roles() if is_up else {}, new
             after = self._roles() if is_up else {}
             tables = {key.split(".")[0].split("[")[0] for key in changed}
-            with trio.CancelScope(shield=True):  # who asked may be gone: a role that was stopped still starts again
-                for name, role in after.items():
-                    if name not in before or tables & set(ROLE_TABLES[name]):
-                        await self.supervisor.stop(name)
-                        await self.supervisor.start(role)
-                for name in before.keys() - after.keys():
+            for name, role in after.items():
+                # One that does not run: it is new, or who asked for the last reload went away in the middle of it.
+                if not self.supervisor.runs(name) or tables & set(ROLE_TABLES[name]):
                     await self.supervisor.stop(name)
+                    await self.supervisor.start(role)
+            for name in before.keys() - after.keys():
+                await self.supervisor.stop(name)
             rules = await self._reload_rules()
             self.bus.publish(Reloaded())
             log.info("reloaded changed=%s needs_restart=%s", ",".join(changed) or "nothing", ",".join(needs_restart))

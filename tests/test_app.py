@@ -102,7 +102,10 @@ async def test_reloads_at_once_come_one_after_the_other(tmp_path: Path) -> None:
                 while len(states) < 8:
                     change = await anext(changes)
                     states += [change.state] if change.name == "files" else []
-        assert states == ["stopped", "running"] * 4
+            assert states == ["stopped", "running"] * 4
+            await service.supervisor.stop("gator")  # as by a reload whose client went away in the middle
+            await service.bus.ask("reload", {})
+            assert service.supervisor.runs("gator")
         assert service.supervisor.status["files"].restarts == 0
         nursery.cancel_scope.cancel()
 

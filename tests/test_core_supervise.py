@@ -128,8 +128,11 @@ async def test_a_role_can_be_stopped_and_started_again(autojump_clock: MockClock
     said = Journal()
     supervisor = Supervisor(said)
     async with trio.open_nursery() as nursery:
+        assert not supervisor.runs("r")
         await nursery.start(supervisor.run, [Role("r", steady)])
+        assert supervisor.runs("r")
         await supervisor.stop("r")
+        assert not supervisor.runs("r")
         await supervisor.start(Role("r", steady))
         nursery.cancel_scope.cancel()
     assert said.rows == ["0 r running", "0 r stopped", "0 r running"]

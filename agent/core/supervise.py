@@ -129,6 +129,10 @@ class Supervisor:
             self._scopes[name].cancel()
             await self._ended[name].wait()
 
+    def runs(self, name: str) -> bool:
+        """Was the role started, and neither stopped nor over? In backoff it runs, too."""
+        return name in self._scopes
+
     def overdue(self) -> dict[str, float]:
         """The roles that hang, with the seconds since they should have been done."""
         return {name: late for name, health in self.health.items() if (late := health.overdue_s()) > 0}
