@@ -17,6 +17,7 @@ from agent.core.errors import PeerRefused, PeerUnreachable
 from agent.core.link import Dial, connect
 from agent.eman.settings import HubSettings
 from agent.lab.server import FolderUnusable, Lab, serve_lab
+from tests import no_json
 from tests.eman_hub import peer
 
 SUITE = {"id": "login", "runner": "command", "command": ["true"]}
@@ -119,6 +120,25 @@ async def test_a_restart_keeps_the_queue_and_hands_nothing_out_twice(tmp_path: P
     assert len(before) == 1
     async with lab_in(tmp_path, [SUITE]) as lab:
         assert [run.run for run in lab.seneschal.runs()] == before
+
+
+async def test_suites_are_queued_and_runs_ended_by_the_token(lab: Lab) -> None:
+    async with client_of(lab, "") as client:
+        assert (await client.post("/lab/runs", json=SUITE)).status_code == 401
+        assert (await client.get("/lab/runs")).status_code == 401
+    async with client_of(lab) as client:
+        for body in (b"", b"[]", b"{", b'{"x":%b}' % no_json.SPOILED[0], b'{"\xff":0}'):
+            reply = await client.post("/lab/runs", content=body)
+            assert (reply.status_code, reply.text.startswith("a suite document, as JSON, is expected: ")) == (400, True)
+        assert (await client.post("/lab/runs", content=b" " * 262_145)).status_code == 413
+        run = (await client.post("/lab/runs", json=SUITE)).json()["run"]
+        queued = {"run": run, "suite": "login", "state": "queued", "agent": "", "verdict": "", "reason": None}
+        assert (await client.get("/lab/runs")).json() == [queued]
+        assert (await client.delete(f"/lab/runs/{run}")).json() == {"run": run}
+        dropped = queued | {"state": "dropped", "reason": "ended by a user of the lab"}
+        assert (await client.get("/lab/runs")).json() == [dropped]
+        reply = await client.delete("/lab/runs/r-9")
+        assert (reply.status_code, reply.text) == (404, "r-9 is not known here\n")
 
 
 async def test_two_labs_do_not_share_a_folder(lab: Lab, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@
 | `/agent/attach`, `/api/...` | Drill's admin, lab/drill.py |
 | `/` | the page: on this machine, or by the token; asked for no HTML: `{"result": {"id": "eman"}}` |
 | `/socket.io/`, `/services` | the Eman hub, eman/hub.py |
+| `/lab/runs` | by the token: GET all runs, POST a suite document to be run next; DELETE `/lab/runs/RUN` ends one |
 | `/lab/faults` | the switches, by the token: GET them, POST some: `{"polarize": {"html": 2}, "mimir": {"late_s": 1}}` |
 
 Source: protocols/emissary.md, "Real peers for tests"; protocols/settings.md, "[lab]".
@@ -28,7 +29,7 @@ import msgspec
 import trio
 
 from agent.core import listen
-from agent.core.errors import AgentError
+from agent.core.errors import ActionError, AgentError
 from agent.core.guard import Guard, is_loopback, require
 from agent.core.head import Head, HttpError, host_name
 from agent.core.listen import Body, Response, Route
@@ -41,7 +42,9 @@ from agent.eman.settings import HubSettings
 from agent.lab.drill import FILES, Drill
 from agent.lab.mimir import Mimir
 from agent.lab.polarize import MAX_DOCUMENT, Polarize
+from agent.lab.queue import LabRun
 from agent.lab.seneschal import Seneschal
+from agent.seneschal.messages import MAX_SUITE
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +96,31 @@ class Lab:
             *(self.hub.routes if self.hub else [Route("/", self._page, scope="open")]),
             Route("/seneschal", websocket=self.seneschal.serve),
             Route("/mimir", websocket=self.mimir.serve),
+            Route("/lab/runs", self._runs, methods=("GET", "POST"), max_body=MAX_SUITE),
+            Route("/lab/runs/*", self._cancel, methods=("DELETE",)),
             Route("/lab/faults", self._switch, methods=("GET", "POST"), max_body=MAX_SWITCHES),
             *self.polarize.routes,
             *self.drill.routes,
         ]
+
+    async def _runs(self, head: Head, body: Body) -> Response:
+        """GET: [{"run", "suite", "state", "agent", "verdict", "reason"}], the oldest first. POST: {"run"}."""
+        if head.method == "POST":
+            try:
+                suite = msgspec.json.decode(await body.read(), type=dict[str, Any])
+            except UNREADABLE as err:
+                raise HttpError(400, f"a suite document, as JSON, is expected: {err}") from err
+            return _json({"run": self.seneschal.enqueue(suite)})
+        names = ("run", "suite", "state", "agent", "verdict", "reason")
+        return _json([dict(zip(names, (*_row(run), run.reason), strict=True)) for run in self.seneschal.runs()])
+
+    async def _cancel(self, head: Head, body: Body) -> Response:
+        run = head.path.removeprefix("/lab/runs/")
+        try:
+            await self.seneschal.cancel(run, "ended by a user of the lab")
+        except ActionError as err:
+            raise HttpError(404 if err.code == "no_such_run" else 500, err.what) from err
+        return _json({"run": run})
 
     async def _switch(self, head: Head, body: Body) -> Response:
         switches: dict[str, msgspec.Struct] = {
@@ -116,15 +140,12 @@ class Lab:
             for faults, some in changes:
                 for name, value in some.items():
                     setattr(faults, name, value)
-        return Response(200, (("Content-Type", "application/json"),), msgspec.json.encode(switches))
+        return _json(switches)
 
     async def _page(self, head: Head, body: Body) -> Response:
         _look(head)
         agents = [(ident, it.version, it.slots, ", ".join(it.labels)) for ident, it in self.seneschal.agents().items()]
-        runs = [
-            (run.run, run.suite.get("id", ""), run.state, run.ident or "", run.complete.verdict if run.complete else "")
-            for run in reversed(self.seneschal.runs()[-MAX_SHOWN:])
-        ]
+        runs = [_row(run) for run in reversed(self.seneschal.runs()[-MAX_SHOWN:])]
         imports = [
             (item.testrun, item.project, item.how, item.status, _counted(item.counts), ", ".join(item.unmatched))
             for item in reversed((await self.polarize.imports())[-MAX_SHOWN:])
@@ -230,6 +251,16 @@ def _checked(faults: msgspec.Struct, given: Mapping[str, Any]) -> dict[str, Any]
         raise msgspec.ValidationError(f"unknown switches: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     checked = msgspec.convert(known | dict(given), type(faults))
     return {name: getattr(checked, name) for name in given}
+
+
+def _row(run: LabRun) -> tuple[object, ...]:
+    """Run, suite, state, agent, verdict."""
+    verdict = run.complete.verdict if run.complete else ""
+    return run.run, run.suite.get("id", ""), run.state, run.ident or "", verdict
+
+
+def _json(value: object) -> Response:
+    return Response(200, (("Content-Type", "application/json"),), msgspec.json.encode(value))
 
 
 def _table(names: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
