@@ -4,6 +4,8 @@ import ast
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.monitors_house import SDK, house, monitor
 
 
@@ -48,6 +50,14 @@ def Good(config): return sdk.Timed(1.5, {"a.b-c": "é x"})
     assert (name.state, "FileNotFoundError" in str(name.text)) == ("error", True)
     assert (long.state, str(long.text)[:13]) == ("error", "ValueError: é")
     assert (good.state, good.ms, good.metadata) == ("ok", 1500.0, {"a.b-c": "é x"})
+
+
+@pytest.mark.parametrize("dialect", ["metrist", "seed", "auto"])
+async def test_a_time_is_said_in_the_unit_of_who_asks(tmp_path: Path, dialect: str) -> None:
+    steps = "def Good(config): return sdk.Timed(0.25)"
+    async with house(tmp_path, monitor(written(tmp_path, steps), steps=("Good",), dialect=dialect)) as here:
+        [step] = await here.run_once()
+    assert (step.state, step.ms, step.timed_by) == ("ok", 250.0, "monitor")
 
 
 def test_an_older_python_can_read_it() -> None:

@@ -122,7 +122,8 @@ def _serve(steps: Mapping[str, Step], cleanup: Callable[[dict[str, Any]], object
     while True:
         said = _hear()
         if said.startswith(("Run Step ", "Run step ")):
-            _run_step(steps, said[len("Run Step ") :], config)
+            # Who spells it small, as the protocol's description does, takes times in seconds; all others in ms.
+            _run_step(steps, said[len("Run Step ") :], config, 1000 if said.startswith("Run Step ") else 1)
         elif said in ("Exit", "Exit 0"):
             return
         elif said == "Exit 1":
@@ -133,7 +134,7 @@ def _serve(steps: Mapping[str, Step], cleanup: Callable[[dict[str, Any]], object
             log_error(f"unexpected message {said!r}")
 
 
-def _run_step(steps: Mapping[str, Step], name: str, config: dict[str, Any]) -> None:
+def _run_step(steps: Mapping[str, Step], name: str, config: dict[str, Any], in_a_second: int) -> None:
     try:
         if name not in steps:
             raise LookupError(f"there is no step {name!r}; there are {', '.join(sorted(steps))}")
@@ -144,7 +145,7 @@ def _run_step(steps: Mapping[str, Step], name: str, config: dict[str, Any]) -> N
         _say(f"Step Error {type(err).__name__}: {err}")
         return
     if isinstance(done, Timed):
-        _say(f"Step Time {done.word + ' ' if done.word else ''}{done.seconds * 1000!r}")
+        _say(f"Step Time {done.word + ' ' if done.word else ''}{done.seconds * in_a_second!r}")
     else:
         _say("Step OK")
 

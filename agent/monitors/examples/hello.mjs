@@ -26,7 +26,8 @@ async function take(message) {
     try {
       if (!step) throw new Error(`there is no step ${message.slice(9)}`)
       const time = await step(config)
-      return say(time === undefined ? 'Step OK' : `Step Time ${time}`)
+      // The small spelling, the older one, goes with times in seconds.
+      return say(time === undefined ? 'Step OK' : `Step Time ${message.startsWith('Run step ') ? time / 1000 : time}`)
     } catch (error) {
       return say(`Step Error ${error.message}`)
     }
