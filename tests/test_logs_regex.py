@@ -61,10 +61,10 @@ def test_bytes_or_utf_8() -> None:
 @pytest.mark.parametrize("interpret", [False, True])
 def test_an_exploding_search_ends_soon(interpret: bool) -> None:
     regex, matcher = Regex("(a+)+$", interpret=interpret), Matcher()
-    started = time.perf_counter()
+    started = time.thread_time()
     for _ in range(10):
         assert matcher.match(regex, HOSTILE) is None
-    assert (time.perf_counter() - started) / 10 < 0.1  # 0.4 and 4 ms on an idle machine
+    assert (time.thread_time() - started) / 10 < 0.1  # 0.4 and 4 ms on an idle machine
 
 
 def test_a_long_line_may_need_all_of_the_stack_and_beyond_is_a_limit() -> None:
