@@ -1,8 +1,11 @@
 """Taking, refusing, ending and recovering runs, with real processes."""
 
+import json
 import os
 import shutil
+import sqlite3
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,21 @@ async def test_a_run_whose_folder_was_removed_while_the_agent_was_down_is_report
         async with house(tmp_path) as here:
             assert (await here.finished()).reason == "interrupted"
             assert [test["case"] for test in here.result()["tests"]] == ["a", "(not reported)"]
+
+
+async def test_a_run_that_a_newer_version_took_is_reported_as_interrupted(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        with here.bus.subscribe(TestStarted) as starts:
+            await here.order(runner="command", command=["sleep", "600"])
+            await anext(starts)
+    with closing(sqlite3.connect(tmp_path / "state/store.db")) as db, db:  # as if the release had been gone back from
+        ((seq, data),) = db.execute("SELECT seq, data FROM journal WHERE kind = 'RunReceived'").fetchall()
+        received = json.loads(data)
+        received["suite"]["newer"] = True
+        db.execute("UPDATE journal SET data = ? WHERE seq = ?", (json.dumps(received).encode(), seq))
+    async with house(tmp_path) as here:
+        finished = await here.finished()
+        assert (finished.runner, finished.verdict, finished.reason) == ("command", "aborted", "interrupted")
 
 
 async def test_the_answer_of_runs_tells_what_runs_now(tmp_path: Path) -> None:

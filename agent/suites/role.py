@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import trio
@@ -44,7 +44,7 @@ from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.suites import document, requirements
 from agent.suites.execute import Execution
-from agent.suites.messages import Suite
+from agent.suites.messages import Runner, Suite
 from agent.suites.prepare import Machine, below, suite_of
 from agent.suites.runners import registry
 from agent.suites.runners.driver import MESSAGE_MAX, Cases, Only, clip
@@ -420,7 +420,7 @@ class _Suites:
             if not starts:
                 self._decide(received)
                 continue
-            suite = document.from_tree(received.suite)
+            suite = _suite_of(received, starts[-1])
             changes = [event for event in events if isinstance(event, RunChanged)]
             reporting = next((event for event in changes if event.state == "reporting"), None)
             if suite.resumable and reporting is None:
@@ -500,6 +500,19 @@ class _Suites:
 
 
 _RECOVERED = ("RunReceived", "RunRefused", "RunStarted", "RunChanged", "SuiteFinished")
+
+
+def _suite_of(received: RunReceived, started: RunStarted) -> Suite:
+    """The suite of an accepted run; where only a newer version knew all of its document, what is needed for its report.
+
+    Source: protocols/packaging.md 8 (a release that is gone back from).
+    """
+    try:
+        return document.from_tree(received.suite)
+    except DocumentError as err:
+        log.warning("cannot be resumed run=%s error=%s", received.run, err)
+        runner: Runner = next((known for known in get_args(Runner) if known == started.runner), "command")
+        return Suite(id=started.suite, title=started.title, runner=runner)
 
 
 def _oldest_first(folder: Path) -> list[Path]:
