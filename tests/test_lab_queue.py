@@ -46,10 +46,12 @@ class Play:
     def _new_id(self) -> str:
         return f"r-{next(self._ids)}"
 
+    def _kept(self) -> list[LabRun]:
+        return [msgspec.json.decode(row, type=LabRun) for key, row in self.disk.items() if key.startswith("run ")]
+
     def restart(self) -> None:
-        runs = [msgspec.json.decode(row, type=LabRun) for key, row in self.disk.items() if key.startswith("run ")]
         writers = [msgspec.json.decode(row, type=Writer) for key, row in self.disk.items() if key.startswith("writer ")]
-        self.queue = Queue(self._new_id, runs, writers)
+        self.queue = Queue(self._new_id, self._kept(), writers)
 
     def happens(self, words: list[str]) -> list[Act]:
         queue, t = self.queue, self.t
@@ -121,6 +123,11 @@ class Play:
                 del self.disk[key]
             else:
                 self.disk[key] = msgspec.json.encode(row)
+        kept, live = (
+            {run.run: msgspec.structs.replace(run, report=None) for run in runs}  # which is for display
+            for runs in (self._kept(), self.queue.runs.values())
+        )
+        assert kept == live, "what a restart would find"
         return list(map(shown, acts))
 
 
@@ -214,6 +221,55 @@ def test_the_offer_of_a_run_that_the_agent_could_not_read_is_good_for_another() 
         < run r-2 a/0/1
         """
     )
+
+
+def test_the_offers_of_an_agent_that_is_gone_are_void() -> None:
+    Play().run(
+        """
+        > register a
+        > offer a/0/1
+        > gone a
+        > queue
+        + 1
+        ? r-1 queued
+        """
+    )
+
+
+def test_what_has_ended_does_not_come_back() -> None:
+    Play().run(
+        """
+        > queue 1000
+        > register a
+        > offer a/0/1
+        = a/0/1 reserved
+        < run r-1 a/0/1
+        > accepted 1 r-1 a/0/1
+        > complete 2 r-1
+        > update r-1
+        > register a r-1
+        > accepted 3 r-1 a/0/1
+        + 5000
+        ? r-1 done
+        """
+    )
+    Play().run(SENT + "> refused 1 r-1 bad_suite:\n> accepted 2 r-1 a/0/1\n> update r-1\n? r-1 refused")
+
+
+def test_an_agent_speaks_of_its_own_runs_only() -> None:
+    play = Play()
+    play.run(SENT + "> register b")
+    said = (
+        Accepted(seq=1, run="r-1", reservation="a/0/1"),
+        Refused(seq=1, run="r-1", reason="busy:"),
+        complete(1, "r-1"),
+        complete(1, "r-1", ident="b"),
+    )
+    for message in said:
+        with pytest.raises(ActionError, match=r"r-1 is not a run of b|ident: a, but b registered"):
+            play.queue.owed("b", "i", message, 0.0)
+    play.run("? r-1 sent\n> register b\n? r-1 sent")
+    assert play.hellos[-1] == (0, ())  # what was refused counts as not heard
 
 
 def test_a_lease_that_lapses_is_lost_and_the_late_end_replaces_it() -> None:
