@@ -63,6 +63,7 @@ def test_what_a_request_leaves_out_has_a_default(frame: str, request_: Request) 
         ("[" * 100_000, "bad_json: not a JSON object: ", None),
         ('{"action":1,"req_id":3}', "bad_payload: action is a number, not text", 3),
         ('{"action":null,"req_id":3}', "bad_payload: action is null, not text", 3),
+        (f'{{"action":"{"a" * 257}","req_id":3}}', "bad_payload: action is text of more than 256 characters", 3),
         ('{"posted":"yes","req_id":"a"}', "bad_payload: posted is text, not true or false", "a"),
         ('{"payload":[],"req_id":0}', "bad_payload: payload is a list, not an object", 0),
         ('{"payload":true,"posted":true}', "bad_payload: payload is a boolean, not an object", 0),

@@ -355,7 +355,7 @@ class Channel:
                 self._hear(answer)
             case Stray() as stray:
                 self._metrics.count("link_stray_answers_total")
-                self._log(logging.INFO, "answer to no request rsp_id=%r reason=%s", stray.rsp_id, stray.reason)
+                self._log(logging.INFO, "answer to no request rsp_id=%.100r reason=%s", stray.rsp_id, stray.reason)
             case Unreadable() as bad:
                 self._metrics.count("link_bad_frames_total")
                 self._log(logging.WARNING, "unreadable frame reason=%s", bad.reason)

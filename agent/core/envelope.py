@@ -14,6 +14,7 @@ import msgspec
 from agent.core.payload import UNREADABLE
 
 MAX_MESSAGE = 1024 * 1024  # bytes; the control server's limit, and that of every link of ours
+MAX_ACTION = 256  # characters of a name: answers and logs repeat it, also for who has shown no token
 MAX_REASON = 4096  # characters of an error answer that are kept: it goes on into logs, alerts and the store
 BAD_IN_A_ROW = 10  # undecodable frames in a row, then the connection is closed with 1007
 
@@ -115,6 +116,8 @@ class Envelope:
             return self._unreadable(f"bad_payload: req_id is {_kind(req_id)}, not a number or text")
         if not isinstance(action, str):
             return self._unreadable(f"bad_payload: action is {_kind(action)}, not text", req_id)
+        if len(action) > MAX_ACTION:
+            return self._unreadable(f"bad_payload: action is text of more than {MAX_ACTION} characters", req_id)
         if not isinstance(posted, bool):
             return self._unreadable(f"bad_payload: posted is {_kind(posted)}, not true or false", req_id)
         if not isinstance(payload, dict):
