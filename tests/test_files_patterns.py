@@ -45,3 +45,24 @@ def test_what_is_reported_and_what_leads_there(
 def test_which_names_matter_in_a_directory(path: str, recursive: bool, directory: str, names: set[str] | None) -> None:
     pattern = Pattern(path, recursive=recursive)
     assert pattern.names(pattern.walk(directory)) == names
+
+
+@pytest.mark.parametrize(
+    ("path", "recursive", "directory", "may", "all_of_it"),
+    [
+        ("/etc/rhsm", False, "/", False, False),
+        ("/etc/rhsm", False, "/etc", True, False),
+        ("/etc/rhsm", False, "/etc/rhsm", True, True),
+        ("/etc/rhsm", False, "/etc/rhsm/a", False, False),
+        ("/etc/rhsm", True, "/etc/rhsm/a", True, True),
+        ("/var/log/*.log", False, "/var/log", True, False),
+        ("/srv/**/a", False, "/srv", True, False),
+        ("/srv/**/a/b", False, "/srv", False, False),
+    ],
+)
+def test_which_entries_of_a_directory_are_reported(
+    path: str, recursive: bool, directory: str, may: bool, all_of_it: bool
+) -> None:
+    pattern = Pattern(path, recursive=recursive)
+    places = pattern.walk(directory)
+    assert (pattern.may_report(places), pattern.reports_all(places)) == (may, all_of_it)
