@@ -98,34 +98,46 @@ class Scope(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class StartAgentSession(msgspec.Struct, frozen=True, tag="START_AGENT_SESSION"):
+    """Collect probes for a new session. Answered by SESSION_STARTED."""
+
     payload: StartSession
 
 
 class AddAgentSessionData(msgspec.Struct, frozen=True, tag="ADD_SESSION_DATA"):
+    """Coverage that another tool took, for a session that is open."""
+
     payload: SessionData
 
 
 class AddAgentSessionTests(msgspec.Struct, frozen=True, tag="ADD_SESSION_TESTS"):
+    """The tests that another tool ran. Acknowledged, and nothing is done."""
+
     payload: Any = None
 
 
 class StopAgentSession(msgspec.Struct, frozen=True, tag="STOP"):
+    """End a session: a last collection, its parts, then SESSION_FINISHED."""
+
     payload: OfSession
 
 
 class StopAllAgentSessions(msgspec.Struct, frozen=True, tag="STOP_ALL"):
-    pass
+    """The same for all sessions, with one SESSIONS_FINISHED."""
 
 
 class CancelAgentSession(msgspec.Struct, frozen=True, tag="CANCEL"):
+    """Drop a session and its data. Answered by SESSION_CANCELLED."""
+
     payload: OfSession
 
 
 class CancelAllAgentSessions(msgspec.Struct, frozen=True, tag="CANCEL_ALL"):
-    pass
+    """The same for all sessions, with one SESSIONS_CANCELLED."""
 
 
 class InitActiveScope(msgspec.Struct, frozen=True, tag="INIT_ACTIVE_SCOPE"):
+    """A new scope: all sessions are dropped, silently. Answered by SCOPE_INITIALIZED."""
+
     payload: Scope = Scope()
 
 
@@ -249,14 +261,20 @@ class Init(msgspec.Struct, frozen=True, tag="INIT", rename="camel"):
 
 
 class InitDataPart(msgspec.Struct, frozen=True, tag="INIT_DATA_PART", rename="camel"):
+    """Some of the classes, MAX_ENTITIES at most."""
+
     ast_entities: Sequence[AstEntity]
 
 
 class Initialized(msgspec.Struct, frozen=True, tag="INITIALIZED"):
+    """All classes are told."""
+
     msg: str = ""
 
 
 class ScopeInitialized(msgspec.Struct, frozen=True, tag="SCOPE_INITIALIZED", rename="camel"):
+    """The scope is active. `ts`, here and below, is milliseconds since 1970."""
+
     id: str
     name: str
     prev_id: str
@@ -264,6 +282,8 @@ class ScopeInitialized(msgspec.Struct, frozen=True, tag="SCOPE_INITIALIZED", ren
 
 
 class SessionStarted(msgspec.Struct, frozen=True, tag="SESSION_STARTED", rename="camel"):
+    """Probes are being collected; `test_type` is as it came."""
+
     session_id: str
     test_type: str
     is_realtime: bool
@@ -279,6 +299,8 @@ class ExecClassData(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class CoverDataPart(msgspec.Struct, frozen=True, tag="COVERAGE_DATA_PART", rename="camel"):
+    """What was reached, in MAX_OBJECTS objects at most."""
+
     session_id: str
     data: Sequence[ExecClassData]
 
@@ -291,26 +313,36 @@ class SessionChanged(msgspec.Struct, frozen=True, tag="SESSION_CHANGED", rename=
 
 
 class SessionFinished(msgspec.Struct, frozen=True, tag="SESSION_FINISHED", rename="camel"):
+    """Nothing follows for this session."""
+
     session_id: str
     ts: int
 
 
 class SessionCancelled(msgspec.Struct, frozen=True, tag="SESSION_CANCELLED", rename="camel"):
+    """This session's data was dropped, or there is no such session."""
+
     session_id: str
     ts: int
 
 
 class SessionsFinished(msgspec.Struct, frozen=True, tag="SESSIONS_FINISHED"):
+    """Nothing follows for these sessions."""
+
     ids: Sequence[str]
     ts: int
 
 
 class SessionsCancelled(msgspec.Struct, frozen=True, tag="SESSIONS_CANCELLED"):
+    """These sessions' data was dropped."""
+
     ids: Sequence[str]
     ts: int
 
 
 class SyncMessage(msgspec.Struct, frozen=True, tag="SYNC_MESSAGE", rename="camel"):
+    """The sessions that are open, and those whose end the admin may not have read."""
+
     active_sessions: Sequence[str]
 
 
