@@ -265,6 +265,20 @@ async def test_a_run_that_goes_on_when_the_role_comes_back_is_watched_again(tmp_
             assert say(await first(events)) == f"created {tmp_path}/conf [r-1]"
 
 
+async def test_the_watches_of_a_run_are_no_clients_whatever_the_run_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(role, "MAX_OF_RUN", 1)
+    async with house(tmp_path) as here:
+        await here.files()
+        with here.bus.subscribe(FileGap) as gaps:
+            here.bus.publish(msgspec.structs.replace(received(f"{tmp_path}/a", f"{tmp_path}/b"), run="w-1"))
+            here.bus.publish(msgspec.structs.replace(STARTED, run="w-1"))
+            await anext(gaps)
+        with pytest.raises(ActionError, match="watch w-1/0 is not known here"):
+            await here.bus.ask("unwatch_file", {"watch": "w-1/0"})
+
+
 async def test_what_cannot_be_watched_for_a_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(role, "MAX_OF_RUN", 2)
     async with house(tmp_path) as here:

@@ -226,7 +226,7 @@ class _Files:
             if number >= MAX_OF_RUN:
                 await self._tell(FileGap(path=path, why=f"is not watched: a run has {MAX_OF_RUN} paths", run=run))
                 return
-            id = f"{run}/{number}"
+            id = f"run/{run}/{number}"  # a run may be called "w-1", too
             self._of_run[run].append(id)
             await self.follower.watch(Watch(id=id, path=path, run=run))
 
