@@ -571,16 +571,6 @@ def _selftest(given: argparse.Namespace) -> int:
     return DONE if report.ok else FAILED
 
 
-def _holds_rules(file: Path) -> bool:
-    """Is it a rule file? What is no TOML is told as settings are."""
-    import tomllib
-
-    try:
-        return "rule" in tomllib.loads(file.read_text())
-    except (OSError, ValueError):
-        return False
-
-
 def _config_check(given: argparse.Namespace) -> int:
     import time
 
@@ -591,7 +581,7 @@ def _config_check(given: argparse.Namespace) -> int:
     from agent.logs.rules import RuleErrors
     from agent.settings import Settings
 
-    of_rules = [file for file in given.files if _holds_rules(file)]
+    of_rules = [file for file in given.files if lint.holds_rules(file)]
     settings = [file for file in given.files if file not in of_rules]
     effective = load(Settings, settings, env={})
     for warning in effective.warnings:
@@ -603,10 +593,7 @@ def _config_check(given: argparse.Namespace) -> int:
         rules = lint.check(msgspec.structs.replace(logs, rules=tuple(named)), origins)
     except RuleErrors as err:
         raise ConfigErrors(list(err.errors)) from err
-    slow = lint.slow(rules)
-    took = lint.measure(slow, time.perf_counter)
-    for rule in slow:
-        cost = f" ({took[rule.spec.id]:.0f} ns each)" if rule.spec.id in took else ""
-        print(f"{rule.origin}: rule[{rule.spec.id}].regex: no literal, so it runs on every line{cost}", file=sys.stderr)
+    for sentence in lint.told(lint.slow(rules), time.perf_counter):
+        print(sentence, file=sys.stderr)
     print(f"{', '.join(map(str, given.files))}: good")
     return DONE

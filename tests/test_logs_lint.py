@@ -66,3 +66,17 @@ def test_measuring_ends_with_its_budget() -> None:
     now = iter(range(100))
     found = rules.from_tables("x", [{"id": f"r{number}", "regex": "word"} for number in range(9)])
     assert len(lint.measure(found.rules, lambda: float(next(now)), budget_s=10)) == 2
+
+
+def test_slow_rules_are_told_with_what_they_cost() -> None:
+    now = iter(range(100))
+    slow = rules.from_tables("x", [{"id": f"r{number}", "regex": r"\d"} for number in range(3)]).rules
+    first, second, third = lint.told(slow, lambda: float(next(now)))
+    assert first.startswith("x: rule[r0].regex: no literal, so it runs on every line (")
+    assert second == third.replace("r2", "r1") == "x: rule[r1].regex: no literal, so it runs on every line"
+
+
+def test_a_rule_file_is_known_by_its_rules(tmp_path: Path) -> None:
+    for name, text in {"a": "version = 1\n[[rule]]\n", "b": "[logs]\nrules = []\n", "c": "rule = ["}.items():
+        (tmp_path / name).write_text(text)
+    assert [lint.holds_rules(tmp_path / name) for name in "abcd"] == [True, False, False, False]

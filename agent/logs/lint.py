@@ -5,10 +5,11 @@ Source: protocols/logs.md 2.2 (`reload`, `list_logs`) and 3, "Rules without lite
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from agent.core import toml
 from agent.core.errors import ConfigError
 from agent.logs.rules import CompiledRule, RuleErrors, find_set, read_files
 from agent.logs.scanner import TYPICAL, Scanner, Worker
@@ -36,6 +37,14 @@ def files_named(name: str, own: Sequence[Path], base: str = "") -> list[Path]:
     `own` are the files of `logs.rules`.
     """
     return files_of([name], base) if "/" in name or name.endswith(".toml") else find_set(name, own)
+
+
+def holds_rules(path: Path) -> bool:
+    """Is it a rule file, and none of settings? What cannot be read is told by whoever reads it as these."""
+    try:
+        return "rule" in toml.read(path).data
+    except toml.TomlError:
+        return False
 
 
 def check(settings: LogsSettings, origins: Mapping[str, str] = _NO_ORIGINS) -> list[CompiledRule]:
@@ -73,6 +82,14 @@ def check(settings: LogsSettings, origins: Mapping[str, str] = _NO_ORIGINS) -> l
 def slow(rules: Iterable[CompiledRule]) -> list[CompiledRule]:
     """Those without a literal: their regexes run on every line."""
     return [rule for rule in rules if not rule.clauses]
+
+
+def told(slow: Sequence[CompiledRule], clock: Callable[[], float]) -> Iterator[str]:
+    """A sentence for each slow rule, with what it costs, as far as that was measured in time. `clock` as measure()."""
+    took = measure(slow, clock)
+    for rule in slow:
+        cost = f" ({took[rule.spec.id]:.0f} ns each)" if rule.spec.id in took else ""
+        yield f"{rule.origin}: rule[{rule.spec.id}].regex: no literal, so it runs on every line{cost}"
 
 
 def measure(rules: Iterable[CompiledRule], clock: Callable[[], float], budget_s: float = BUDGET_S) -> dict[str, float]:
