@@ -33,15 +33,15 @@ def run(text: str, folder: Path) -> tuple[float, float]:
     """Seconds that a spec took, and the root's peak in MiB."""
     (folder / "spec.yaml").write_text(text)
     began = time.perf_counter()
-    root = subprocess.Popen((*AGENT, "--tracking", str(folder / "t"), str(folder / "spec.yaml")))
     peak = 0.0
-    while root.poll() is None:
-        try:
-            peak = max(peak, peak_mib(root.pid))
-        except (FileNotFoundError, StopIteration, IndexError):
-            break
-        trio.run(trio.sleep, 0.05)
-    assert root.wait() == 0
+    with subprocess.Popen((*AGENT, "--tracking", str(folder / "t"), str(folder / "spec.yaml"))) as root:
+        while root.poll() is None:
+            try:
+                peak = max(peak, peak_mib(root.pid))
+            except (OSError, ValueError):  # it has just ended
+                break
+            trio.run(trio.sleep, 0.05)
+    assert root.returncode == 0
     return time.perf_counter() - began, peak
 
 
