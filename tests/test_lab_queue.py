@@ -84,8 +84,8 @@ class Play:
                 return queue.owed("a", "i", Refused(seq=int(seq), run=run, reason=reason), t)
             case ["complete", seq, run]:
                 return queue.owed("a", "i", complete(int(seq), run), t)
-            case ["error", run]:
-                return queue.not_ordered(run, "bad_payload: no", t)
+            case ["error", code, run]:
+                queue.not_ordered(run, f"{code}: no")
             case ["cancel", run]:
                 return queue.cancel(run, "why")
             case ["restart"]:
@@ -213,7 +213,7 @@ def test_the_offer_of_a_run_that_the_agent_could_not_read_is_good_for_another() 
     Play().run(
         SENT
         + """
-        > error r-1
+        > error bad_payload r-1
         ? r-1 refused
         > queue
         > offer a/0/1
@@ -357,7 +357,21 @@ def test_a_refusal_for_good_is_the_end(reason: str) -> None:
 
 
 def test_an_order_that_is_answered_by_an_error_was_not_taken() -> None:
-    Play().run(SENT + "> error r-1\n? r-1 refused\n> error r-1\n> error r-9")
+    Play().run(SENT + "> error too_big r-1\n? r-1 refused\n> error too_big r-1\n> error too_big r-9")
+
+
+@pytest.mark.parametrize("code", ["internal", "busy"])
+def test_an_order_that_is_answered_by_an_error_that_may_mend_is_sent_again(code: str) -> None:
+    Play().run(
+        SENT
+        + f"""
+        > error {code} r-1
+        + 30
+        < run r-1 a/0/1
+        > accepted 1 r-1 a/0/1
+        ? r-1 running
+        """
+    )
 
 
 def test_what_was_heard_already_changes_nothing() -> None:

@@ -33,6 +33,7 @@ RESEND_S, RESENDS = 30.0, 3  # a `run` without decision is sent again, so often
 AFTER_DEADLINE_S = 60.0  # what the Seneschal waits beyond a run's deadline
 MAX_ENDED = 1000  # runs that are over; older ones are forgotten
 TRY_AGAIN = {"busy", "draining", "space"}  # refusals that another slot, or a later time, may mend
+MAY_MEND = {"internal", "rate", *TRY_AGAIN}  # errors that answer a `run`: of the agent's disk, say
 
 State: TypeAlias = Literal["queued", "sent", "running", "done", "refused", "lost", "dropped"]
 
@@ -207,14 +208,12 @@ class Queue:
         self._changes[f"writer {ident} {instance}"] = writer
         return acts
 
-    def not_ordered(self, run: str, reason: str, at: float) -> list[Act]:
-        """The agent answered `run` by an error: it has not taken it."""
+    def not_ordered(self, run: str, reason: str) -> None:
+        """The agent answered `run` by an error: it has not taken it. What may mend is sent again in its time."""
         row = self.runs.get(run)
-        if row is None or row.state != "sent":
-            return []
-        row.state, row.reason = "refused", reason
-        self._keep(row)
-        return []
+        if row is not None and row.state == "sent" and reason.partition(":")[0] not in MAY_MEND:
+            row.state, row.reason = "refused", reason
+            self._keep(row)
 
     def tick(self, at: float) -> list[Act]:
         """Time passed: decisions that did not come, leases that lapsed, offers that grew old."""

@@ -221,9 +221,8 @@ class _Line:
         except Refused as err:
             log.warning("refused ident=%s act=%s reason=%s", self.ident, type(act).__name__, err.reason)
             if isinstance(act, Order):
-                queue = self._seneschal._queue
-                acts = queue.not_ordered(act.order.run, err.reason, self._seneschal._now())
-                await self._seneschal._do_unasked(acts)
+                self._seneschal._queue.not_ordered(act.order.run, err.reason)
+                await self._seneschal._do_unasked([])
         except PeerUnreachable as err:  # sent again when its time comes
             log.info("not sent ident=%s why=%s", self.ident, err.what)
 
