@@ -236,6 +236,13 @@ def test_what_is_nearly_a_fault_is_none(text: str) -> None:
     assert load(f"id = 'a'\n{text}\n".encode(), "suite.toml").id == "a"
 
 
+def test_the_limits_of_the_sheet_may_be_written_out() -> None:
+    times = "setup = 600\nrun = 3600\nstall = 600\ntest = 0\ngrace = 10\n"
+    sizes = 'output = "64MiB"\ntest_output = "64KiB"\nmemory = ""\nprocesses = 0\n'
+    text = f'id = "x"\nrunner = "tap"\ncommand = ["a"]\n[limits]\n{times}{sizes}'
+    assert load(text.encode(), "suite.toml").limits == Limits()
+
+
 def test_all_faults_are_told_at_once_in_the_order_of_their_lines() -> None:
     text = "id = 'a'\nrunner = 'ava'\n[limits]\nrun = -1\nstal = 2\n[watch]\nlog = []\n"
     with pytest.raises(SuiteErrors) as caught:

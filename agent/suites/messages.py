@@ -59,7 +59,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     `stall` is the time without a new result, `test` one test's time, `grace` the wait after a signal. `output` and
     `test_output` are what is kept of the run's and of one test's output (`test_output` 0: nothing of it); `memory` and
-    `processes` hold for the runner with all its children.
+    `processes` hold for the runner with all its children. 0, or "" for `memory`: no limit.
     """
 
     setup: Seconds = 600
@@ -69,7 +69,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     grace: Seconds = 10
     output: Annotated[Size, msgspec.Meta(ge=0)] = 64 * MIB
     test_output: Annotated[Size, msgspec.Meta(ge=0, le=16 * MIB)] = 64 * 1024
-    memory: Annotated[Size, msgspec.Meta(ge=0)] = 0
+    memory: Annotated[Size, msgspec.Meta(ge=0)] | Literal[""] = ""
     processes: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
 
 
