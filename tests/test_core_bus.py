@@ -114,8 +114,8 @@ async def test_a_handler_that_fails_answers_and_is_told_of_once(caplog: pytest.L
             await bus.ask("count", {"refuse": True})
         raised = Alert(
             code="action.count",
-            text="'count' failed: KeyError: 'n'",
-            remedy="The log has the details; it is over once the action is carried out again.",
+            text="'count' failed: KeyError; the log says where",
+            remedy="Look there; it is over once the action is carried out again.",
             since=7.0,
         )
         assert [event for event, _ in journal.events] == [raised]

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
-from agent.core.errors import ActionError, unwrap
+from agent.core.errors import ActionError, told, unwrap
 from agent.core.event import Event
 from agent.core.events import Alert, AlertCleared, AnyEvent
 
@@ -129,8 +129,8 @@ class Bus:
     def _fail(self, action: str, err: BaseException) -> None:
         if _alert_of(action) in self._alerts:
             return
-        text = f"{action!r} failed: {type(err).__name__}: {err}"
-        remedy = "The log has the details; it is over once the action is carried out again."
+        text = f"{action!r} failed: {told(err)}"
+        remedy = "Look there; it is over once the action is carried out again."
         self.publish(Alert(code=_alert_of(action), text=text[:1000], remedy=remedy, since=self._clock()))
 
 
