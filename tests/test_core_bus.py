@@ -115,7 +115,7 @@ async def test_a_handler_that_fails_answers_and_is_told_of_once(caplog: pytest.L
         raised = Alert(
             code="action.count",
             text="'count' failed: KeyError; the log says where",
-            remedy="Look there; it is over once the action is carried out again.",
+            remedy="Look at the agent's log; it is over once the action is carried out again.",
             since=7.0,
         )
         assert [event for event, _ in journal.events] == [raised]

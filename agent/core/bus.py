@@ -130,7 +130,7 @@ class Bus:
         if _alert_of(action) in self._alerts:
             return
         text = f"{action!r} failed: {told(err)}"
-        remedy = "Look there; it is over once the action is carried out again."
+        remedy = "Look at the agent's log; it is over once the action is carried out again."
         self.publish(Alert(code=_alert_of(action), text=text[:1000], remedy=remedy, since=self._clock()))
 
 
