@@ -343,6 +343,25 @@ async def test_what_gathered_for_a_parent_goes_in_messages_that_it_takes(
     assert 100 < len(outputs) < 200  # the rest is in the jobs' folders only
 
 
+async def test_messages_that_are_too_many_for_a_parent_that_is_away_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.gator.uplink.MAX_LOGS", 5)
+    parent = Parent({"spec": spec_of("true"), "register": OURS})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parent.run)
+        uplink = Uplink("j", parent.address, shared_of())
+        for number in range(12):
+            uplink.log("INFO", f"message {number}", 1.0)
+        nursery.start_soon(uplink.run)
+        await uplink.register("h:1")
+        await parent.heard("log", 6)
+        nursery.cancel_scope.cancel()
+    first, *rest = [payload["message"] for name, payload in parent.requests if name == "log"]
+    assert first == "7 messages of 'j' were too many to be told here; its own files have them"
+    assert rest == [f"message {number}" for number in range(7, 12)]
+
+
 async def test_a_tier_below_takes_slots_and_tells_its_jobs(tmp_path: Path) -> None:
     text = '!JobArray {ident: j, repeats: 3, jobs: [!Job {ident: x, command: sh, args: [-c, "read x < wait"]}]}'
     text = text.replace("jobs:", f'cwd: "{tmp_path}", jobs:')

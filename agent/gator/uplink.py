@@ -69,6 +69,7 @@ class Uplink:
         self._completing: float | None = None  # when it was first sent: it may have arrived
         self._done = False
         self._logs: deque[tuple[Severity, str, float]] = deque(maxlen=MAX_LOGS)
+        self._dropped = 0  # of these, since that was told
         self._sent: list[tuple[Severity, str, float]] = []  # since the last answer
         self._events: deque[bytes] = deque()
         self._event_bytes = 0  # of all of these
@@ -117,6 +118,7 @@ class Uplink:
             await self._changed.wait()
 
     def log(self, severity: Severity, message: str, at: float) -> None:
+        self._dropped += len(self._logs) == MAX_LOGS
         self._logs.append((severity, message, at))
         self._news()
 
@@ -235,8 +237,8 @@ class Uplink:
             self._news()
             return
         channel.state("ready")
-        self._logs.extendleft(reversed(self._sent))
-        self._sent = []
+        self._dropped += max(0, len(self._logs) + len(self._sent) - MAX_LOGS)
+        self._logs, self._sent = deque([*self._sent, *self._logs], maxlen=MAX_LOGS), []
         told: tuple[Summary, Result] | None = None
         interval_s = self._shared.options.interval_s
         while not (self._done or self.superseded):
@@ -303,6 +305,11 @@ class Uplink:
         return taken
 
     async def _tell_log(self, channel: Channel) -> None:
+        if self._dropped:
+            what = f"{self._dropped} messages of '{self.ident}' were too many to be told here; its own files have them"
+            now = int(self._shared.clock())
+            await channel.post("log", {"severity": "WARNING", "message": what, "timestamp": now})
+            self._dropped = 0
         severity, message, at = self._logs.popleft()
         self._sent.append((severity, message, at))
         await channel.post("log", {"severity": severity, "message": message, "timestamp": int(at)})
