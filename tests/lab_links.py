@@ -65,6 +65,16 @@ def jump(clock: MockClock) -> None:
     clock.autojump_threshold = 0.01
 
 
+async def until(holds: Callable[[], bool]) -> float:
+    """Let time jump until it holds, while nobody is connected; how long that was. Raises trio.TooSlowError."""
+    began = trio.current_time()
+    with trio.fail_after(100_000):
+        while True:
+            if holds():
+                return trio.current_time() - began
+            await trio.sleep(1)
+
+
 class Lab:
     """A lab in a folder; `up` may be entered again and again, on the same port."""
 

@@ -11,11 +11,11 @@ from trio.testing import MockClock
 
 from agent.core.channel import Channel, Refused
 from agent.core.envelope import Request
-from agent.core.errors import ActionError, PeerUnreachable
+from agent.core.errors import PeerUnreachable
 from agent.lab import mimir
 from agent.lab.graph import Graph
 from agent.mimir.messages import Edge, Query, Vertex
-from tests.lab_links import Lab, client, epoch, jump
+from tests.lab_links import Lab, client, epoch, jump, until
 
 Client = tuple[Channel, list[Request]]
 
@@ -159,28 +159,27 @@ async def test_a_reservation_that_is_not_renewed_is_lost(lab: Lab, autojump_cloc
 
 
 async def test_a_full_disk_is_told_of_and_tried_again(
-    lab: Lab, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    jump(autojump_clock)
-    props = {"state": "available", "lease_until": epoch() + 10}
-    await lab.mimir.write(Vertex(id="l/0/1", label="Reservation", props=props))
-    disk = lab.mimir._graph._db
-    disk.execute("PRAGMA max_page_count = 1")  # what SQLite sees of a full disk: it takes no page more
-    async with registered(lab) as (channel, _):
-        full = "internal: this cannot be kept: database or disk is full"
-        assert await refused(channel, "upsert", {"seq": 1, "vertices": [run(text=60_000 * "x")]}) == full
-        disk.execute("PRAGMA max_page_count = 1000000")
-        assert await channel.ask("upsert", {"seq": 1, "vertices": [run(text=60_000 * "x")]}) == {"changed": 1}
+    mock_clock.rate = 1.0  # time jumps only while nobody is connected
+    async with Lab(tmp_path).up() as lab:
+        props = {"state": "available", "lease_until": epoch() + 100}
+        await lab.mimir.write(Vertex(id="l/0/1", label="Reservation", props=props))
+        disk = lab.mimir._graph._db
+        disk.execute("PRAGMA max_page_count = 1")  # what SQLite sees of a full disk: it takes no page more
+        async with registered(lab) as (channel, _):
+            full = "internal: this cannot be kept: database or disk is full"
+            assert await refused(channel, "upsert", {"seq": 1, "vertices": [run(text=60_000 * "x")]}) == full
+            disk.execute("PRAGMA max_page_count = 1000000")
+            assert await channel.ask("upsert", {"seq": 1, "vertices": [run(text=60_000 * "x")]}) == {"changed": 1}
 
-    def lapse(now: float) -> list[str]:
-        raise ActionError("internal", "this cannot be kept")
-
-    lapses, lab.mimir._graph.lapse = lab.mimir._graph.lapse, lapse  # type: ignore[method-assign]
-    await trio.sleep(100)
-    assert 3 <= caplog.text.count("reservations that lapsed are not written") <= 4
-    lab.mimir._graph.lapse = lapses  # type: ignore[method-assign]
-    await trio.sleep(60)
-    assert (await lab.mimir.query(Query(label="Reservation")))["vertices"][0]["props"]["state"] == "lost"
+        disk.execute("PRAGMA query_only = 1")
+        mock_clock.autojump_threshold = 0.001
+        took = await until(lambda: caplog.text.count("reservations that lapsed are not written") >= 3)
+        assert took >= 60  # and no line each second
+        disk.execute("PRAGMA query_only = 0")
+        await until(lambda: "reservations lost ids=l/0/1" in caplog.text)
+        assert (await lab.mimir.query(Query(label="Reservation")))["vertices"][0]["props"]["state"] == "lost"
 
 
 async def test_the_faults_cut_after_the_deed_and_refuse_before_it(lab: Lab) -> None:
