@@ -1,6 +1,7 @@
 """Release folders as `make dist` makes them, with a shell script for the frozen agent, and how to install one."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from agent.install import steps
@@ -32,6 +33,8 @@ def make_release(folder: Path, version: str, **files: str) -> Path:
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     sums = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
     (folder / "lib/SHA256SUMS").write_text(sums)
+    for name in (*names, "lib/SHA256SUMS"):
+        (folder / name).chmod(0o755 if os.access(folder / name, os.X_OK) else 0o644)  # whatever the umask is
     return folder
 
 
