@@ -33,8 +33,8 @@ def make_release(folder: Path, version: str, **files: str) -> Path:
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     sums = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
     (folder / "lib/SHA256SUMS").write_text(sums)
-    for name in (*names, "lib/SHA256SUMS"):
-        (folder / name).chmod(0o755 if os.access(folder / name, os.X_OK) else 0o644)  # whatever the umask is
+    for path in (*map(folder.joinpath, names), folder / "lib/SHA256SUMS"):
+        path.chmod(0o755 if os.access(path, os.X_OK) else 0o644)  # whatever the umask is
     return folder
 
 
