@@ -96,7 +96,11 @@ async def test_whoever_waits_for_a_watch_is_released_when_it_is_unwatched(tmp_pa
     async with trio.open_nursery() as nursery:
         nursery.start_soon(heard.follower.watch, Watch(id="w", path=str(tmp_path)))  # nobody takes looks yet
         await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
         heard.follower.unwatch("w")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not nursery.child_tasks
+        nursery.cancel_scope.cancel()
 
 
 async def test_without_an_inotify_instance_everything_is_polled(

@@ -76,7 +76,7 @@ async def test_a_test_that_hangs_is_pending_at_once(tmp_path: Path, lab: Lab) ->
         with trio.fail_after(PATIENCE_S):
             while not asked:
                 await trio.lowlevel.checkpoint()
-        assert trio.current_time() - began < 1
+        assert trio.current_time() - began < 10  # no timer of ours is shorter
         assert asked[0].payload["id"] == "r-1:hangs"
 
 

@@ -246,7 +246,7 @@ async def test_a_death_before_started_is_known_at_once(tmp_path: Path) -> None:
         began = time.monotonic()
         [step] = await here.run_once()
         assert (step.cause, step.rc) == ("handshake_failed", 1)
-        assert time.monotonic() - began < 10  # not after the 30 s of the handshake
+        assert time.monotonic() - began < 25  # not after the 30 s of the handshake
 
 
 async def test_another_user_has_his_folder_elsewhere_and_nothing_is_left_there(

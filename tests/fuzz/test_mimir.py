@@ -28,7 +28,7 @@ from agent.lab.graph import Graph
 from agent.lab.queue import Queue
 from agent.lab.where import parse
 from agent.mimir.graph import Batch, Told, tell
-from agent.mimir.messages import Live, Query, Register, Upsert
+from agent.mimir.messages import Live, Query, Register, Registered, Upsert
 from agent.seneschal import messages as seneschal
 
 STARTED = RunStarted(
@@ -146,7 +146,7 @@ def test_any_payload_is_answered_or_refused_by_name(payloads: list[dict[str, Any
     graph = Graph(Path(":memory:"))
     for payload in payloads:
         before = graph.rows()
-        for kind in (Register, Upsert, Query, Live):
+        for kind in (Register, Registered, Upsert, Query, Live):
             try:
                 message = read(payload, kind)
                 if isinstance(message, Upsert):
@@ -169,7 +169,14 @@ def test_any_payload_to_the_seneschal_is_answered_or_refused_by_name(payloads: l
     for t, payload in enumerate(payloads):
         for kind in (
             *(seneschal.Register, seneschal.Available, seneschal.Update, seneschal.Accepted, seneschal.Refused),
-            *(seneschal.Complete, seneschal.Log, seneschal.Run, seneschal.Cancel, seneschal.Registered),
+            *(
+                seneschal.Complete,
+                seneschal.Log,
+                seneschal.Run,
+                seneschal.Cancel,
+                seneschal.Registered,
+                seneschal.Updated,
+            ),
         ):
             try:
                 match read(payload, kind):
