@@ -59,6 +59,16 @@ async def test_the_example_of_the_sheet() -> None:
             await one.hear()
 
 
+async def test_the_namespace_without_a_name_is_there_and_who_leaves_it_leaves() -> None:
+    async with hub() as address, peer(address, "other") as other, peer(address, "one", "post") as one:
+        await one.ws.send_message("40")
+        await other.ask("post")
+        assert (await one.event())[0] == "post"
+        await one.ws.send_message("41")
+        await one.until_closed()
+        assert (await other.event())[1]["error"]["code"] == "listener_gone"
+
+
 async def test_protocol_4_over_a_websocket() -> None:
     async with hub() as address, websocket(f"ws://{address}/socket.io/?EIO=4&transport=websocket") as ws:
         opened = json.loads((await ws.get_message())[1:])
