@@ -2,7 +2,7 @@
 
 from agent.logs import rules
 from agent.logs.classify import Guess
-from agent.logs.matched import captured, classed, identify, shown, told
+from agent.logs.matched import classed, identify, shown, told
 from agent.logs.scanner import PARTIAL, WINDOW
 
 (RULE,) = rules.from_tables("test", [{"id": "r", "regex": "(?<a>x)|(?<b>y)", "severity": "error"}]).rules
@@ -18,7 +18,7 @@ def test_an_id_tells_lines_files_generations_and_rules_apart() -> None:
 
 def test_a_match_is_told_as_text() -> None:
     text = b"x\xff\0"
-    event = told(RULE, "/l", (1, 2), 3, 4, text, captured(text, RULE.regex.groups, [(0, 2), None]), PARTIAL | WINDOW)
+    event = told(RULE, "/l", (1, 2), 3, 4, text, {"a": text[:2], "b": None}, PARTIAL | WINDOW)
     assert (event.text, event.length, event.captures) == ("x\\xff\0", 3, {"a": "x\\xff", "b": None})
     assert event.flags == ("partial", "window", "nul", "invalid_utf8")
     assert (event.class_, event.class_by, event.context, event.suppressed) == (None, None, None, 0)

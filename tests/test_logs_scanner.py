@@ -42,9 +42,10 @@ def rows(scanning: Worker, block: bytes, *, end: End = End.LINE) -> list[Row]:
         result = scanning.scan(part, before=before, end=end)
         for match in result:
             line = part[match.line_at : match.line_at + match.line_size]
+            captures = result.captured(match, line, scanning.scanner.regexes[match.rule].groups)
             spans = result.spans(match)
-            captures = tuple(None if span is None else line[span[0] : sum(span)] for span in spans)
-            found.append(Row(match.rule, line, captures))
+            assert list(captures.values()) == [None if span is None else line[span[0] : sum(span)] for span in spans]
+            found.append(Row(match.rule, line, tuple(captures.values())))
         if not result.consumed:
             break
         at, before = at + result.consumed, result.before

@@ -102,9 +102,9 @@ class Machine:
         node = self.names.get(PATH)
         place = self.tail.next_read() if self.hears and not self.came and not self.fail_reads else None
         if node and place and self.open[place[0]] is node:
-            acts = self.grown(node, place[1])
-            if acts is not None:
-                self.do(acts)
+            scan = self.grown(node, place[1])
+            if scan:
+                self.do([scan])
                 return self
         came, self.came = self.came, 0
         self.do(self.tail.look(node.stat if node else None, self.now, came))
@@ -114,7 +114,7 @@ class Machine:
             self.do(self.tail.look_at(number, found, self.now))
         return self
 
-    def grown(self, node: Node, at: int) -> list[Act] | None:
+    def grown(self, node: Node, at: int) -> Scan | None:
         """The file is read on, without a look at its path."""
         return self.tail.grown(len(node.data), node.written, bytes(node.data[at:]), bytes(node.data[:HEAD]), self.now)
 
@@ -179,17 +179,17 @@ def test_a_file_that_only_grew_needs_no_look_at_its_path(machine: Machine) -> No
     node, looks = machine.create(b"one\n"), Machine()
     machine.start()
 
-    def grown() -> list[Act] | None:
+    def grown() -> Scan | None:
         place = machine.tail.next_read()
         return machine.grown(node, place[1]) if place else None
 
     assert grown() is None  # nothing is new
     machine.write(b"two\n")
-    acts = grown()
-    assert acts
-    assert [(act.offset, bytes(act.data)) for act in acts if isinstance(act, Scan)] == [(4, b"two\n")]
+    scan = grown()
+    assert scan
+    assert (scan.offset, bytes(scan.data)) == (4, b"two\n")
     assert machine.tail.next_read() is None  # it is being matched
-    machine.do(acts)
+    machine.do([scan])
     assert machine.lines == [b"one", b"two"]
     machine.tail.pause()
     machine.write(b"three\n")

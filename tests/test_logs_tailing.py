@@ -10,6 +10,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import trio.testing
 
 from agent.core.events import LogGap, LogMatched, LogSource
 from agent.core.store import Store
-from agent.logs import tail, wake
+from agent.logs import follow, tail, wake
 from agent.logs.settings import LogWatch
 from tests.test_logs_role import RULES, House, first, house, numbers
 
@@ -144,6 +145,7 @@ async def test_permission_that_is_lost_in_mid_file_loses_no_line(
             def refused(*args: Any, **more: Any) -> Any:
                 raise OSError(error, os.strerror(error))
 
+            monkeypatch.setattr(follow, "lib", SimpleNamespace(read_news=lambda *_: 0))
             monkeypatch.setattr(os, "pread", refused)
             monkeypatch.setattr(os, "open", refused)
             here.write(2)

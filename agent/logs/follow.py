@@ -150,13 +150,11 @@ class Followed:
         self._turn_at = self.now + TURN_S
         while self._wants_look or self._was_written or self._acts:
             if self._was_written and not self._wants_look:
-                self._read_on()
+                await self._read_on()
             if self._wants_look:
                 await self._look()
             if self._acts:
-                self._take(await self._carry_out(self._acts.popleft()), first=True)
-                self._matching.keep()  # in the transaction of what was told
-                self._matching.tick(self.now)
+                self._did(await self._carry_out(self._acts.popleft()))
                 if self._acts:
                     await self._give_turn()
             if not self.begun.is_set() and not any(isinstance(act, Open | FindSiblings) for act in self._acts):
@@ -260,6 +258,13 @@ class Followed:
         else:
             self._acts.extend(todo)
 
+    def _did(self, acts: Sequence[Act]) -> None:
+        """An act is carried out, and wants these."""
+        if acts:
+            self._take(acts, first=True)
+        self._matching.keep()  # in the transaction of what was told
+        self._matching.tick(self.now)
+
     async def search(self, search: Search[T]) -> T:
         """Run a search back from a match, while scan() is awaited: here while it is short, then in a thread."""
         beside: dict[int, int | None] = {}
@@ -336,17 +341,17 @@ class Followed:
         self.now = trio.current_time()
         return found
 
-    def _read_on(self) -> None:
-        """Go on where the file was only written to, which shows its size; else its path must be looked at."""
+    async def _read_on(self) -> None:
+        """Match what it grew by, where the file was only written to; else its path must be looked at."""
         self._was_written = False
-        acts = None
-        if (place := self.tail.next_read()) and (news := self._blocks.news(self._fds[place[0]], place[1])):
-            acts = self.tail.grown(*news, self.now)
-        if acts is None:
+        place = self.tail.next_read()
+        news = place and self._blocks.news(self._fds[place[0]], place[1])
+        scan = news and self.tail.grown(*news, self.now)
+        if not scan:
             self._wants_look = True
-        else:
-            self._grown, self.grows_fast = 0, False
-            self._take(acts)
+            return
+        self._grown, self.grows_fast = 0, False
+        self._did(await self._scan(scan))
 
     async def _look(self) -> None:
         def stats() -> tuple[Stat | int | None, list[tuple[int, Stat]]]:
@@ -479,7 +484,8 @@ class Followed:
             self._is_paused = True
             self.tail.pause()
         acts = self.tail.scanned(act.file, consumed, before, self.now)
-        self._leave_block()
+        if self._block:
+            self._leave_block()
         return acts
 
 

@@ -196,6 +196,13 @@ class File:
             self.is_at_end = False  # perhaps cut, and grown to the same size
         self.stat = found
 
+    def is_as_known(self, head: bytes, last: bytes) -> bool:
+        """Does this stand there as it did when it was found to be the same file? The head may have grown."""
+        if last != self._last or not self._known or not head.startswith(self._known):
+            return False
+        self.head = self._known = head
+        return True
+
     def knows(self, head: bytes, last: memoryview) -> bool:
         """Is it the same file? What stands there now: its first HEAD bytes, and `overlap` of them before the offset."""
         is_same = last == self._last if isinstance(self._last, bytes) else self._last in (UNKNOWN, digest(last))

@@ -59,12 +59,6 @@ def shown(text: bytes) -> str:
     return text.decode(errors="backslashreplace")
 
 
-def captured(text: bytes, names: Sequence[str], spans: Sequence[tuple[int, int] | None]) -> dict[str, bytes | None]:
-    """The captures of a match in its line; None: the group took no part."""
-    found = zip(names, spans, strict=True)
-    return {name: None if span is None else text[span[0] : span[0] + span[1]] for name, span in found}
-
-
 def told(
     rule: CompiledRule,
     path: str,

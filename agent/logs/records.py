@@ -28,11 +28,11 @@ from agent.logs.analysis import Analysis, Lines
 from agent.logs.context import Following
 from agent.logs.follow import BLOCK_S, DIRECT
 from agent.logs.limits import Pauses, Rates
-from agent.logs.matched import captured, shown, suppressed, told, wants_context
+from agent.logs.matched import shown, suppressed, told, wants_context
 from agent.logs.messages import SourceState
 from agent.logs.recent import Recent, with_fields
 from agent.logs.regex import Matcher
-from agent.logs.scanner import LIMIT, WINDOW, End, Match, Worker
+from agent.logs.scanner import LIMIT, WINDOW, End, Found, Match, Worker
 from agent.logs.source import KEEP_S, Rules
 
 log = logging.getLogger(__name__)
@@ -308,14 +308,12 @@ class Records:
                     self._gave_up(match.rule)
                 elif not having or having[-1].line != line - firsts[number]:  # windows of a long line overlap
                     text = bytes(part[match.line_at : match.line_at + match.line_size])
-                    having.append(self._taken(line - firsts[number], text, match, result.spans(match), records[number]))
+                    having.append(self._taken(line - firsts[number], text, match, result, records[number]))
             at, before = at + result.consumed, result.before
         return [{rule: matched for rule, matched in of.items() if matched} for of in found]
 
-    def _taken(
-        self, line: int, text: bytes, match: Match, spans: list[tuple[int, int] | None], record: Record
-    ) -> _Found:
-        captures = captured(text, self._rules.rules[match.rule].regex.groups, spans)
+    def _taken(self, line: int, text: bytes, match: Match, found: Found, record: Record) -> _Found:
+        captures = found.captured(match, text, self._rules.rules[match.rule].regex.groups)
         return _Found(line, text, match.flags, with_fields(captures, self._wanted_of(record.fields)))
 
     @property

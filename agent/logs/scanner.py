@@ -192,6 +192,16 @@ class Found:
         pairs = self._worker.pairs[2 * match.captures_at : 2 * (match.captures_at + match.captures)].tolist()
         return [None if start == UNSET else (start, size) for start, size in zip(pairs[::2], pairs[1::2], strict=True)]
 
+    def captured(self, match: Match, text: bytes, names: Sequence[str]) -> dict[str, bytes | None]:
+        """The named captures of a match in its line; None: the group took no part."""
+        found: dict[str, bytes | None] = {}
+        pairs, at = self._worker.pairs, 2 * match.captures_at
+        for name in names:
+            start = pairs[at]
+            found[name] = None if start == UNSET else text[start : start + pairs[at + 1]]
+            at += 2
+        return found
+
 
 class Worker:
     """One thread's means to scan: results of the last scan, the regexes' stack and limits."""

@@ -26,7 +26,7 @@ import msgspec
 from agent.core.errors import ActionError
 from agent.logs.context import Ask, Place, Size, look_back
 from agent.logs.identity import is_copy, is_rotation
-from agent.logs.matched import captured, finish, shown, told, wants_context
+from agent.logs.matched import finish, shown, told, wants_context
 from agent.logs.messages import Rule, Searched, SearchLog
 from agent.logs.paths import COMPRESSED
 from agent.logs.rules import CompiledRule, RuleErrors, from_tables
@@ -372,7 +372,7 @@ class _Searching:
                 elif line != last:  # windows of a long line overlap
                     last = line
                     text = bytes(part[match.line_at : match.line_at + match.line_size])
-                    captures = captured(text, self._rule.regex.groups, found.spans(match))
+                    captures = found.captured(match, text, self._rule.regex.groups)
                     every.append(_Found(line, match.flags, text, captures))
             done, before = done + found.consumed, found.before
             if not found.consumed:

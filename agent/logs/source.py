@@ -29,7 +29,7 @@ from agent.logs.follow import DIRECT, Followed
 from agent.logs.identity import Checkpoint
 from agent.logs.limits import Pauses, Rates
 from agent.logs.literals import clauses
-from agent.logs.matched import captured, shown, suppressed, told, wants_context
+from agent.logs.matched import shown, suppressed, told, wants_context
 from agent.logs.messages import SourceState
 from agent.logs.regex import Matcher, Regex
 from agent.logs.rules import CompiledRule, RuleSet
@@ -288,7 +288,9 @@ class Source:
             self._index_from(Place(act.generation, act.offset))
         at, before = 0, act.before
         while at < len(act.data):
-            part, mask, now = act.data[at:], self._mask(act), self.followed.now
+            part, mask, now = act.data[at:], self._pauses.mask, self.followed.now
+            if act.file in self.followed.linked:
+                mask = bytearray(map(max, mask, self._linked))
             if len(part) <= DIRECT:
                 found = self._worker.scan(part, before=before, end=act.end, suspended=mask)
             else:
@@ -317,11 +319,6 @@ class Source:
             return self._analysis.unread(self.stream, block, is_live=is_live and place >= self._analysed)
         self._analysed = (act.generation, act.offset + at + len(block))
         return self._analysis.read(self.stream, block, act.generation, place[1].__add__, now, is_live=is_live)
-
-    def _mask(self, act: Scan) -> bytearray:
-        if act.file not in self.followed.linked:
-            return self._pauses.mask
-        return bytearray(map(max, self._pauses.mask, self._linked))
 
     def tell(self, act: Report | Gap) -> None:
         if isinstance(act, Gap):
@@ -471,7 +468,7 @@ class Source:
         text = bytes(part[match.line_at : match.line_at + match.line_size])
         rules = self._rules.rules
         regex = rules[match.rule].regex if match.rule < len(rules) else self._rules.indexed[match.rule - len(rules)][0]
-        return text, captured(text, regex.groups, found.spans(match))
+        return text, found.captured(match, text, regex.groups)
 
     def _tags(self, rule: int, place: Place, file: int) -> list[tuple[str | None, str | None]]:
         """The runs and tests that a match belongs to: of each run that watches for it, else those that are active."""

@@ -100,8 +100,8 @@ class Tail:
     @property
     def lag(self) -> int:
         """Bytes not matched yet, those of drained files too."""
-        drained = sum(file.unread for file in self._draining) if self._draining else 0
-        return drained + (self._current.unread if self._current else 0)
+        behind = max(0, self._current.stat.size - self._current.offset) if self._current else 0
+        return behind + sum([file.unread for file in self._draining]) if self._draining else behind
 
     @property
     def is_waiting(self) -> bool:
@@ -147,6 +147,9 @@ class Tail:
 
     def due(self) -> float | None:
         """When tick() has something to do; None: nothing is waited for."""
+        own = self._current
+        if own and own.offset == own.stat.size and not (self._draining or self._retry_s):
+            return None
         times = [self._retry_at] if self._retry_s else []
         for file in self._files():
             if not file.is_at_end or self._is_paused:
@@ -206,16 +209,18 @@ class Tail:
             return None
         return file.number, file.offset - file.overlap
 
-    def grown(self, size: int, written: float, data: bytes, head: bytes, now: float) -> list[Act] | None:
-        """The path's own file has this from next_read() to its end: look() and read() in one. None: look() first."""
+    def grown(self, size: int, written: float, data: bytes, head: bytes, now: float) -> Scan | None:
+        """The path's own file has this from next_read() to its end. None: look() and read() are to tell what it is."""
         file = self._current
         assert file
-        if size <= file.stat.size:  # cut, or as it was
+        known, overlap = file.stat, file.overlap
+        if size <= known.size or not file.is_as_known(head, data[:overlap]) or (not data[overlap] and not file.before):
             return None
-        known = file.stat
-        file.grow(Stat(known.dev, known.ino, size, known.kind, written, known.is_deleted), now)
-        self._busy = file
-        return self.read(file.number, data, head, now)
+        file.stat = Stat(known.dev, known.ino, size, known.kind, written, known.is_deleted)
+        file.changed_at, file.written = now, written
+        view = memoryview(data)
+        self._busy, self._data, self._scanning = file, view, End.OPEN
+        return Scan(file.number, file.origin, file.generation, file.offset, view[overlap:], file.before, End.OPEN)
 
     def look_at(self, number: int, found: Stat, now: float) -> list[Act]:
         """What fstat says of a file that is drained."""
@@ -367,8 +372,7 @@ class Tail:
             return self._next(now)
         self._busy, self._data = file, view
         self._scanning = End.PARTIAL if wants_partial and file.is_at_end else End.OPEN
-        scan = Scan(number, file.origin, file.generation, file.offset, new, file.before, self._scanning)
-        return [scan]
+        return [Scan(number, file.origin, file.generation, file.offset, new, file.before, self._scanning)]
 
     def scanned(self, number: int, consumed: int, before: int, now: float) -> list[Act]:
         """How much of a Scan was matched in all, and `before` at the end of it."""
@@ -381,8 +385,9 @@ class Tail:
         elif consumed:
             end = file.overlap + consumed
             file.go_on(file.offset + consumed, before, view[max(0, end - LAST) : end])
-        acts = self._next(now)
-        return self._tell_lag() + acts if self._is_lagging or acts else acts
+        if file.is_at_end and not self._draining and self._rewind is None and not self._is_lagging:
+            return []  # until it grows, or a timer is due
+        return self._tell_lag() + self._next(now)
 
     def pause(self) -> None:
         """Nobody takes the matches: read no more, but go on noticing."""
@@ -444,7 +449,7 @@ class Tail:
                 file.is_at_end = False
             elif is_drained:
                 self._draining.remove(file)
-                self._remember(file.checkpoint())
+                self.past = [*self.past, file.checkpoint()][-PAST:]
                 acts.append(Close(file.number))
                 continue
             if not file.is_at_end:
@@ -545,9 +550,6 @@ class Tail:
             self._draining.append(self._current)
             self._last, self._current = self._current, None
 
-    def _remember(self, done: Checkpoint) -> None:
-        self.past = [*self.past, done][-PAST:]
-
     def _restart(self, file: File, what: Literal["truncated", "replaced"], found: Stat, now: float) -> list[Act]:
         """Other content stands in the file: a new generation. A copy may have the rest of the old one."""
         if self._came > 0:  # a new file with the old one's inode
@@ -573,7 +575,7 @@ class Tail:
 
     def _give_up(self, done: Checkpoint, why: str) -> list[Gap]:
         """What came behind a checkpoint is not found, or cannot be read."""
-        self._remember(done)
+        self.past = [*self.past, done][-PAST:]
         return [] if done.is_gone else [self._gap(done.generation, done.offset, why)]
 
     def _gap(self, generation: int, start: int, why: str) -> Gap:

@@ -19,7 +19,7 @@ from agent.logs.behind import Behind
 from agent.logs.classify import Classifier
 from agent.logs.context import Around, Following, Place, Search, look_back, record_before
 from agent.logs.format import Formatter
-from agent.logs.matched import captured, classed, shown, told, wants_context
+from agent.logs.matched import classed, shown, told, wants_context
 from agent.logs.regex import Matcher
 from agent.logs.rules import CompiledRule, RuleSet
 from agent.logs.scanner import LIMIT, Found, Match, Scanner, Worker
@@ -184,7 +184,7 @@ class Log:
                 if to.counts or self._is_in_record(match, consumed, offset):
                     continue
                 text = bytes(data[match.line_at : match.line_at + match.line_size])
-                captures = captured(text, to.rules.rules[match.rule].regex.groups, found.spans(match))
+                captures = found.captured(match, text, to.rules.rules[match.rule].regex.groups)
                 number = numbers[index] if numbers else None
                 yield from self._match(match, line, text, captures, number, now)
         if to.numbers:
