@@ -165,6 +165,15 @@ def test_a_dead_line_that_stays_dead_is_waited_for_no_longer_than_a_closed_one()
     assert tree.overdue(630, 630, lambda ident: True)[0] == Lost("a", "it was not connected for 600 s")
 
 
+def test_a_dead_line_is_waited_for_longer_by_who_did_not_listen() -> None:
+    tree = tree_of("ident: a")
+    begin(tree, "a")
+    assert tree.overdue(30, 30, lambda ident: True) == [Cut("a")]
+    tree.stood_still(3000)
+    assert tree.overdue(3629, 3629, lambda ident: True) == []
+    assert tree.overdue(3630, 3630, lambda ident: True)[0] == Lost("a", "it was not connected for 600 s")
+
+
 def test_who_did_not_listen_finds_nobody_silent() -> None:
     tree = tree_of("ident: a", "ident: b", "ident: c")
     for ident in "abc":
@@ -186,6 +195,8 @@ def test_without_its_socket_a_child_has_the_time_to_resume() -> None:
     tree.register("a", "h:2", 605, 605)  # back
     assert tree.overdue(612, 612) == []
     tree.gone("a", 620)
+    tree.gone("a", 900)  # another line that was dead for long
+    assert tree.overdue(1219, 1219) == []
     assert tree.overdue(1220, 1220)[0] == Lost("a", "it was not connected for 600 s")
 
 
