@@ -80,9 +80,15 @@ async def test_a_second_run_is_refused_while_the_slot_is_taken_or_drained(tmp_pa
         await here.order(R[3], command=["true"])
         (drained,) = await here.events(RunRefused, run=R[3])
         assert drained.reason == "draining"
+        await here.bus.ask("shut_down", {})
+    async with house(tmp_path) as here:
+        assert (await here.bus.ask("runs", {}))["draining"] is True  # a restart does not end it
         await here.bus.ask("undrain", {})
         await here.order(R[4], command=tap("echo 1..1; echo ok"))
         assert (await here.finished(R[4])).verdict == "passed"
+        await here.bus.ask("shut_down", {})
+    async with house(tmp_path) as here:
+        assert (await here.bus.ask("runs", {}))["draining"] is False  # and the end of the service begins none
 
 
 async def test_one_order_that_comes_from_two_sides_at_once_starts_once(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\Z")
 ROOM_LOOK_S = 30.0  # how often the free disk space is looked at
 FULL_DISK_GRACE_S = 60.0  # settings.md, "Ends": on a full disk running ones get 60 s to end
 PROBED = {"node": ("node", "--version"), "python3": ("python3", "--version"), "git": ("git", "--version")}
+DRAINING = "suites.draining"  # in the store, while it is so
 # What `run_suite` answers for a refusal: codes of protocols/emissary.md, "The envelope".
 ERROR_CODES = {"busy": "busy", "space": "busy", "draining": "draining"}
 
@@ -194,16 +195,20 @@ class _Suites:
         return {}
 
     async def drain(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """{} -> {}; no new run is accepted, running ones finish."""
-        self._draining = True
-        self.tell_slots()
+        """{} -> {}; no new run is accepted until `undrain`, over restarts too; running ones finish."""
+        self._drain(True)
+        self._store.put(DRAINING, True)
         return {}
 
     async def undrain(self, payload: dict[str, Any]) -> dict[str, Any]:
         """{} -> {}; new runs are accepted again."""
-        self._draining = False
-        self.tell_slots()
+        self._drain(False)
+        self._store.forget(DRAINING)
         return {}
+
+    def _drain(self, is_draining: bool) -> None:
+        self._draining = is_draining
+        self.tell_slots()
 
     async def runs(self, payload: dict[str, Any]) -> dict[str, Any]:
         """{} -> `{slots, free, draining, runs, runners}`: what runs now, and what could."""
@@ -218,7 +223,7 @@ class _Suites:
 
     async def shut_down(self, payload: dict[str, Any]) -> dict[str, Any]:
         """{} -> {} when no run is left: resumable ones stay resumable, others are aborted (settings.md, "Ends")."""
-        await self.drain(payload)
+        self._drain(True)
         for execution in list(self._active.values()):
             if execution.run.suite.resumable:
                 execution.scope.cancel()
@@ -402,7 +407,11 @@ class _Suites:
                 nursery.start_soon(ask, name, argv)
 
     async def recover(self) -> None:
-        """Runs that an earlier process left: end their processes, then resume them or report them as interrupted."""
+        """Runs that an earlier process left: end their processes, then resume them or report them as interrupted.
+
+        Was it drained, it still is.
+        """
+        self._draining = bool(await self._store.get(DRAINING, bool))
         for run in await self._store.kept():
             try:
                 await sweep(run)
