@@ -2,9 +2,12 @@
 
 #define _GNU_SOURCE /* preadv2, st_mtim */
 #include <errno.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
+#include <unistd.h>
 
 #include "native.h"
 
@@ -35,11 +38,21 @@ size_t look_again(struct look *const *looks, size_t count, uint32_t *changed)
     return news;
 }
 
+/* Is there no disk below the file? tmpfs and ramfs know no RWF_NOWAIT. */
+static int is_in_memory(int fd)
+{
+    struct statfs found;
+    return !fstatfs(fd, &found) && (found.f_type == TMPFS_MAGIC || found.f_type == RAMFS_MAGIC);
+}
+
 /* 1: all of it was in memory. */
 static int read_at_once(int fd, uint64_t at, uint8_t *to, size_t size)
 {
     struct iovec piece = {to, size};
-    return !size || preadv2(fd, &piece, 1, (off_t)at, RWF_NOWAIT) == (ssize_t)size;
+    ssize_t got = size ? preadv2(fd, &piece, 1, (off_t)at, RWF_NOWAIT) : 0;
+    if (got < 0 && errno == EOPNOTSUPP && is_in_memory(fd))
+        got = pread(fd, to, size, (off_t)at);
+    return got == (ssize_t)size;
 }
 
 int read_news(int fd, uint64_t at, struct news *news)

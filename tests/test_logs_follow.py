@@ -17,7 +17,7 @@ from agent.logs import follow as following
 from agent.logs.acts import Gap, Report, Scan
 from agent.logs.context import BLOCK, Ask, Search, Size
 from agent.logs.follow import Blocks, Followed
-from agent.logs.identity import Checkpoint
+from agent.logs.identity import HEAD, Checkpoint
 from agent.logs.tail import Tail
 
 
@@ -199,6 +199,26 @@ async def test_a_file_that_is_on_no_disk_is_read_in_the_same_turn(
         assert taking.text == (before + line if kind == "tmpfs" else before)
         await source.settle()
         assert taking.text == before + line
+
+
+@pytest.mark.parametrize("folder", ["/dev/shm", None], ids=["memory", "disk"])
+def test_what_a_file_grew_by_is_read_at_once(tmp_path: Path, folder: str | None) -> None:
+    path = Path(folder or tmp_path) / f"emissary-{os.getpid()}.log"
+    path.write_bytes(b"x" * 2 * HEAD + b"news\n")
+    try:
+        fd, blocks = os.open(path, os.O_RDONLY), Blocks()
+        size, written, data, head = blocks.news(fd, 2 * HEAD - 1) or (0, 0.0, b"", b"")
+        assert (size, written, data) == (2 * HEAD + 5, path.stat().st_mtime, b"xnews\n")
+        assert head == b"x" * HEAD
+        assert blocks.news(fd, size + 9) == (size, written, b"", head)
+        os.truncate(path, 3)
+        assert blocks.news(fd, 0) == (3, path.stat().st_mtime, b"xxx", b"xxx")
+        os.truncate(path, following.DIRECT + 1)
+        assert blocks.news(fd, 0) is None  # it is for a thread
+        os.close(fd)
+        assert blocks.news(fd, 0) is None
+    finally:
+        path.unlink()
 
 
 class Waiting(Taking):
