@@ -467,7 +467,10 @@ class _Client:
                 self._end(subscription)
                 return {}
             case Ask(action, given):
-                return await self._house.ask(action, given)
+                answer = await self._house.ask(action, given)
+                if action == "log" and not request.posted:
+                    await self._house.store.commit()  # who is answered need not say it again
+                return answer
 
     async def answer_older(self, message: Mapping[str, Any]) -> str | None:
         """Answer a frame of the older service. Raises ActionError."""
