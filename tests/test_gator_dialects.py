@@ -92,6 +92,8 @@ def test_d1s_tiers_are_done_when_all_of_its_jobs_are(sums: tuple[int, ...], size
         ((7, 2, 4, 0), 0, 0, Size(5, 2), Sums(5, 0, 3, 0), Sums(2, 2, 1, 0)),  # nobody says what runs
         ((7, 0, 7, 0), 0, 0, Size(5, 2), Sums(5, 0, 5, 0), Sums(2, 0, 2, 0)),
         ((7, 0, 0, 7), 5, 0, Size(5, 2), Sums(5, 0, 0, 5), Sums(2, 0, 0, 2)),
+        ((7, 3, 0, 4), 6, 3, Size(5, 2), Sums(5, 1, 0, 4), Sums(2, 2, 0, 0)),  # more paths than jobs
+        ((9, 0, 0, 9), 9, 0, Size(5, 2), Sums(5, 0, 0, 5), Sums(4, 0, 0, 4)),
         ((3, 0, 3, 0), 0, 0, Size(5, 2), Sums(3, 0, 3, 0), Sums(0, 0, 0, 0)),
         ((1, 1, 0, 0), 0, 1, JOB, Sums(1, 1, 0, 0), Sums()),
     ],

@@ -173,8 +173,8 @@ def _summary2(action: str, report: Report2, size: Size) -> Summary:
     elif not size.tiers:
         jobs = both
     else:
-        lost = min(len(failed), both.failed)
-        active = min(len(running), both.active)
+        lost = min(len(failed), both.failed, size.jobs)
+        active = min(len(running), both.active, size.jobs - lost)
         passed = min(max(size.jobs - lost - active, 0), both.passed)
         if active or both.active:
             passed = min(passed, max(both.passed - size.tiers + 1, 0))
