@@ -232,13 +232,13 @@ async def test_a_disk_that_does_not_answer_a_look_is_told(
             return 0
         looks[0].asked = 1
         asked.set()
-        answers.wait()
+        answers.wait(WAIT_S)
         looks[0].asked = 0
         return 0
 
     def hang_too(pattern: str) -> list[str]:
         asked.set()
-        answers.wait()
+        answers.wait(WAIT_S)
         return []
 
     follower = Follower(rescan, health)
@@ -318,7 +318,7 @@ async def test_a_mount_that_hangs_holds_up_neither_the_loop_nor_other_logs(
 
     def slow(path: str) -> str:
         if "mnt" in path:
-            answers.wait()
+            answers.wait(WAIT_S)
         return real(path)
 
     monkeypatch.setattr(os.path, "realpath", slow)
