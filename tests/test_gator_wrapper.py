@@ -289,11 +289,14 @@ async def test_a_metric_behind_the_end_is_refused_and_a_message_is_passed_on(tmp
     assert (above.end[1], above.messages) == ("SUCCESS", [("INFO", "late")])
 
 
-async def test_a_stop_behind_the_end_of_the_task_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("script", "result", "code"), [("exit 0", "SUCCESS", 0), ("exit 3", "FAILURE", 3), ("kill $$", "FAILURE", 255)]
+)
+async def test_a_stop_behind_the_end_of_the_task_changes_nothing_unless_a_signal_ended_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, result: str, code: int
 ) -> None:
     above, finish = Above(), Child.finish
-    wrapper = wrapper_of(Job(ident="j", command="true"), tmp_path, above)
+    wrapper = wrapper_of(shell(script), tmp_path, above)
 
     async def stopped_meanwhile(child: Child) -> Exit:
         await wrapper.stop()
@@ -304,7 +307,7 @@ async def test_a_stop_behind_the_end_of_the_task_changes_nothing(
         await nursery.start(adopt)
         await wrapper.run()
         nursery.cancel_scope.cancel()
-    assert (wrapper.result, wrapper.code) == ("SUCCESS", 0)
+    assert (wrapper.result, wrapper.code) == (result, code)
 
 
 async def test_processes_are_counted_each_interval(tmp_path: Path) -> None:

@@ -191,7 +191,8 @@ class Wrapper:
                     self._journal.say("ERROR", f"not ended within its timeout of {self._job.timeout:g} s: killed")
                 exit_ = await child.stop([Step(signal.SIGTERM, GRACE_S)])
             else:
-                self._has_ended = True
+                ended = child.look()
+                self._has_ended = ended is not None and ended.signal is None  # else by who stops us, perhaps (scancel)
                 exit_ = await child.finish()
             nursery.cancel_scope.cancel()
         return exit_
@@ -226,7 +227,7 @@ class Wrapper:
         return leaves is not None and controller in leaves.controllers
 
     async def stop(self) -> None:
-        """End the task: TERM, KILL after 5 s. One that has ended by itself has its own end."""
+        """End the task: TERM, KILL after 5 s. One that has ended by itself, and by no signal, has its own end."""
         if self._why is None and not self._has_ended:
             self._why = "stopped"
             self._running.cancel()
