@@ -29,6 +29,7 @@ class User:
 
     def __init__(self, lab: Lab, client: httpx.AsyncClient) -> None:
         self.lab, self.client = lab, client
+        self._link: Attached | None = None  # by which the agent was online
 
     async def ask(self, kind: str, **payload: Any) -> dict[str, Any]:
         """An action of the plugin, which must be done; the answer's `data`."""
@@ -41,12 +42,18 @@ class User:
         """The status of the answer."""
         return (await self.client.post(f"{PLUGIN}/dispatch-action", json=action(kind, payload))).status_code
 
-    async def online(self) -> None:
-        """Wait until the agent has attached and was told all."""
+    async def online(self, *, again: bool = False) -> None:
+        """Wait until the agent has attached and was told all; `again`: after it was online already.
+
+        That an agent is gone the admin may notice late.
+        """
 
         async def is_online() -> bool:
             agent = self.lab.drill.agents.get(IDENT)
-            return agent is not None and agent.state() == "ONLINE"
+            if agent is None or agent.state() != "ONLINE" or (again and agent.link is self._link):
+                return False
+            self._link = agent.link
+            return True
 
         await until(is_online)
 

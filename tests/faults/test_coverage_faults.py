@@ -182,7 +182,7 @@ async def test_a_line_cut_for_10_s_in_a_session_and_again_right_after_its_stop(p
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cut_in_the_middle)
                 await run_suite(service, suite_of(project))  # it ends while the line is cut
-            await user.online()
+            await user.online(again=True)
             line.cut_behind = b"STOP"
             assert await user.code("STOP", sessionId="s1") == 500
             line.mend()
@@ -201,7 +201,7 @@ async def test_an_agent_that_ends_and_is_started_again_in_a_session(project: Pat
         machine.configure(user.lab.address, user.lab.token_file, more=f"[coverage]\n{more}\n")
         try:
             machine.start()
-            await user.online()
+            await user.online(again=True)
             await user.ask("START", sessionId="s1")
             if how != "killed":
                 line.cut()
@@ -221,7 +221,7 @@ async def test_an_agent_that_ends_and_is_started_again_in_a_session(project: Pat
                 assert (await user.coverage("s1"))["reached"] == []
                 line.mend()
             machine.start()
-            await user.online()
+            await user.online(again=True)
             await user.ask("STOP", sessionId="s1")
             assert (await user.finished("s1"))["reached"] == expected
         finally:
@@ -263,7 +263,7 @@ async def test_a_role_that_fails_in_a_session_is_started_again_and_the_admin_has
             nursery.start_soon(fail_in_the_middle)
             await run_suite(service, suite_of(project) | {"coverage": True})
         assert reached == ["backoff", "running"]
-        await user.online()
+        await user.online(again=True)
         await user.ask("STOP", sessionId="s1")
         assert (await user.finished("s1"))["reached"] == expected
 
