@@ -38,8 +38,7 @@ size_t look_again(struct look *const *looks, size_t count, uint32_t *changed)
     return news;
 }
 
-/* Is there no disk below the file? tmpfs and ramfs know no RWF_NOWAIT. */
-static int is_in_memory(int fd)
+int file_in_memory(int fd)
 {
     struct statfs found;
     return !fstatfs(fd, &found) && (found.f_type == TMPFS_MAGIC || found.f_type == RAMFS_MAGIC);
@@ -50,7 +49,7 @@ static int read_at_once(int fd, uint64_t at, uint8_t *to, size_t size)
 {
     struct iovec piece = {to, size};
     ssize_t got = size ? preadv2(fd, &piece, 1, (off_t)at, RWF_NOWAIT) : 0;
-    if (got < 0 && errno == EOPNOTSUPP && is_in_memory(fd))
+    if (got < 0 && errno == EOPNOTSUPP && file_in_memory(fd))
         got = pread(fd, to, size, (off_t)at);
     return got == (ssize_t)size;
 }

@@ -228,6 +228,9 @@ struct look { const char *path; struct status seen; uint32_t asked; };
  */
 size_t look_again(struct look *const *looks, size_t count, uint32_t *changed);
 
+/* Is there no disk below an open file? tmpfs and ramfs refuse RWF_NOWAIT. */
+int file_in_memory(int fd);
+
 /* What stands in an open file from an offset to its end, and its first bytes. */
 struct news {
     uint8_t *data, *head; size_t room, head_room; /* where it is read to */

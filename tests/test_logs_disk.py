@@ -56,15 +56,3 @@ def test_a_renamed_log_and_the_copy_of_a_rotation_are_not_new(tmp_path: Path) ->
     path.rename(tmp_path / "d.log")
     assert not disk.is_new(str(tmp_path / "d.log"), logs, passed)
     assert passed.keys() == {str(tmp_path / "a.log.1"), str(tmp_path / "d.log")}
-
-
-def test_what_has_no_disk_is_known_by_its_mount(tmp_path: Path) -> None:
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text(
-        "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n"
-        "25 24 0:23 / /dev/shm rw,relatime - tmpfs tmpfs rw,size=24684084k\n"
-        "26 27 0:24 / /mnt/a\\040b rw master:1 - ramfs - rw\n"
-        "28 27 0:25 / /home rw - nfs4 tmpfs:/home rw\n"
-    )
-    numbers = [(254, 0), (0, 23), (0, 24), (0, 25), (0, 26)]
-    assert [disk.is_in_memory(os.makedev(*number), mounts) for number in numbers] == [False, True, True, False, False]

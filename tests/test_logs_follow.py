@@ -4,13 +4,14 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
 
+from agent._native import lib
 from agent.core.supervise import Health
 from agent.logs import disk
 from agent.logs import follow as following
@@ -176,16 +177,13 @@ async def test_a_file_that_is_on_no_disk_is_read_in_the_same_turn(
 ) -> None:
     path, taking, preadv = tmp_path / "log", Taking(), os.preadv
     path.write_bytes(b"a\n")
-    device = path.stat().st_dev
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text(f"27 1 {os.major(device)}:{os.minor(device)} / / rw,relatime - {kind} none rw\n")
 
     def waiting(fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
         if flags:
             raise OSError(errno.EOPNOTSUPP, "")
         return preadv(fd, buffers, offset)
 
-    monkeypatch.setattr(disk, "is_in_memory", partial(disk.is_in_memory, mounts=mounts))
+    monkeypatch.setattr(following, "lib", SimpleNamespace(file_in_memory=lambda _: kind == "tmpfs"))
     monkeypatch.setattr(os, "preadv", waiting)
     source = follow(path, taking)
     nursery.start_soon(source.run)
@@ -199,6 +197,14 @@ async def test_a_file_that_is_on_no_disk_is_read_in_the_same_turn(
         assert taking.text == (before + line if kind == "tmpfs" else before)
         await source.settle()
         assert taking.text == before + line
+
+
+def test_what_has_no_disk_is_known() -> None:
+    for path, is_in_memory in (("/dev/shm", True), ("/proc/self/status", False)):
+        fd = os.open(path, os.O_RDONLY)
+        assert lib.file_in_memory(fd) == is_in_memory
+        os.close(fd)
+    assert not lib.file_in_memory(-1)
 
 
 @pytest.mark.parametrize("folder", ["/dev/shm", None], ids=["memory", "disk"])

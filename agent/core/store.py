@@ -108,7 +108,7 @@ class Store:
         """Take an event for the journal and the outboxes. It is durable when `commit()` returns."""
         run, test = scope(event)
         data = msgspec.json.encode(event)
-        sinks = tuple([sink for sink, wants in self._wants.items() if wants(event)])
+        sinks = tuple(sink for sink, wants in self._wants.items() if wants(event))
         self._rows.append(_Row(at, type(event).__name__, run, test, data, sinks))
         self._touch(len(data))
 

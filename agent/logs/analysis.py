@@ -301,8 +301,6 @@ class Analysis:
         if event.class_ is not None:
             self._learn(template, line, event.class_)
             return event
-        if not self.classifier.classes:  # nothing can be guessed
-            return event
         guess, drift = self.classifier.ask(template, line)
         self._drifted(drift)
         return event if guess is None else classed(event, guess)

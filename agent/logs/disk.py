@@ -9,7 +9,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from agent.logs.identity import HEAD, Checkpoint, Reading, Sibling, Stat, fits, is_copy, is_rotation
 from agent.logs.paths import COMPRESSED
@@ -20,7 +19,6 @@ MAX_SIBLINGS = 100
 LISTINGS = 5  # of a folder in which names change meanwhile
 
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW  # to open a log with
-MOUNTS = Path("/proc/self/mountinfo")
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 
@@ -38,16 +36,6 @@ def look(path: str) -> Stat | int | None:
         return None
     except OSError as err:
         return err.errno or errno.EIO
-
-
-def is_in_memory(device: int, mounts: Path = MOUNTS) -> bool:
-    """Has the file system of that number no disk? `mounts`: proc(5), /proc/PID/mountinfo."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in mounts.read_text(errors="surrogateescape").splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split(" ")[2] == number and rest.split(" ", 1)[0] in ("tmpfs", "ramfs"):
-            return True
-    return False
 
 
 def siblings(path: str, known: Sequence[Checkpoint]) -> list[Sibling]:

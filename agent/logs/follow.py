@@ -119,7 +119,6 @@ class Followed:
         self._handed: Coroutine[Any, Any, None] | None = None  # work that began so, and goes on in its task
         self._acts: deque[Act] = deque()
         self._fds: dict[int, int] = {}
-        self._in_memory: dict[int, bool] = {}  # files, by number
         self._seen: Stat | int | None = None
         self._is_heard = False  # by inotify: then its disk is here
         self._came = 0  # files that did since the last look, says inotify
@@ -127,7 +126,6 @@ class Followed:
         self._is_paused = False
         self._ticked: float | None = None
         self._grown = 0  # bytes read since the last look
-        self.grows_fast = False  # was there much to read at that?
         self.now = self._turn_at = 0.0  # trio time, as of the last wait; others have their turn then
 
     async def run(self) -> NoReturn:
@@ -197,6 +195,11 @@ class Followed:
         self._take(acts)
         self.poll()
         return Place(*since) if since else None
+
+    @property
+    def grows_fast(self) -> bool:
+        """Was there much to read at the last look?"""
+        return self._grown > DIRECT
 
     def wake(self, *, wrote: bool = False, came: bool = False, lost: bool = False) -> None:
         """Something happened at the path, says inotify; `wrote`: the file there was written to, and no more.
@@ -350,7 +353,7 @@ class Followed:
         if not scan:
             self._wants_look = True
             return
-        self._grown, self.grows_fast = 0, False
+        self._grown = 0
         self._did(await self._scan(scan))
 
     async def _look(self) -> None:
@@ -365,7 +368,7 @@ class Followed:
         self._seen, drained = await self._run(stats)
         if is_lost and _file_of(self._seen) != _file_of(before):  # it may not have been the only one that came
             came = max(came, 1 + isinstance(self._seen, Stat))
-        self._grown, self.grows_fast, now = 0, False, self.now
+        self._grown, now = 0, self.now
         if self._is_paused and self.room():
             self._is_paused = False
             self._take(self.tail.resume(now))
@@ -384,7 +387,6 @@ class Followed:
             case Close(number):
                 os.close(self._fds.pop(number))
                 self.linked.discard(number)
-                self._in_memory.pop(number, None)
             case FindSiblings(known):
                 found = await self._run(partial(disk.siblings, self.tail.path, known), long=True)
                 return self.tail.siblings(found, self.now)
@@ -419,13 +421,12 @@ class Followed:
         try:
             found = None
             if self._is_heard:
-                status = os.fstat(fd)
-                size = min(act.size, max(0, status.st_size - act.at))
+                size = min(act.size, max(0, os.fstat(fd).st_size - act.at))
                 if size > DIRECT:
                     await self.own_turn()
                     self._block = await self._blocks.take()
                     self.now = trio.current_time()
-                found = self._read_at_once(fd, act, size, status)
+                found = self._read_at_once(fd, act, size)
             if found is None:
                 found = await self._run(partial(self._read_all, fd, act), long=True)
             data, head = found
@@ -433,7 +434,6 @@ class Followed:
             self._leave_block()
             return self.tail.failed(act.file, err.errno or errno.EIO, self.now)
         self._grown += len(data)
-        self.grows_fast = self._grown > DIRECT
         acts = self.tail.read(act.file, data, head, self.now)
         if len(acts) == 1 and isinstance(acts[0], Scan):
             return await self._scan(acts[0])
@@ -449,9 +449,7 @@ class Followed:
         data = memoryview(self._block)[: act.size]
         return data[: os.preadv(fd, [data], act.at)], head
 
-    def _read_at_once(
-        self, fd: int, act: Read, size: int, status: os.stat_result
-    ) -> tuple[bytes | memoryview, bytes] | None:
+    def _read_at_once(self, fd: int, act: Read, size: int) -> tuple[bytes | memoryview, bytes] | None:
         """The `size` bytes that are there, when they are in memory, as what was just written is. None: they are not."""
         data = memoryview(self._block or bytearray(size))[:size]
         try:
@@ -460,17 +458,11 @@ class Followed:
         except OSError as err:
             if err.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
                 raise
-            if err.errno == errno.EAGAIN or not self._is_in_memory(act.file, status):
+            if err.errno == errno.EAGAIN or not lib.file_in_memory(fd):
                 return None
             if os.preadv(fd, [data], act.at) < size:
                 return None
         return data, os.pread(fd, HEAD, 0)
-
-    def _is_in_memory(self, file: int, status: os.stat_result) -> bool:
-        """Is there no disk below the file? tmpfs knows no RWF_NOWAIT."""
-        if file not in self._in_memory:
-            self._in_memory[file] = disk.is_in_memory(status.st_dev)
-        return self._in_memory[file]
 
     def _leave_block(self) -> None:
         """What was read is matched, or not wanted."""

@@ -100,8 +100,8 @@ class Tail:
     @property
     def lag(self) -> int:
         """Bytes not matched yet, those of drained files too."""
-        behind = max(0, self._current.stat.size - self._current.offset) if self._current else 0
-        return behind + sum([file.unread for file in self._draining]) if self._draining else behind
+        behind = self._current.unread if self._current else 0
+        return behind + sum(file.unread for file in self._draining) if self._draining else behind
 
     @property
     def is_waiting(self) -> bool:
