@@ -203,19 +203,21 @@ async def test_a_parent_that_is_not_there_is_told_so(tmp_path: Path, monkeypatch
     )
 
 
-async def test_a_parent_that_lets_us_not_in_is_not_waited_for(tmp_path: Path) -> None:
-    parent = Parent({}, lets_in=False)
-
-    async def below_it() -> None:
+async def failure_below(parent: Parent, folder: Path) -> BaseException:
+    """What ends a child of that parent."""
+    with pytest.raises(BaseExceptionGroup) as failed:  # noqa: PT012 - the nursery's end raises
         async with trio.open_nursery() as nursery:
             await nursery.start(parent.run)
-            async with child_of(parent, tmp_path):
+            async with child_of(parent, folder):
                 pass
+    return unwrap(failed.value)
 
-    with pytest.raises(BaseExceptionGroup) as failed:
-        await below_it()
-    assert isinstance(unwrap(failed.value), PeerRefused)  # and not PeerUnreachable, half a minute later
-    assert "answered 401 instead of opening a websocket" in str(unwrap(failed.value))
+
+async def test_a_parent_that_lets_us_not_in_is_not_waited_for(tmp_path: Path) -> None:
+    parent = Parent({}, lets_in=False)
+    failed = await failure_below(parent, tmp_path)
+    assert isinstance(failed, PeerRefused)  # and not PeerUnreachable, half a minute later
+    assert "answered 401 instead of opening a websocket" in str(failed)
 
 
 async def test_a_parent_that_never_answers_the_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,16 +249,9 @@ async def test_a_parent_that_never_answers_the_end_is_given_up(tmp_path: Path, m
 async def test_a_parent_that_answers_rubbish_is_told_by_name(tmp_path: Path, answers: Any, said: str) -> None:
     parent = Parent(answers)
 
-    async def below_it() -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(parent.run)
-            async with child_of(parent, tmp_path):
-                pass
-
-    with pytest.raises(BaseExceptionGroup) as failed:
-        await below_it()
-    assert said in str(unwrap(failed.value))
-    assert not isinstance(unwrap(failed.value), PeerBrokeProtocol) or "version" in str(unwrap(failed.value))
+    failed = await failure_below(parent, tmp_path)
+    assert said in str(failed)
+    assert not isinstance(failed, PeerBrokeProtocol) or "version" in str(failed)
 
 
 async def test_an_update_that_is_refused_does_not_end_the_job(tmp_path: Path) -> None:

@@ -243,9 +243,7 @@ class Uplink:
         interval_s = self._shared.options.interval_s
         while not (self._done or self.superseded):
             changed = self._changed
-            is_over = (
-                self._completing is not None
-            )  # a tier that has heard the end takes an update behind it for an error
+            is_over = self._completing is not None  # an update behind the end is an error for some parents
             if self._latest is not None and not is_over and (self._latest is not told or self._events):
                 told = self._latest
                 await self._tell_update(channel, *told)
