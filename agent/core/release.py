@@ -20,6 +20,7 @@ import fcntl
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -227,16 +228,21 @@ def _prune_unless_installing(prefix: Path) -> None:
 
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """A file, whole or not at all, on disk when it returns."""
+    """A file, whole or not at all, on disk when it returns. Raises OSError, and leaves nothing else then."""
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(fd, "wb") as file:
-        os.fchmod(fd, mode)  # whatever the umask is
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    new.replace(path)
+    try:
+        with open(fd, "wb") as file:
+            os.fchmod(fd, mode)  # whatever the umask is
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        new.replace(path)
+    except OSError:
+        with suppress(OSError):  # what went wrong is told
+            new.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -6,9 +6,9 @@ Source: protocols/emissary.md, "Auth, limits"; protocols/settings.md (`token_fil
 import os
 import secrets
 import stat
-from contextlib import suppress
 from pathlib import Path
 
+from agent.core import release
 from agent.core.errors import AgentError
 
 MAX_TOKEN = 4096  # bytes; more is a wrong file, not a token
@@ -56,26 +56,11 @@ def own_token(path: Path) -> str:
     Raises TokenUnusable, also when it cannot be written; there is none then.
     """
     if not os.path.lexists(path):
-        try:
-            _make(path)
+        try:  # whole and on the disk: one that lost its content with the power is refused for ever
+            release.write(path, secrets.token_urlsafe(32).encode() + b"\n", 0o600)
         except OSError as err:
             raise _not_made(path, err) from err
     return read_token(path)
-
-
-def _make(path: Path) -> None:
-    """Whole and on the disk, or not there at all: one that lost its content with the power is refused for ever."""
-    new = path.with_name(f".{path.name}.new")
-    try:
-        new.unlink(missing_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-    finally:
-        with suppress(OSError):  # what went wrong is told
-            new.unlink(missing_ok=True)
 
 
 def _not_made(path: Path, err: OSError) -> TokenUnusable:

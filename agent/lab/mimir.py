@@ -22,6 +22,7 @@ from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.lab.faults import Faults
 from agent.lab.graph import Changed, Graph
+from agent.lab.transaction import UNKEPT_S
 from agent.lab.where import Where, parse
 from agent.mimir.messages import (
     Change,
@@ -40,7 +41,6 @@ from agent.mimir.messages import (
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0  # how often lapsed reservations are looked for
-UNKEPT_S = 30.0  # s until the disk is tried again, when it took nothing
 MAX_SUBSCRIPTIONS = 32  # on one connection
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from agent.core.payload import read
 from agent.lab.faults import Faults
 from agent.lab.mimir import Mimir
 from agent.lab.queue import Act, Cancel, LabRun, Mark, Order, Owed, Queue, Writer
-from agent.lab.transaction import transaction
+from agent.lab.transaction import UNKEPT_S, transaction
 from agent.mimir.messages import RESERVATION_REV, Vertex
 from agent.seneschal.messages import (
     RUN_LEASE_S,
@@ -42,7 +42,6 @@ from agent.seneschal.messages import Refused as RunRefused
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-UNKEPT_S = 30.0  # s until the disk is tried again, when it took nothing
 SUPERSEDED = 4001
 OWED: dict[str, type[Owed]] = {"accepted": Accepted, "refused": RunRefused, "complete": Complete}
 T = TypeVar("T")

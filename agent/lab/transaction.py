@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from agent.core.errors import ActionError
 
+UNKEPT_S = 30.0  # s until the disk is tried again, when it took nothing
+
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
