@@ -23,19 +23,15 @@ def test_no_limit_and_other_rules_are_their_own() -> None:
 
 def test_what_was_dropped_is_told_every_ten_seconds_by_rule() -> None:
     rates = Rates([Rate(burst=1, per_s=0.01)] * 2, now=0)
-
-    def due() -> float | None:
-        return rates.tell_at
-
-    assert due() is None
+    assert rates.due() is None
     for offset in range(100, 105):
         rates.take(1, offset, 1)
     rates.take(0, 7, 2)
     rates.take(0, 8, 2)
-    assert due() == 11
+    assert rates.due() == 11
     assert rates.tell(10.9) == []
     assert rates.tell(11) == [Suppressed(0, 1, 8, 8), Suppressed(1, 4, 101, 104)]
-    assert (rates.tell(30), due()) == ([], None)
+    assert (rates.tell(30), rates.due()) == ([], None)
 
 
 def test_more_may_be_dropped_at_once() -> None:

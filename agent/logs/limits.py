@@ -48,7 +48,7 @@ class Rates:
         for bucket in self._buckets:
             bucket.filled_at = now
         self._dropped: dict[int, Suppressed] = {}
-        self.tell_at: float | None = None  # when tell() has something to tell; None: nothing was dropped
+        self._tell_at: float | None = None
 
     def take(self, rule: int, offset: int, now: float) -> int | None:
         """May a match of a rule, on the line at `offset`, be told? None: no. Else how many were dropped before it."""
@@ -56,8 +56,8 @@ class Rates:
         if bucket.take(now):
             dropped, bucket.since_event = bucket.since_event, 0
             return dropped
-        if self.tell_at is None:
-            self.tell_at = now + TELL_S
+        if self._tell_at is None:
+            self._tell_at = now + TELL_S
         self.drop(rule, 1, offset)
         return None
 
@@ -67,11 +67,15 @@ class Rates:
         before = self._dropped.get(rule, Suppressed(rule, 0, last_offset, last_offset))
         self._dropped[rule] = before._replace(dropped=before.dropped + count, last_offset=last_offset)
 
+    def due(self) -> float | None:
+        """When tell() has something to tell; None: nothing was dropped."""
+        return self._tell_at
+
     def tell(self, now: float) -> list[Suppressed]:
         """What was dropped since it was told last, by rule; nothing before it is due."""
-        if self.tell_at is None or now < self.tell_at:
+        if self._tell_at is None or now < self._tell_at:
             return []
-        told, self._dropped, self.tell_at = sorted(self._dropped.values()), {}, None
+        told, self._dropped, self._tell_at = sorted(self._dropped.values()), {}, None
         return told
 
 
@@ -82,29 +86,29 @@ class Pauses:
         """`mask`: the rules that do not apply to the source at all (RuleSet.mask); kept and added to."""
         self.mask = mask
         self._errors: dict[int, deque[float]] = {}
-        self.until: dict[int, float] = {}  # by rule that is left out: when that ends
+        self._until: dict[int, float] = {}
 
     def failed(self, rule: int, now: float) -> bool:
         """The regex of a rule gave up. Is it paused from now on?"""
         errors = self._errors.setdefault(rule, deque(maxlen=ERRORS))
         errors.append(now)
-        if rule in self.until or len(errors) < ERRORS or now - errors[0] > WITHIN_S:
+        if rule in self._until or len(errors) < ERRORS or now - errors[0] > WITHIN_S:
             return False
         errors.clear()
-        self.until[rule] = now + PAUSE_S
+        self._until[rule] = now + PAUSE_S
         self.mask[rule] = 1
         return True
 
     def due(self) -> float | None:
         """When the next pause ends."""
-        return min(self.until.values()) if self.until else None
+        return min(self._until.values()) if self._until else None
 
     def resume(self, now: float) -> list[int]:
         """End the pauses that are over; returns their rules."""
-        if not self.until:
+        if not self._until:
             return []
-        over = [rule for rule, until in self.until.items() if until <= now]
+        over = [rule for rule, until in self._until.items() if until <= now]
         for rule in over:
-            del self.until[rule]
+            del self._until[rule]
             self.mask[rule] = 0
         return over

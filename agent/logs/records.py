@@ -424,7 +424,7 @@ class Records:
         if self.state == "READING":
             return math.inf  # take() does it at its end: a record is told and kept as a whole
         times = [open.following.due for open in self._open if open.is_told]
-        times += [due for due in (self._rates.tell_at, self._pauses.due()) if due is not None]
+        times += [due for due in (self._rates.due(), self._pauses.due()) if due is not None]
         if not self._is_kept:
             times.append(self._keep_at + KEEP_S)
         return min(times, default=math.inf)

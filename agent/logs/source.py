@@ -363,11 +363,9 @@ class Source:
         )
 
     def due(self) -> float:
-        if self._waiting or self._rates.tell_at is not None or self._pauses.until:
-            times = [waiting.behind.following.due for waiting in self._waiting]
-            times += [due for due in (self._rates.tell_at, self._pauses.due(), self._keeps_at) if due is not None]
-            return min(times)
-        return math.inf if self._keeps_at is None else self._keeps_at
+        times = [waiting.behind.following.due for waiting in self._waiting] if self._waiting else []
+        times += [due for due in (self._rates.due(), self._pauses.due(), self._keeps_at) if due is not None]
+        return min(times, default=math.inf)
 
     def tick(self, now: float) -> None:
         over: list[_Waiting] = []
@@ -376,10 +374,9 @@ class Source:
         if over:
             self._waiting = [waiting for waiting in self._waiting if waiting not in over]
             self._end_waiting(over)
-        if self._rates.tell_at is not None:
+        if self._rates.due() is not None:
             self._tell_suppressed(now)
-        if self._pauses.until:
-            self._pauses.resume(now)
+        self._pauses.resume(now)
         if over or (self._keeps_at is not None and self._keeps_at <= now):
             self.keep()
 
@@ -408,8 +405,7 @@ class Source:
             if not match.flags and match.rule in dry:
                 dry[match.rule].append(offset + match.line_at)
                 continue
-            at_window = match.window_at if match.window else 0
-            place = Place(act.generation, offset + match.line_at - at_window)
+            place = Place(act.generation, offset + match.line_at - match.window_at)
             if match.rule >= len(rules):
                 if indexes and not match.flags & (LIMIT | PARTIAL) and not match.window_at and place >= self._at:
                     text, captures = self._text(match, part, found)
@@ -420,7 +416,7 @@ class Source:
                 continue
             if match.flags & LIMIT:
                 self._gave_up(match.rule, act.generation)
-            elif self._waiting and (waiting := self._having(rule, match, data, act.generation, offset)):
+            elif waiting := self._having(rule, match, data, act.generation, offset):
                 waiting.count += 1
             elif tags := self._tags(match.rule, place, act.file):
                 self.matches[rule.spec.id] += 1
