@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -98,6 +98,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 DEFAULT_TOKEN = "token"  # of control.tokens, made at the first start
 MACHINES_STATE = Path("/var/lib/agent")  # of the service, and of root
+
+
+class Devices(NamedTuple):
+    """What a label opens to the service: `kinds` of /proc/devices, as DeviceAllow= takes them, their `nodes` in /dev,
+    and the `groups` that these belong to beside those of every service.
+    """
+
+    kinds: tuple[str, ...]
+    nodes: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+
+
+# By the label that hardware profiles give.
+DEVICES = {
+    "serial": Devices(("char-ttyS", "char-ttyUSB", "char-ttyACM"), ("ttyS*", "ttyUSB*", "ttyACM*")),
+    "gpu": Devices(("char-nvidia*", "char-drm"), ("nvidia[0-9]*", "nvidiactl", "dri/renderD*"), ("video", "render")),
+    "bmc": Devices(("char-ipmidev",), ("ipmi*",)),
+}
 
 # What no hardware profile may set (packaging.md 5): peers, tokens, roots, users, and who this machine is.
 FORBIDDEN = (

@@ -216,3 +216,72 @@ def test_a_log_that_cannot_be_read_is_a_warning(tmp_path: Path, monkeypatch: pyt
     assert found.status == "warn"
     assert str(kern) in found.detail
     assert "absent" not in found.detail
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Subject:
+    """A machine with a management controller, a serial line and a console, and labels that name them."""
+    (tmp_path / "dev").mkdir()
+    for name in ("ipmi0", "ttyS0", "ttyUSB0"):
+        write(tmp_path / "dev" / name, "", 0o600)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/consoles").write_text("ttyS0                -W- (EC p a)    4:64\ntty0 -WU (E p) 4:1\n")
+    settings = Settings(state=StateSettings(dir=str(tmp_path)), labels={"bmc": True, "serial": "usb", "gpu": False})
+    return Subject(settings=settings, root=tmp_path)
+
+
+def test_a_device_that_a_label_names_and_that_we_may_not_use_is_a_warning(
+    board: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert service.files_permissions(board).status == "ok"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name == "token")
+    found = service.files_permissions(board)
+    mine = f"of user {os.getuid()}, group {os.getgid()}, mode 0600"
+    assert found.status == "warn"
+    assert found.detail.splitlines() == [
+        f"label serial: the service's user may not use /dev/ttyUSB0 ({mine})",
+        f"label bmc: the service's user may not use /dev/ipmi0 ({mine})",
+    ]
+    assert "udev" in found.remedy
+
+
+def test_a_device_is_looked_at_with_the_eyes_of_the_agent_that_runs(
+    board: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = board.root
+    monkeypatch.setattr(locks, "owner", lambda lock, root: 4711)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    (root / "proc/4711/root/dev").mkdir(parents=True)
+    for name in ("ipmi0", "ttyUSB0"):
+        (root / "proc/4711/root/dev" / name).symlink_to(root / "dev" / name)
+
+    def found(uid: int, *groups: int) -> list[str]:
+        four = "\t".join([str(uid)] * 4)
+        (root / "proc/4711/status").write_text(
+            f"Name:\tagent\nUid:\t{four}\nGid:\t{four}\nGroups:\t{' '.join(map(str, groups))}\n"
+        )
+        said = service.files_permissions(board)
+        return [] if said.status == "ok" else said.detail.splitlines()
+
+    group = os.getgid()
+    assert found(0) == []
+    assert found(os.getuid()) == []
+    (root / "dev/ttyUSB0").chmod(0o660)
+    (root / "dev/ipmi0").chmod(0o606)
+    assert found(61000, group) == [
+        f"label bmc: the service's user may not use /dev/ipmi0 (of user {os.getuid()}, group {group}, mode 0606)"
+    ]
+    assert [line.split(":")[0] for line in found(61000, group + 1)] == ["label serial"]
+    (root / "proc/4711/root/dev/ipmi0").unlink()  # as systemd hides what it was not told to open
+    assert found(0) == ["label bmc: the service sees none of /dev/ipmi*"]
+
+
+def test_a_label_without_its_device_is_a_warning(board: Subject) -> None:
+    for name in ("ipmi0", "ttyUSB0"):
+        (board.root / "dev" / name).unlink()
+    assert service.files_permissions(board).detail == "label bmc: the service sees none of /dev/ipmi*"
+    (board.root / "dev/ttyS0").unlink()
+    assert "label serial: the service sees none of /dev/ttyS*, /dev/ttyUSB*," in service.files_permissions(board).detail

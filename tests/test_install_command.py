@@ -215,3 +215,4 @@ def test_what_the_settings_name_is_what_a_service_needs() -> None:
     assert needs.credentials == ("lab.token", "lab.pem", "token", "cert.pem", "key.pem")
     assert needs.writes == ("/data/agent", "/data/log")
     assert needs.devices == ("char-ttyS", "char-ttyUSB", "char-ttyACM", "char-nvidia*", "char-drm")
+    assert needs.groups == ("video", "render")

@@ -9,6 +9,7 @@ from agent.core.profile import BUNDLED
 from agent.install import service
 from agent.install.service import Needs, Service
 from agent.install.stage import InstallFailed
+from agent.settings import DEVICES
 
 
 def made(root: Path, init: service.Init = "systemd", user: str = "dynamic", **needs: object) -> Service:
@@ -86,6 +87,8 @@ def test_the_groups_are_those_that_exist(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/group").write_text("root:x:0:\nadm:x:4:syslog\ndialout:x:20:\n")
     assert "SupplementaryGroups=adm dialout" in machine(made(tmp_path))
+    (tmp_path / "etc/group").write_text("adm:x:4:\nvideo:x:44:\n")
+    assert "SupplementaryGroups=adm video" in machine(made(tmp_path, groups=("video", "render")))
 
 
 def test_users_folders_and_serial_lines_are_the_machines_own(tmp_path: Path) -> None:
@@ -119,4 +122,4 @@ def test_the_labels_that_hardware_profiles_set_open_devices_to_the_service() -> 
     said = [tomllib.loads(path.read_text()) for path in BUNDLED.glob("*.toml")]
     tables = [table for each in said for table in (each, *each.get("when", ()))]
     labels = {label for table in tables for label in table.get("settings", {}).get("labels", {})}
-    assert labels == service.DEVICES.keys()
+    assert labels == DEVICES.keys()

@@ -19,7 +19,7 @@ from agent.core import locks
 from agent.core.config import is_there
 from agent.core.tls import TlsUnusable, server_context
 from agent.core.token import TokenUnusable, read_token
-from agent.settings import DEFAULT_TOKEN, Settings, find
+from agent.settings import DEFAULT_TOKEN, DEVICES, Settings, find
 
 
 def config(subject: Subject) -> Finding:
@@ -135,7 +135,7 @@ def _bits(token: str) -> float:
 
 
 def files_permissions(subject: Subject) -> Finding:
-    """May others read tokens and keys; may we read the logs?"""
+    """May others read tokens and keys; may we read the logs, and use the devices that labels name?"""
     credentials = os.environ.get("CREDENTIALS_DIRECTORY", "")
     open_to_others, unseen = [], []
     for path in _secrets(subject):
@@ -150,10 +150,53 @@ def files_permissions(subject: Subject) -> Finding:
         return Finding("fail", ", ".join(unseen), "Run it as the service's user, or let that user enter the folder.")
     if open_to_others:
         return Finding("fail", f"others may read {', '.join(open_to_others)}", f"chmod 600 {' '.join(open_to_others)}")
+    warned, remedies = [], []
     logs = [path for path in _logs(subject.settings) if os.path.exists(path) and not os.access(path, os.R_OK)]
     if logs:
-        return Finding("warn", f"not readable: {', '.join(logs)}", "Put the service's user into their group, as adm.")
-    return Finding("ok", "good")
+        warned.append(f"not readable: {', '.join(logs)}")
+        remedies.append("Put the service's user into their group, as adm.")
+    if devices := list(_closed_devices(subject)):
+        warned += devices
+        remedies.append(
+            "Load their driver, give them to a group of the service's user by a udev rule, then `agent install`."
+        )
+    return Finding("warn", "\n".join(warned), " ".join(remedies)) if warned else Finding("ok", "good")
+
+
+def _closed_devices(subject: Subject) -> Iterator[str]:
+    """A line a label of DEVICES whose devices are not there, or may not be used: by the agent that runs, else by us."""
+    pid, proc = locks.owner(subject.folder / "lock", subject.root), subject.root / "proc"
+    other = None if pid in (None, os.getpid()) else proc / str(pid)
+    # systemd hides them from a service that they were not opened to; only root sees what it sees.
+    dev = other / "root/dev" if other and os.geteuid() == 0 else subject.root / "dev"
+    consoles = {line.split()[0] for line in (text_of(proc / "consoles") or "").splitlines()}
+    for label, devices in DEVICES.items():
+        if not subject.settings.labels.get(label):
+            continue
+        nodes = [node for pattern in devices.nodes for node in sorted(dev.glob(pattern))]
+        closed = [node for node in nodes if node.name not in consoles and not _may_use(node, other)]
+        if closed:
+            named = ", ".join(f"/dev/{node.relative_to(dev)} ({_whose(node)})" for node in closed)
+            yield f"label {label}: the service's user may not use {named}"
+        elif not nodes:
+            yield f"label {label}: the service sees none of {', '.join(f'/dev/{name}' for name in devices.nodes)}"
+
+
+def _may_use(node: Path, other: Path | None) -> bool:
+    """May we, or that process, read and write it?"""
+    status = text_of(other / "status") if other else None
+    if status is None:  # or it has ended meanwhile
+        return os.access(node, os.R_OK | os.W_OK)
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    uid, groups = int(fields["Uid"].split()[1]), [fields["Gid"].split()[1], *fields["Groups"].split()]
+    state = node.stat()
+    bits = 0o600 if state.st_uid == uid else 0o060 if str(state.st_gid) in groups else 0o006
+    return uid == 0 or state.st_mode & bits == bits
+
+
+def _whose(node: Path) -> str:
+    state = node.stat()
+    return f"of user {state.st_uid}, group {state.st_gid}, mode {state.st_mode & 0o777:04o}"
 
 
 def _secrets(subject: Subject) -> Iterator[Path]:

@@ -22,10 +22,10 @@ from agent.core import bundle, release
 from agent.core.config import ConfigErrors
 from agent.core.errors import AgentError
 from agent.install import stage, steps
-from agent.install.service import CONFIG, DEVICES, STATE, Init, Needs, Service, detect, inside, user_for
+from agent.install.service import CONFIG, STATE, Init, Needs, Service, detect, inside, user_for
 from agent.install.stage import InstallFailed
 from agent.install.steps import Job, Step
-from agent.settings import Given, Settings, load_settings, state_dir
+from agent.settings import DEVICES, Given, Settings, load_settings, state_dir
 
 PREFIX = Path("/opt/agent")
 KEYS = Path("/etc/agent/release-keys")
@@ -173,11 +173,13 @@ def needs(settings: Settings) -> Needs:
     named += [name for name in (control.tls.cert, control.tls.key, control.tls.client_ca) if name]
     writes = [settings.state.dir] if settings.state.dir else []
     writes += [str(Path(settings.log.to).parent)] if settings.log.to != "auto" else []
+    opened = [devices for label, devices in DEVICES.items() if settings.labels.get(label)]
     return Needs(
         credentials=tuple(dict.fromkeys(named)),
         secrets=settings.monitors.secrets_dir,
         writes=tuple(writes),
-        devices=tuple(name for label, names in DEVICES.items() if settings.labels.get(label) for name in names),
+        devices=tuple(kind for devices in opened for kind in devices.kinds),
+        groups=tuple(group for devices in opened for group in devices.groups),
     )
 
 

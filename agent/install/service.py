@@ -27,12 +27,6 @@ STATE, CONFIG, LOG = Path("/var/lib/agent"), Path("/etc/agent"), Path("/var/log/
 UNITS, SCRIPT = Path("/etc/systemd/system"), Path("/etc/init.d/agent")
 MACHINE = UNITS / "agent.service.d/machine.conf"
 RESTART_S = 200.0  # TimeoutStopSec and TimeoutStartSec of the unit, and some
-# Devices by the label that a hardware profile gives: kinds of /proc/devices, as DeviceAllow= takes them.
-DEVICES = {
-    "serial": ("char-ttyS", "char-ttyUSB", "char-ttyACM"),
-    "gpu": ("char-nvidia*", "char-drm"),
-    "bmc": ("char-ipmidev",),  # /dev/ipmi*
-}
 
 # Suites that need root: no capability is taken away.
 ROOT = """\
@@ -46,13 +40,14 @@ SystemCallFilter=@privileged
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """What the settings ask of a service: files with secrets as the settings name them, folders that it writes.
 
-    `secrets` is a folder of such files, or ""; `devices` are kinds of DEVICES.
+    `secrets` is a folder of such files, or ""; `devices` are kinds of DEVICES, `groups` whose they are.
     """
 
     credentials: tuple[str, ...] = ()
     secrets: str = ""
     writes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +138,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
                 lines += ROOT.splitlines()
             case name:
                 lines += ["DynamicUser=no", f"User={name}"]
-        if groups := [name for name in GROUPS if _id_of(self.root / "etc/group", name) is not None]:
+        if groups := groups_for(self.root, self.needs):
             lines.append(f"SupplementaryGroups={' '.join(groups)}")
         if self.user == "dynamic":
             lines += self._credentials()
@@ -225,9 +220,13 @@ def account(root: Path, name: str) -> tuple[int, int] | None:
     return None
 
 
-def make_account(root: Path, name: str) -> None:
-    """A system user without a password, in the groups that exist. Raises InstallFailed."""
-    groups = [group for group in GROUPS if _id_of(root / "etc/group", group) is not None]
+def groups_for(root: Path, needs: Needs) -> list[str]:
+    """The groups of the service's user, of those that exist there."""
+    return [name for name in (*GROUPS, *needs.groups) if _id_of(root / "etc/group", name) is not None]
+
+
+def make_account(root: Path, name: str, groups: Sequence[str]) -> None:
+    """A system user without a password, in these groups. Raises InstallFailed."""
     image = [] if root == Path("/") else ["--prefix", str(root)]
     options = ["--system", "--user-group", "--no-create-home", "--home-dir", str(STATE), "--shell", "/usr/sbin/nologin"]
     ways: list[Sequence[str]] = [

@@ -32,7 +32,18 @@ from agent.core import release
 from agent.core.locks import owner
 from agent.core.release import Pending, point, pointed, read_pending, sync, write, write_pending
 from agent.install import stage
-from agent.install.service import CONFIG, LOG, MACHINE, STATE, Service, account, has_systemd, inside, make_account
+from agent.install.service import (
+    CONFIG,
+    LOG,
+    MACHINE,
+    STATE,
+    Service,
+    account,
+    groups_for,
+    has_systemd,
+    inside,
+    make_account,
+)
 from agent.install.stage import InstallFailed, call
 
 State = Literal["", "STAGED", "PLACED", "STARTED", "TRIAL"]
@@ -343,7 +354,8 @@ def _around(job: Job) -> Generator[Step, None, None]:
         return
     static = service.user not in ("dynamic", "root") and service.init != "none"
     if static and account(service.root, service.user) is None:
-        yield f"make the user {service.user}", lambda: make_account(service.root, service.user)
+        groups = groups_for(service.root, service.needs)
+        yield f"make the user {service.user}", lambda: make_account(service.root, service.user, groups)
     yield f"settings in {job.at(CONFIG)}, unless they are there", lambda: _make_config(job)
     if service.root == Path("/"):
         machine = CONFIG / "conf.d/00-machine.toml"
