@@ -35,12 +35,12 @@ LOADED_ELSEWHERE = (
     "agent/monitors/examples/",
 )
 SAMPLES = "agent/lab/samples/"
-# Beside role.py, the files of a protocol folder that do I/O by design: the Eman hub, Gator's layers and their files,
-# the probe sources; the CI Bus; what gets a suite onto the disk, runs it, and writes down its end; what looks which AVA
-# a project has; the file monitor's disk, descriptor and thread; D-Bus; what follows logs and reads one, and the file of
-# their model; what runs a monitor.
+# Beside role.py, the files of a protocol folder that do I/O by design: the older services' endpoints; the Eman hub,
+# Gator's layers and their files, the probe sources; the CI Bus; what gets a suite onto the disk, runs it, and writes
+# down its end; what looks which AVA a project has; the file monitor's disk, descriptor and thread; D-Bus; what follows
+# logs and reads one, and the file of their model; what runs a monitor.
 DOES_IO = (
-    *("agent/eman/hub.py", "agent/eman/connection.py", "agent/coverage/sources"),
+    *("agent/control/older.py", "agent/eman/hub.py", "agent/eman/connection.py", "agent/coverage/sources"),
     *(f"agent/coverage/{name}.py" for name in ("attach", "watched", "kept")),
     *(f"agent/gator/{name}.py" for name in ("layerdb", "schedulers", "port", "journal", "answers", "view", "told")),
     *(f"agent/gator/{name}.py" for name in ("wrapper", "tier", "elsewhere", "uplink", "service", "hub", "orphans")),

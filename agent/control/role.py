@@ -4,7 +4,7 @@
                     /healthz     200, or 503 with what fails
                     /metrics     Prometheus text
                     /runs/R/A    an artifact of a run
-                    /ws/...      the older services' endpoints
+                    /ws/...      the older services' endpoints (older.py)
 
 Source: protocols/emissary.md, "Control server", "Auth, limits"; protocols/settings.md, "Names that several folders
 share".
@@ -17,25 +17,25 @@ import socket
 import ssl
 import stat
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection
+from trio_websocket import WebSocketConnection
 
 import agent
-from agent.control import compat
 from agent.control.board import Board
 from agent.control.exposition import CONTENT_TYPE, Sample, exposition, numbers
 from agent.control.messages import Log, RoleShown, RunShown, SinkShown, Status
+from agent.control.older import Older
 from agent.control.session import AUTH_S, Admitted, Ask, Closed, Opened, Session
 from agent.control.settings import ControlSettings
-from agent.control.streams import Feed, Subscription, Topic, message, replayed
+from agent.control.streams import Feed, Subscription, message, replayed
 from agent.core import listen
 from agent.core.bus import Bus
 from agent.core.channel import Channel, converse
@@ -151,7 +151,8 @@ class _House:
         metrics: Metrics,
     ) -> None:
         self.store, self.metrics, self.feed = store, metrics, Feed(0)
-        self.clients, self.has_compat = 0, settings.compat
+        self.clients = 0
+        self.older = Older(bus, self.feed, ident, self.ask) if settings.compat else None
         self._bus, self._ident, self._health, self._board = bus, ident, health, board
         self._supervisor, self._up = supervisor, up
         self._began = trio.current_time()
@@ -249,12 +250,8 @@ class _House:
 
     def routes(self, guard: Guard) -> list[Route]:
         """All that the port answers."""
-        older = [
-            Route(compat.STATUS_PATH, websocket=self._older_status, scope="read"),
-            Route(f"{compat.MONITOR_PATH}*", websocket=self._older_monitor, scope="control"),
-        ]
         return [
-            *(older if self.has_compat else ()),
+            *(self.older.routes() if self.older else ()),
             Route("/", partial(self._page, "page.html"), partial(self._talk, guard), scope="open"),
             Route("/page.css", partial(self._page, "page.css"), scope="open"),
             Route("/page.js", partial(self._page, "page.js"), scope="open"),
@@ -274,7 +271,7 @@ class _House:
                 metrics=self.metrics,
                 ping_s=PING_S,
                 deadline_s=DEADLINE_S,
-                elder=client.answer_older if self.has_compat else None,
+                elder=client.answer_older if self.older else None,
             )
         finally:
             self.clients -= 1
@@ -325,113 +322,6 @@ class _House:
         )
         return Response(200, headers, _pieces(path, found))
 
-    # ---- the older services' endpoints -----------------------------------------------------------------------------
-
-    async def entitlement(self) -> int:
-        """The last status, as its number."""
-        return int((await self._asked("entitlement")).get("status", compat.UNKNOWN_STATUS))
-
-    async def older_op(self, message: Mapping[str, Any]) -> str | None:
-        """Answer a frame of `/` with `op`; None: the client leaves. Raises ActionError."""
-        match asked := compat.read_op(message):
-            case compat.OpFrame(op="get-status"):
-                return compat.op_status(asked, await self.entitlement(), self._ident)
-            case compat.OpFrame(op="quit" | "disconnect"):
-                return None
-            case _:
-                raise ActionError("unknown_action", f"op {asked.op!r} is none of get-status, quit, disconnect")
-
-    async def _older_status(self, head: Head, ws: WebSocketConnection) -> None:
-        async def now() -> str:
-            return compat.status_frame(await self.entitlement(), time.time())
-
-        await ws.send_message(await now())
-        await self._serve_older(ws, Topic(kinds=("EntitlementChanged",)), now, now)
-
-    async def _older_monitor(self, head: Head, ws: WebSocketConnection) -> None:
-        path = compat.monitored(head.path)
-
-        async def looked(event: Literal["open", "change"]) -> str:
-            try:
-                found = await self.ask("look_file", {"path": path})
-            except ActionError as err:  # it is gone, or nobody may see it
-                log.debug("not read path=%s error=%s", path, err)
-                found = {}
-            return compat.file_frame(event, path, found.get("content"), time.time())
-
-        async def pong() -> str:
-            return compat.file_frame("pong", path, None, time.time())
-
-        try:
-            watch = await self.ask("watch_file", {"path": path, "content": True, "passing": True})
-        except ActionError as err:
-            await ws.aclose(1008, err.reason[:120])
-            return
-        try:
-            await ws.send_message(await looked("open"))
-            await self._serve_older(ws, Topic(kinds=("FileChanged",), path=path), partial(looked, "change"), pong)
-        finally:
-            with trio.move_on_after(1, shield=True), suppress(ActionError):  # its role began anew, and forgot it
-                await self.ask("unwatch_file", {"watch": watch["watch"]})
-
-    async def _serve_older(
-        self,
-        ws: WebSocketConnection,
-        topic: Topic,
-        changed: Callable[[], Awaitable[str]],
-        answer: Callable[[], Awaitable[str]],
-    ) -> None:
-        """Say `changed()` when events of the topic came, `answer()` to each frame, until the client leaves."""
-        wakeup = _Wakeup()
-        subscription = Subscription(0, topic, "drop_oldest", wakeup)
-        async with trio.open_nursery() as nursery:
-
-            async def tell() -> None:
-                while True:
-                    while subscription.take() is None:
-                        await wakeup.wait()
-                    await ws.send_message(await changed())
-
-            async def reply() -> None:
-                while True:
-                    await ws.get_message()
-                    await ws.send_message(await answer())
-
-            async def ping() -> None:
-                while True:
-                    with trio.move_on_after(PING_S) as limit:
-                        await ws.ping()
-                    if limit.cancelled_caught:
-                        log.info("older client did not answer pings")
-                        nursery.cancel_scope.cancel()
-                    await trio.sleep(PING_S)
-
-            async def until_closed(task: Callable[[], Awaitable[None]]) -> None:
-                with suppress(ConnectionClosed):
-                    await task()
-                nursery.cancel_scope.cancel()
-
-            self.feed.attach(subscription)
-            try:
-                for task in (tell, reply, ping):
-                    nursery.start_soon(until_closed, task)
-                await trio.sleep_forever()
-            finally:
-                self.feed.detach(subscription)
-
-
-class _Wakeup:
-    """Wakes who waits for it; called while nobody waits, it does nothing."""
-
-    def __init__(self) -> None:
-        self._lot = trio.lowlevel.ParkingLot()
-
-    def __call__(self) -> None:
-        self._lot.unpark_all()
-
-    async def wait(self) -> None:
-        await self._lot.park()
-
 
 class _Client:
     """One websocket: its session, and a task for each of its streams."""
@@ -476,7 +366,8 @@ class _Client:
         """Answer a frame of the older service. Raises ActionError."""
         if self._session.scope == "open":
             raise ActionError("unauthorized", "a token is missing; it goes into the head of the request")
-        return await self._house.older_op(message)
+        assert self._house.older is not None
+        return await self._house.older.answer(message)
 
     async def talk(self, channel: Channel) -> None:
         """The connection's own task: let the client in, then run its streams until it leaves."""
