@@ -342,7 +342,7 @@ async def test_tiers_that_count_for_themselves_share_what_there_is(tmp_path: Pat
         for ident, other in (("a", "b"), ("b", None)):
             order = await hands.started(ident)
             given = dict(each.split("=", 1) for each in order.need.flags if "=" in each)
-            assert given == {"concurrency": "1", "memory": "1000", "licenses": "l=1"}
+            assert given == {"concurrency": "1", "memory": "1000", "licenses": "l=1", "cpus": ""}
             async with dialled(above.address) as child:
                 await started(child, ident)
                 assert other is None or tier.tree.kids[other].state == "PENDING"
@@ -358,6 +358,19 @@ async def test_cores_of_a_child_are_cpus_that_no_other_child_has(tmp_path: Path)
         _,
     ):
         assert [(await hands.started(ident)).cpus for ident in ("a", "b")] == [(4,), (5,)]
+
+
+async def test_tiers_hand_out_cpus_that_no_other_child_has(tmp_path: Path) -> None:
+    tiers = ", ".join(
+        f'!JobArray {{ident: {ident}, repeats: 2, jobs: [!Job {{ident: x, command: "true", resources: [!Cores [1]]}}]}}'
+        for ident in "ab"
+    )
+    shared = shared_of(pool=Pool(4, 0, {}, [4, 5, 6, 7]))
+    async with tier_of(f"!JobGroup {{ident: g, jobs: [{tiers}]}}", tmp_path, shared=shared, ends=False) as (_, hands, _):
+        for ident, given in (("a", "cpus=4,5"), ("b", "cpus=6,7")):
+            order = await hands.started(ident)
+            assert order.need.flags[-2:] == ("--sched-arg", given)
+            assert order.cpus == ()  # jobs that ask for none may run on all
 
 
 async def test_what_a_tier_of_ours_tells_of_its_jobs_counts_once(tmp_path: Path) -> None:

@@ -44,6 +44,18 @@ def test_cores_that_were_asked_for_are_cpus_of_ones_own() -> None:
     assert two is not None
     assert (one.cpus, two.cpus) == ((0,), (1, 2))
     assert pool.take(Demand(1)) == Grant(Demand(1))
+    pool.give(one)
+    pool.give(two)
+    all_left = Demand(3, pinned=True)
+    assert pool.take(all_left) == Grant(all_left, (3, 0, 1))
+
+
+def test_a_tier_gets_cpus_for_its_jobs_that_ask_for_some() -> None:
+    job = Job(ident="a", command="x", resources=(Cores(1),))
+    pool = Pool(5, 0, {}, [0, 1, 2])
+    tiers = [Group(ident="g", jobs=(Group(ident="t", repeats=2, jobs=(each,)),)) for each in (job, job, Job(ident="b", command="x"))]
+    grants = [pool.take(pool.share(tier)) for tier in tiers]
+    assert [grant and grant.cpus for grant in grants] == [(0, 1), (), ()]  # two are not left for the second
 
 
 def test_a_tier_takes_what_is_free_of_all_that_its_jobs_want_and_never_less_than_one_needs() -> None:
@@ -52,10 +64,10 @@ def test_a_tier_takes_what_is_free_of_all_that_its_jobs_want_and_never_less_than
     tier = Group(ident="g", jobs=(Group(ident="t", repeats=5, jobs=(small,)), wide))
     pool = Pool(4, 90_000, {"l": 2, "other": 1})
     whole = pool.share(tier)
-    assert whole == Demand(4, 90_000, (("l", 2),))
-    assert Pool(100, 10**6, {"l": 9}).share(tier) == Demand(8, 200_000, (("l", 5),))
+    assert whole == Demand(4, 90_000, (("l", 2),), pinned=True)
+    assert Pool(100, 10**6, {"l": 9}).share(tier) == Demand(8, 200_000, (("l", 5),), pinned=True)
     assert pool.take(whole) is not None
-    assert pool.share(tier) == Demand(3, 40_000, (("l", 1),))  # it waits for these
+    assert pool.share(tier) == Demand(3, 40_000, (("l", 1),), pinned=True)  # it waits for these
     assert pool.share(Group(ident="e", jobs=(Group(ident="t", repeats=0, jobs=(wide,)),))) == Demand(1)
 
 

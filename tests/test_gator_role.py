@@ -72,6 +72,7 @@ def test_a_single_job_is_started_again_as_its_retries_say(tmp_path: Path) -> Non
             "--sched-arg batch=two: no whole number. Write it as batch=4.",
         ),
         ("!Job {ident: a, command: x}", ("--sched-arg", "licenses=l=1,m=all"), "licenses=m=all: no whole number"),
+        ("!Job {ident: a, command: x}", ("--sched-arg", "cpus=0-3"), "cpus=0-3: no list of CPUs. Write it as cpus=0,1."),
         ("!Job {ident: a, command: x}", ("--sched-arg", "colour=red"), "--sched-arg colour: not known"),
         ("!Job {ident: a, command: x}", ("--sched-arg", "colour"), "--sched-arg is KEY=VALUE"),
         ("!Job {ident: a, command: x}", ("--interval", "0"), "--interval is more than 0"),
@@ -158,6 +159,19 @@ def test_isolated_children_are_processes_and_their_jobs_are_told_once(tmp_path: 
         pids |= set(db.execute("SELECT value FROM Attribute WHERE name='pid'").fetchall())
         db.close()
     assert len(pids) == 2
+
+
+def test_jobs_of_isolated_tiers_have_cpus_of_their_own(tmp_path: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("one CPU: there is nothing to choose")
+    script = "import os; print(*os.sched_getaffinity(0))"
+    job = f'!Job {{ident: x, command: {sys.executable}, args: [-c, "{script}"], resources: [!Cores [1]]}}'
+    tiers = ", ".join(f"!JobGroup {{ident: {ident}, jobs: [{job}]}}" for ident in "ab")
+    done = run(f"!JobGroup {{ident: g, jobs: [{tiers}]}}", tmp_path, "--isolate", "--all-msg")
+    assert done.returncode == 0, done.stderr
+    said = [line.rpartition(" ")[2] for line in done.stdout.splitlines() if "[INFO   ]" in line]
+    assert sorted(said) == [str(cpus[0]), str(cpus[1])]
 
 
 def test_isolated_children_read_the_settings_of_the_root(tmp_path: Path) -> None:

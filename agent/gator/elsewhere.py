@@ -209,6 +209,7 @@ class Elsewhere:
             if is_ours and self.scheduler.name == "local":  # Slurm counts them itself
                 args["memory"] = str(demand.memory)
                 args["licenses"] = ",".join(f"{name}={count}" for name, count in demand.licenses)
+                args["cpus"] = ",".join(map(str, grant.cpus))
             for name, value in args.items():
                 flags += ["--sched-arg", f"{name}={value}"]
             return Order(ident, folder, Need(address, tuple(flags), is_job=False))  # what is granted is for its jobs

@@ -12,7 +12,7 @@ from agent.gator.spec import Job, Node
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """What a job takes: slots, bytes of memory, licences by name. `pinned`: it asked for its cores by number."""
+    """What a job or tier takes: slots, bytes of memory, licences by name. `pinned`: cores were asked for by number."""
 
     slots: int
     memory: int = 0
@@ -42,7 +42,7 @@ def _wanted(node: Node) -> Iterator[tuple[Demand, int]]:
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """What was given for a demand; `cpus` are the numbers of CPUs that are its own, where it asked for cores."""
+    """What was given for a demand; `cpus` are the numbers of CPUs that are its own, where cores were asked for."""
 
     demand: Demand
     cpus: tuple[int, ...] = ()
@@ -64,13 +64,14 @@ class Held:
 class Pool:
     """Shared by all tiers of the process. `licenses` are those that are counted; others are unlimited.
 
-    `freed` are called whenever something was given back, or added.
+    `cpus` are those that it hands out, by number; once they are gone, jobs run on any. `freed` are called whenever
+    something was given back, or added.
     """
 
     def __init__(self, slots: int, memory: int, licenses: Mapping[str, int], cpus: Sequence[int] = ()) -> None:
         self.slots, self.memory, self.licenses = slots, memory, dict(licenses)
         self.free_slots, self._free_memory, self._free_licenses = slots, memory, dict(licenses)
-        self._cpus, self._free_cpus = len(cpus), list(cpus)
+        self._free_cpus = list(cpus)
         self.freed: list[Callable[[], None]] = []
 
     def why_never(self, demand: Demand) -> str | None:
@@ -107,6 +108,7 @@ class Pool:
             tuple(
                 (name, part([each.get(name, 0) for each in licenses], self._free_licenses[name])) for name in counted
             ),
+            pinned=any(each.pinned for each, _ in wanted),
         )
 
     def take(self, demand: Demand) -> Grant | None:
@@ -121,7 +123,7 @@ class Pool:
             if name in self._free_licenses:
                 self._free_licenses[name] -= count
         cpus: tuple[int, ...] = ()
-        if demand.pinned and demand.slots < self._cpus and demand.slots <= len(self._free_cpus):
+        if demand.pinned and demand.slots <= len(self._free_cpus):
             cpus = tuple(self._free_cpus[: demand.slots])
             del self._free_cpus[: demand.slots]
         return Grant(demand, cpus)

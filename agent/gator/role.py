@@ -48,8 +48,11 @@ from agent.gator.wrapper import Wrapper
 log = logging.getLogger(__name__)
 
 PASSED, FAILED, UNREACHABLE = 0, 1, 3
-# `babysit` is real Gator's, and of no use here; `licenses` is what a tier of ours gives to one below it.
-KNOWN_ARGS: Final = {"concurrency", "memory", "licenses", "isolated", "command", "babysit", "partition", "batch"}
+# `babysit` is real Gator's, and of no use here; `licenses` and `cpus` are what a tier of ours gives to one below it.
+KNOWN_ARGS: Final = {
+    *("concurrency", "memory", "licenses", "cpus"),
+    *("isolated", "command", "babysit", "partition", "batch"),
+}
 QUEUED: Final = 1000  # children that are given to a scheduler that has a queue of its own
 LAST_TRY_S: Final = 2.0  # for a child that is stopped before it has reached its parent
 MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
@@ -415,7 +418,17 @@ def _pool(options: Options, settings: GatorSettings) -> Pool:
     slots = _number(args, "concurrency", len(cpus))
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory = _number(args, "memory", int(total * MEMORY_SHARE))
-    return Pool(slots, memory, {**settings.licenses, **_licenses(args)}, cpus)
+    return Pool(slots, memory, {**settings.licenses, **_licenses(args)}, _cpus(args, cpus))
+
+
+def _cpus(args: Mapping[str, str], usable: list[int]) -> list[int]:
+    """Those of `--sched-arg cpus=0,1` that there are. Raises BadOption."""
+    text = args.get("cpus")
+    if text is None:
+        return usable
+    if not re.fullmatch(r"([0-9]{1,6}(,[0-9]{1,6})*)?", text):
+        raise BadOption(f"--sched-arg cpus={text}: no list of CPUs", remedy="Write it as cpus=0,1.")
+    return [cpu for cpu in usable if str(cpu) in text.split(",")]
 
 
 def _licenses(args: Mapping[str, str]) -> dict[str, int]:
