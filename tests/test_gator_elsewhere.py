@@ -366,7 +366,8 @@ async def test_tiers_hand_out_cpus_that_no_other_child_has(tmp_path: Path) -> No
         for ident in "ab"
     )
     shared = shared_of(pool=Pool(4, 0, {}, [4, 5, 6, 7]))
-    async with tier_of(f"!JobGroup {{ident: g, jobs: [{tiers}]}}", tmp_path, shared=shared, ends=False) as (_, hands, _):
+    text = f"!JobGroup {{ident: g, jobs: [{tiers}]}}"
+    async with tier_of(text, tmp_path, shared=shared, ends=False) as (_, hands, _):
         for ident, given in (("a", "cpus=4,5"), ("b", "cpus=6,7")):
             order = await hands.started(ident)
             assert order.need.flags[-2:] == ("--sched-arg", given)

@@ -53,7 +53,10 @@ def test_cores_that_were_asked_for_are_cpus_of_ones_own() -> None:
 def test_a_tier_gets_cpus_for_its_jobs_that_ask_for_some() -> None:
     job = Job(ident="a", command="x", resources=(Cores(1),))
     pool = Pool(5, 0, {}, [0, 1, 2])
-    tiers = [Group(ident="g", jobs=(Group(ident="t", repeats=2, jobs=(each,)),)) for each in (job, job, Job(ident="b", command="x"))]
+    tiers = [
+        Group(ident="g", jobs=(Group(ident="t", repeats=2, jobs=(each,)),))
+        for each in (job, job, Job(ident="b", command="x"))
+    ]
     grants = [pool.take(pool.share(tier)) for tier in tiers]
     assert [grant and grant.cpus for grant in grants] == [(0, 1), (), ()]  # two are not left for the second
 

@@ -72,7 +72,11 @@ def test_a_single_job_is_started_again_as_its_retries_say(tmp_path: Path) -> Non
             "--sched-arg batch=two: no whole number. Write it as batch=4.",
         ),
         ("!Job {ident: a, command: x}", ("--sched-arg", "licenses=l=1,m=all"), "licenses=m=all: no whole number"),
-        ("!Job {ident: a, command: x}", ("--sched-arg", "cpus=0-3"), "cpus=0-3: no list of CPUs. Write it as cpus=0,1."),
+        (
+            "!Job {ident: a, command: x}",
+            ("--sched-arg", "cpus=0-3"),
+            "cpus=0-3: no list of CPUs. Write it as cpus=0,1.",
+        ),
         ("!Job {ident: a, command: x}", ("--sched-arg", "colour=red"), "--sched-arg colour: not known"),
         ("!Job {ident: a, command: x}", ("--sched-arg", "colour"), "--sched-arg is KEY=VALUE"),
         ("!Job {ident: a, command: x}", ("--interval", "0"), "--interval is more than 0"),
