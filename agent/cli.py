@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from agent.core.config import ConfigErrors
 from agent.core.errors import AgentError, ConfigError, unwrap
 
 DONE, FAILED, USAGE = 0, 1, 2  # and 3, of PeerUnreachable
@@ -158,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument("--only", metavar="GLOB,...", default="", help="these checks alone, as native.*,config")
     _settings_of(selftest)
     check = add(
-        "check", "validate settings and rule files: every error with file, line and key", _config_check, settings
+        "check",
+        "validate files of settings, rules, hardware profiles: every error with file, line and key",
+        _config_check,
+        settings,
     )
     check.add_argument("files", type=Path, nargs="+", metavar="FILE")
     return parser
@@ -572,28 +574,9 @@ def _selftest(given: argparse.Namespace) -> int:
 
 
 def _config_check(given: argparse.Namespace) -> int:
-    import time
+    from agent.checks import files
 
-    import msgspec
-
-    from agent.core.config import load
-    from agent.logs import lint
-    from agent.logs.rules import RuleErrors
-    from agent.settings import Settings
-
-    of_rules = [file for file in given.files if lint.holds_rules(file)]
-    settings = [file for file in given.files if file not in of_rules]
-    effective = load(Settings, settings, env={})
-    for warning in effective.warnings:
+    for warning in files.check(given.files):
         print(warning, file=sys.stderr)
-    logs = effective.settings.logs
-    named = [*(logs.rules if settings else ()), *map(str, of_rules)]
-    try:
-        origins = {key: origin.text for key, origin in effective.origins.items()}
-        rules = lint.check(msgspec.structs.replace(logs, rules=tuple(named)), origins)
-    except RuleErrors as err:
-        raise ConfigErrors(list(err.errors)) from err
-    for sentence in lint.told(lint.slow(rules), time.perf_counter):
-        print(sentence, file=sys.stderr)
     print(f"{', '.join(map(str, given.files))}: good")
     return DONE

@@ -198,7 +198,7 @@ def survey(given: Given) -> tuple[Effective[Settings], Report]:
 def _survey(given: Given, machine: facts.Facts, *, all_of_them: bool = False) -> tuple[Effective[Settings], Choice]:
     paths, flags = config.default_files(given.config), {"profile": given.profile}
     alone = config.load(Settings, paths, env=os.environ, flags=flags)
-    profiles = Profiles(FOLDERS, _check)
+    profiles = Profiles(FOLDERS, check_overlays)
     if all_of_them:
         profiles.check_all()
     asked = alone.settings.profile
@@ -217,5 +217,6 @@ def _survey(given: Given, machine: facts.Facts, *, all_of_them: bool = False) ->
     return effective, msgspec.structs.replace(choice, warnings=tuple(warnings))
 
 
-def _check(overlays: Sequence[Overlay]) -> list[ConfigError]:
+def check_overlays(overlays: Sequence[Overlay]) -> list[ConfigError]:
+    """All that is wrong with the settings of a hardware profile."""
     return [*config.check(Settings, overlays), *forbidden(overlays, FORBIDDEN)]

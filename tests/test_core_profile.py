@@ -13,7 +13,7 @@ from agent.core.config import Overlay
 from agent.core.errors import ConfigError
 from agent.core.facts import NAMES, Fact
 from agent.core.profile import BUNDLED, WEIGHTS, Choice, ProfileMissing, Profiles, forbidden
-from agent.settings import _check
+from agent.settings import check_overlays
 
 RECORDED = sorted((Path(__file__).parent / "data/facts").glob("*.json"))
 SHEET = {
@@ -46,12 +46,12 @@ def refused(choice: Choice, folder: Path) -> dict[str, list[str]]:
 def test_each_recorded_machine_gets_its_profile_and_no_other_fits_as_well(path: Path) -> None:
     recorded = json.loads(path.read_text())
     assert recorded["facts"].keys() <= set(NAMES)
-    choice = Profiles([BUNDLED], _check).choose(facts_of(recorded))
+    choice = Profiles([BUNDLED], check_overlays).choose(facts_of(recorded))
     assert (choice.name, choice.warnings, choice.refused) == (recorded["profile"], (), ())
 
 
 def test_every_profile_of_the_sheet_is_there_without_error_and_fits_a_machine() -> None:
-    known = Profiles([BUNDLED], _check)
+    known = Profiles([BUNDLED], check_overlays)
     known.check_all()
     choice = known.choose({})
     assert {fit.name for fit in choice.fits} == SHEET
@@ -188,7 +188,7 @@ def test_settings_that_are_wrong_are_told_with_their_line(tmp_path: Path) -> Non
         "generic": 'match.arch = "*"',
     }.items():
         (tmp_path / f"{name}.toml").write_text(f'name = "{name}"\n{text}')
-    choice = Profiles([tmp_path], _check).choose({"arch": "x"})
+    choice = Profiles([tmp_path], check_overlays).choose({"arch": "x"})
     assert choice.name == "generic"
     assert refused(choice, tmp_path) == {
         "a": [
@@ -216,7 +216,7 @@ def test_settings_that_are_wrong_are_told_with_their_line(tmp_path: Path) -> Non
 )
 def test_a_profile_sets_no_peers_tokens_roots_or_users(tmp_path: Path, setting: str) -> None:
     (tmp_path / "a.toml").write_text(f'name = "a"\nmatch.arch = "x"\n[settings]\n{setting}')
-    choice = Profiles([tmp_path], _check).choose({"arch": "x"})
+    choice = Profiles([tmp_path], check_overlays).choose({"arch": "x"})
     assert choice.name is None
     (errors,) = refused(choice, tmp_path).values()
     key = setting.partition(" =")[0]
@@ -253,7 +253,7 @@ def test_whatever_a_profile_says_it_fits_or_not_or_is_refused(
     folder.mkdir(exist_ok=True)
     text = "\n".join(f"{json.dumps(key)} = {written(value)}" for key, value in {"name": "a", **says}.items())
     (folder / "a.toml").write_text(text)
-    known = Profiles([folder], _check)
+    known = Profiles([folder], check_overlays)
     known.check_all()
     choice = known.choose({"memory_mib": 5, **facts})
     assert len(choice.refused) + len(choice.fits) == 1

@@ -161,16 +161,26 @@ def forbidden(overlays: Sequence[Overlay], patterns: Sequence[str]) -> list[Conf
     return errors
 
 
-class Profiles:
-    """All profiles of some folders. `check` says what is wrong with a profile's settings, its parents' included."""
+def is_profile(path: Path) -> bool:
+    """Is it a profile's file, and none of settings? What cannot be read is told by whoever reads it as these."""
+    try:
+        return not toml.read(path).data.keys().isdisjoint(("extends", "match", "settings", "when"))
+    except toml.TomlError:
+        return False
 
-    def __init__(self, folders: Sequence[Path], check: Check) -> None:
+
+class Profiles:
+    """All profiles of some folders, and the `files` beside. `check` says what is wrong with a profile's settings, its
+    parents' included.
+    """
+
+    def __init__(self, folders: Sequence[Path], check: Check, files: Sequence[Path] = ()) -> None:
         self._check = check
         self._good: dict[str, Profile] = {}
         self._errors: dict[str, list[ConfigError]] = {}
         self._checked: set[str] = set()
-        files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
-        for name, path in sorted(files.items()):
+        found = {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+        for name, path in sorted((found | {path.stem: path for path in files}).items()):
             profile, errors = _read(path)
             if profile and not errors:
                 self._good[name] = profile
@@ -195,6 +205,11 @@ class Profiles:
             warnings=(f"hardware profile {name} fits no better than {', '.join(tied)}.",) if tied else (),
             overlays=tuple(self._overlays(name, facts)) if name else (),
         )
+
+    def overlays_of(self, name: str) -> tuple[list[Overlay], list[ConfigError]]:
+        """All that a profile might say on any machine, its parents' share first, and all that is wrong with it."""
+        is_good = self._is_good(name)
+        return list(self._overlays(name, None)) if is_good else [], self._errors.get(name, [])
 
     def check_all(self) -> None:
         """Check the settings of all profiles, and not only of those that fit."""
