@@ -5,7 +5,7 @@ import os
 import msgspec
 import pytest
 
-from agent.files.looks import ATTRIB, MODIFY, Seen, change, mount_of, remote_devices, shown
+from agent.files.looks import ATTRIB, MODIFY, Seen, change, remote_devices, shown
 
 FILE = Seen(1, 10, 3, 1000, 0o100644, 0, 0)
 FOLDER = Seen(1, 11, 4096, 1000, 0o040755, 0, 0)
@@ -50,18 +50,3 @@ def test_filesystems_that_others_may_change_are_found_by_their_device() -> None:
 
 def test_bytes_that_are_no_text_are_shown() -> None:
     assert shown(os.fsdecode(b"/a\xff\xc3\xa9")) == "/a\\xffé"
-
-
-def test_a_path_is_on_the_mount_that_its_words_lead_to() -> None:
-    mounts = "\n".join(
-        [
-            "21 1 8:1 / / rw - ext4 /dev/sda1 rw",
-            "40 21 0:44 / /mnt/lab\\040share rw,relatime shared:1 - nfs4 lab:/share rw",
-            "41 40 0:45 / /mnt/lab\\040share/deep rw - nfs4 lab:/deep rw",
-            "42 21 0:46 / /mnt/lab rw - tmpfs tmpfs rw",
-        ]
-    )
-    asked = ["/", "/etc/hosts", "/mnt/lab share/a", "/mnt/lab share/deep", "/mnt/lab shared", "/mnt/lab/x"]
-    assert [mount_of(path, mounts) for path in asked] == [
-        *("/", "/", "/mnt/lab share", "/mnt/lab share/deep", "/", "/mnt/lab"),
-    ]

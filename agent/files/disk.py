@@ -17,6 +17,7 @@ from pathlib import Path
 
 from inotify_simple import INotify
 
+from agent.core.mounts import MOUNTS
 from agent.files.looks import (
     MAX_KNOWN,
     Digest,
@@ -56,7 +57,7 @@ def carry_out(
             yield look(act, allow)
         else:
             if remote is None:
-                remote = remote_devices(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+                remote = remote_devices(MOUNTS.read_text(errors="surrogateescape"))
             yield survey(act, notify, remote, step)
 
 

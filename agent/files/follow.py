@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 import trio
@@ -19,6 +18,7 @@ from inotify_simple import INotify
 
 from agent.core.events import FileChanged, FileGap
 from agent.core.inotify import open_inotify, unwatch
+from agent.core.mounts import MOUNTS, is_within, place_of
 from agent.core.supervise import HUNG_S, Health
 from agent.files.disk import carry_out
 from agent.files.looks import (
@@ -29,8 +29,6 @@ from agent.files.looks import (
     Survey,
     Surveyed,
     Watch,
-    is_within,
-    mount_of,
     shown,
     without_answer,
 )
@@ -206,9 +204,7 @@ class Follower:
 
     def _hangs(self, path: str, batch: _Batch, nursery: trio.Nursery) -> None:
         """Ask no more for what is at this place until the worker of the batch is back: its mount, else the path."""
-        place = mount_of(path, Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
-        if place == "/":
-            place = path
+        place = place_of(path, MOUNTS.read_text(errors="surrogateescape"))
         if len(self._hung) >= MAX_HUNG:
             place = "/"
         self._hung.append(place)

@@ -4,7 +4,6 @@ Source: protocols/emissary.md, "Entitlement and file monitor"; issue 4, item 5; 
 """
 
 import os
-import re
 import stat
 from typing import Literal, TypeAlias
 
@@ -17,7 +16,6 @@ MAX_KNOWN = 100_000  # files that are watched at a time
 MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x2, 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
 Q_OVERFLOW, IGNORED, ONLYDIR, EXCL_UNLINK, MASK_ADD = 0x4000, 0x8000, 0x0100_0000, 0x0400_0000, 0x2000_0000
 
-_OCTAL = re.compile(r"\\([0-7]{3})")
 _REMOTE = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gfs2", "ocfs2"),
     *("virtiofs", "vboxsf", "prl_fs", "vmhgfs", "fuse", "fuseblk"),
@@ -153,21 +151,6 @@ def remote_devices(mountinfo: str) -> frozenset[int]:
             major, _, minor = fields.split(" ")[2].partition(":")
             devices.add(os.makedev(int(major), int(minor)))
     return frozenset(devices)
-
-
-def mount_of(path: str, mountinfo: str) -> str:
-    """Where the file system is mounted that the path is on, as far as its words tell: /proc/self/mountinfo, proc(5)."""
-    found = "/"
-    for line in mountinfo.splitlines():
-        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), line.split(" ", 5)[4])
-        if is_within(path, point) and len(point) > len(found):
-            found = point
-    return found
-
-
-def is_within(path: str, folder: str) -> bool:
-    """Is it that, or below it?"""
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def without_answer(act: Survey | Look) -> "Surveyed | Looked":

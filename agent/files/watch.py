@@ -22,6 +22,7 @@ from itertools import islice
 import msgspec
 
 from agent.core.events import FileGap
+from agent.core.mounts import is_within
 from agent.files.looks import (
     ATTRIB,
     CLOSE_WRITE,
@@ -48,7 +49,6 @@ from agent.files.looks import (
     What,
     change,
     described,
-    is_within,
     shown,
 )
 from agent.files.patterns import Pattern, Places
