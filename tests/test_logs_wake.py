@@ -17,7 +17,7 @@ from inotify_simple import INotify
 from trio.testing import MockClock
 
 from agent._native import ffi, lib
-from agent.core.supervise import Health
+from agent.core.supervise import HUNG_S, Health
 from agent.logs import paths, wake
 from agent.logs.acts import Gap
 from agent.logs.follow import Blocks, Followed
@@ -332,3 +332,58 @@ async def test_a_mount_that_hangs_holds_up_neither_the_loop_nor_other_logs(
     (tmp_path / "mnt").mkdir()
     answers.set()
     await watches(follower, tmp_path / "here", tmp_path / "mnt")
+
+
+async def test_a_look_that_hangs_leaves_those_elsewhere_to_another(
+    tmp_path: Path, nursery: trio.Nursery, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answers, health = threading.Event(), threading.Event(), Health("logs")
+    found: list[dict[str, list[str]]] = []
+
+    async def rescan(files: dict[str, list[str]]) -> None:
+        found.append(files)
+
+    def hang(looks: "CData", count: int, changed: "CData") -> int:
+        for look in (looks[number] for number in range(count)):
+            if b"/mnt/" in ffi.string(look.path):
+                look.asked = 1
+                asked.set()
+                answers.wait(WAIT_S)
+                look.asked = 0
+        news: int = lib.look_again(looks, count, changed)
+        return news
+
+    for name in ("mnt", "here", "mounts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mounts/mountinfo").write_text(f"40 21 0:44 / {tmp_path}/mnt rw - nfs4 lab:/share rw")
+    monkeypatch.setattr(wake, "open_inotify", no_inotify)
+    monkeypatch.setattr(wake, "POLL_S", 0.01)
+    monkeypatch.setattr(wake, "MOUNTS", tmp_path / "mounts/mountinfo")
+    monkeypatch.setattr(wake, "lib", SimpleNamespace(look_again=hang))
+    follower, takings = Follower(rescan, health), [Taking() for _ in range(3)]
+    await nursery.start(follower.run)
+    names = ("here/a.log", "mnt/b.log", "mnt/c.log")
+    sources = [log(tmp_path / name, taking, follower.blocks) for name, taking in zip(names, takings, strict=True)]
+    for pattern in ("here/*", "mnt/*"):
+        follower.seek(f"{tmp_path}/{pattern}")
+    for source in sources[:2]:
+        follower.add(source)
+        nursery.start_soon(source.run)
+    await trio.to_thread.run_sync(asked.wait, abandon_on_cancel=True)
+    await knows_all_places(follower)
+    found.clear()
+    mock_clock.jump(wake.RESCAN * wake.POLL_S + HUNG_S)
+    (tmp_path / "here/a.log").write_bytes(b"one\n")
+    await comes(lambda: takings[0].text == b"one\n")
+    await comes(lambda: {f"{tmp_path}/here/*": [f"{tmp_path}/here/a.log"]} in found)
+    assert list(health.hung()) == [f"{tmp_path}/mnt/b.log"]
+    follower.add(sources[2])  # for who hangs, too
+    nursery.start_soon(sources[2].run)
+    (tmp_path / "here/a.log").write_bytes(b"one\ntwo\n")
+    await comes(lambda: takings[0].text == b"one\ntwo\n")
+    for name in ("b", "c"):
+        (tmp_path / f"mnt/{name}.log").write_bytes(b"three\n")
+    answers.set()
+    await comes(lambda: takings[1].text == takings[2].text == b"three\n")
+    await comes(lambda: {f"{tmp_path}/mnt/*": [f"{tmp_path}/mnt/b.log", f"{tmp_path}/mnt/c.log"]} in found)
+    assert not health.hung()

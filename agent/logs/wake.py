@@ -2,8 +2,9 @@
 
 Threads: the look at all paths and the reading of directories are one worker's, since a disk (NFS) may hang. It waits
 between two looks too, and comes back when there is something to do: a second in which nothing happens costs no turn of
-the loop. It reads what the sources say of themselves, and changes no more than its own looks. Where a path leads to is
-asked for, and each watch begun, in other threads: what is on this machine is heard while a mount hangs.
+the loop. It reads what the sources say of themselves, and changes no more than its own looks. A worker that hangs keeps
+what is on that mount for ever; another looks at the rest. Where a path leads to is asked for, and each watch begun, in
+other threads: what is on this machine is heard while a mount hangs.
 
 Source: protocols/logs.md 5.
 """
@@ -21,7 +22,8 @@ from inotify_simple import INotify, flags, parse_events
 
 from agent._native import ffi, lib
 from agent.core.inotify import open_inotify, unwatch
-from agent.core.supervise import Health
+from agent.core.mounts import MOUNTS, is_within, place_of
+from agent.core.supervise import HUNG_S, Health
 from agent.logs.follow import DISK, Blocks, Followed
 from agent.logs.paths import Globs, fixed
 
@@ -33,6 +35,7 @@ GATHER_S = 0.06  # between two looks at what grows quickly: few large blocks cos
 HEARD = 1 << 16  # bytes of inotify's events that are read at once
 RESCAN = 10  # looks: so often `rescan` is told what it knows
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
+MAX_HUNG = 8  # places where the disk did not answer once; with one more, what is not there waits for it too
 
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
 _NEW = int(flags.CREATE | flags.MOVED_TO)  # as numbers, which cost a tenth of flags
@@ -40,6 +43,24 @@ _WRITTEN, _OVERFLOW, _IGNORED = int(flags.MODIFY), int(flags.Q_OVERFLOW), int(fl
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+class _Worker:
+    """Looks at what is at one place, where the disk hung once; at first at all that is at no other's.
+
+    What is looked at now are `sources`, in that order, and their looks.
+    """
+
+    def __init__(self) -> None:
+        self.place: str | None = None
+        self.globs, self.new = Globs(), threading.Event()  # there is something else to look at, or for
+        self.sources: list[Followed] = []
+        self.looks: Sequence[tuple[CData, CData]] = ()
+
+    def asked(self) -> str | None:
+        """What it waits for, if for a disk."""
+        asked = (source.tail.path for source, (look, _) in zip(self.sources, self.looks, strict=True) if look.asked)
+        return next(asked, self.globs.asked)
 
 
 class Follower:
@@ -52,7 +73,7 @@ class Follower:
         self._rescan, self._health = rescan, health
         self._looks: dict[Followed, tuple[CData, CData]] = {}  # a struct look, and its path
         self._names: dict[tuple[str, str], list[Followed]] = {}  # by folder, and the name that inotify tells
-        self._globs, self._sought = Globs(), Counter[str]()
+        self._sought = Counter[str]()
         self._places: dict[Followed | str, set[tuple[str, str]]] = {}  # of each source and glob, once they are known
         self._wanted: Counter[str] = Counter()
         self._folders: dict[int, str] = {}
@@ -60,7 +81,7 @@ class Follower:
         self._hearing: dict[Followed, trio.Event] = {}  # set when what happens at its path is heard of
         self._notify: INotify | None = None
         self._nursery: trio.Nursery
-        self._new = threading.Event()  # there is something else to look at, or for
+        self._workers: list[_Worker] = []
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Wake the logs, for ever. Without an inotify instance they are looked at each second alone."""
@@ -68,17 +89,17 @@ class Follower:
             async with trio.open_nursery() as self._nursery:
                 if self._notify is not None:
                     self._nursery.start_soon(self._hear, self._notify)
+                self._nursery.start_soon(self._poll)
                 task_status.started()
-                await self._poll()
+                await trio.sleep_forever()
         raise AssertionError("polling never ends")
 
     def add(self, source: Followed) -> None:
         """Wake it, while run() runs."""
-        path = ffi.new("char[]", os.fsencode(source.tail.path))
-        self._looks[source] = ffi.new("struct look *", {"path": path}), path
+        self._looks[source] = _first_look(source.tail.path)
         self._hearing[source] = trio.Event()
         self._nursery.start_soon(self._find_places, source)
-        self._new.set()
+        self._look_anew()
 
     async def hears(self, source: Followed) -> None:
         """Returns when what happens at its path is heard of, or cannot be: then it is time for a first look at it."""
@@ -97,7 +118,7 @@ class Follower:
         """Have what a glob finds told, while run() runs."""
         self._sought[pattern] += 1
         self._nursery.start_soon(self._find_places, pattern)
-        self._new.set()
+        self._look_anew()
 
     def seek_no_more(self, pattern: str) -> None:
         """As often as it was sought."""
@@ -159,7 +180,7 @@ class Follower:
             watched.set()
         if folder in self._wanted:
             self._folders[wd] = folder
-            self._new.set()  # what was told by a number that was not known yet was not heard
+            self._look_anew()  # what was told by a number that was not known yet was not heard
         elif wd not in self._folders:
             unwatch(notify, wd)
 
@@ -178,7 +199,7 @@ class Follower:
                     for source in self._looks:
                         source.wake(lost=True)
                         heard[source] = None
-                    self._new.set()
+                    self._look_anew()
                 if mask & _IGNORED:
                     self._folders.pop(wd, None)
                     continue
@@ -187,26 +208,37 @@ class Follower:
                     source.wake(wrote=mask == _WRITTEN, came=mask & _NEW != 0)
                     heard[source] = None
                 if mask & _NEW:
-                    self._new.set()
+                    self._look_anew()
             for source in heard:
                 source.go_on()
             if is_busy:
                 await trio.sleep(GATHER_S)  # meanwhile the kernel makes one event of a thousand writes
 
-    async def _poll(self) -> NoReturn:
-        one, told_at, before = trio.CapacityLimiter(1), -math.inf, dict[str, list[str]]()
+    def _look_anew(self) -> None:
+        """There is something else to look at, or for."""
+        for worker in self._workers:
+            worker.new.set()
+
+    async def _poll(self) -> None:
+        worker, one, told_at, before = _Worker(), trio.CapacityLimiter(1), -math.inf, dict[str, list[str]]()
+        self._workers.append(worker)
         try:
             while True:
-                is_new = self._new.is_set()
-                self._new.clear()
+                is_new = worker.new.is_set()
+                worker.new.clear()
                 self._watch_folders()
-                sources, looks = list(self._looks), list(self._looks.values())
-                look = partial(
-                    _look, self._globs, list(self._sought), sources, looks, before, self._new, at_once=is_new
-                )
-                waits_s = RESCAN * POLL_S if looks or self._sought else math.inf
-                with self._health.asking(self._asked, within_s=waits_s):
-                    found, changed = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=one)
+                patterns = self._give(worker)
+                if worker.place is not None and not worker.sources and not patterns:
+                    break
+                sources, looks = worker.sources, worker.looks
+                look = partial(_look, worker.globs, patterns, sources, looks, before, worker.new, at_once=is_new)
+                waits_s = RESCAN * POLL_S if sources or patterns else math.inf
+                async with trio.open_nursery() as nursery:
+                    if worker.place is None:
+                        nursery.start_soon(self._leave, worker, waits_s + HUNG_S)
+                    with self._health.asking(worker.asked, within_s=waits_s):
+                        found, changed = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=one)
+                    nursery.cancel_scope.cancel()
                 now = trio.current_time()
                 if found != before or now >= told_at + RESCAN * POLL_S:
                     await self._rescan(found)
@@ -215,16 +247,46 @@ class Follower:
                 waiting = [source for source in sources if source.is_waiting]
                 for source in {*waiting, *(sources[number] for number in changed)}:
                     source.poll()
-                draining = [source for source in waiting if source.tail.draining()]
+                draining = [source for source in self._looks if source.is_waiting and source.tail.draining()]
                 if sum(source.tail.held for source in draining) > MAX_HELD:
                     max(draining, key=lambda source: source.tail.held).give_up()
         finally:
-            self._new.set()  # its thread ends too
+            self._workers.remove(worker)
+            worker.new.set()  # its thread ends too
 
-    def _asked(self) -> str | None:
-        """What the worker waits for, if for a disk."""
-        asked = (source.tail.path for source, (look, _) in self._looks.items() if look.asked)
-        return next(asked, self._globs.asked)
+    def _give(self, worker: _Worker) -> list[str]:
+        """Have it look at what is at its place next, or at no other's; returns the globs to look for."""
+        others = [other.place for other in self._workers if other.place is not None]
+
+        def is_its(path: str) -> bool:
+            if worker.place is not None:
+                return is_within(path, worker.place)
+            return not any(is_within(path, place) for place in others)
+
+        worker.sources = [source for source in self._looks if is_its(source.tail.path)] if others else [*self._looks]
+        worker.looks = [self._looks[source] for source in worker.sources]
+        return [pattern for pattern in self._sought if is_its(pattern)]
+
+    async def _leave(self, worker: _Worker, hangs_s: float) -> None:
+        """If it is not done by then, it hangs: leave what hangs with it to that worker, and the rest to another."""
+        await trio.sleep(hangs_s)
+        path = worker.asked()
+        while path is None:  # it has much to look at, but looks
+            await trio.sleep(POLL_S)
+            path = worker.asked()
+        if len(self._workers) > MAX_HUNG:
+            return
+        worker.place = place_of(path, MOUNTS.read_text(errors="surrogateescape"))
+        for source in self._looks:
+            if not is_within(source.tail.path, worker.place):
+                self._looks[source] = _first_look(source.tail.path)  # that worker may still come to the one it has
+        self._nursery.start_soon(self._poll)
+
+
+def _first_look(path: str) -> "tuple[CData, CData]":
+    """A struct look that has seen nothing, and its path, which lives as long."""
+    named = ffi.new("char[]", os.fsencode(path))
+    return ffi.new("struct look *", {"path": named}), named
 
 
 def _places(path: str) -> set[tuple[str, str]]:
