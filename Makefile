@@ -43,8 +43,9 @@ dist/SHA256SUMS: $(READY) $(FROZEN)
 	.venv-dist/bin/pyinstaller --clean --noconfirm --log-level=WARN packaging/agent.spec
 	.venv-dist/bin/python packaging/release.py
 
-# Made anew for another interpreter, too.
-ifneq ($(shell cat .venv/ready 2>/dev/null),$(PYTHON))
+# Made anew for another interpreter, too, but not for another name of the same.
+INTERPRETER := $(shell $(PYTHON) -ISc 'import os, sys; print(os.path.realpath(sys.executable))' 2>/dev/null)
+ifneq ($(shell cat .venv/ready 2>/dev/null),$(INTERPRETER))
 .PHONY: $(READY)
 endif
 
@@ -54,4 +55,4 @@ $(READY): Makefile pyproject.toml uv.lock setup.py agent/__init__.py packaging/d
 	@.venv-uv/bin/uv --version 2>/dev/null | grep -q '^uv $(UV) ' || \
 		{ $(PYTHON) -m venv .venv-uv && .venv-uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV); }
 	.venv-uv/bin/uv sync --quiet --locked
-	@echo '$(PYTHON)' >$@
+	@echo '$(INTERPRETER)' >$@
