@@ -76,7 +76,9 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path, project: str | None = None, **settings: Any) -> AsyncIterator[House]:
+async def house(
+    folder: Path, project: str | None = None, ca_file: Path | None = None, **settings: Any
+) -> AsyncIterator[House]:
     (folder / "project").mkdir(exist_ok=True)
     store = open_store(folder / "state", reserve=4096)
     bus = Bus(store)
@@ -89,7 +91,7 @@ async def house(folder: Path, project: str | None = None, **settings: Any) -> As
                 bus,
                 store,
                 lambda: SuitesSettings(roots=(str(folder / "project"),), **settings),
-                lambda: Machine(ident="lab-07", labels={"os": "rhel9"}, project=project),
+                lambda: Machine(ident="lab-07", labels={"os": "rhel9"}, project=project, ca_file=ca_file),
                 Health("suites"),
             )
             await nursery.start(start)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -182,7 +183,8 @@ def test_environ_passes_little_and_nothing_of_the_bundle(
 
 
 async def test_limits_hold_from_the_first_instruction() -> None:
-    limits = Limits(memory=1 << 30, address_space=1 << 33, processes=4000, nofile=50, cpu=9, nice=7, oom_score_adj=600)
+    sizes = Limits(memory=1 << 30, address_space=1 << 33, file_size=1 << 20)
+    limits = msgspec.structs.replace(sizes, processes=4000, nofile=50, cpu=9, nice=7, oom_score_adj=600)
     script = "cat /proc/self/limits /proc/self/oom_score_adj; nice; cut -d' ' -f19 /proc/self/stat"
     _, said = await ran(sh(script, limits=limits))
     *lines, oom_score_adj, nice, _ = said["stdout"].splitlines()
@@ -191,6 +193,7 @@ async def test_limits_hold_from_the_first_instruction() -> None:
     assert held["Max address space"] == (str(1 << 33),) * 2
     assert held["Max processes"] == ("4000", "4000")
     assert held["Max open files"] == ("50", "50")
+    assert held["Max file size"] == (str(1 << 20),) * 2
     assert held["Max cpu time"] == ("9", "10")
     assert held["Max core file size"] == ("0", "0")
     assert (oom_score_adj, int(nice)) == ("600", os.nice(0) + 7)

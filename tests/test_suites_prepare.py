@@ -153,6 +153,11 @@ async def test_a_failing_command_says_how_it_ended_and_keeps_its_output(tmp_path
     with pytest.raises(Blocked, match="ended with exit code 3"):
         await command(["sh", "-c", "echo said; exit 3"], tmp_path, {"PATH": "/bin:/usr/bin"}, mark="x-test", log=log)
     assert log.text == b"said\n"
+    script = f"true {'x' * 5000}\nexit 4"
+    with pytest.raises(Blocked, match="ended with exit code 4") as blocked:  # on one line, however long the script is
+        await command(["sh", "-c", script], tmp_path, {"PATH": "/bin:/usr/bin"}, mark="x-test", log=log)
+    assert len(str(blocked.value)) < 1024
+    assert "\n" not in str(blocked.value)
 
 
 def test_a_folder_is_a_suite_by_its_document_or_by_what_is_in_it(tmp_path: Path) -> None:

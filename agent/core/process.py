@@ -85,16 +85,17 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     `memory` (bytes) and `processes` hold for the whole tree where a cgroup is delegated. Else `memory` is each one's
     RLIMIT_DATA (RLIMIT_AS counts what Node and Java merely reserve: they end at once), `processes` is RLIMIT_NPROC,
-    which counts all of the user's and never stops root. `cpu` is seconds of each process: SIGXCPU, one second later
-    SIGKILL. `cpus` is held by a cgroup only; `affinity` are the numbers of CPUs it may run on. `nice` is added to the
-    agent's own; it and `oom_score_adj` are wishes: where the service may not set them (EPERM), the child runs on
-    without. UNLIMITED asks for nothing.
+    which counts all of the user's and never stops root. `file_size` (bytes) holds for each file. `cpu` is seconds of
+    each process: SIGXCPU, one second later SIGKILL. `cpus` is held by a cgroup only; `affinity` are the numbers of CPUs
+    it may run on. `nice` is added to the agent's own; it and `oom_score_adj` are wishes: where the service may not set
+    them (EPERM), the child runs on without. UNLIMITED asks for nothing.
     """
 
     memory: int | None = None
     address_space: int | None = None
     processes: int | None = None
     nofile: int | None = None
+    file_size: int | None = None
     cpu: int | None = None
     core: int | None = 0
     cpus: float | None = None

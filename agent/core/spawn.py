@@ -99,6 +99,7 @@ def _ceilings(limits: "Limits", held: Container[str]) -> list[tuple[int, int, in
     """What is to be limited, soft and hard: never above our own hard limits."""
     wanted = {
         resource.RLIMIT_NOFILE: limits.nofile,
+        resource.RLIMIT_FSIZE: limits.file_size,
         resource.RLIMIT_CORE: limits.core,
         resource.RLIMIT_CPU: limits.cpu,
         resource.RLIMIT_NPROC: None if "pids" in held else limits.processes,

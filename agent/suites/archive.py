@@ -18,15 +18,14 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from agent.core.errors import AgentError
+from agent.suites.sources import MAX_BYTES, MAX_FILES
 
-MAX_BYTES: Final = 4 * 1024**3  # of all files, unpacked
-MAX_FILES: Final = 200_000
 _BLOCK: Final = 256 * 1024
 _HEADER_MAX: Final = 1024 * 1024  # bytes that a tar header may make its reader hold
 
@@ -65,6 +64,16 @@ def unpack(path: Path, target: Path) -> None:
         raise
 
 
+def link_out(folder: Path, names: Iterable[str]) -> str | None:
+    """The first of these links in a folder that leads out of it, or None."""
+    root = os.path.realpath(folder)
+    for name in names:
+        real = os.path.realpath(folder / name)
+        if real != root and not real.startswith(f"{root}/"):
+            return name
+    return None
+
+
 def inside(name: str) -> str:
     """An entry's name as a relative path without `.` and empty parts; "" is the folder itself. Raises BadArchive."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
@@ -95,11 +104,8 @@ def _fill(path: Path, target: Path) -> None:
     for name, link in links:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).symlink_to(link)
-    root = os.path.realpath(target)
-    for name, link in links:
-        real = os.path.realpath(target / name)
-        if real != root and not real.startswith(f"{root}/"):
-            raise BadArchive(f"{name!r} is a link out of the archive, to {link[:200]!r}", remedy="Leave it out.")
+    if out := link_out(target, (name for name, _ in links)):
+        raise BadArchive(f"{out!r} is a link out of the archive, to {dict(links)[out][:200]!r}", remedy="Leave it out.")
 
 
 def _hard_link(target: Path, name: str, link: str) -> None:

@@ -40,7 +40,7 @@ from agent.suites.capture import Capture
 from agent.suites.prepare import Blocked, Machine, below, command, fetch
 from agent.suites.report import write_report
 from agent.suites.runners import registry
-from agent.suites.runners.driver import CannotLaunch, Driver, DriverEvent, Only
+from agent.suites.runners.driver import CannotLaunch, Driver, DriverEvent, Only, title
 from agent.suites.runs import Run
 
 log = logging.getLogger(__name__)
@@ -327,7 +327,7 @@ class Execution:
     def _blocked(self, why: str) -> None:
         """The run could not be judged: a crash of the runner, before it began."""
         log.warning("run blocked run=%s reason=%s", self.run.run, why)
-        name = why.splitlines()[0][:1024]
+        name = title(why)
         self.tell(
             TestFinished(
                 run=self.run.run, suite=self.run.suite.id, case=name, name=name, file=None, kind="crash",

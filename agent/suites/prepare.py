@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +19,17 @@ import trio
 
 from agent.core.cgroup import Leaves
 from agent.core.errors import AgentError, DocumentError
-from agent.core.process import ChildFailedToStart, Limits, Spec, drain, environ, open_child
+from agent.core.process import ChildFailedToStart, Exit, Limits, Spec, drain, environ, open_child
 from agent.core.tls import TlsSettings, TlsUnusable, client_context, find_roots
 from agent.suites import document
 from agent.suites.messages import Source, Suite
-from agent.suites.sources import git_commands
+from agent.suites.runners.driver import clip, plain, title
+from agent.suites.sources import GIT_ENV, MAX_BYTES, Listing, git_checkout, git_commands, git_list
 
 DOCUMENTS = ("suite.toml", "suite.json")
 _BLOCK = 1024 * 1024
+_SHOWN = 256  # bytes of a command in what is said of it
+_SAID = 768  # bytes of what git said last: a record's name has room for it, and for the address before it
 
 
 class Blocked(AgentError):
@@ -131,9 +134,7 @@ async def fetch(
         found = await _fetch_archive(source, scratch / "archive", fetched, roots, ca_file)
     else:
         found = fetched
-        for argv in git_commands(source, fetched):
-            env = environ(os.environ) | {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
-            await command(argv, folder, env, mark=mark, log=log)
+        await _fetch_git(source, fetched, ca_file, mark=mark, log=log)
     found.rename(target)
     return target
 
@@ -143,17 +144,70 @@ async def command(
 ) -> None:
     """Run one command to its end. Raises Blocked when it fails; a cancelled one is ended with all its tree."""
     spec = Spec(argv=tuple(argv), cwd=cwd, env=dict(env), mark=mark, limits=limits or Limits())
-    shown = " ".join(argv)
+    shown = clip(title(" ".join(argv)), _SHOWN)  # one line, in which how it ended has its place
     try:
-        async with open_child(spec) as child, trio.open_nursery() as nursery:
-            for stream in child.streams.values():
-                nursery.start_soon(drain, stream, log.write)
-            ended = await child.finish()
+        ended = await _ended(spec, log.write, log.write)
     except ChildFailedToStart as err:
         raise Blocked(f"{shown}: {err.what}", remedy=err.remedy) from err
     if ended.code != 0:
-        how = f"exit code {ended.code}" if ended.signal is None else ended.signal
-        raise Blocked(f"{shown}: ended with {how}", remedy=f"See {log.path.name} in the run's folder.")
+        raise Blocked(f"{shown}: ended with {_how(ended)}", remedy=_see(log))
+
+
+async def _ended(spec: Spec, out: Callable[[bytes], object], err: Callable[[bytes], object]) -> Exit:
+    async with open_child(spec) as child, trio.open_nursery() as nursery:
+        nursery.start_soon(drain, child.streams["stdout"], out)
+        nursery.start_soon(drain, child.streams["stderr"], err)
+        return await child.finish()
+
+
+def _how(ended: Exit) -> str:
+    return f"exit code {ended.code}" if ended.signal is None else ended.signal
+
+
+def _see(log: Log) -> str:
+    return f"See {log.path.name} in the run's folder."
+
+
+async def _fetch_git(source: Source, target: Path, ca_file: Path | None, *, mark: str, log: Log) -> None:
+    """The files of a git source, in a new folder. Nothing is checked out before it is known to be in bounds."""
+    from agent.suites.archive import link_out
+
+    if ca_file is None and "SSL_CERT_FILE" in os.environ:  # for all that goes out, and git does not know it
+        ca_file = find_roots()
+    env = environ(os.environ, keep=GIT_ENV) | {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1"}
+    listing = Listing()
+
+    async def git(argv: tuple[str, ...], out: Callable[[bytes], object] = log.write) -> None:
+        said = bytearray()
+
+        def err(data: bytes) -> None:
+            log.write(data)
+            said[:] = (said + data)[-_SAID:]
+
+        spec = Spec(argv=argv, cwd=target.parent, env=env, mark=mark, limits=Limits(file_size=MAX_BYTES))
+        try:
+            ended = await _ended(spec, out, err)
+        except ChildFailedToStart as failed:
+            raise Blocked(f"source.git: {failed.what}", remedy=failed.remedy) from failed
+        if ended.code != 0:
+            why = title(plain(bytes(said))) or f"git ended with {_how(ended)}"
+            raise Blocked(f"source.git: {source.git}: {why}", remedy=_see(log))
+
+    for argv in git_commands(source, target, ca_file):
+        await git(argv)
+    await git(git_list(target), listing.feed)
+    if fault := listing.fault():
+        raise Blocked(f"source.git: {source.git}: {fault}", remedy="Leave out what can be installed.")
+    await git(git_checkout(target))
+    if out := await trio.to_thread.run_sync(lambda: link_out(target, _links(target))):
+        raise Blocked(f"source.git: {source.git}: {out!r} is a link out of the repository", remedy="Leave it out.")
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """The links in it, relative to it."""
+    for parent, folders, files in os.walk(folder):
+        paths = (os.path.join(parent, name) for name in (*folders, *files))
+        yield from (os.path.relpath(path, folder) for path in paths if os.path.islink(path))
 
 
 async def _fetch_archive(
@@ -181,8 +235,6 @@ async def _fetch_archive(
 
 async def _download(url: str, path: Path, ca_file: Path | None) -> str:
     import httpx  # at first use, as tarfile: a service starts without them
-
-    from agent.suites.archive import MAX_BYTES
 
     digest, size = hashlib.sha256(), 0
     try:
