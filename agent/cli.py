@@ -473,6 +473,7 @@ def _gator(given: argparse.Namespace) -> int:
     import msgspec
     import trio
 
+    from agent.core import cgroup
     from agent.core.errors import DocumentError
     from agent.gator import role
     from agent.gator.layer import Limits, Options
@@ -510,9 +511,10 @@ def _gator(given: argparse.Namespace) -> int:
         progress=given.progress,
         events=given.events_fd,
     )
+    leaves = cgroup.claim()  # before the guard, which is to be where we are
     try:
         with guarded(None if command.parent else command.tracking[-1]):
-            return trio.run(role.run, command, settings)
+            return trio.run(role.run, command, settings, leaves)
     except (BaseExceptionGroup, DocumentError, role.BadOption) as err:
         cause = unwrap(err)
         if not isinstance(cause, DocumentError | role.BadOption):

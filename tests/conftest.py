@@ -16,7 +16,7 @@ import pytest
 import trio
 from hypothesis import settings
 
-from agent.core import store
+from agent.core import cgroup, store
 
 T = TypeVar("T")
 
@@ -72,6 +72,22 @@ def stores_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for db in opened:
         db.close()
+
+
+@pytest.fixture
+def cgroup_home() -> Iterator[Path]:
+    """A cgroup of the kernel's own."""
+    mount = next((line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line), "")
+    if not mount:
+        pytest.skip("no cgroup v2 is mounted")
+    home = Path(mount) / f"emissary-test-{os.getpid()}"
+    try:
+        home.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup v2 that this user may write to: {error.strerror}")
+    yield home
+    cgroup.Leaf(home).remove()
+    assert not home.exists()
 
 
 @pytest.fixture

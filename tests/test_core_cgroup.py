@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -144,6 +143,33 @@ def test_limits_are_written_in_the_kernel_s_words(kernel: FakeKernel) -> None:
     assert leaf.oom() is True
 
 
+def test_what_another_agent_has_claimed_is_not_taken_from_it(
+    kernel: FakeKernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert claim(kernel.proc) is not None
+    kernel.make(kernel.home / "run-1-r42")
+    kernel.written.clear()
+    assert claim(kernel.proc) is None
+    assert kernel.written == []
+    assert "another agent has it" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to another user the folder's ownership is the delegation")
+def test_a_leaf_of_an_agent_is_delegated_to_what_runs_in_it(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaf = kernel.home / "run-7-r42"
+    kernel.make(leaf)
+    (leaf / "cgroup.controllers").write_text("")
+    (kernel.proc / "cgroup").write_text(f"0::/agent.service/{leaf.name}\n")
+    monkeypatch.setattr(os, "getxattr", lambda path, name: b"0")
+    assert claim(kernel.proc) is None  # anybody may call a cgroup so
+    kernel.make(kernel.home / cgroup.OWN_LEAF)
+    leaves = claim(kernel.proc)
+    assert leaves is not None
+    assert leaves.home == leaf
+
+
 @pytest.mark.parametrize("name", ["cgroup.kill", "cgroup.procs"])
 def test_what_cannot_be_ordered_is_not_claimed(kernel: FakeKernel, name: str) -> None:
     (kernel.home / name).unlink()  # an old kernel, or a mount for reading
@@ -156,22 +182,6 @@ def test_what_is_root_s_is_not_therefore_ours(kernel: FakeKernel, monkeypatch: p
     monkeypatch.setattr(os, "getxattr", lambda path, name: b"0")
     assert claim(kernel.proc) is None
     assert kernel.written == []
-
-
-@pytest.fixture
-def real_home() -> Iterator[Path]:
-    """A cgroup of the kernel's own."""
-    mount = next((line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line), "")
-    if not mount:
-        pytest.skip("no cgroup v2 is mounted")
-    home = Path(mount) / f"emissary-test-{os.getpid()}"
-    try:
-        home.mkdir()
-    except OSError as error:
-        pytest.skip(f"no cgroup v2 that this user may write to: {error.strerror}")
-    yield home
-    Leaf(home).remove()
-    assert not home.exists()
 
 
 def leaves_in(home: Path) -> list[Path]:
@@ -190,33 +200,33 @@ else:
 """
 
 
-async def test_a_leaf_holds_the_whole_tree_and_goes_with_it(real_home: Path) -> None:
+async def test_a_leaf_holds_the_whole_tree_and_goes_with_it(cgroup_home: Path) -> None:
     spec = Spec(argv=(sys.executable, "-c", DAEMON), cwd=Path("/"), env=environ(os.environ), mark="r/42")
     before = len(os.listdir("/proc/self/fd"))
-    async with open_child(spec, leaves=Leaves(real_home)) as child:
+    async with open_child(spec, leaves=Leaves(cgroup_home)) as child:
         assert await child.streams["stdout"].receive_some() == b"up\n"
         assert (await child.wait()).oom is None
-        (leaf,) = leaves_in(real_home)
+        (leaf,) = leaves_in(cgroup_home)
         (daemon,) = (stat for stat in child.tree() if not stat.ended)
         assert daemon.proc.pid in Leaf(leaf).pids()
         os.mkdir(leaf / "made-by-the-suite")
     stat = stat_of(daemon.proc.pid)
     assert stat is None or stat.ended
-    assert leaves_in(real_home) == []
+    assert leaves_in(cgroup_home) == []
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_a_start_that_fails_leaves_no_leaf(real_home: Path) -> None:
+async def test_a_start_that_fails_leaves_no_leaf(cgroup_home: Path) -> None:
     spec = Spec(argv=("./none",), cwd=Path("/"), env={}, mark="r42", limits=Limits(memory=1 << 30))
     with pytest.raises(AgentError, match="none: No such file"):
-        async with open_child(spec, leaves=Leaves(real_home)):
+        async with open_child(spec, leaves=Leaves(cgroup_home)):
             pass
-    assert leaves_in(real_home) == []
+    assert leaves_in(cgroup_home) == []
 
 
-def test_a_claim_in_the_real_tree(real_home: Path) -> None:
-    os.setxattr(real_home, "user.delegate", b"1")
-    (real_home / "run-9-left").mkdir()
+def test_a_claim_in_the_real_tree(cgroup_home: Path) -> None:
+    os.setxattr(cgroup_home, "user.delegate", b"1")
+    (cgroup_home / "run-9-left").mkdir()
     script = """
 import sys
 from pathlib import Path
@@ -225,6 +235,6 @@ Path(sys.argv[1], "cgroup.procs").write_text("0")
 print(claim().home == Path(sys.argv[1]), *Path(sys.argv[1]).glob("run-*"))
 print(Path("/proc/self/cgroup").read_text().split("0::")[1])
 """
-    argv = [sys.executable, "-c", script, str(real_home)]
+    argv = [sys.executable, "-c", script, str(cgroup_home)]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["True", f"/{real_home.name}/{cgroup.OWN_LEAF}"]
+    assert said.split() == ["True", f"/{cgroup_home.name}/{cgroup.OWN_LEAF}"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -176,6 +177,25 @@ def test_jobs_of_isolated_tiers_have_cpus_of_their_own(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = [line.rpartition(" ")[2] for line in done.stdout.splitlines() if "[INFO   ]" in line]
     assert sorted(said) == [str(cpus[0]), str(cpus[1])]
+
+
+def test_each_isolated_child_has_a_cgroup_of_its_own(tmp_path: Path, cgroup_home: Path) -> None:
+    os.setxattr(cgroup_home, "user.delegate", b"1")
+    os.mkfifo(tmp_path / "both")  # each waits for the other
+    see = f"cat /proc/self/cgroup; wc -l {cgroup_home}/cgroup.procs"
+    jobs = [
+        f"!Job {{ident: {name}, command: sh, args: [-c, '{script}; {see}']}}"
+        for name, script in (("a", f"cat {tmp_path}/both"), ("b", f"echo > {tmp_path}/both"))
+    ]
+    (tmp_path / "spec.yaml").write_text(f"!JobGroup {{ident: g, jobs: [{', '.join(jobs)}]}}")
+    enter = ("sh", "-c", f'echo 0 > {cgroup_home}/cgroup.procs; exec "$0" "$@"')
+    argv = (*enter, *AGENT, "--isolate", "--all-msg", "--tracking", str(tmp_path / "t"), "--sched-arg", "concurrency=2")
+    done = subprocess.run((*argv, str(tmp_path / "spec.yaml")), capture_output=True, text=True, timeout=WITHIN_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for ident in "ab":
+        assert re.search(rf"0::/{cgroup_home.name}/run-\d-\S+\.{ident}/run-1-", done.stdout), done.stdout
+    assert f"0 {cgroup_home}/cgroup.procs" in done.stdout  # else it could give its children no limits
+    assert [*cgroup_home.glob("run-*")] == []
 
 
 def test_isolated_children_read_the_settings_of_the_root(tmp_path: Path) -> None:

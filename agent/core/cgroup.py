@@ -10,6 +10,7 @@ once, and it holds limits for all together. Where nothing is delegated, processt
 Source: protocols/packaging.md 4 (`Delegate`); protocols/suites.md, "A run"; protocols/gator.md, "Schedulers".
 """
 
+import fcntl
 import itertools
 import logging
 import os
@@ -103,8 +104,9 @@ class Leaves:
 def claim(proc: Path = Path("/proc/self")) -> Leaves | None:
     """Take the cgroup that was delegated to us, or None: none was, it cannot be written, or this is no cgroup v2.
 
-    We move into a leaf of our own, as a cgroup that gives controllers to others may hold no process. Leaves of a former
-    agent are ended and removed. Call it once, before the first child.
+    We move into a leaf of our own, as a cgroup that gives controllers to others may hold no process. It is ours until
+    this process ends; another that starts in it meanwhile gets None. Leaves of a former agent are ended and removed.
+    Call it once, before the first child.
     """
     where = _own_folder((proc / "cgroup").read_text(), (proc / "mountinfo").read_text())
     if where is None:
@@ -114,6 +116,9 @@ def claim(proc: Path = Path("/proc/self")) -> Leaves | None:
         return None
     try:
         (home / OWN_LEAF).mkdir(exist_ok=True)
+        if not _hold(home / OWN_LEAF):
+            log.warning("cgroup not claimed folder=%s: another agent has it", home)
+            return None
         _write(home / OWN_LEAF / "cgroup.procs", "0")
     except OSError as error:
         log.warning("cgroup not claimed folder=%s error=%s", home, error.strerror)
@@ -145,16 +150,31 @@ def _own_folder(cgroup: str, mountinfo: str) -> Path | None:
 
 
 def _is_delegated(home: Path) -> bool:
-    """Is it ours to order? Another user's is by ownership; root owns all, so systemd tells by an extended attribute."""
+    """Is it ours to order? Another user's is by ownership; root owns all, so systemd tells by an extended attribute.
+
+    The leaf that an agent made for us is ours, too.
+    """
     if not (os.access(home, os.W_OK) and os.access(home / "cgroup.procs", os.W_OK) and (home / "cgroup.kill").exists()):
         return False
-    if os.geteuid() != 0:
+    is_leaf = home.name.startswith("run-") and (home.parent / OWN_LEAF).is_dir()
+    if os.geteuid() != 0 or is_leaf:
         return True
     for name in ("trusted.delegate", "user.delegate"):
         with suppress(OSError):
             if os.getxattr(home, name) == b"1":
                 return True
     return False
+
+
+def _hold(folder: Path) -> bool:
+    """Lock it until this process ends; False: another has. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+    return True
 
 
 def _write(file: Path, text: str) -> None:

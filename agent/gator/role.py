@@ -24,7 +24,7 @@ from typing import Any, Final, TextIO
 import msgspec
 import trio
 
-from agent.core import cgroup
+from agent.core.cgroup import Leaves
 from agent.core.channel import ungrouped
 from agent.core.errors import AgentError, DocumentError, PeerRefused
 from agent.core.metrics import Metrics
@@ -120,20 +120,23 @@ class Root:
             print(text, file=self._out, flush=True)
 
 
-async def run(command: Command, settings: GatorSettings, out: TextIO = sys.stdout) -> int:
-    """One layer from start to end; the exit code.
+async def run(command: Command, settings: GatorSettings, leaves: Leaves | None = None, out: TextIO = sys.stdout) -> int:
+    """One layer from start to end; the exit code. `leaves` is the cgroup that was delegated to this process.
 
     Raises DocumentError for a spec that cannot be used, BadOption, PeerUnreachable and PeerRefused for a parent, and
     OSError when it cannot listen, or its files cannot be made.
     """
     async with trio.open_nursery() as nursery:
         await nursery.start(adopt)
-        code = await (_run_children(command, settings) if command.parent else _run_root(command, settings, out))
+        if command.parent:
+            code = await _run_children(command, settings, leaves)
+        else:
+            code = await _run_root(command, settings, leaves, out)
         nursery.cancel_scope.cancel()
     return code
 
 
-async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> int:
+async def _run_root(command: Command, settings: GatorSettings, leaves: Leaves | None, out: TextIO) -> int:
     path = command.spec
     if path is None:
         raise BadOption("neither a spec nor a parent is named", remedy="Name a spec, or --parent and --id.")
@@ -145,7 +148,7 @@ async def _run_root(command: Command, settings: GatorSettings, out: TextIO) -> i
         _check_writable(command.events)
     tracking = await trio.to_thread.run_sync(_make, command.tracking[-1])
     told = Told(spec.root, command.events) if command.events is not None else None
-    shared = _shared(options, settings, pool, told.tell if told else lambda event: None)
+    shared = _shared(options, settings, pool, leaves, told.tell if told else lambda event: None)
     job = spec.root.ident if isinstance(spec.root, Job) else None
     root = Root(out, shared, job, progress=command.progress)
     for name in unlisted(spec.root, pool):
@@ -189,7 +192,7 @@ async def _tell_hub(options: Options, root: Root, running: "_Running", tracking:
     await hub.tell(options.hub, lambda: running.layer, root.address, kind, db_file, options.interval_s, ended)
 
 
-async def _run_children(command: Command, settings: GatorSettings) -> int:
+async def _run_children(command: Command, settings: GatorSettings, leaves: Leaves | None) -> int:
     """Below a parent: one child after another, each with its own connection. The worst exit code."""
     assert command.parent is not None
     if not command.idents or any(not ident or specs.bad_ident(ident) for ident in command.idents):
@@ -207,7 +210,7 @@ async def _run_children(command: Command, settings: GatorSettings) -> int:
         for ident, tracking in zip(command.idents, folders, strict=True):
             try:
                 with ungrouped():
-                    codes.append(await _run_child(ident, tracking, command, settings, running))
+                    codes.append(await _run_child(ident, tracking, command, settings, leaves, running))
             except PeerRefused as err:
                 if len(command.idents) == 1:
                     raise
@@ -218,12 +221,19 @@ async def _run_children(command: Command, settings: GatorSettings) -> int:
     return max(codes) if len(codes) == len(command.idents) else FAILED  # the rest was killed
 
 
-async def _run_child(ident: str, tracking: Path, command: Command, settings: GatorSettings, running: "_Running") -> int:
+async def _run_child(
+    ident: str,
+    tracking: Path,
+    command: Command,
+    settings: GatorSettings,
+    leaves: Leaves | None,
+    running: "_Running",
+) -> int:
     assert command.parent is not None
     options = command.options
     pool = _pool(options, settings)
     events: list[Callable[[dict[str, Any]], None]] = []
-    shared = _shared(options, settings, pool, lambda event: events[0](event))
+    shared = _shared(options, settings, pool, leaves, lambda event: events[0](event))
     try:
         uplink = Uplink(ident, command.parent, shared)
     except ValueError as err:
@@ -321,17 +331,18 @@ def _layer(node: Node, folder: Path, above: Above, shared: Shared, *, forward: b
         held = Held(shared.pool, shared.pool.take(demand(node)) or Grant(Demand(0)))
         grant, release = held.grant, held.give
         return Wrapper(node, folder, above, shared, grant, forward=forward, is_many=False, release=release)
-    return Tier(node, folder, above, shared, _scheduler(shared.options, shared.env), forward=forward)
+    return Tier(node, folder, above, shared, _scheduler(shared), forward=forward)
 
 
-def _scheduler(options: Options, env: Mapping[str, str]) -> Scheduler | None:
+def _scheduler(shared: Shared) -> Scheduler | None:
     """Who runs the children; None: this process."""
+    options = shared.options
     args = dict(options.sched_args)
     is_here = (
         options.scheduler == "local" and not options.isolate and "command" not in args and args.get("isolated") != "1"
     )
     try:
-        return None if is_here else schedulers.choose(options.scheduler, args, env)
+        return None if is_here else schedulers.choose(options.scheduler, args, shared.env, shared.leaves)
     except ValueError as err:
         raise BadOption(f"--scheduler: {err}", remedy="Correct --scheduler or --sched-arg.") from err
 
@@ -392,7 +403,13 @@ async def _stopped_by_signals(running: _Running, *, is_root: bool) -> AsyncItera
         nursery.cancel_scope.cancel()
 
 
-def _shared(options: Options, settings: GatorSettings, pool: Pool, tell: Callable[[dict[str, Any]], None]) -> Shared:
+def _shared(
+    options: Options,
+    settings: GatorSettings,
+    pool: Pool,
+    leaves: Leaves | None,
+    tell: Callable[[dict[str, Any]], None],
+) -> Shared:
     return Shared(
         options=options,
         settings=settings,
@@ -402,7 +419,7 @@ def _shared(options: Options, settings: GatorSettings, pool: Pool, tell: Callabl
         clock=time.time,
         tell=tell,
         host=socket.gethostname(),
-        leaves=cgroup.claim(),
+        leaves=leaves,
     )
 
 

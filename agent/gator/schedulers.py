@@ -18,6 +18,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from agent.core.cgroup import Leaves
 from agent.core.errors import AgentError
 from agent.core.process import UNLIMITED, ChildFailedToStart, Pipe, Spec, Step, open_child
 
@@ -87,7 +88,7 @@ def own_command() -> tuple[str, ...]:
 
 
 class Local:
-    """A process of this machine. `command` is what is started in place of the agent itself.
+    """A process of this machine, in a leaf of `leaves`. `command` is what is started in place of the agent itself.
 
     A parent's address that ends in a secret goes by environment: arguments are seen by all users. Other Gators take it
     by `--parent` only.
@@ -95,8 +96,8 @@ class Local:
 
     name = "local"
 
-    def __init__(self, env: Mapping[str, str], command: str | None) -> None:
-        self._env = env
+    def __init__(self, env: Mapping[str, str], command: str | None, leaves: Leaves | None = None) -> None:
+        self._env, self._leaves = env, leaves
         self._is_ours = not command
         self._command = tuple(shlex.split(command)) if command else own_command()
 
@@ -110,7 +111,7 @@ class Local:
         spec = Spec(argv=argv, cwd=Path.cwd(), env=env, mark=f"{place}.{order.ident}", limits=limits)
         order.folder.mkdir(parents=True, exist_ok=True)
         try:
-            async with open_child(spec) as child, trio.open_nursery() as nursery:
+            async with open_child(spec, leaves=self._leaves) as child, trio.open_nursery() as nursery:
                 for pipe in child.streams.values():
                     nursery.start_soon(_drain, pipe, order.folder / "layer.log")
                 with trio.CancelScope() as staying:
@@ -311,11 +312,11 @@ class Slurm:
         return None
 
 
-def choose(name: str, args: Mapping[str, str], env: Mapping[str, str]) -> Scheduler:
+def choose(name: str, args: Mapping[str, str], env: Mapping[str, str], leaves: Leaves | None = None) -> Scheduler:
     """The scheduler of that name, with its `--sched-arg`s. Raises ValueError."""
     match name:
         case "local":
-            return Local(env, args.get("command"))
+            return Local(env, args.get("command"), leaves)
         case "slurm":
             return Slurm(env, args.get("partition"), int(args.get("batch", 1)))
         case _:
