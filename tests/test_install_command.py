@@ -149,19 +149,42 @@ def test_flags_that_mean_nothing_are_refused(
 
 def test_a_file_that_is_named_installs_itself(image: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "agent-2"
-    file.write_text('#!/bin/sh\necho "$TMPDIR"; shift; echo "$@"; echo broken >&2; exit 7\n')
+    file.write_text('#!/bin/sh\necho "$TMPDIR"; shift; echo "$@"; echo broken >&2; exit 1\n')
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     (image / "opt/agent/.from-killed").mkdir(parents=True)
-    assert run(image, "--init", "none", "--now", "--json", "--from", str(file), "--sha256", sha256) == 7
+    assert run(image, "--init", "none", "--now", "--json", "--from", str(file), "--sha256", sha256) == 1
     said = capfd.readouterr()
     where, words = said.out.splitlines()
     assert Path(where).parent == image / "opt/agent"
     assert words == f"--prefix /opt/agent --root {image} --init none --now --json"
     assert said.err == "broken\n"
-    assert run(image, "--user", "root", "--from", str(file), "--sha256", sha256) == 7
+    assert run(image, "--user", "root", "--from", str(file), "--sha256", sha256) == 1
     assert capfd.readouterr().out.endswith(f"--root {image} --init auto --user root\n")
     assert run(image, "--init", "none", "--from", str(file), "--sha256", "0" * 64) == 1
     assert "has the checksum" in capfd.readouterr().err
+    assert list((image / "opt/agent").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\x7fELF of another machine", "cannot be run: Exec format error"),
+        (b"", "cannot be run: Exec format error"),
+        (b"#!/bin/sh\nexit 255\n", "ended with 255"),
+        (b"#!/bin/sh\nkill -9 $$\n", "ended with -9"),
+    ],
+)
+def test_a_file_that_is_no_release_is_named(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, what: str
+) -> None:
+    file = tmp_path / "agent-2"
+    file.write_bytes(content)
+    words = ("--init", "none", "--from", str(file), "--sha256", hashlib.sha256(content).hexdigest())
+    assert run(image, *words) == 1
+    assert capsys.readouterr().err == f"{file} {what}. {command.OTHER_FILE}\n"
+    assert run(image, "--json", *words) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert (result["ok"], result["error"], result["steps"]) == (False, f"{file} {what}", [])
     assert list((image / "opt/agent").iterdir()) == []
 
 

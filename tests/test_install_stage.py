@@ -150,8 +150,15 @@ def test_a_wrong_checksum_or_none_and_no_signature_is_refused(file: Path, tmp_pa
         stage.take(file, folder(tmp_path), sha256="1234", keys=tmp_path / "none")
     with pytest.raises(InstallFailed, match=r"without --sha256 and without agent-1.2.sig"):
         stage.take(file, folder(tmp_path), sha256=None, keys=tmp_path / "none")
-    with pytest.raises(InstallFailed, match="No such file"):
+    with pytest.raises(InstallFailed, match="there is no such file"):
         stage.take(tmp_path / "gone", folder(tmp_path), sha256="1234", keys=tmp_path / "none")
+
+
+def test_what_would_be_read_for_ever_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(InstallFailed, match="is no regular file"):
+            stage.take(path, folder(tmp_path), sha256="1234", keys=tmp_path / "none")
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen")

@@ -76,6 +76,17 @@ def test_a_first_installation_lays_out_everything(image: Path, one: Path) -> Non
     assert of.state == "PLACED"  # nothing of an image is started
 
 
+def test_a_library_that_a_monitor_reads_is_replaced_and_not_written_into(
+    image: Path, one: Path, tmp_path: Path
+) -> None:
+    install(job(image), one, "1")
+    library = image / "usr/share/emissary/monitors/sdk.py"
+    with library.open() as running:
+        install(job(image), make_release(tmp_path / "two", "2", **{"agent/monitors/sdk.py": "# another\n"}), "2")
+        assert running.read() == "# the library\n"
+    assert library.read_text() == "# another\n"
+
+
 def test_systemd_and_openrc_start_it_at_boot(image: Path, one: Path) -> None:
     install(job(image, "systemd"), one, "1")
     units = image / "etc/systemd/system"

@@ -121,10 +121,15 @@ def named(prefix: Path) -> set[str]:
 
 
 def point(link: Path, version: str) -> None:
-    """Let `current` or `previous` point to a version: at every moment it points to the old one or the new one."""
+    """Let `current` or `previous` point to a version."""
+    replace_link(link, f"releases/{version}")
+
+
+def replace_link(link: Path, target: str) -> None:
+    """At every moment it points to the old target or the new one; on disk when it returns."""
     new = link.with_name(f".{link.name}.new")
     new.unlink(missing_ok=True)
-    new.symlink_to(f"releases/{version}")
+    new.symlink_to(target)
     new.replace(link)
     sync(link.parent)
 

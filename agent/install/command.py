@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from agent.settings import DEVICES, Given, Settings, load_settings, state_dir
 PREFIX = Path("/opt/agent")
 KEYS = Path("/etc/agent/release-keys")
 DONE, FAILED, USAGE = 0, 1, 2
+OTHER_FILE = "Is it whole, a release, and built for this machine?"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +56,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(options: Options) -> int:
-    """Do what the flags say; the exit code. Raises ConfigErrors: the settings are broken."""
+    """Do what the flags say; the exit code. Raises ConfigErrors: the settings are broken, and InstallFailed."""
+    try:
+        return _run(options)
+    except InstallFailed as err:
+        if not options.json:
+            raise
+        _print_result([], error=err)
+        return FAILED
+
+
+def _run(options: Options) -> int:
     if wrong := _misuse(options):
         print(f"agent install: {wrong}", file=sys.stderr)
         return USAGE
@@ -213,7 +224,13 @@ def _hand_over(options: Options, file: Path, prefix: Path) -> int:
             words += [word for path in options.config for word in ("--config", str(path.absolute()))]
             # The single file unpacks itself below TMPDIR: here it may be run, wherever /tmp is.
             environ = stage.environ_for(os.environ) | {"TMPDIR": str(folder)}
-            return subprocess.run([taken, "install", *words], env=environ).returncode
+            try:
+                code = subprocess.run([taken, "install", *words], env=environ).returncode
+            except OSError as err:
+                raise InstallFailed(f"{file} cannot be run: {err.strerror}", remedy=OTHER_FILE) from err
+            if code not in (DONE, FAILED, USAGE):
+                raise InstallFailed(f"{file} ended with {code}", remedy=OTHER_FILE)
+            return code
     except OSError as err:
         raise InstallFailed(f"{err.filename or file}: {err.strerror}", remedy=stage.remedy(err)) from err
 
@@ -263,12 +280,16 @@ def _work(job: Job, todo: Iterable[Step], options: Options) -> int:
     except InstallFailed as err:
         error = err
     if options.json:
-        result = {"ok": error is None, "version": job.version, "state": job.state, "steps": told}
-        if error:
-            result |= {"error": error.what, "remedy": error.remedy}
-        print(json.dumps(result, indent=2))
+        _print_result(told, version=job.version, state=job.state, error=error)
     elif options.dry_run and error is None:
         print("\n".join(f"would: {what}" for what in told))
     if error and not options.json:
         print(error, file=sys.stderr)
     return FAILED if error else DONE
+
+
+def _print_result(steps: Sequence[str], *, version: str = "", state: str = "", error: AgentError | None) -> None:
+    result: dict[str, object] = {"ok": error is None, "version": version, "state": state, "steps": steps}
+    if error:
+        result |= {"error": error.what, "remedy": error.remedy}
+    print(json.dumps(result, indent=2))

@@ -74,7 +74,7 @@ def copy(source: Path, staged: Path) -> None:
             _copy_file(source / name, staged / name, sums.get(name))
         for folder in [staged, *(path for path in staged.rglob("*") if path.is_dir() and not path.is_symlink())]:
             folder.chmod(0o755)
-        _sync(staged)
+        sync_all(staged)
     except OSError as err:
         shutil.rmtree(staged, ignore_errors=True)
         raise InstallFailed(f"{err.filename or staged}: {err.strerror}", remedy=remedy(err)) from err
@@ -121,6 +121,9 @@ def take(file: Path, folder: Path, *, sha256: str | None, keys: Path) -> Path:
             f"{file} comes without --sha256 and without {signature.name}",
             remedy="Give the checksum that its maker published, or put the signature beside it.",
         )
+    if not file.is_file():
+        what = "is no regular file" if file.exists() else "there is no such file"
+        raise InstallFailed(f"{file}: {what}", remedy="Name the single file of a release.")
     taken, digest = folder / "agent", hashlib.sha256()
     try:
         with file.open("rb") as given, taken.open("wb") as copied:
@@ -182,8 +185,8 @@ def make_folder(folder: Path) -> None:
         path.chmod(0o755)
 
 
-def _sync(folder: Path) -> None:
-    """One call for some hundred files; a sync of each would take minutes on an SD card."""
+def sync_all(folder: Path) -> None:
+    """Its file system, on disk: one call for some hundred files; a sync of each would take minutes on an SD card."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(fd):

@@ -199,7 +199,7 @@ def _keep(placed: Path, kept: Path) -> None:
     """A copy by links: the bytes are there once."""
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(placed, kept, symlinks=True, copy_function=os.link)
-    sync(kept.parent)
+    stage.sync_all(kept)
 
 
 def _rename(job: Job, name: str, to: str) -> None:
@@ -369,7 +369,8 @@ def _around(job: Job) -> Generator[Step, None, None]:
     yield f"{job.at(LINK)} -> {service.prefix}/current/agent", lambda: _link(job)
     yield f"library and examples in {job.at(SHARE)}", lambda: _share(job)
     for path, (text, mode) in service.files().items():
-        yield f"write {job.at(path)}", lambda path=path, text=text, mode=mode: _write(job.at(path), text, mode)  # type: ignore[misc]
+        data = text.encode()
+        yield f"write {job.at(path)}", lambda path=path, data=data, mode=mode: _write(job.at(path), data, mode)  # type: ignore[misc]
     for link, target in service.links().items():
         yield f"{job.at(link)} -> {target}", lambda link=link, target=target: _point(job.at(link), target)  # type: ignore[misc]
 
@@ -441,27 +442,22 @@ def _program(job: Job) -> str:
 
 def _share(job: Job) -> None:
     monitors = job.releases / job.version / "lib/agent/monitors"
-    if (monitors / "sdk.py").exists():
-        folder = job.at(SHARE)
-        stage.make_folder(folder)
-        shutil.copy(monitors / "sdk.py", folder)
-        if (monitors / "examples").is_dir():
-            shutil.copytree(monitors / "examples", folder / "examples", dirs_exist_ok=True)
+    for file in (monitors / "sdk.py", *sorted((monitors / "examples").glob("*"))):
+        if file.is_file():
+            # Whole at every moment: monitors of the agent that runs may read them.
+            _write(job.at(SHARE) / file.relative_to(monitors), file.read_bytes(), file.stat().st_mode & 0o777)
 
 
-def _write(path: Path, text: str, mode: int) -> None:
+def _write(path: Path, data: bytes, mode: int) -> None:
     stage.make_folder(path.parent)
-    if not path.exists() or path.read_text() != text:
-        write(path, text.encode(), mode)
+    if not path.exists() or path.read_bytes() != data:
+        write(path, data, mode)
 
 
 def _point(link: Path, target: str) -> None:
     stage.make_folder(link.parent)
     if not link.is_symlink() or os.readlink(link) != target:
-        new = link.with_name(f".{link.name}.new")
-        new.unlink(missing_ok=True)
-        new.symlink_to(target)
-        new.replace(link)
+        release.replace_link(link, target)
 
 
 # ---- the other ways --------------------------------------------------------------------------------------------------
