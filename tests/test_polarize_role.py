@@ -5,7 +5,8 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -74,6 +75,7 @@ class Rig:
         self.requests: list[tuple[float, httpx.Request]] = []
         self.settings = PolarizeSettings(url="http://polarize.lab", project="RHEL9")
         self.cibus = CibusSettings()
+        self.transport: httpx.AsyncBaseTransport | None = httpx.MockTransport(self.answer)
         self.delay_s = 0.0
         self.scope = trio.CancelScope()
 
@@ -100,7 +102,7 @@ class Rig:
                     Health("polarize"),
                     random=Random(1),
                     metrics=Metrics(),
-                    transport=httpx.MockTransport(self.answer),
+                    transport=self.transport,
                     # The store holds by the real clock; the virtual one is added to it.
                     clock=lambda: time.time() + trio.current_time() - started,
                     task_status=task_status,
@@ -163,6 +165,33 @@ async def test_a_finished_run_is_submitted_once_and_its_outcome_told(tmp_path: P
     assert b'name="xunit"' in request.content
     assert b'name="xargs"' in request.content
     assert response_of(request) in request.content.partition(b'name="xargs"')[2].decode()
+
+
+async def test_an_answer_too_many_is_not_taken_for_that_to_the_next_report(tmp_path: Path) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        asked = b""
+        while b'"xargs"' not in asked or not asked.endswith(b"--\r\n"):
+            if not (data := await stream.receive_some()):
+                return
+            asked += data
+        for status in (b"SUCCESS", b"FAILED"):
+            body = b'{"status":"%b"}' % status
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        with suppress(trio.BrokenResourceError):  # with the second answer unread
+            await stream.receive_some()  # whether the line stays is the client's to say
+
+    rig = Rig(tmp_path, down)
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        rig.transport = None
+        rig.settings = PolarizeSettings(url=f"http://127.0.0.1:{listener.socket.getsockname()[1]}", project="RHEL9")
+        async with rig.agent() as (bus, _):
+            with bus.subscribe(ImportFinished) as events:
+                for run in ("r-1", "r-2", "r-3"):
+                    rig.finish_a_run(bus, run)
+                    event = await anext(events)
+                    assert (event.run, event.outcome) == (run, "passed")
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("steps", range(0, 40, 8))

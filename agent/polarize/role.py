@@ -95,6 +95,9 @@ async def run(
                 transport=transport,
                 verify=client_context(tls) if polarize.url.startswith("https:") else False,  # no TLS, no roots
                 timeout=httpx.Timeout(None, connect=30, write=60),
+                limits=httpx.Limits(
+                    max_keepalive_connections=0
+                ),  # an answer on it is to the one request, and no late one
                 headers={"accept-encoding": "identity"},
                 trust_env=False,
             )
