@@ -98,18 +98,20 @@ async def test_a_resumed_run_goes_on_with_the_copy_and_what_was_left_in_it(tmp_p
     assert (project / "rebooted").exists()
 
 
-async def test_an_archive_comes_over_http(tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("more", ["", "Content-Type: application/x-tar\r\nContent-Encoding: gzip\r\n"])
+async def test_an_archive_comes_over_http(tmp_path: Path, folder: Path, more: str) -> None:
     content = tar(tmp_path, "a", "b").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
 
     async def answer(stream: trio.SocketStream) -> None:
         await stream.receive_some(65536)
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n{more}Connection: close\r\n\r\n"
         await stream.send_all(head.encode() + content)
 
     async with trio.open_nursery() as nursery:
         (listener, *_) = await nursery.start(trio.serve_tcp, answer, 0)
         port = listener.socket.getsockname()[1]
-        project = await get(Source(archive=f"http://127.0.0.1:{port}/s.tar.gz"), folder)
+        project = await get(Source(archive=f"http://127.0.0.1:{port}/s.tar.gz", sha256=digest), folder)
         nursery.cancel_scope.cancel()
     assert sorted(entry.name for entry in project.iterdir()) == ["a", "b"]
 
