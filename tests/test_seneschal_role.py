@@ -471,9 +471,9 @@ async def test_requests_that_cannot_be_carried_out_are_answered_with_their_reaso
     async with agent.up():
         channel, offer = await peer.connections.receive(), await peer.offer()
         assert await refused(channel, "run", {"run": "r-1"}) == "bad_payload: key reservation is missing"
-        assert (await refused(channel, "run", {"run": "../x", "reservation": offer, "suite": {}})).startswith(
-            "bad_payload: key run: "
-        )
+        for run in ("../x", "r-1\n", ".r", "", "r" * 129, "é"):
+            reason = await refused(channel, "run", {"run": run, "reservation": offer, "suite": SUITE})
+            assert reason.startswith("bad_payload: key run: ")
         big = {"run": "r-1", "reservation": offer, "suite": {"id": "x" * MAX_SUITE}}
         assert (await refused(channel, "run", big)).startswith("too_big: a suite of")
         assert (await refused(channel, "dance", {})).startswith("unknown_action: 'dance'")

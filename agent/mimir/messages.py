@@ -45,7 +45,7 @@ Props: TypeAlias = dict[str, Any]
 class Register(msgspec.Struct, frozen=True, kw_only=True):
     """`register`, first on each connection. Who writes gives `instance`; a reader gives its `ident` only."""
 
-    ident: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+    ident: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$(?!\n)")]
     instance: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     version: str | None = None
 

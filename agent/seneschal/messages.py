@@ -13,8 +13,8 @@ MAX_SUITE = 256 * 1024  # bytes of a suite document in `run`; larger sources com
 OFFER_LEASE_S = 60.0  # how long an `available` holds
 RUN_LEASE_S = 600.0  # how long a run is the agent's without an `update` that names it
 
-RunId: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
-Ident: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+RunId: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$(?!\n)")]
+Ident: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,128}$(?!\n)")]
 Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 Result: TypeAlias = Literal["SUCCESS", "FAILURE", "ABORTED"]
 Severity: TypeAlias = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
