@@ -33,7 +33,7 @@ from agent.core.events import (
 from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
-from agent.logs import paths, role
+from agent.logs import paths, role, wake
 from agent.logs.settings import LogsSettings, LogWatch
 from tests import suites_house
 
@@ -468,4 +468,36 @@ async def test_a_glob_of_a_suite_has_what_is_written_from_now_on(tmp_path: Path)
             await suites.order(command=["sh", "-c", program], watch=watch)
             assert await numbers(events, 1) == ["2"]
         await suites.finished()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_glob_of_a_suite_on_a_disk_that_hangs_holds_up_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matching, answers = paths.matching, threading.Event()
+
+    def slow(pattern: str) -> list[str]:
+        if "mnt" in pattern:
+            answers.wait()
+        return matching(pattern)
+
+    monkeypatch.setattr(paths, "matching", slow)
+    (tmp_path / "mine.toml").write_text(RULES)
+    (tmp_path / "logs").mkdir()
+    program = f"echo 'line 1' >> {tmp_path}/logs/app.log; echo 1..1; echo ok 1 - a"
+    async with suites_house.house(tmp_path) as suites, trio.open_nursery() as nursery:
+        await nursery.start(of_suites(suites, LogsSettings(rules=(), roots=()), tmp_path))
+
+        async def order(run: str, pattern: str) -> str:
+            watch = {"logs": [f"{tmp_path}/{pattern}"], "rules": [f"{tmp_path}/mine.toml"]}
+            return await suites.order(run, command=["sh", "-c", program], watch=watch)
+
+        with suites.bus.subscribe(LogMatched) as events:
+            hung, other = await order(suites_house.R[1], "mnt/*"), suites_house.R[2]
+            assert (await suites.finished(hung)).verdict == "passed"
+            monkeypatch.setattr(wake, "AT_ONCE_S", FIRST_S)
+            await order(other, "logs/app.log")
+            assert (await first(events)).run == other
+            assert (await suites.finished(other)).verdict == "passed"
+        answers.set()
         nursery.cancel_scope.cancel()

@@ -387,3 +387,29 @@ async def test_a_look_that_hangs_leaves_those_elsewhere_to_another(
     await comes(lambda: takings[1].text == takings[2].text == b"three\n")
     await comes(lambda: {f"{tmp_path}/mnt/*": [f"{tmp_path}/mnt/b.log", f"{tmp_path}/mnt/c.log"]} in found)
     assert not health.hung()
+
+
+async def test_a_disk_that_does_not_hang_answers_before_anything_else_goes_on(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rescan(files: dict[str, list[str]]) -> None: ...
+
+    async def go_on() -> None:
+        order.append("went on")
+
+    def late() -> str:
+        answers.wait()
+        return "late"
+
+    order: list[str] = []
+    answers, follower = threading.Event(), Follower(rescan, Health("logs"))
+    monkeypatch.setattr(wake, "AT_ONCE_S", WAIT_S)
+    nursery.start_soon(go_on)
+    await follower.ask_first(str(tmp_path), order.append, "asked")
+    assert order == ["asked"]
+    with pytest.raises(FileNotFoundError):
+        await follower.ask_first(str(tmp_path), os.stat, tmp_path / "none")
+    monkeypatch.setattr(wake, "AT_ONCE_S", 0.0)
+    nursery.start_soon(lambda: trio.to_thread.run_sync(answers.set))
+    assert await follower.ask_first(str(tmp_path), late) == "late"
+    assert order == ["asked", "went on"]

@@ -143,7 +143,7 @@ class _Logs:
         self._records: dict[str, Records] = {}  # by watch
         self._rules: dict[str, Rules] = {}  # by watch
         self._kept = KeptWatches()
-        self._of_run: dict[str, list[str]] = {}
+        self._of_run: dict[str, trio.Event] = {}  # of runs whose logs are followed: set when it is over
         self._searches = trio.CapacityLimiter(2)
         analysis = self._analysis
         metrics.gauge("logs_templates", lambda: len(analysis.miner))
@@ -559,39 +559,42 @@ class _Logs:
             task_status.started()
             for received in await underway(self._bus, self._store):
                 self._active.tests.setdefault(received.run, set())
-                await self._begin_run(received)
+                self._begin_run(received)
             async for event in events:
                 match event:
-                    case RunReceived():  # its processes begin later: what they write is seen from its beginning
-                        await self._begin_run(event)
+                    case RunReceived():
+                        self._begin_run(event)
                     case SuiteFinished(run=run) | RunRefused(run=run) if run in self._of_run:
-                        await self._end_run(run)
+                        self._of_run.pop(run).set()
 
-    async def _begin_run(self, received: RunReceived) -> None:
+    def _begin_run(self, received: RunReceived) -> None:
         run, wanted = received.run, received.suite.get("watch")
-        if run in self._of_run or not isinstance(wanted, dict) or not isinstance(wanted.get("logs"), list | tuple):
-            return
-        watches, refused = paths.of_run(run, received.suite, received.base)  # at once: its processes begin soon
-        self._of_run[run] = [watch.id for watch in watches]
+        if run not in self._of_run and isinstance(wanted, dict) and isinstance(wanted.get("logs"), list | tuple):
+            self._of_run[run] = trio.Event()
+            self._nursery.start_soon(self._follow_run, received, self._of_run[run])  # which may have to wait for a disk
+
+    async def _follow_run(self, received: RunReceived, is_over: trio.Event) -> None:
+        run = received.run
+        # Its processes begin later: what they write is seen from its beginning.
+        asked = run, received.suite, received.base
+        watches, refused = await self.follower.ask_first(f"watch.logs of run {run}", paths.of_run, *asked)
         for why in refused:
             await self._warn(run, why)
         if watches:
             rules = await self._rules_or_none(watches[0])  # the same for all of them
             for watch in watches:
                 await self._begin(watch, rules)
+        await is_over.wait()
+        with trio.move_on_after(SETTLE_S):
+            async with trio.open_nursery() as nursery:  # what the last test wrote belongs to the run
+                for source in self._sources.values():
+                    if not source.wants.keys().isdisjoint(watch.id for watch in watches):
+                        nursery.start_soon(partial(source.followed.settle, is_last=True))
+        for watch in watches:
+            self._end(watch.id)
 
     async def _warn(self, run: str, text: str) -> None:
         """Have it told in the run's result."""
         log.warning("run=%s %s", run, text)
         with suppress(ActionError):  # it was refused, or is over: it has no result that could tell
             await self._bus.ask("warn_run", {"run": run, "code": "watch.logs", "text": text})
-
-    async def _end_run(self, run: str) -> None:
-        ids = self._of_run.pop(run)
-        with trio.move_on_after(SETTLE_S):
-            async with trio.open_nursery() as nursery:  # what the last test wrote belongs to the run
-                for source in self._sources.values():
-                    if not source.wants.keys().isdisjoint(ids):
-                        nursery.start_soon(partial(source.followed.settle, is_last=True))
-        for id in ids:
-            self._end(id)

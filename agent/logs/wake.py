@@ -28,6 +28,8 @@ from agent.logs.follow import DISK, Blocks, Followed
 from agent.logs.paths import Globs, fixed
 
 if TYPE_CHECKING:
+    from outcome import Outcome
+
     from agent._native import CData
 
 POLL_S = 1.0
@@ -35,6 +37,7 @@ GATHER_S = 0.06  # between two looks at what grows quickly: few large blocks cos
 HEARD = 1 << 16  # bytes of inotify's events that are read at once
 RESCAN = 10  # looks: so often `rescan` is told what it knows
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
+AT_ONCE_S = 0.25  # longer than a disk takes that does not hang
 MAX_HUNG = 8  # places where the disk did not answer once; with one more, what is not there waits for it too
 
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
@@ -188,6 +191,20 @@ class Follower:
         """What a function finds out about a path, in a thread: its disk may hang."""
         with self._health.asking(path):
             return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=DISK)
+
+    async def ask_first(self, path: str, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """The same before anything else goes on here, if the disk answers within AT_ONCE_S."""
+        found: list[Outcome[T]] = []
+        answered = threading.Event()
+
+        def deliver(outcome: "Outcome[T]") -> None:
+            found.append(outcome)
+            answered.set()
+
+        trio.lowlevel.start_thread_soon(partial(function, *args), deliver)
+        if not answered.wait(AT_ONCE_S):
+            await self.ask(path, answered.wait)
+        return found[0].unwrap()
 
     async def _hear(self, notify: INotify) -> NoReturn:
         fd = notify.fileno()
