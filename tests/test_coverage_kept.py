@@ -55,6 +55,20 @@ async def test_sessions_and_classes_are_there_after_a_restart(tmp_path: Path) ->
         assert await kept.read() == ("cat-1", [unit("./a.js")], [])
 
 
+async def test_on_a_full_disk_nothing_piles_up_and_the_newest_is_kept_later(tmp_path: Path) -> None:
+    made = session("s1")
+    async with stored(tmp_path) as store:
+        kept = Kept(store)
+        store.full = True
+        for _ in range(100):
+            made.revision += 1
+            kept.keep([made])
+        assert store.behind_s(trio.current_time()) == 0
+        store.full = False
+        kept.keep([made])
+        assert (await kept.read())[2] == [made.saved()]
+
+
 async def test_one_that_has_only_been_asked_for_is_not_kept(tmp_path: Path) -> None:
     made = session("s1")
     made.state = "starting"

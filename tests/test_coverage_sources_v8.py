@@ -177,6 +177,17 @@ async def test_what_stays_half_is_dropped_and_told(house: House, data: bytes) ->
     assert text.startswith(f"A report of Node was dropped: {path.name}, {len(data)} bytes: not a V8 profile: ")
 
 
+async def test_many_that_stay_half_are_told_together(house: House) -> None:
+    old = time.time() - 60
+    for thread in range(7):
+        os.utime(house.write(b"", thread=thread), (old, old))
+    assert await house.source.collect() == []
+    assert house.left() == []
+    (text,) = house.texts()
+    assert text.startswith("7 reports of Node were dropped: ")
+    assert text.endswith(" and 2 more")
+
+
 async def test_the_end_waits_for_what_is_being_written(house: House, autojump_clock: MockClock) -> None:
     whole = house.report(1)
     path = house.write(whole[:300], pid=ALIVE)

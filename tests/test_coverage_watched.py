@@ -1,9 +1,16 @@
 """What is covered together: one folder, one catalog, and a report that is bounded like the sessions are."""
 
+import errno
+import logging
+import os
 import socket
 from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
+from trio.testing import MockClock
+
+from agent.core import release
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.merged import UNSPECIFIED
 from agent.coverage.settings import CoverageSettings, SourceName
@@ -84,6 +91,66 @@ async def test_a_report_without_room_gives_up_tests_and_then_classes(tmp_path: P
     assert isinstance(lost, Lost)
     assert 0 < lost.classes == 10_000 - len(run.seen)
     assert run.told() == []
+
+
+class Disk:
+    """What is written by way of release.write, but for the first tries, for which there is no room."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *failures: int) -> None:
+        self._write, self._failures = release.write, list(failures)
+        patch.setattr(release, "write", self.write)
+
+    def write(self, path: Path, data: bytes, mode: int = 0o644) -> None:
+        if self._failures:
+            raise OSError(number := self._failures.pop(0), os.strerror(number))
+        self._write(path, data, mode)
+
+
+async def test_a_report_waits_for_room_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    run = await watched(tmp_path, Product("./a.js"))
+    run.see([Delta("./a.js", 1, "t1")])
+    Disk(monkeypatch, errno.ENOSPC, errno.EDQUOT)
+    totals = await run.write(tmp_path, run.units(), at=0.0)
+    assert totals.files == 1
+    assert {"cobertura.xml", "lcov.info"} <= set(os.listdir(tmp_path))
+
+
+async def test_a_report_that_can_never_be_written_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await watched(tmp_path, Product("./a.js"))
+    Disk(monkeypatch, errno.EROFS)
+    with pytest.raises(OSError, match="Read-only"):
+        await run.write(tmp_path, run.units(), at=0.0)
+
+
+async def test_what_could_not_be_kept_is_kept_later_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, product = tmp_path / "coverage.json", Product("./a.js")
+    run = Watched(
+        CoverageSettings(),
+        ["v8"],
+        tmp_path / "runs",
+        product.make,
+        nullcontext,
+        project=tmp_path,
+        kept=kept,
+        report=True,
+    )
+    await run.prepare([tmp_path])
+    run.see([Delta("./a.js", 1, "t1")])
+    Disk(monkeypatch, errno.ENOSPC, errno.ENOSPC)
+    for _ in range(2):
+        await run.keep()
+        assert not kept.exists()
+    await run.keep()
+    assert b"./a.js" in kept.read_bytes()
+    assert [record.message.split(" file=")[0] for record in caplog.records if record.levelno > logging.INFO] == [
+        "coverage cannot be kept"
+    ]
 
 
 async def test_a_session_beside_others_has_lines_told_anew(tmp_path: Path) -> None:

@@ -27,17 +27,27 @@ try {
       }
     }
   };
+  // What V8 counted is gone once it is taken, though the disk has no room for it: it is taken when there is some again.
+  const LEAST = 4 * 2 ** 20; // bytes: what some processes write at once
+  const isFull = () => {
+    try {
+      const {blocks, bavail, bsize} = fs.statfsSync(ours);
+      return blocks > 0 && bavail * bsize < LEAST;
+    } catch {
+      return false; // Node before 18.15 has no statfs
+    }
+  };
   const {now} = Date; // as it is before a test fakes it
   const take = () => {
     try {
       // A test fakes the disk, or nobody reads any more: Node would make the folder anew.
-      if (!fs.existsSync(ours)) return;
+      if (!fs.existsSync(ours) || isFull()) return;
       v8.takeCoverage();
       // The file's name has the millisecond: the next of this thread, at its exit maybe, must not overwrite it.
       for (const taken = now(); now() === taken; );
       if (theirs !== ours) link();
     } catch {
-      // The disk is full, or the folder gone: the product runs on without.
+      // The folder is gone, say: the product runs on without.
     }
   };
 

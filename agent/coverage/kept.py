@@ -57,7 +57,12 @@ class Kept:
             await self._store.commit()
 
     def keep(self, sessions: Iterable[Session]) -> None:
-        """These are all sessions there are, as they are now."""
+        """These are all sessions there are, as they are now. On a full disk that waits for the next call.
+
+        What is put there waits in memory: the same session each time once more.
+        """
+        if self._store.full:
+            return
         now = {session.id: session for session in sessions if session.state != "starting"}
         for name in self._revisions.keys() - now.keys():
             self._store.forget(_key(name))

@@ -408,9 +408,7 @@ class Coverage:
                     self.publish(act)
                 case Map():
                     pass
-        if (
-            not is_kept
-        ):  # before the admin hears of it: a process that is killed then still knows the session, or its end
+        if not is_kept:  # before the admin hears of it: who is killed then still knows the session, or its end
             self.keep()
             sent.insert(0, Settle())
         if sent and self._attachment is not None:

@@ -3,6 +3,7 @@
 Source: protocols/drill.md, "Probe sources"; protocols/suites.md, "The suite document" (`coverage`).
 """
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 Make = Callable[[SourceName, CoverageSettings, Catalog, Path, Asking], Source]
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+AGAIN_S = 5.0  # s between two tries to write a report on a full disk
 LOOK_S = 30.0  # s for one look of all sources
 MAX_WARNINGS = 20  # in the result of a run
 
@@ -91,6 +94,7 @@ class Watched:
         self._budget = Budget(settings.max_pending_mib * 2**20, self._make_room)
         self.seen = Merged(self._budget) if report else None
         self._is_kept = True  # nothing was seen since it was kept
+        self._keeps = True  # the last time it was written, it could be
         self._digest = ""  # of the classes
         self.warnings: list[str] = []
         self._refused: set[str] = set()
@@ -159,15 +163,26 @@ class Watched:
             self._refused |= self.seen.add(deltas)
 
     async def write(self, folder: Path, units: Mapping[str, Unit], at: float) -> report.Totals:
-        """Write the run's report of these classes into the folder; `at` is seconds since 1970. Raises OSError."""
+        """Write the run's report of these classes into the folder; `at` is seconds since 1970.
+
+        A full disk is waited for, as long as whoever asks will. Raises OSError for all else.
+        """
         found, covered = list(units.values()), self.covered(units)
 
         def written() -> report.Totals:
-            (folder / "lcov.info").write_bytes(report.lcov(found, covered))
-            (folder / "cobertura.xml").write_bytes(report.cobertura(found, covered, at=at, version=agent.__version__))
+            release.write(folder / "lcov.info", report.lcov(found, covered))
+            xml = report.cobertura(found, covered, at=at, version=agent.__version__)
+            release.write(folder / "cobertura.xml", xml)
             return report.totals(found, covered)
 
-        return await trio.to_thread.run_sync(written, abandon_on_cancel=True)  # who asks waits no longer than it may
+        while True:
+            try:
+                return await trio.to_thread.run_sync(written, abandon_on_cancel=True)
+            except OSError as err:
+                if err.errno not in FULL:
+                    raise
+                log.error("cannot write the coverage folder=%s error=%s", folder, err)  # noqa: TRY400 - each time
+            await trio.sleep(AGAIN_S)
 
     def covered(self, units: Mapping[str, Unit]) -> dict[str, dict[str, int]]:
         """What the run reached of these classes: class id to test to probes."""
@@ -225,8 +240,16 @@ class Watched:
             return
         self._is_kept = True
         entries = [(class_id, test, f"{probes:x}") for class_id, test, probes in self.seen.entries()]
-        saved = SavedRun(self._digest, self.seen.folded, entries)
-        await trio.to_thread.run_sync(_write, self._kept, saved)
+        saved = msgspec.json.encode(SavedRun(self._digest, self.seen.folded, entries))
+        try:
+            await trio.to_thread.run_sync(release.write, self._kept, saved, 0o600)
+        except OSError as err:
+            self._is_kept = False  # it is tried again
+            if self._keeps:
+                log.error("coverage cannot be kept file=%s error=%s", self._kept, err)  # noqa: TRY400 - the run goes on
+            self._keeps = False
+        else:
+            self._keeps = True
 
     def _resume(self, seen: Merged, kept: Path) -> None:
         """What was kept before, where the product is still the same. Runs in a thread."""
@@ -255,10 +278,3 @@ class Watched:
         if self.seen is not None and not self.seen.folded:
             self.seen.fold()
         return self._budget.used + need <= self._budget.limit
-
-
-def _write(path: Path, saved: SavedRun) -> None:
-    try:
-        release.write(path, msgspec.json.encode(saved), 0o600)
-    except OSError as err:
-        log.error("coverage cannot be kept file=%s error=%s", path, err)  # noqa: TRY400 - the run goes on

@@ -331,4 +331,4 @@ async def test_damaged_files_are_told_of_and_the_others_count(project: Path, tmp
         await user.ask("STOP", sessionId="s1")
         reached = (await user.finished("s1"))["reached"]
         assert [row for row in reached if row["className"] != "./damage.js"] == expected
-        assert len(told) == 3
+        assert " ".join(told).count("coverage-9999999-") == 3

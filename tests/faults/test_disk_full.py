@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,11 +23,11 @@ import trio
 from agent.core.processtree import tree
 from tests.faults.station import Bench, Station, bench, until
 
-# `agent run` where a small disk is no reason to refuse, and running ones get 2 s to end instead of 60.
+# `agent run` where a small disk is no reason to refuse, and running ones get so many seconds to end instead of 60.
 AGENT = """
 import sys
 from agent.suites import requirements, role
-requirements.FREE_DISK, role.FULL_DISK_GRACE_S = 0, 2.0
+requirements.FREE_DISK, role.FULL_DISK_GRACE_S = 0, {grace_s}
 from agent.__main__ import main
 sys.exit(main())
 """
@@ -62,12 +63,46 @@ rate = { burst = 20, per_s = 0 }
 LINES = 300
 
 
+# Reaches `add` at once, `sub` when the file `full` is in its folder, says so in `ran` a second later, and ends when
+# `end` is there.
+COVERED = """
+const {existsSync, writeFileSync} = require('node:fs');
+const {add, sub} = require('./calc.js');
+console.log('1..1');
+const when = (name, then) => setTimeout(() => existsSync(name) ? then() : when(name, then), 20);
+add(1, 2);
+when('full', () => {
+  sub(3, 2);
+  setTimeout(() => writeFileSync('ran', ''), 1000);
+  when('end', () => console.log('ok - test'));
+});
+writeFileSync('began', '');
+"""
+CALC = """\
+exports.add = (a, b) => {
+  return a + b;
+};
+exports.sub = (a, b) => {
+  return a - b;
+};
+exports.unused = () => {
+  return 0;
+};
+"""
+
+
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Station]:
+def grace_s() -> float:
+    return 2.0
+
+
+@pytest.fixture
+def machine(tmp_path: Path, grace_s: float) -> Iterator[Station]:
     tried = ["unshare", "-Urm", "sh", "-c", MOUNTED, str(tmp_path), "true"]
     if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode != 0:
         pytest.skip("an unprivileged mount namespace is refused here")
-    argv = ["unshare", "-Urm", "sh", "-c", MOUNTED, str(tmp_path / "machine/state"), sys.executable, "-c", AGENT]
+    mounted = ["unshare", "-Urm", "sh", "-c", MOUNTED, str(tmp_path / "machine/state")]
+    argv = [*mounted, sys.executable, "-c", AGENT.format(grace_s=grace_s)]
     made = Station(f"lab-{os.getpid()}", tmp_path / "machine", argv)
     made.state.mkdir()
     yield made
@@ -228,6 +263,88 @@ async def test_no_line_of_a_log_is_lost_or_told_twice_when_there_was_no_room_for
         assert events("LogGap") == []
     assert [event["captures"]["n"] for event in matched] == [str(n) for n in range(LINES + 1)]
     assert len({event["id"] for event in matched}) == LINES + 1
+
+
+@pytest.mark.parametrize("grace_s", [600.0])  # what is covered is not to be ended meanwhile
+async def test_what_ran_while_there_was_no_room_is_in_the_report(machine: Station, tmp_path: Path) -> None:
+    async with bench(tmp_path / "lab") as lab:
+        run = await covered(machine, lab)
+        fill(machine)
+        allow(machine, "full")
+        await until(lambda: is_there(machine, "ran"), 60)  # its hook has looked a few times
+        (inside(machine) / "filler").unlink()
+        allow(machine, "end")
+        await lab.told(run)
+        result, lines = reported(machine, run)
+        assert (result["verdict"], result["warnings"]) == ("passed", [])
+        assert {number for number, hits in lines.items() if hits} >= {2, 5}
+        assert lines[8] == 0
+
+
+@pytest.mark.parametrize("grace_s", [600.0])
+async def test_what_a_process_could_not_tell_at_its_end_is_told_and_the_report_is_whole(
+    machine: Station, tmp_path: Path
+) -> None:
+    async with bench(tmp_path / "lab") as lab:
+        run = await covered(machine, lab)
+        allow(machine, "full")
+        await until(lambda: has_given_up_all(machine, run), 60)
+        allow(machine, "end")
+        await until(lambda: has_ended(machine, run), 60)
+        await until(lambda: is_told_of_reports(machine), 60)
+        (inside(machine) / "filler").unlink()
+        await lab.told(run)
+        result, lines = reported(machine, run)
+        texts = [warning["text"] for warning in result["warnings"] if warning["code"] == "coverage"]
+        assert any("of Node w" in text for text in texts), result["warnings"]
+        assert lines[8] == 0
+
+
+async def covered(machine: Station, lab: Bench) -> str:
+    """A run that is covered, of a product that runs."""
+    if shutil.which("node") is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("peer node: packaging/deps peers installs it")
+    folder = Path(machine.source()["dir"])
+    (folder / "calc.js").write_text(CALC)
+    (folder / "main.js").write_text(COVERED)
+    fitted(machine, lab, more="[coverage]\nhook_s = 0.1\n")
+    suite = {"id": "calc", "runner": "tap", "command": ["node", "main.js"], "source": machine.source()}
+    run = lab.lab.seneschal.enqueue(suite | {"coverage": True})
+    await until(lambda: is_there(machine, "began"))
+    return run
+
+
+def reported(machine: Station, run: str) -> tuple[dict[str, Any], dict[int, int]]:
+    """The result of a run, and by its coverage the hits of each line of calc.js."""
+    folder = inside(machine) / "runs" / run
+    result: dict[str, Any] = msgspec.json.decode((folder / "result.json").read_bytes())
+    assert {"lcov.info", "cobertura.xml"} <= result["artifacts"].keys()
+    assert ET.parse(folder / "cobertura.xml").getroot().tag == "coverage"
+    lines: dict[int, int] = {}
+    for record in (folder / "lcov.info").read_text().split("end_of_record\n")[:-1]:
+        if "/calc.js\n" in record:
+            for number, hits in re.findall(r"^DA:(\d+),(\d+)", record, re.MULTILINE):
+                lines[int(number)] = max(int(hits), lines.get(int(number), 0))
+    return result, lines
+
+
+async def is_there(machine: Station, name: str) -> bool:
+    return (Path(machine.source()["dir"]) / name).exists()
+
+
+async def has_given_up_all(machine: Station, run: str) -> bool:
+    """Take all there is, until neither the reserve nor a report of Node can become room once more."""
+    fill(machine)
+    reports = (inside(machine) / "coverage/runs" / run / "v8").glob("coverage-*")
+    given_up = "reserve=given_up" in machine.log.read_text() and not any(reports)
+    fill(machine)
+    return given_up
+
+
+async def is_told_of_reports(machine: Station) -> bool:
+    """Did the agent say that what Node wrote is no report?"""
+    fill(machine)
+    return "of Node w" in machine.log.read_text()
 
 
 async def later(than: float) -> bool:

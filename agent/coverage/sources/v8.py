@@ -234,8 +234,10 @@ class V8:
         checked: dict[str, bool] = {}
         translated = set(self._translated)
         self._unfinished.clear()
-        for report in reports:
-            self._take(report, checked)
+        damaged = [why for report in reports if (why := self._take(report, checked))]
+        if damaged:  # on a full disk every process that ends leaves some: told together
+            count = "A report of Node was" if len(damaged) == 1 else f"{len(damaged)} reports of Node were"
+            self._tell(Warned(f"{count} dropped: {listed(damaged)}"))
         if changed := {file for file, is_same in checked.items() if not is_same} - self._changed:
             self._changed |= changed
             names = self._list(changed)
@@ -288,22 +290,20 @@ class V8:
             why = f"{dropped} reports of Node were dropped: the folder had more than {FOLDER_LIMIT // 2**20} MiB"
             self._tell(Lost(len(self._products), why))
 
-    def _take(self, report: _Report, checked: dict[str, bool]) -> None:
-        """Read one report and delete it, unless it is still being written."""
+    def _take(self, report: _Report, checked: dict[str, bool]) -> str:
+        """Read one report and delete it, unless it is still being written. What is wrong with it, if it is dropped."""
         try:
             data = (self._folder / report.name).read_bytes()
             scripts = loaded(data)
         except NotAProfile as error:
             if time.time() - report.modified_s < (STALE_S if _proc(report.key[0]) else STALE_DEAD_S):
                 self._unfinished.add(report.name)
-            else:
-                self._unlink(report)
-                self._tell(Warned(f"A report of Node was dropped: {report.name}, {report.size} bytes: {error.what}"))
-            return
+                return ""
+            self._unlink(report)
+            return f"{report.name}, {report.size} bytes: {error.what}"
         except OSError as error:
             self._unlink(report)
-            self._tell(Warned(f"A report of Node cannot be read: {error}"))
-            return
+            return f"{report.name}, it cannot be read: {error.strerror or error}"
         worker = self._workers.get(report.key) or self._remember(report.key, _Worker(_proc(report.key[0])))
         worker.has_reported = True
         files = [(each, file) for each in scripts if (file := file_of(each.url)) is not None]
@@ -320,6 +320,7 @@ class V8:
                 elif self._is_same(file, product, checked):
                     self._add(bits, each, product)
         self._unlink(report)
+        return ""
 
     def _add(self, bits: dict[str, int], each: Loaded, product: _Product) -> None:
         unit = product.script.unit
