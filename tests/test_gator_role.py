@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import sqlite3
@@ -164,6 +165,27 @@ def test_isolated_children_are_processes_and_their_jobs_are_told_once(tmp_path: 
         pids |= set(db.execute("SELECT value FROM Attribute WHERE name='pid'").fetchall())
         db.close()
     assert len(pids) == 2
+
+
+def test_a_reader_of_events_that_stands_still_holds_up_no_job(tmp_path: Path) -> None:
+    long = "!Job {ident: x, command: sh, args: [-c, 'printf %060000d 1']}"  # five are more than a pipe takes
+    os.mkfifo(tmp_path / "reached")
+    last = f"!Job {{ident: last, command: sh, args: [-c, 'echo > {tmp_path}/reached'], on_pass: [t]}}"
+    (tmp_path / "spec.yaml").write_text(
+        f"!JobGroup {{ident: g, jobs: [!JobArray {{ident: t, repeats: 5, jobs: [{long}]}}, {last}]}}"
+    )
+    reading, writing = os.pipe()
+    argv = (*AGENT, "--quiet", "--tracking", str(tmp_path / "t"), "--events-fd", str(writing))
+    with subprocess.Popen((*argv, str(tmp_path / "spec.yaml")), pass_fds=(writing,)) as root, open(reading) as pipe:
+        os.close(writing)
+        try:
+            reached = os.open(tmp_path / "reached", os.O_RDONLY | os.O_NONBLOCK)
+            assert select.select([reached], [], [], WITHIN_S)[0]
+            os.close(reached)
+            kinds = [json.loads(line)["event"] for line in pipe]
+        finally:
+            root.kill()
+    assert (kinds.count("start"), kinds.count("output"), kinds.count("end"), len(kinds)) == (6, 5, 6, 1 + 17)
 
 
 def test_jobs_of_isolated_tiers_have_cpus_of_their_own(tmp_path: Path) -> None:

@@ -66,6 +66,14 @@ def test_jobs_become_tests_by_ident_and_path() -> None:
     assert records(list(driver.finish(1, None, None, 11.0))) == [("f", "lost", "lost: agent gator exited with code 1")]
 
 
+def test_events_that_were_dropped_are_warned_of_and_their_jobs_are_lost() -> None:
+    driver = GatorDriver(SUITE, "r-1")
+    plan = {"event": "plan", "jobs": [["g", "a"]]}
+    (_, warned) = driver.feed("events", wire([plan, {"event": "dropped", "count": 3}]), 0)
+    assert warned == Warned("gator.dropped", "3 events of jobs were not told: they came faster than they were read")
+    assert records(list(driver.finish(0, None, None, 0))) == [("a", "lost", "lost: agent gator exited with code 0")]
+
+
 def test_the_job_that_runs_is_named() -> None:
     driver = GatorDriver(SUITE, "r-1")
     driver.feed("events", wire(LINES[:2]), 0)

@@ -156,17 +156,19 @@ async def _run_root(command: Command, settings: GatorSettings, leaves: Leaves | 
     running = _Running()
     async with trio.open_nursery() as nursery:
         ended = trio.Event()
+        if told:
+            nursery.start_soon(told.keep_writing)
         if options.hub:
             nursery.start_soon(_tell_hub, options, root, running, tracking, ended)
         async with _stopped_by_signals(running, is_root=True):
             await _run_attempts(spec.root, tracking, root, shared, running)
         root.registered.set()  # who was killed before has no address to tell the hub
         ended.set()
-    layer = running.layer
-    if told:
-        if job is not None:
-            told.tell(_end_of(layer, root.started, shared))
-        told.close(shared.clock())
+        layer = running.layer
+        if told:
+            if job is not None:
+                told.tell(_end_of(layer, root.started, shared))
+            told.close(shared.clock())
     return PASSED if layer.result == "SUCCESS" else FAILED
 
 

@@ -88,7 +88,11 @@ class _End(msgspec.Struct, frozen=True, tag_field="event", tag="end"):
     metrics: dict[str, int | float] = {}
 
 
-_Line: TypeAlias = _Plan | _Start | _Output | _End
+class _Dropped(msgspec.Struct, frozen=True, tag_field="event", tag="dropped"):
+    count: int
+
+
+_Line: TypeAlias = _Plan | _Start | _Output | _End | _Dropped
 _decode = msgspec.json.Decoder(_Line).decode
 _At: TypeAlias = tuple[str, ...]
 
@@ -161,6 +165,9 @@ class GatorDriver:
                 self._output[(*line.path, line.ident)] = clip(line.text, self._suite.limits.test_output)
             case _End():
                 self._end(line, now, events)
+            case _Dropped():
+                text = f"{line.count} events of jobs were not told: they came faster than they were read"
+                events.append(Warned("gator.dropped", text))
 
     def _start(self, at: _At, now: float, events: list[DriverEvent]) -> None:
         if at not in self._due or at in self._running:
