@@ -375,6 +375,27 @@ def test_a_project_of_every_kind_of_test(tmp_path: Path) -> None:
         assert record.duration >= 0
 
 
+def test_what_a_test_does_to_its_process_is_no_matter_of_the_report(tmp_path: Path) -> None:
+    hostile = """\
+import json, os, time
+def test_of_what_we_write_with(monkeypatch):
+    monkeypatch.setattr(json, "dumps", None)
+    monkeypatch.setattr(json, "JSONEncoder", None)
+    monkeypatch.setattr(os, "write", lambda fd, data: 1 / 0)
+    monkeypatch.setattr(time, "time", lambda: float("nan"))
+    monkeypatch.setattr(os, "environ", {})
+def test_fork():
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+def test_after(): pass
+"""
+    assert states(played(tmp_path, {"test_a.py": hostile})) == {
+        "test_a.py › test_of_what_we_write_with": "passed",
+        "test_a.py › test_fork": "passed",
+        "test_a.py › test_after": "passed",
+    }
+
+
 def test_only_some_tests_are_run_again(tmp_path: Path) -> None:
     only = (Only("test_a.py", "test_passes"), Only("test_a.py", "test_parameter[a b]"), Only("test_b.py"))
     files = {"test_a.py": PROJECT, "test_b.py": "def test_x(): pass", "test_c.py": "def test_y(): 1/0"}

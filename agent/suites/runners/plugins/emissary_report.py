@@ -11,7 +11,7 @@ EMISSARY_PIPE_EVENTS. It runs in the project's Python (3.8 and newer) and needs 
     end          {exitstatus, failfast}
 
 With EMISSARY_ONLY, the name of a JSON file [[file, name or null], ...], all other tests are deselected. Workers of
-pytest-xdist deselect too, and tell nothing: what they do, the controller hears.
+pytest-xdist deselect too, and tell nothing: what they do, the controller hears. Nor does a child that a test forks.
 
 Read by agent/suites/runners/pytest.py. Source: protocols/suites.md, "pytest, TAP, command".
 """
@@ -30,6 +30,9 @@ IDS_A_LINE = 200
 MESSAGE_MAX = 1024  # characters; the agent cuts again, by bytes
 TEXT_MAX = 65536
 PROPERTIES_MAX = 64
+
+# As they are now: a test's monkeypatch is still in force when its call is reported.
+_encode, _write, _getpid, _isfinite = json.JSONEncoder(ensure_ascii=False).encode, os.write, os.getpid, math.isfinite
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -77,16 +80,17 @@ def _as_recorded(name: str) -> str:
 class _Reporter:
     def __init__(self, pipe: int, output_max: int) -> None:
         self.pipe: int | None = pipe
+        self.pid = _getpid()
         self.output_max = output_max
         self.collected = False
 
     def tell(self, event: str, **facts: Any) -> None:
-        if self.pipe is None:
+        if self.pipe is None or _getpid() != self.pid:  # a child that a test forked and let go on with the session
             return
-        data = json.dumps({"event": event, **facts}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        data = _encode({"event": event, **facts}).encode("utf-8", "replace") + b"\n"
         try:
             while data:
-                data = data[os.write(self.pipe, data) :]
+                data = data[_write(self.pipe, data) :]
         except OSError:
             self.pipe = None  # the agent is gone, or does not listen; the tests go on
 
@@ -127,7 +131,7 @@ class _Reporter:
             when=report.when,
             outcome=report.outcome,
             xfail=getattr(report, "wasxfail", None),
-            duration=duration if isinstance(duration, (int, float)) and math.isfinite(duration) else None,
+            duration=duration if isinstance(duration, (int, float)) and _isfinite(duration) else None,
             message=message,
             text=_cut(report.longreprtext),
             at=at,
