@@ -34,6 +34,12 @@ def test_a_tree_that_passes_ends_with_0_and_says_so(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "SUCCESS: 1 of 1 jobs passed, 0 failed\n")
 
 
+def test_of_many_failed_jobs_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    done = run('!JobArray {ident: t, repeats: 22, jobs: [!Job {ident: x, command: "false"}]}', tmp_path)
+    assert done.stdout.startswith("FAILURE: 0 of 22 jobs passed, 22 failed\nfailed: t/x_")
+    assert (done.stdout.count("\n"), done.stdout.endswith("\nand 2 more failed\n")) == (22, True)
+
+
 def test_a_single_job_may_be_the_root(tmp_path: Path) -> None:
     done = run("!Job {ident: a, command: sh, args: [-c, 'echo hello; exit 3']}", tmp_path)
     assert done.returncode == 1

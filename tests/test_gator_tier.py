@@ -238,6 +238,8 @@ jobs:
             await user.ask("log", {"message": "from outside"})
             assert above.messages[-1] == ("INFO", "from outside")
             assert (await user.ask("get_messages", {}))["total"] == 0  # a tier keeps none of others
+            told = await user.ask("spec", {"ident": "long"})
+            assert told["spec"].startswith('!Job\nident: "long"\n')
             with pytest.raises(Refused, match="the children of this tier run within it"):
                 await user.ask("register", {"ident": "long", "server": "h:1"})
             with pytest.raises(Refused) as refused:

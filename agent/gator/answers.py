@@ -10,9 +10,11 @@ import msgspec
 
 from agent.core.envelope import Request
 from agent.gator import messages
-from agent.gator.dialects import read
+from agent.gator import spec as specs
+from agent.gator.dialects import named, read
 from agent.gator.journal import Journal
 from agent.gator.messages import ApiJob, Dialect
+from agent.gator.tree import Tree
 
 
 def asker_dialect(request: Request) -> Dialect | None:
@@ -22,6 +24,16 @@ def asker_dialect(request: Request) -> Dialect | None:
     if "path" in request.payload:
         return "d1"
     return "d2" if request.payload.keys() & {"root_path", "nest_path", "depth"} else None
+
+
+def told_spec(tree: Tree, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to `spec`: in the words of D0 for a child named so, with our keys for ours. Raises ActionError.
+
+    Source: seeds/gator-websocket-api.md, "Spec".
+    """
+    ident, as_d0 = named("spec", payload)
+    ours = isinstance(payload.get("emissary"), dict)
+    return {"spec": specs.dump(tree.spec_of(ident), named="id" if as_d0 else "ident", ours=ours)}
 
 
 async def told_messages(

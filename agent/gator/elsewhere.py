@@ -21,7 +21,7 @@ from agent.core.channel import Channel
 from agent.core.envelope import Request
 from agent.core.errors import ActionError, PeerError
 from agent.gator import dialects
-from agent.gator import spec as specs
+from agent.gator.answers import told_spec
 from agent.gator.dialects import read, wrong
 from agent.gator.journal import Journal
 from agent.gator.layer import Limits, Shared
@@ -285,13 +285,12 @@ class Elsewhere:
 
     def _spec(self, link: Link, payload: Mapping[str, Any]) -> dict[str, Any]:
         ident, link.named_as_d0 = dialects.named("spec", payload)
-        node = self._tree.spec_of(ident)
+        answer = told_spec(self._tree, payload)
         if self._tree.kids[ident].state == "PENDING":
             raise wrong(f"Child '{ident}' asks for its spec before it was launched")
-        ours = isinstance(payload.get("emissary"), dict)
-        if ours and link.channel is not None:
+        if isinstance(payload.get("emissary"), dict) and link.channel is not None:
             link.channel.max_message = MAX_MESSAGE_IN
-        return {"spec": specs.dump(node, named="id" if link.named_as_d0 else "ident", ours=ours)}
+        return answer
 
     def _register(
         self, link: Link, payload: Mapping[str, Any], path: list[str], uids: Mapping[str, int]

@@ -55,6 +55,7 @@ KNOWN_ARGS: Final = {
 }
 QUEUED: Final = 1000  # children that are given to a scheduler that has a queue of its own
 LAST_TRY_S: Final = 2.0  # for a child that is stopped before it has reached its parent
+MAX_NAMED: Final = 20  # failed jobs that a root prints
 MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:@?#\[\]]+):\d{1,5}(/[^\s?#]*)?")
 
@@ -108,8 +109,10 @@ class Root:
         jobs = summary.jobs
         if not self._shared.options.quiet:
             self._print(f"{result}: {jobs.passed} of {jobs.total} jobs passed, {jobs.failed} failed")
-            for path in summary.failed[:20]:
+            for path in summary.failed[:MAX_NAMED]:
                 self._print(f"failed: {'/'.join(path)}")
+            if jobs.failed > MAX_NAMED:
+                self._print(f"and {jobs.failed - MAX_NAMED} more failed")
 
     def log(self, severity: Severity, message: str, at: float) -> None:
         stamp = time.strftime("%H:%M:%S", time.localtime(at))

@@ -21,7 +21,7 @@ from agent.core.channel import Channel
 from agent.core.envelope import Request
 from agent.gator import messages, port
 from agent.gator import spec as specs
-from agent.gator.answers import asker_dialect, told_layer, told_messages
+from agent.gator.answers import asker_dialect, told_layer, told_messages, told_spec
 from agent.gator.dialects import read, wrong
 from agent.gator.elsewhere import Elsewhere, Link, set_aside
 from agent.gator.journal import Journal
@@ -486,7 +486,9 @@ class Tier:
             return told
         dialect = link.dialect = link.dialect or ("d0" if link.named_as_d0 else asker_dialect(request))
         match request.action:
-            case "spec" | "register" | "update" | "complete":
+            case "spec":
+                return told_spec(self.tree, payload)
+            case "register" | "update" | "complete":
                 raise wrong(f"{request.action}: the children of this tier run within it")
             case "children":
                 asked: messages.Children = read("children", payload, messages.Children)
