@@ -6,6 +6,7 @@ Source: protocols/settings.md, "Ends" (disk full), "[state]" (`reserve`).
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -20,7 +21,9 @@ import msgspec
 import pytest
 import trio
 
+from agent.core.link import Dial
 from agent.core.processtree import tree
+from tests.control_house import client
 from tests.faults.station import Bench, Station, bench, until
 
 # `agent run` where a small disk is no reason to refuse, and running ones get so many seconds to end instead of 60.
@@ -158,6 +161,13 @@ def on_disk(machine: Station, folder: Path, kind: str) -> list[Any]:
     return [msgspec.json.decode(data) for (data,) in rows]
 
 
+def dial(machine: Station) -> Dial:
+    """How a control client reaches the agent."""
+    (address,) = re.findall(r"control listens addresses=(\S+)", machine.log.read_text())
+    token = (inside(machine) / "token").read_text().strip()
+    return Dial(f"ws://{address}/", headers=(("authorization", f"Bearer {token}"),))
+
+
 async def health(machine: Station) -> tuple[int, str]:
     """What the agent's own page of health says."""
     (address,) = re.findall(r"control listens addresses=(\S+)", machine.log.read_text())
@@ -263,6 +273,57 @@ async def test_no_line_of_a_log_is_lost_or_told_twice_when_there_was_no_room_for
         assert events("LogGap") == []
     assert [event["captures"]["n"] for event in matched] == [str(n) for n in range(LINES + 1)]
     assert len({event["id"] for event in matched}) == LINES + 1
+
+
+async def test_a_client_hears_nothing_that_is_not_on_disk_and_all_of_it_once_there_is_room(
+    machine: Station, tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    def heard() -> list[str]:
+        return [event["data"]["message"] for event in listener.events if event["kind"] == "Logged"]
+
+    def kept() -> list[str]:
+        return [event["message"] for event in on_disk(machine, tmp_path / "copy", "Logged")]
+
+    async def is_up() -> bool:
+        assert machine.is_alive(), machine.log.read_text()
+        return "role=suites state=running" in machine.log.read_text()
+
+    async def is_behind() -> bool:
+        """Say something more when there is no room; does some of it wait for the disk?"""
+        fill(machine)
+        said.append(f"message {len(said)}")
+        await asker.post("log", {"message": said[-1]})
+        if not (await asker.ask("status", {}))["full"]:
+            return False
+        try:
+            return len(kept()) < len(said)
+        except sqlite3.DatabaseError:  # two files that were not copied at once
+            return False
+
+    async with bench(tmp_path / "lab") as lab:
+        fitted(machine, lab)
+        await until(is_up)
+        async with client(dial(machine)) as listener, client(dial(machine)) as asker:
+            await listener.ask("subscribe", {"since": 0})
+            await until(is_behind)
+            await listener.ask("status", {})  # what was told before its answer has come
+            os.kill(machine.pid, signal.SIGSTOP)
+            try:
+                on_the_disk = kept()
+                assert on_the_disk == said[: len(on_the_disk)]
+                assert heard() == said[: len(heard())]
+                assert len(heard()) <= len(on_the_disk)
+            finally:
+                os.kill(machine.pid, signal.SIGCONT)
+            (inside(machine) / "filler").unlink()
+            with trio.fail_after(60):
+                while len(heard()) < len(said):
+                    await listener.came.wait()
+            assert heard() == said
+            numbers = [event["seq"] for event in listener.events]
+            assert numbers == list(range(1, len(numbers) + 1))
 
 
 @pytest.mark.parametrize("grace_s", [600.0])  # what is covered is not to be ended meanwhile
