@@ -153,6 +153,7 @@ def wrong(text: str, name: str = "suite.toml") -> str:
         ("cwd = ''", "cwd: is empty. "),
         ("files = ['a', 'b/../../c']", "files[1]: 'b/../../c' leaves the work directory. "),
         ("files = ['--tap']", "files[0]: '--tap' would be read as an option. "),
+        ("files = ['" + 100 * "a/" + "*']", "files[0]: 'a/a/a/"),
         ("args = ['--tap']", "args[0]: --tap cannot be given to AVA: "),
         ("args = ['-v', '--watch']", "args[1]: --watch cannot be given to AVA: "),
         ("args = ['-vw']", "args[0]: -vw cannot be given to AVA: "),
@@ -197,6 +198,7 @@ def test_each_fault_is_told_with_its_line_its_key_and_what_would_be_right(line: 
     [
         ("runner = 'ava'", ":1: id: is missing. Add it: text."),
         ("id = 'a'", ':1: runner: is missing. Add it: "ava", "command", "gator", "pytest" or "tap".'),
+        ("id = 'a'\nrunner = 'pytest'\nfiles = ['a/**_test.py']", ":3: files[0]: 'a/**_test.py': ** stands for whole"),
         ("id = 'a b'\nrunner = 'ava'", ':1: id: text "a b" does not fit. Use 1 to 128 of the characters'),
         ("id = \"a\\n\"\nrunner = 'ava'", ':1: id: text "a\\n" does not fit. '),
         ("id = 'a'\nrunner = 'jest'", ':2: runner: expected "ava", "command", "gator", "pytest" or "tap"'),

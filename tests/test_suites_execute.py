@@ -133,11 +133,13 @@ async def test_what_cannot_be_started_is_blocked_and_says_why(
 
 async def test_teardown_runs_after_a_failed_setup_and_its_failure_is_a_warning(tmp_path: Path) -> None:
     async with house(tmp_path) as here:
-        await here.order(command=["true"], setup=[["false"]], teardown=[["sh", "-c", "echo done > torn; exit 4"]])
+        await here.order(command=["true"], setup=[["false"]], teardown=[["sh", "-c", "echo done > torn\nexit 4"]])
         finished = await here.finished()
         assert finished.verdict == "blocked"
         assert (here.project / "torn").read_text() == "done\n"
-        assert [warning.code for warning in finished.warnings] == ["teardown"]
+        (warning,) = finished.warnings
+        assert warning.code == "teardown"
+        assert warning.text.startswith("sh -c echo done > torn exit 4: ended with exit code 4. See setup.log")
 
 
 async def test_the_runner_sees_its_own_environment_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

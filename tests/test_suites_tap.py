@@ -594,11 +594,11 @@ def test_it_is_stopped_by_sigterm() -> None:
 
 
 def test_the_command_gets_arguments_and_files(tmp_path: Path) -> None:
-    for name in ("b.t", "a.t"):
+    for name in ("b.t", "a.t", "--exec=sh.t"):
         (tmp_path / name).touch()
     suite = Suite(id="s1", runner="tap", command=("prove", "-v"), args=("--merge",), files=("*.t", "a.t", "odd name"))
     got = launch(suite, tmp_path, tmp_path, "r1")
-    assert got.argv == ("prove", "-v", "--merge", "a.t", "b.t", "odd name")
+    assert got.argv == ("prove", "-v", "--merge", "./--exec=sh.t", "a.t", "b.t", "odd name")
     assert got.set_env == {"EMISSARY_RUN": "r1", "EMISSARY_SUITE": "s1"}
 
 

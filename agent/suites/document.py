@@ -33,6 +33,7 @@ PROPERTIES: Final = (
 )
 _FREE_PROPERTIES: Final = ("custom-", "parameter-")
 _TO_INSTEAD: Final = {"testrun-title": "title", "testrun-template-id": "template", "project-id": "project"}
+_DEPTH_MAX: Final = 100  # parts of a path
 _TYPE: Final = msgspec.inspect.type_info(Suite)
 
 _SCP = re.compile(r"[A-Za-z0-9._-]+@(?!-)[A-Za-z0-9.-]+:(?![-/]?-).+")  # git's short form of an ssh address
@@ -159,6 +160,10 @@ def _path_faults(suite: Suite) -> Iterator[_Fault]:
             )
         elif path.startswith("-"):
             yield keys, f"{path[:200]!r} would be read as an option", "Put options into args, or write ./ before it."
+        elif path.count("/") >= _DEPTH_MAX:
+            yield keys, f"{path[:200]!r} has more than {_DEPTH_MAX} parts", "Shorten it, or use cwd."
+        elif suite.runner != "ava" and any("**" in part and part != "**" for part in path.split("/")):
+            yield keys, f"{path[:200]!r}: ** stands for whole folders", "Write it as a part of its own: **/*.py"
 
 
 def _runner_faults(suite: Suite) -> Iterator[_Fault]:

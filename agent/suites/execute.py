@@ -37,7 +37,7 @@ from agent.core.processtree import TreeSurvived
 from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.suites.capture import Capture
-from agent.suites.prepare import Blocked, Machine, below, command, fetch
+from agent.suites.prepare import Blocked, Machine, below, command, fetch, shown
 from agent.suites.report import write_report
 from agent.suites.runners import registry
 from agent.suites.runners.driver import CannotLaunch, Driver, DriverEvent, Only, title
@@ -155,9 +155,10 @@ class Execution:
             try:
                 with trio.fail_after(self.run.limits.setup or math.inf):
                     await command(argv, project, env, mark=self.run.run, log=setup)
-            except* (AgentError, OSError, trio.TooSlowError) as group:
-                for err in each(group):
-                    self._warnings.append(Warned("teardown", f"{' '.join(argv)}: {str(err) or 'took too long'}"))
+            except* trio.TooSlowError:
+                self._warnings.append(Warned("teardown", f"{shown(argv)}: took too long"))
+            except* (AgentError, OSError) as group:
+                self._warnings += [Warned("teardown", str(err)) for err in each(group)]
 
     async def _open_coverage(self, project: Path) -> Path:
         """Runners are covered where the suite or a session of the Drill admin asks for it; never does it stop a run.

@@ -144,13 +144,17 @@ async def command(
 ) -> None:
     """Run one command to its end. Raises Blocked when it fails; a cancelled one is ended with all its tree."""
     spec = Spec(argv=tuple(argv), cwd=cwd, env=dict(env), mark=mark, limits=limits or Limits())
-    shown = clip(title(" ".join(argv)), _SHOWN)  # one line, in which how it ended has its place
     try:
         ended = await _ended(spec, log.write, log.write)
     except ChildFailedToStart as err:
-        raise Blocked(f"{shown}: {err.what}", remedy=err.remedy) from err
+        raise Blocked(f"{shown(argv)}: {err.what}", remedy=err.remedy) from err
     if ended.code != 0:
-        raise Blocked(f"{shown}: ended with {_how(ended)}", remedy=_see(log))
+        raise Blocked(f"{shown(argv)}: ended with {_how(ended)}", remedy=_see(log))
+
+
+def shown(argv: Sequence[str]) -> str:
+    """A command in what is said of it: on one line, and no longer than leaves room for what happened to it."""
+    return clip(title(" ".join(argv)), _SHOWN)
 
 
 async def _ended(spec: Spec, out: Callable[[bytes], object], err: Callable[[bytes], object]) -> Exit:

@@ -1,6 +1,7 @@
 """A suite document is read, or refused with a DocumentError, whatever it is; what is read can be sent."""
 
 import contextlib
+from pathlib import Path
 
 import msgspec
 from hypothesis import given
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from agent.core.errors import DocumentError
 from agent.suites.document import from_tree, load
 from agent.suites.messages import Suite
+from agent.suites.runners.command import expanded
+from agent.suites.runners.driver import CannotLaunch
 from tests import no_json
 
 KEYS = st.sampled_from([*Suite.__struct_fields__, "dir", "git", "run", "polarion", "runners", "stall", "x"])
@@ -55,6 +58,13 @@ def test_any_tree(tree: object) -> None:
     with contextlib.suppress(DocumentError):
         suite = from_tree(tree)
         assert from_tree(msgspec.json.decode(msgspec.json.encode(suite))) == suite
+
+
+@given(st.text(st.sampled_from("ab*?[!-]{}./\\\n\u2028\ud800"), min_size=1, max_size=20))
+def test_any_pattern_of_files(pattern: str) -> None:
+    with contextlib.suppress(DocumentError, CannotLaunch):
+        suite = from_tree({"id": "a", "runner": "pytest", "files": [pattern]})
+        assert not any(name.startswith("-") for name in expanded(suite.files, Path(__file__).parent))
 
 
 @given(st.one_of(st.binary(max_size=100), LINES.map(str.encode), no_json.objects("id", "source", "limits")))

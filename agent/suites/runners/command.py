@@ -41,7 +41,10 @@ def argv(suite: Suite, project: Path) -> tuple[str, ...]:
 
 
 def expanded(patterns: Sequence[str], project: Path) -> tuple[str, ...]:
-    """The files below `project` that each pattern means, sorted, relative to it; CannotLaunch if it means none."""
+    """The files below `project` that each pattern means, sorted, relative to it; CannotLaunch if it means none.
+
+    None begins with a dash, as an option does.
+    """
     files: dict[str, None] = {}
     for pattern in patterns:
         if not any(char in pattern for char in "*?["):
@@ -50,7 +53,7 @@ def expanded(patterns: Sequence[str], project: Path) -> tuple[str, ...]:
         found = sorted(str(path.relative_to(project)) for path in project.glob(pattern))
         if not found:
             raise CannotLaunch(f"no file matches {pattern!r} in {project}", remedy="Correct `files` or `cwd`.")
-        files.update(dict.fromkeys(found))
+        files.update(dict.fromkeys(f"./{name}" if name.startswith("-") else name for name in found))
     return tuple(files)
 
 
