@@ -45,6 +45,7 @@ def test_a_frame_is_five_digits_a_space_and_bytes() -> None:
         (b"00011 Step OK a=1", [StepOk("a=1")]),
         (b"00015 Step Time 12.5\n", [StepTime("12.5")]),
         (b"00018 Step Time k=v 12.5", [StepTime("12.5", "k=v")]),
+        (b"00010 Step Time ", [StepTime("")]),  # no time: a result that cannot be read, and no noise
         (b"00018 Step Error a\nb \xff\n\n", [StepError("a\nb \ufffd")]),
         (b"00021 Log Warning it is hot", [Log("warning", "it is hot")]),
         (b"00015 Log Fatal gone\n", [Log("info", "Fatal gone")]),

@@ -86,6 +86,7 @@ def test_times_are_those_of_the_wall_clock() -> None:
         ("Step Time NaN", "=> A protocol_error: Step Time NaN"),
         ("Step Time -3", "=> A protocol_error: Step Time -3"),
         ("Step Time 1 2 3", "=> A protocol_error: Step Time 1 2 3"),
+        ("Step Time \u0661\u0662", "=> A protocol_error: Step Time \u0661\u0662"),
     ],
 )
 def test_after_a_failed_step_the_run_stops_or_goes_on_as_the_settings_say(said: str, state: str) -> None:

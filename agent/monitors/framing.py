@@ -24,7 +24,7 @@ _LENGTHS: dict[bytes, range] = {
     b"Configured": range(10, 14),
     b"Exit": range(4, 9),
     b"Step OK": range(7, 8193),
-    b"Step Time ": range(11, 8193),
+    b"Step Time ": range(10, 8193),
     b"Step Error": range(10, _MOST + 1),
     b"Wait For Webhook ": range(18, 1025),
     b"Log ": range(4, _MOST + 1),

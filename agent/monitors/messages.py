@@ -79,8 +79,8 @@ Result: TypeAlias = StepOk | StepTime | StepError
 
 _LEVELS: dict[str, Level] = {"Debug": "debug", "Info": "info", "Warning": "warning", "Error": "error"}
 _META = re.compile(r"[A-Za-z0-9_.-]+=[^\s,=]*(?:,[A-Za-z0-9_.-]+=[^\s,=]*)*")
-_TIME = re.compile(r"\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?")
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+_TIME = re.compile(r"\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?", re.ASCII)
 
 
 def parse(body: bytes) -> Message | None:
@@ -103,8 +103,8 @@ def parse(body: bytes) -> Message | None:
             return WebhookWait(said.removeprefix("Wait For Webhook ").strip())
         case _ if said.startswith("Step OK"):
             return StepOk(said.removeprefix("Step OK").strip())
-        case _ if said.startswith("Step Time "):
-            word, rest = _metadata(said.removeprefix("Step Time ").strip())
+        case _ if text.startswith("Step Time "):
+            word, rest = _metadata(text.removeprefix("Step Time ").strip())
             return StepTime(rest, word)
         case _ if text.startswith("Step Error"):
             word, rest = _metadata(text.rstrip("\r\n").removeprefix("Step Error").removeprefix(" "))
