@@ -183,6 +183,17 @@ async def test_bad_requests_get_their_error_and_the_connection_stays(server: Hou
         assert json.loads(await ws.get_message()) == answer
 
 
+async def test_what_outlives_the_agent_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
+    async def drain(payload: dict[str, Any]) -> dict[str, Any]:
+        here.store.put("drained", True)
+        return {}
+
+    async with house(tmp_path, handlers={"drain": drain}) as here, client(here.dial()) as asker:
+        for _ in range(20):
+            await asker.ask("drain", {})
+            assert here.store.behind_s(trio.current_time()) == 0
+
+
 async def test_status_shows_all_at_one_look(tmp_path: Path) -> None:
     run = {"run": "r-9", "suite": "login", "state": "running", "test": "a › b", "since": AT, "counts": {"passed": 3}}
 

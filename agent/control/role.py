@@ -56,6 +56,8 @@ PING_S, DEADLINE_S = 20.0, 40.0  # a ping every 20 s, and 20 s to answer it
 PAGE = 500  # events that are read at once in a replay
 START_S = 30.0  # s that a request waits for the role that answers it, while the agent starts
 ASK_S = 120.0  # s for a hang of one action; a role says itself when it gives up
+# What these do outlives the agent; run_suite sees to that itself.
+KEPT = ("log", "watch_log", "unwatch_log", "label_log", "watch_file", "unwatch_file", "drain", "undrain")
 PIECE = 64 * 1024  # bytes of an artifact that are read at once
 TYPES = {
     ".xml": "application/xml", ".json": "application/json",
@@ -174,6 +176,24 @@ class _House:
                 if err.code == "unknown_action" and not self._up.is_set():  # as on a full disk
                     raise ActionError("busy", f"the agent is starting, nothing answers {action!r} yet") from err
                 raise
+
+    async def keep(self, action: str) -> None:
+        """Returns when what an action did is on disk: who is answered need not say it again. Raises ActionError."""
+        kept = False
+        async with trio.open_nursery() as nursery:
+
+            async def until_full() -> None:
+                await self.store.wait_full()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_full)
+            await self.store.commit()
+            kept = True
+            nursery.cancel_scope.cancel()
+        if not kept:
+            raise ActionError(
+                "busy", f"the disk is full: {action} was carried out, and would be forgotten if the agent ended now"
+            )
 
     # ---- actions ---------------------------------------------------------------------------------------------------
 
@@ -358,8 +378,8 @@ class _Client:
                 return {}
             case Ask(action, given):
                 answer = await self._house.ask(action, given)
-                if action == "log" and not request.posted:
-                    await self._house.store.commit()  # who is answered need not say it again
+                if action in KEPT and not request.posted:
+                    await self._house.keep(action)
                 return answer
 
     async def answer_older(self, message: Mapping[str, Any]) -> str | None:

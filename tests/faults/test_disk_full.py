@@ -21,9 +21,10 @@ import msgspec
 import pytest
 import trio
 
+from agent.core.channel import Refused
 from agent.core.link import Dial
 from agent.core.processtree import tree
-from tests.control_house import client
+from tests.control_house import Client, client
 from tests.faults.station import Bench, Station, bench, until
 
 # `agent run` where a small disk is no reason to refuse, and running ones get so many seconds to end instead of 60.
@@ -308,6 +309,9 @@ async def test_a_client_hears_nothing_that_is_not_on_disk_and_all_of_it_once_the
         async with client(dial(machine)) as listener, client(dial(machine)) as asker:
             await listener.ask("subscribe", {"since": 0})
             await until(is_behind)
+            with pytest.raises(Refused, match=r"^\S+ refused drain: busy: the disk is full: drain was carried out"):
+                await asker.ask("drain", {})
+            assert (await asker.ask("status", {}))["draining"] is True
             await listener.ask("status", {})  # what was told before its answer has come
             os.kill(machine.pid, signal.SIGSTOP)
             try:
@@ -318,6 +322,8 @@ async def test_a_client_hears_nothing_that_is_not_on_disk_and_all_of_it_once_the
             finally:
                 os.kill(machine.pid, signal.SIGCONT)
             (inside(machine) / "filler").unlink()
+            await until(lambda: is_well(asker))
+            await asker.ask("undrain", {})
             with trio.fail_after(60):
                 while len(heard()) < len(said):
                     await listener.came.wait()
@@ -391,6 +397,10 @@ def reported(machine: Station, run: str) -> tuple[dict[str, Any], dict[int, int]
 
 async def is_there(machine: Station, name: str) -> bool:
     return (Path(machine.source()["dir"]) / name).exists()
+
+
+async def is_well(asker: Client) -> bool:
+    return not (await asker.ask("status", {}))["full"]
 
 
 async def has_given_up_all(machine: Station, run: str) -> bool:
