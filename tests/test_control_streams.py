@@ -52,15 +52,17 @@ def numbers(events: list[dict[str, Any]]) -> list[Any]:
 @pytest.mark.parametrize(
     ("asked", "wanted"),
     [
-        (Subscribe(), [1, 2, 3, 4, 5]),
+        (Subscribe(), [1, 2, 3, 4, 5, 6, 7]),
         (Subscribe(kinds=("Test*",)), [2, 3]),
-        (Subscribe(kinds=("Alert", "FileChange?")), [1, 4]),
+        (Subscribe(kinds=("Alert", "FileChange?")), [1, 4, 6]),
         (Subscribe(filter=Filter(run="r-9")), [2, 3]),
         (Subscribe(filter=Filter(test="r-9:b")), [3]),
         (Subscribe(kinds=("Test*",), filter=Filter(run="r-8")), []),
         (Subscribe(filter=Filter(path="/etc/rhsm")), [4]),
         (Subscribe(filter=Filter(path="/etc/rhsm/rhsm.conf")), [4]),
         (Subscribe(filter=Filter(path="/etc/rhs")), []),
+        (Subscribe(filter=Filter(path="/etc/old")), [6]),
+        (Subscribe(filter=Filter(path="/var/log/b")), [7]),
     ],
 )
 def test_a_topic_wants_kinds_runs_tests_and_paths(asked: Subscribe, wanted: list[int]) -> None:
@@ -70,6 +72,8 @@ def test_a_topic_wants_kinds_runs_tests_and_paths(asked: Subscribe, wanted: list
         event(3, "TestFinished", "r-9", "r-9:b"),
         event(4, "FileChanged", path="/etc/rhsm/rhsm.conf"),
         event(5, "LogMatched", path=7),
+        event(6, "FileChanged", path="/etc/new", **{"from": "/etc/old/a"}),
+        event(7, "LogGap", path="/var/log/b", **{"from": 7}),
     ]
     assert [e.seq for e in events if topic_of(asked).wants(e)] == wanted
 

@@ -28,7 +28,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Only events of this run, of this test (`run:case`), of this file or what is below this folder."""
+    """Only events of this run, of this test (`run:case`), of this file or what is below this folder, or was before."""
 
     run: Name | None = None
     test: Name | None = None

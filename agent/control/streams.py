@@ -11,6 +11,7 @@ Source: protocols/emissary.md, "Control server" (`subscribe`, `events`).
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import msgspec
 
@@ -25,8 +26,9 @@ MAX_EVENT = MAX_MESSAGE - 1024  # bytes; more does not fit a message, and is tol
 _encode = msgspec.json.Encoder().encode
 
 
-class _Located(msgspec.Struct, frozen=True):
+class _Located(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     path: str | None = None
+    from_: Any = None  # of a file that was moved; of a gap in a log it is a number
 
 
 _read_path = msgspec.json.Decoder(_Located).decode
@@ -233,7 +235,8 @@ def _gap_text(gap: Gap) -> bytes:
 
 def _is_at(event: Recorded, path: str) -> bool:
     try:
-        found = _read_path(event.data).path
+        found = _read_path(event.data)
     except msgspec.ValidationError:  # a `path` that is no text
         return False
-    return found is not None and (found == path or found.startswith(path.rstrip("/") + "/"))
+    below = path.rstrip("/") + "/"
+    return any(isinstance(at, str) and (at == path or at.startswith(below)) for at in (found.path, found.from_))
