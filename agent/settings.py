@@ -42,16 +42,16 @@ class StateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     dir: str = ""
     group_commit_ms: Annotated[float, msgspec.Meta(ge=0, le=10_000)] = 10
-    journal_max: Size = 256 * 2**20
-    reserve: Size = 16 * 2**20
+    journal_max: Annotated[Size, msgspec.Meta(ge=4096)] = 256 * 2**20
+    reserve: Annotated[Size, msgspec.Meta(ge=4096, le=2**30)] = 16 * 2**20
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The agent's own log. `to` is "auto" (standard error) or a file, rotated at `max`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    to: str = "auto"
-    max: Size = 16 * 2**20
+    to: Annotated[str, msgspec.Meta(pattern=r"^(auto|/[^\n]+)$", description='"auto" or an absolute path')] = "auto"
+    max: Annotated[Size, msgspec.Meta(ge=1024)] = 16 * 2**20
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,13 +62,19 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     key_file: str = ""
 
 
+# On the wire a label is its name, or "name=value".
+Label = Annotated[
+    str, msgspec.Meta(pattern=r"^[^=\x00-\x1f\x7f]{1,128}$", description="a name of 1 to 128 characters without =")
+]
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """agent.toml, whole. Each folder's table is its `settings.py`."""
 
     ident: Annotated[
         str, msgspec.Meta(pattern=r"^([A-Za-z0-9._-]{1,128})?$", description="1 to 128 of A-Z a-z 0-9 . _ -")
     ] = ""
-    labels: dict[str, str | bool] = {}
+    labels: dict[Label, str | bool] = {}
     profile: str = "auto"
     timeout_factor: Annotated[float, msgspec.Meta(gt=0, le=100)] = 1.0
     clock: ClockSettings = ClockSettings()
@@ -201,12 +207,7 @@ def _survey(given: Given, machine: facts.Facts, *, all_of_them: bool = False) ->
     profiles = Profiles(FOLDERS, check_overlays)
     if all_of_them:
         profiles.check_all()
-    asked = alone.settings.profile
-    try:
-        choice = profiles.choose(machine, None if asked == "auto" else asked)
-    except ProfileMissing as err:
-        missing = ConfigError(alone.origins["profile"].text, 0, "profile", err.what, remedy=err.remedy)
-        raise ConfigErrors([*err.errors, missing]) from None
+    choice = choose(profiles, machine, alone)
     warnings = [*choice.warnings, *(line for refused in choice.refused for line in refused.errors)]
     try:
         effective = config.load(Settings, paths, env=os.environ, flags=flags, profile=choice.overlays)
@@ -215,6 +216,16 @@ def _survey(given: Given, machine: facts.Facts, *, all_of_them: bool = False) ->
         effective = alone
     effective.warnings.extend(warnings)
     return effective, msgspec.structs.replace(choice, warnings=tuple(warnings))
+
+
+def choose(profiles: Profiles, machine: facts.Facts, alone: Effective[Settings]) -> Choice:
+    """The hardware profile that fits, or that the settings ask for. Raises ConfigErrors: it is missing, or broken."""
+    asked = alone.settings.profile
+    try:
+        return profiles.choose(machine, None if asked == "auto" else asked)
+    except ProfileMissing as err:
+        missing = ConfigError(alone.origins["profile"].text, 0, "profile", err.what, remedy=err.remedy)
+        raise ConfigErrors([*err.errors, missing]) from None
 
 
 def check_overlays(overlays: Sequence[Overlay]) -> list[ConfigError]:

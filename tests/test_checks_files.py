@@ -79,3 +79,9 @@ def test_a_broken_profile_is_told_as_one(tmp_path: Path, line: str, key: str) ->
 def test_the_rule_sets_that_a_profile_names_are_looked_for(tmp_path: Path) -> None:
     board = write(tmp_path / "board.toml", PROFILE.replace("edac", "edak"))
     assert wrong(board) == [f"{board}:7: logs.watch[kernel].rules"]
+
+
+def test_the_profile_that_settings_ask_for_is_looked_for(tmp_path: Path) -> None:
+    settings, board = write(tmp_path / "agent.toml", 'profile = "board"\n'), write(tmp_path / "board.toml", PROFILE)
+    assert wrong(settings) == [f"{settings}:1: profile"]
+    assert check([settings, board]) == []

@@ -125,6 +125,13 @@ def test_settings_with_errors_are_told_without_a_profile(profiles: Path, tmp_pat
         ('[control]\norigins = ["lab.example"]', 'control.origins[0]: text "lab.example" does not fit. Use http(s)://'),
         ('[eman]\nurl = "hub.lab:9001"', 'eman.url: text "hub.lab:9001" does not fit. Use http(s)://HOST:9001/'),
         ("[eman.hub]\nrate = 10", "eman.hub.rate: 10 is less than 100."),
+        ('[log]\nto = "stderr"', 'log.to: text "stderr" does not fit. Use "auto" or an absolute path.'),
+        ("[log]\nmax = 0", "log.max: 0 is less than 1024. Use a size that is at least 1KiB."),
+        ("[state]\nreserve = 0", "state.reserve: 0 is less than 4096. Use a size from 4KiB to 1GiB."),
+        ('[state]\nreserve = "2GiB"', "state.reserve: 2GiB is more than 1GiB."),
+        ("[state]\njournal_max = -1", "state.journal_max: -1 is less than 4096."),
+        ('[labels]\n"" = true', 'labels."": text "" does not fit. Use a name of 1 to 128 characters without =.'),
+        ('[labels]\n"a=b" = "c"', 'labels."a=b": text "a=b" does not fit. Use a name of 1 to 128'),
         ('[suites]\nroots = ["suites"]', 'suites.roots[0]: text "suites" does not fit. Use an absolute path.'),
     ],
 )

@@ -10,13 +10,13 @@ from pathlib import Path
 import msgspec
 
 from agent.core import config, profile
-from agent.core.config import ConfigErrors, Overlay
+from agent.core.config import ConfigErrors, Effective, Overlay
 from agent.core.errors import ConfigError
 from agent.core.profile import FOLDERS, Profiles
 from agent.logs import lint
 from agent.logs.rules import CompiledRule, RuleErrors
 from agent.logs.settings import LogsSettings
-from agent.settings import Settings, check_overlays
+from agent.settings import Settings, check_overlays, choose
 
 
 def check(files: Sequence[Path]) -> list[str]:
@@ -38,6 +38,7 @@ def check(files: Sequence[Path]) -> list[str]:
         warnings += effective.warnings
         logs = effective.settings.logs if settings else logs
         origins = {key: origin.text for key, origin in effective.origins.items()}
+        errors += _of_the_profile_asked_for(effective, profiles)
     compiled, wrong = _rules(msgspec.structs.replace(logs, rules=(*logs.rules, *map(str, rules))), origins)
     errors += wrong
     for file in profiles:
@@ -51,6 +52,16 @@ def check(files: Sequence[Path]) -> list[str]:
     if errors:
         raise ConfigErrors(list({str(error): error for error in errors}.values()))
     return [*warnings, *dict.fromkeys(lint.told(lint.slow(compiled), time.perf_counter))]
+
+
+def _of_the_profile_asked_for(effective: Effective[Settings], files: Sequence[Path]) -> list[ConfigError]:
+    if effective.settings.profile == "auto":
+        return []
+    try:
+        choose(Profiles(FOLDERS, check_overlays, files), {}, effective)
+    except ConfigErrors as err:
+        return list(err.errors)
+    return []
 
 
 def _rules(logs: LogsSettings, origins: dict[str, str]) -> tuple[list[CompiledRule], list[ConfigError]]:
