@@ -66,14 +66,16 @@ def numbers(events: list[dict[str, Any]]) -> list[Any]:
     ],
 )
 def test_a_topic_wants_kinds_runs_tests_and_paths(asked: Subscribe, wanted: list[int]) -> None:
+    moved: dict[str, Any] = {"from": "/etc/old/a"}
+    unread: dict[str, Any] = {"from": 7}
     events = [
         event(1, "Alert", code="x"),
         event(2, "TestStarted", "r-9", "r-9:a"),
         event(3, "TestFinished", "r-9", "r-9:b"),
         event(4, "FileChanged", path="/etc/rhsm/rhsm.conf"),
         event(5, "LogMatched", path=7),
-        event(6, "FileChanged", path="/etc/new", **{"from": "/etc/old/a"}),
-        event(7, "LogGap", path="/var/log/b", **{"from": 7}),
+        event(6, "FileChanged", path="/etc/new", **moved),
+        event(7, "LogGap", path="/var/log/b", **unread),
     ]
     assert [e.seq for e in events if topic_of(asked).wants(e)] == wanted
 
