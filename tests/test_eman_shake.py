@@ -355,6 +355,16 @@ def test_who_leaves_takes_all_of_it_along() -> None:
     assert play.hub.gone(2) == []
 
 
+def test_who_asks_itself_and_leaves_takes_others_requests_along_too() -> None:
+    play = Play()
+    play.online(1)
+    play.online(2, "post")
+    play.ask(2, "post", "own")
+    play.ask(1, "post")
+    [(to, event, payload)] = play.said(play.hub.gone(2))
+    assert (to, event, payload["error"]["code"]) == (1, "api:response", "listener_gone")
+
+
 def test_keys() -> None:
     assert md5_key("a", "b") == "e32b629f658481c8aa169aa08acc0625"
     check = by_keys({"a": "key-a"})
@@ -377,6 +387,39 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+STEPS = st.tuples(
+    st.sampled_from(["ask", "answer", "leave"]), st.integers(1, 3), st.integers(1, 3), st.sampled_from("ab")
+)
+
+
+@given(st.booleans(), st.lists(STEPS))
+def test_every_request_ends_whoever_leaves(broadcast: bool, steps: list[tuple[str, int, int, str]]) -> None:
+    play, left = Play(broadcast=broadcast), set[int]()
+    answered: dict[tuple[int, str], bool] = {}
+    for number in (1, 2, 3):
+        play.online(number, "post")
+    for what, one, other, request_id in steps:
+        if one in left:
+            continue
+        match what:
+            case "ask":
+                got = play.ask(one, "post", request_id)
+                if got[0][1] == "post":
+                    answered[one, request_id] = False
+            case "answer":
+                got = play.answer(one, other, request_id, data=1)
+            case _:
+                left.add(one)
+                got = play.said(play.hub.gone(one))
+        for to, event, payload in got:
+            if event == "api:response":
+                answered[to, payload["request_id"]] = True
+    for to, _, payload in play.at(31.0):
+        answered[to, payload["request_id"]] = True
+    assert all(is_answered or asker in left for (asker, _), is_answered in answered.items())
+    assert play.hub.due() == float("inf")
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), EVENTS, JSON), max_size=30))

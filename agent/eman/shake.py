@@ -156,14 +156,15 @@ class Hub:
 
     def gone(self, number: int) -> list[Act]:
         """The connection is closed: its subscriptions, its requests and its place in others' end."""
-        service = self._services.pop(number, None)
+        service = self._services.get(number)
         if service is None:
             return []
         self._by_id.pop(service.id, None)
         for name in list(service.subscribed):
             self._unlisten(service, name)
         for request_id in list(service.asks):
-            self._close(service, request_id)
+            self._close(service, request_id)  # it may wait for itself
+        del self._services[number]
         acts: list[Act] = []
         for asker, request_id in list(service.answers):
             acts += self._answered(asker, request_id, service, is_gone=True)
