@@ -93,6 +93,22 @@ def test_an_event_is_shown_as_the_journal_has_it() -> None:
     assert feed.seq == 2
 
 
+@pytest.mark.parametrize(
+    ("env", "shown"),
+    [({"TOKEN": "x", "MODE": "fast"}, {"TOKEN": "***", "MODE": "***"}), ({}, {}), (None, None), (["TOKEN=x"], "***")],
+)
+def test_the_environment_of_a_suite_is_shown_by_its_names(env: Any, shown: Any) -> None:
+    data: dict[str, Any] = {"run": "r-9", "suite": {"id": "login", "env": env}, "origin": "control"}
+    received = Recorded(seq=1, at=1.5, kind="RunReceived", run="r-9", data=msgspec.Raw(msgspec.json.encode(data)))
+    told = {"run": "r-9", "suite": {"id": "login", "env": shown}, "origin": "control"}
+    feed = Feed(0)
+    subscription = subscribed(feed, Topic())
+    feed.publish([received])
+    assert [e["data"] for e in taken(subscription)[0]] == [told]
+    (piece,) = replayed(Topic(), [received], 0, 1)
+    assert msgspec.json.decode(piece.text)["data"] == told
+
+
 def test_who_wants_the_same_shares_the_pieces_and_who_detaches_gets_nothing_more() -> None:
     feed = Feed(0)
     first, second, other = (

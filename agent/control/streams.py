@@ -1,7 +1,8 @@
 """Event streams: which events a client wants, what waits for it, and what it was not told. Pure.
 
-Every committed event is encoded once. Subscriptions that want the same (a `Topic`) share the same pieces of a message;
-each has a queue of its own, bounded, so that a slow client costs nobody else anything.
+Every committed event is encoded once, as the journal has it but for the values in a suite's `env`. Subscriptions that
+want the same (a `Topic`) share the same pieces of a message; each has a queue of its own, bounded, so that a slow client
+costs nobody else anything.
 
     Feed.publish(events) -> Topic.wants -> pieces -> Subscription.put ... take -> frames of `events`
 
@@ -17,10 +18,11 @@ import msgspec
 
 from agent.control.messages import Gap, Policy, Subscribe
 from agent.core.envelope import MAX_MESSAGE
-from agent.core.events import Recorded
+from agent.core.events import Recorded, RunReceived
 
 MAX_EVENTS, MAX_BYTES = 500, 256 * 1024  # of one message
 QUEUE_EVENTS, QUEUE_BYTES = 10_000, 8 * 1024 * 1024  # of one subscription
+MASKED = "***"  # as the action `config` has it
 MAX_EVENT = MAX_MESSAGE - 1024  # bytes; more does not fit a message, and is told as a gap
 
 _encode = msgspec.json.Encoder().encode
@@ -225,8 +227,17 @@ def _piece(numbers: list[int], texts: list[bytes]) -> Piece:
 
 
 def _text(event: Recorded) -> bytes:
-    text = _encode(event)
+    text = _encode(_without_env(event) if event.kind == RunReceived.__name__ else event)
     return text if len(text) <= MAX_EVENT else _gap_text(Gap(from_=event.seq, to=event.seq))
+
+
+def _without_env(event: Recorded) -> Recorded:
+    """What a suite's tests get in their environment is theirs: who may read events need not know its passwords."""
+    data = msgspec.json.decode(event.data)
+    env = data["suite"].get("env")
+    if env:
+        data["suite"]["env"] = dict.fromkeys(env, MASKED) if isinstance(env, dict) else MASKED
+    return msgspec.structs.replace(event, data=msgspec.Raw(_encode(data)))
 
 
 def _gap_text(gap: Gap) -> bytes:
