@@ -1,8 +1,8 @@
 """Event streams: which events a client wants, what waits for it, and what it was not told. Pure.
 
 Every committed event is encoded once, as the journal has it but for the values in a suite's `env`. Subscriptions that
-want the same (a `Topic`) share the same pieces of a message; each has a queue of its own, bounded, so that a slow client
-costs nobody else anything.
+want the same (a `Topic`) share the same pieces of a message; each has a queue of its own, bounded, so that a slow
+client costs nobody else anything.
 
     Feed.publish(events) -> Topic.wants -> pieces -> Subscription.put ... take -> frames of `events`
 
