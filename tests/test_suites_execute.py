@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,27 @@ async def test_cancel_ends_the_whole_tree_and_keeps_what_had_passed(tmp_path: Pa
         assert (await here.states())["early"] == "passed"
         assert finished.counts.passed == 1
         assert tree(R[1]) == []
+
+
+async def test_a_run_whose_files_are_looked_for_without_end_can_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, released = trio.Event(), threading.Event()
+
+    def hung(path: Path, pattern: str) -> list[Path]:
+        trio.from_thread.run_sync(looking.set)
+        released.wait()
+        return []
+
+    monkeypatch.setattr(Path, "glob", hung)  # a disk that does not answer, or a tree without end
+    async with house(tmp_path) as here:
+        await here.order(command=["true"], files=["*.t"])
+        await looking.wait()
+        await here.bus.ask("cancel", {"run": R[1], "reason": "by a test"})
+        finished = await here.finished()
+        assert (finished.verdict, finished.reason) == ("aborted", "cancel: by a test")
+        assert await here.states() == {"(not reported)": "aborted"}
+        released.set()
 
 
 DAEMON = """

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 
 COVERAGE_S = 120.0  # for the last look of the coverage and its report, before the run ends without
 REPORT_AGAIN_S = 5.0  # a report that cannot be written (disk full) is tried again that often
+T = TypeVar("T")
 
 
 class Execution:
@@ -115,9 +117,9 @@ class Execution:
             finally:
                 await self._tear_down(project, env, setup)
 
-    async def _unless_ended(self, prepare: Callable[[], Awaitable[Path]]) -> Path | None:
+    async def _unless_ended(self, prepare: Callable[[], Awaitable[T]]) -> T | None:
         """A step of preparing, unless the run is ended meanwhile: then None, and a record says why."""
-        done: list[Path] = []
+        done: list[T] = []
         async with trio.open_nursery() as nursery:
 
             async def until_ended() -> None:
@@ -217,7 +219,12 @@ class Execution:
         """One start of the runner to its end; the tests that failed."""
         run, suite = self.run, self.run.suite
         scratch, self._exit = self._folder / "scratch", None
-        launch, driver = registry.prepare(suite, project, scratch, run.run, attempt, only)
+        # In a thread: patterns are looked for in trees of any size, on disks that may hang.
+        prepare = partial(registry.prepare, suite, project, scratch, run.run, attempt, only)
+        prepared = await self._unless_ended(partial(trio.to_thread.run_sync, prepare, abandon_on_cancel=True))
+        if prepared is None:
+            return ()
+        launch, driver = prepared
         for name, content in launch.files.items():
             (scratch / name).write_bytes(content)
         own = {name: value for name, value in env.items() if name not in launch.unset_env}
