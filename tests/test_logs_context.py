@@ -193,6 +193,19 @@ def test_an_index_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(index.before(Place(1, 99), {"u": b"c"})) == []
 
 
+def test_an_index_tells_of_the_lines_that_it_does_not_know() -> None:
+    index = Anchors(["u"], Place(1, 0))
+    for n in range(0, 100, 20):
+        index.add(Anchor(Place(1, n), b"begin a", {"u": b"a"}))
+        index.give_up(Place(1, n + 10))
+    history = History(b"x" * 99 + b"\n")
+    compiled = rule(regex="x (?<u>\\w)", context__until="'begin (?<u>\\w)'", context__same="['u']")
+    found = [history.run(look_back(compiled, Place(1, at), {"u": b"a"}, [index])) for at in (25, 35, 100)]
+    assert [(around.anchors[0].place.offset, around.limit_errors) for around in found] == [(20, 0), (20, 1), (80, 1)]
+    none = history.run(look_back(compiled, Place(1, 100), {"u": b"b"}, [index]))
+    assert (none.found, none.limit_errors) == (False, 5)
+
+
 def test_a_walk_ends_at_its_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "REACH", 10_000)
     monkeypatch.setattr(context, "BLOCK", 1000)

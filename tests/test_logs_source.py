@@ -19,7 +19,7 @@ from agent.logs.acts import Report
 from agent.logs.analysis import Analysis
 from agent.logs.context import Place
 from agent.logs.follow import Blocks, Followed
-from agent.logs.limits import ERRORS
+from agent.logs.limits import ERRORS, PAUSE_S
 from agent.logs.source import FEW, Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
 
@@ -91,6 +91,40 @@ async def test_a_regex_that_gives_up_is_counted_and_paused_and_others_go_on(tmp_
         await store.commit()
         done = await store.get("key", Done)
         assert (done.generation, done.checkpoints[0].offset) == (1, here.path.stat().st_size)
+
+
+HOSTILE = {"id": "x", "regex": "^x", "context": {"until": "^begin (a+)+$"}}
+UNKNOWN = "begin " + "a" * 40 + "!\n"
+
+
+async def test_an_until_that_gives_up_is_counted_and_told_and_paused(tmp_path: Path, mock_clock: MockClock) -> None:
+    async with bench(tmp_path, "begin aa\n", w=want(HOSTILE)) as (here, bus, _):
+        with bus.subscribe(LogMatched) as events, bus.subscribe(LogSource) as told:
+
+            async def around(text: str) -> tuple[int, int]:
+                """Where it found its anchor, and over how many lines that nobody knows."""
+                await here.write(text)
+                context = (await anext(events)).context
+                assert context is not None
+                return context.anchors[0].offset, context.limit_errors
+
+            assert await around(UNKNOWN + "x\n") == (0, 1)
+            begun = here.path.stat().st_size
+            assert await around("begin aa\nx\n") == (begun, 0)
+            assert (await anext(told)).what == "found"
+            assert here.source.limit_errors["x"] == 1
+            for _ in range(ERRORS - 1):
+                await here.write(UNKNOWN)
+            paused = await anext(told)
+            assert (paused.what, here.source.limit_errors["x"]) == ("limit", ERRORS)
+            assert paused.detail == "an until of rule x gives up too often and is not indexed for a minute"
+            begun = here.path.stat().st_size
+            assert await around("begin a\n" + UNKNOWN + "x\n") == (begun, ERRORS + 1)  # by a search, which sees all
+            assert here.source.limit_errors["x"] == ERRORS
+            mock_clock.jump(PAUSE_S)
+            begun = here.path.stat().st_size
+            assert await around("begin aaa\nx\n") == (begun, 0)
+            mock_clock.autojump_threshold = 0  # for the store
 
 
 async def test_rules_that_change_lose_no_context_and_no_count(tmp_path: Path) -> None:

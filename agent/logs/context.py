@@ -84,6 +84,15 @@ class Anchors:
         self.same, self.since = tuple(same), since
         self._lines: deque[Anchor] = deque()
         self._by_values: dict[tuple[bytes | None, ...], deque[Anchor]] = {}
+        self._unknown: deque[Place] = deque(maxlen=RECENT)
+
+    def give_up(self, place: Place) -> None:
+        """At a limit: nobody knows whether the line there matches."""
+        self._unknown.append(place)
+
+    def unknown(self, after: Place, before: Place) -> int:
+        """How many such lines there are between two places."""
+        return sum(after <= place < before for place in self._unknown)
 
     def add(self, anchor: Anchor) -> None:
         """A line that comes after all that were added; the oldest goes when there are too many."""
@@ -191,11 +200,19 @@ class _Walk:
         self, regex: Regex, walking: _Walking, start: Place, bound: dict[str, bytes | None], index: Anchors | None
     ) -> None:
         self.regex, self.walking, self.bound = regex, walking, bound
-        self.end = start
+        self.start = self.end = start
         self.pending: Iterator[Anchor] = iter(())
         self.worker: Worker | None = None
         if index and index.since < start:
-            self.pending, self.end = index.before(start, bound), index.since
+            self.pending, self.end = self._indexed(index), index.since
+
+    def _indexed(self, index: Anchors) -> Iterator[Anchor]:
+        end = self.start
+        for anchor in index.before(end, self.bound):
+            self.walking.limit_errors += index.unknown(anchor.place, end)
+            end = anchor.place
+            yield anchor
+        self.walking.limit_errors += index.unknown(index.since, end)
 
     def advance(self) -> Search[Anchor | None]:
         while True:

@@ -376,7 +376,8 @@ class Source:
             self._end_waiting(over)
         if self._rates.due() is not None:
             self._tell_suppressed(now)
-        self._pauses.resume(now)
+        if self._pauses.resume(now):
+            self._index_from(self._at)  # that of an `until` that was left out has not all lines
         if over or (self._keeps_at is not None and self._keeps_at <= now):
             self.keep()
 
@@ -407,7 +408,9 @@ class Source:
                 continue
             place = Place(act.generation, offset + match.line_at - match.window_at)
             if match.rule >= len(rules):
-                if indexes and not match.flags & (LIMIT | PARTIAL) and not match.window_at and place >= self._at:
+                if match.flags & LIMIT:
+                    self._until_gave_up(match.rule, place)
+                elif indexes and not match.flags & PARTIAL and not match.window_at and place >= self._at:
                     text, captures = self._text(match, part, found)
                     self._indexes[match.rule - len(rules)].add(Anchor(place, text, captures))
                 continue
@@ -481,8 +484,10 @@ class Source:
 
     def _chain(self, rule: int) -> list[Anchors | None]:
         """The indexes of each `until` of a rule."""
-        chain = self._rules.chains[rule]
-        return [None if number is None or not self._indexes else self._indexes[number] for number in chain]
+        chain, out = self._rules.chains[rule], self._pauses.mask[len(self._rules.rules) :]
+        return [
+            None if number is None or out[number] or not self._indexes else self._indexes[number] for number in chain
+        ]
 
     def _tell(self, event: LogMatched, tags: Sequence[tuple[str | None, str | None]]) -> None:
         for run, test in tags:
@@ -526,6 +531,22 @@ class Source:
             self._bus.publish(LogSource(path=self.path, what="limit", generation=generation, detail=detail))
 
     # ---- the index of recent lines -----------------------------------------------------------------------------------
+
+    def _until_gave_up(self, number: int, place: Place) -> None:
+        """On a line that belongs into its index, if it was not there before."""
+        if place < self._at:
+            return
+        index, rules = number - len(self._rules.rules), self._rules.rules
+        chains = enumerate(self._rules.chains)
+        ids = {rules[rule].spec.id for rule, chain in chains if index in chain and not self._pauses.mask[rule]}
+        for id in ids:
+            self.limit_errors[id] += 1
+            self._metrics.count("logs_limit_errors_total", rule=id)
+        if self._indexes:
+            self._indexes[index].give_up(place)
+        if self._pauses.failed(number, trio.current_time()):
+            what = f"an until of rule {', '.join(sorted(ids))} gives up too often and is not indexed for a minute"
+            self._bus.publish(LogSource(path=self.path, what="limit", generation=place.generation, detail=what))
 
     def _index_from(self, place: Place) -> None:
         self._indexes, self._at = [Anchors(same, place) for _, same in self._rules.indexed], place
