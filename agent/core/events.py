@@ -298,12 +298,12 @@ class ImportFinished(Event, frozen=True, kw_only=True):
 class FileChanged(Event, frozen=True, kw_only=True):
     """A watched file or directory is not as it was. Of a deleted one, all that it was is null.
 
-    `from` is where a moved one stood before; what moved with its folder is told too, without `owner` and `sha256`, which
-    are as they were told. `mtime` is epoch seconds, `mode` as git writes it ("100644", "040755"), `owner` "user:group".
-    Large files and those that cannot be read have no `sha256`. `content` (base64 in JSON) is
-    there where it was asked for; where it is not, `no_content` says why: the file is not below files.content_allow, is
-    a private key, has more than 704 KiB (more does not fit a message of 1 MiB), or cannot be read. `run` is the run
-    whose suite watches the file.
+    `from` is where a moved one stood before; what moved with its folder is told too, without `owner` and `sha256`,
+    which are as they were told. `mtime` is epoch seconds, `mode` as git writes it ("100644", "040755"), `owner`
+    "user:group". Large files and those that cannot be read have no `sha256`. `content` (base64 in JSON) is there where
+    it was asked for; where it is not, `no_content` says why: the file is not below files.content_allow, is a private
+    key, has more than 704 KiB (more does not fit a message of 1 MiB), or cannot be read. `run` is the run whose suite
+    watches the file.
 
     Source: protocols/emissary.md, "Entitlement and file monitor".
     """
