@@ -35,7 +35,7 @@ from agent.core.link import Dial
 from agent.core.metrics import Metrics
 from agent.core.payload import read
 from agent.core.process import adopt
-from agent.core.start import settle
+from agent.core.start import LED_BY, heed, settle
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health, Role, Supervisor
 from agent.core.tls import TlsSettings, server_context
@@ -79,7 +79,8 @@ ROLE_TABLES: dict[str, tuple[str, ...]] = {
 async def serve(effective: Effective[Settings], given: Given) -> int:
     """The service from start to end, led by signals; the exit code. The settings are those of the options `given`."""
     service = Service(effective, partial(load_settings, given), given)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*LED_BY) as signals:
+        heed()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_become_ready, service)
             nursery.start_soon(edited.follow, partial(config.default_files, given.config), partial(_edited, service))
@@ -262,8 +263,8 @@ class Service:
         """Wait until nothing is owed any more, or nothing of it has left for STUCK_S."""
         waiting, since = -1, trio.current_time()
         while waiting and trio.current_time() - since < STUCK_S:
-            depths = await self.store.depths()
-            now = sum(depth.waiting - depth.held for depth in depths.values())
+            owed = (await self.store.depths()).items()  # to a peer that the settings do not have any more, too
+            now = sum(depth.waiting - depth.held for sink, depth in owed if getattr(self.effective.settings, sink).url)
             if now != waiting:
                 waiting, since = now, trio.current_time()
             if waiting:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from agent import app
 from agent.app import ROLE_TABLES, Service
 from agent.core.config import ConfigErrors, Effective
-from agent.core.events import RoleChanged
+from agent.core.events import RoleChanged, SlotsChanged
 from agent.settings import Given, Settings, load_settings, state_dir
 from tests.monitors_house import program
 
@@ -108,6 +109,25 @@ async def test_reloads_at_once_come_one_after_the_other(tmp_path: Path) -> None:
             assert service.supervisor.runs("gator")
         assert service.supervisor.status["files"].restarts == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_its_end_waits_for_no_peer_that_the_settings_do_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "STUCK_S", 3600)
+    given = Given((tmp_path / "agent.toml",))
+    given.config[0].write_text(SETTINGS.format(folder=tmp_path))
+    service = Service(load_settings(given), lambda: load_settings(given), given)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(service.store.run)
+        service.store.owe("mimir", lambda event: True)  # as before mimir.url was taken out
+        service.store.append(SlotsChanged(free=1, total=1, draining=False), 0.0)
+        await service.store.commit()
+        assert (await service.store.depths())["mimir"].waiting == 1
+        with trio.fail_after(60):
+            await service.deliver()
+        nursery.cancel_scope.cancel()
+    service.store.close()
 
 
 def test_monitors_follow_their_file_without_a_signal(

@@ -102,6 +102,13 @@ def test_a_child_is_ready_is_told_of_hup_and_ended_by_term(start: Start) -> None
     assert parent.wait(60) == 0
 
 
+def test_hup_is_not_the_end_of_a_child_that_does_not_listen_yet(start: Start) -> None:
+    parent = start("import os, signal; os.kill(os.getpid(), signal.SIGHUP)" + STEADY)
+    assert "agent ended" not in read_until(parent, "agent ready status=3 roles run")
+    parent.send_signal(signal.SIGHUP)
+    read_until(parent, "got HUP")
+
+
 def test_the_parent_loads_neither_trio_nor_the_roles(start: Start) -> None:
     assert "trio" not in read_until(start(STEADY), "modules")
 

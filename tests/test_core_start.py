@@ -89,3 +89,21 @@ assert connection.execute("SELECT 6 * 7").fetchall() == [(42,)]
 assert decimal.Decimal(2).sqrt() and ssl.create_default_context()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_signals_that_come_before_anybody_listens_wait() -> None:
+    script = """
+import os, signal
+from agent.core.start import LED_BY, heed, prepare
+prepare()
+for number in LED_BY:
+    os.kill(os.getpid(), number)
+import trio
+async def main():
+    with trio.open_signal_receiver(*LED_BY) as signals:
+        heed()
+        print(sorted([await anext(signals) for _ in LED_BY]) == sorted(LED_BY))
+trio.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -149,7 +149,9 @@ class Parent:
         parent = os.getpid()
         libc = ctypes.CDLL(None)
 
-        def die_with_us() -> None:  # after the change of user, which would undo it
+        def in_the_child() -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it listens: it reads its settings anyway
+            # Not before the change of user, which would undo it.
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
             if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -164,7 +166,7 @@ class Parent:
             user=account.pw_uid if account else None,
             group=account.pw_gid if account else None,
             extra_groups=os.getgrouplist(account.pw_name, account.pw_gid) if account else None,
-            preexec_fn=die_with_us,
+            preexec_fn=in_the_child,
         )
 
     def _environ(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What keeps the service's start short, and what it leaves small.
+"""What keeps the service's start short, and what it leaves small; signals that come too early.
 
 `load_later` lets a module wait for its first use. What stands below us imports OpenSSL, IDNA tables and more for what
 most agents never do: 5 MiB. What does `from module import name` loads it at once, as ever. importlib.util.LazyLoader is
@@ -10,6 +10,7 @@ Source: protocols/packaging.md 3 and 12.
 import gc
 import importlib
 import logging
+import signal
 import sys
 from _blake2 import blake2b
 from collections.abc import Callable, Mapping
@@ -19,10 +20,15 @@ log = logging.getLogger(__name__)
 
 M_ARENA_MAX = -8  # malloc.h
 MADV_DONTNEED = 4  # sys/mman.h
+LED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def prepare() -> None:
-    """The service begins, trio is not imported yet: what it does not need does not get in."""
+    """The service begins, trio is not imported yet: what it does not need does not get in.
+
+    The signals that lead it wait until it listens to them (`heed`): a reload that comes sooner would be its end.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, LED_BY)
     gc.disable()  # until the roles are up (`settle`): a fifth of the start
     load_later("ssl", "idna", "hmac", "secrets", "yaml")
     load_later("hashlib", blake2b=blake2b)  # all else it takes from OpenSSL
@@ -30,6 +36,11 @@ def prepare() -> None:
     load_later("importlib.metadata", version=_version)
     if mallopt := _of_glibc("mallopt"):
         mallopt(M_ARENA_MAX, 1)  # else each thread has its own, and what they free is not one's
+
+
+def heed() -> None:
+    """Whoever is led by signals listens to them: those that waited come now. Before the first child, and thread."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LED_BY)
 
 
 def load_later(*names: str, **ready: object) -> None:
