@@ -5,10 +5,13 @@ Source: protocols/settings.md, `[log]`; protocols/packaging.md 4; sd-daemon(3), 
 
 import logging
 import os
+import re
 import sys
 
 from agent.core.errors import ConfigError
 from agent.settings import LogSettings
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def log_to(settings: LogSettings) -> None:
@@ -29,10 +32,19 @@ def log_to(settings: LogSettings) -> None:
         if _is_journal(sys.stderr.fileno()):  # it has its own clock, and reads the priority (sd-daemon(3))
             handler.addFilter(_set_priority)
             form = "<%(priority)d>%(name)s %(message)s"
+    handler.addFilter(_keep_on_one_line)
     handler.setFormatter(logging.Formatter(form))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     logging.getLogger("trio-websocket").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _keep_on_one_line(record: logging.LogRecord) -> bool:
+    """What a peer said is in many messages: it shall not look like a line of our own, nor steer a terminal."""
+    said = record.getMessage()
+    if _CONTROL.search(said):
+        record.msg, record.args = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], said), ()
+    return True
 
 
 def _set_priority(record: logging.LogRecord) -> bool:

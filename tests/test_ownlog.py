@@ -54,6 +54,13 @@ def test_to_the_journal_with_its_priority_and_without_a_date(tmp_path: Path, mon
         assert journal.read() == "<7>agent.test a\n<6>agent.test b\n<4>agent.test c\n<3>agent.test d\n"
 
 
+def test_what_a_peer_said_stays_on_one_line(tmp_path: Path) -> None:
+    log_to(LogSettings(to=str(tmp_path / "log")))
+    log.warning("the hub refuses us: %s", "M\n2026-11-22 WARNING \x1b[31mforged\u2028\té")
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.endswith(r"the hub refuses us: M\n2026-11-22 WARNING \x1b[31mforged\u2028" + "\té")
+
+
 def test_to_standard_error_with_a_date_also_where_the_journal_is_somebody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
