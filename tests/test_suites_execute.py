@@ -74,6 +74,33 @@ async def test_a_run_whose_files_are_looked_for_without_end_can_be_cancelled(
         released.set()
 
 
+async def test_a_suite_on_a_mount_that_hangs_holds_up_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, released, real = trio.Event(), threading.Event(), os.path.realpath
+
+    def hung(path: str | Path) -> str:
+        if str(path).endswith("/hung"):
+            trio.from_thread.run_sync(looking.set)
+            released.wait()
+        return real(path)
+
+    monkeypatch.setattr(os.path, "realpath", hung)
+    async with house(tmp_path, slots=2) as here, trio.open_nursery() as nursery:
+        hangs = str(here.project / "hung")
+        await here.order(command=["true"], source={"dir": hangs})
+        await looking.wait()
+        looking = trio.Event()
+        nursery.start_soon(here.bus.ask, "run_suite", {"path": hangs})
+        await looking.wait()
+        await here.order(R[2], command=tap("echo 1..1; echo ok"))
+        assert (await here.finished(R[2])).verdict == "passed"
+        await here.bus.ask("cancel", {"run": R[1], "reason": "by a test"})
+        assert (await here.finished()).reason == "cancel: by a test"
+        released.set()
+        nursery.cancel_scope.cancel()
+
+
 DAEMON = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -129,7 +156,7 @@ async def test_a_runner_killed_from_outside_loses_what_was_planned(tmp_path: Pat
     ("document", "said"),
     [
         ({"command": ["/no/such/program"]}, "/no/such/program"),
-        ({"command": ["true"], "cwd": "nowhere"}, "nowhere is not a directory of the suite"),
+        ({"command": ["true"], "cwd": "nowhere"}, "nowhere is not a directory"),
         ({"command": ["true"], "source": {"dir": "/"}}, "is not below suites.roots"),
         ({"command": ["true"], "setup": [["sh", "-c", "exit 3"]]}, "ended with exit code 3"),
         ({"command": ["true"], "setup": [["sleep", "600"]], "limits": {"setup": 0.3}}, "limits.setup: not prepared"),

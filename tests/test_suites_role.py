@@ -179,7 +179,14 @@ async def test_only_the_newest_folders_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        *({}, {"path": "/etc"}, {"suite": 3}, {"suite": {}, "run": "../x"}, {"suite": {}, "run": ".x"}),
+        *(
+            {},
+            {"path": "/etc"},
+            {"path": "a\0b"},
+            {"suite": 3},
+            {"suite": {}, "run": "../x"},
+            {"suite": {}, "run": ".x"},
+        ),
         *({"suite": {}, "deadline": "soon"}, {"suite": {}, "reservation": 7}),
     ],
 )

@@ -38,7 +38,7 @@ from agent.core.processtree import TreeSurvived
 from agent.core.store import Store
 from agent.core.supervise import Health
 from agent.suites.capture import Capture
-from agent.suites.prepare import Blocked, Machine, below, command, fetch, shown
+from agent.suites.prepare import Machine, command, fetch, folder_below, shown
 from agent.suites.report import write_report
 from agent.suites.runners import registry
 from agent.suites.runners.driver import CannotLaunch, Driver, DriverEvent, Only, title
@@ -142,10 +142,8 @@ class Execution:
         suite, mark = self.run.suite, self.run.run
         ca_file = self._machine.ca_file
         root = await fetch(suite.source, self._base, self._folder, roots, mark=mark, log=setup, ca_file=ca_file)
-        project = below(root / suite.cwd, [str(root)])
-        if not project.is_dir():
-            raise Blocked(f"cwd: {suite.cwd} is not a directory of the suite", remedy="Correct the document.")
-        return project
+        look = partial(folder_below, root / suite.cwd, (str(root),), "cwd")
+        return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
 
     async def _set_up(self, project: Path, env: dict[str, str], setup: Capture) -> Path:
         for argv in self.run.suite.setup:

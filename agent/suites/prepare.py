@@ -61,11 +61,21 @@ class Log(Protocol):
 
 def below(path: Path, roots: Sequence[str]) -> Path:
     """The real path of `path`, which must lie below one of `roots`. Raises Blocked."""
+    if "\0" in str(path):
+        raise Blocked(f"{str(path)!r}: no file has a NUL in its name", remedy="Correct the path.")
     real = Path(os.path.realpath(path))
     if any(real.is_relative_to(os.path.realpath(root)) for root in roots):
         return real
     allowed = ", ".join(roots) or "none is set"
     raise Blocked(f"{path}: is not below suites.roots ({allowed})", remedy="Add its folder to suites.roots.")
+
+
+def folder_below(path: Path, roots: Sequence[str], key: str) -> Path:
+    """The same, of a path that `key` names and that must be a folder. For a thread: a mount may hang."""
+    real = below(path, roots)
+    if not real.is_dir():
+        raise Blocked(f"{key}: {path} is not a directory", remedy="Correct the path.")
+    return real
 
 
 def suite_of(path: Path) -> tuple[Suite, Path]:
@@ -120,10 +130,8 @@ async def fetch(
         assert base is not None, "refused before it got here"
         return base
     if source.dir is not None:
-        project = below((base or Path("/")) / source.dir, roots)
-        if not project.is_dir():
-            raise Blocked(f"source.dir: {project} is not a directory", remedy="Correct the path.")
-        return project
+        look = partial(folder_below, (base or Path("/")) / source.dir, roots, "source.dir")
+        return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
     target, scratch = folder / "source", folder / "scratch"
     if target.exists():
         return target

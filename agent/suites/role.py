@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -136,7 +137,7 @@ class _Suites:
         On disk when it returns; the decision is RunStarted or RunRefused. A run id that is known starts nothing. For
         whoever waits for no event (every origin but the Seneschal) a refusal is an error answer too.
         """
-        tree, base = self._document(payload)
+        tree, base = await self._document(payload)
         run = payload.get("run") or _new_run_id(tree)
         if not isinstance(run, str) or not RUN_ID.match(run):
             raise ActionError("bad_payload", f"run: {run!r} is not 1 to 128 of A-Z a-z 0-9 . _ - without a leading dot")
@@ -235,14 +236,15 @@ class _Suites:
 
     # ---- deciding --------------------------------------------------------------------------------------------------
 
-    def _document(self, payload: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    async def _document(self, payload: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
         suite, path = payload.get("suite"), payload.get("path")
         if isinstance(suite, dict):
             return suite, None
         if not isinstance(path, str):
             raise ActionError("bad_payload", "key suite is missing: a suite document, or path: the folder of one")
         try:
-            read, base = suite_of(below(Path(path), self._settings().roots))
+            look = partial(_suite_below, Path(path), self._settings().roots)
+            read, base = await trio.to_thread.run_sync(look, abandon_on_cancel=True)
         except AgentError as err:
             raise ActionError("bad_payload", str(err)) from err
         return msgspec.to_builtins(read), base
@@ -509,6 +511,11 @@ class _Suites:
 
 
 _RECOVERED = ("RunReceived", "RunRefused", "RunStarted", "RunChanged", "SuiteFinished")
+
+
+def _suite_below(path: Path, roots: tuple[str, ...]) -> tuple[Suite, Path]:
+    """What `suite_of` says of a path below the roots. For a thread: a mount may hang."""
+    return suite_of(below(path, roots))
 
 
 def _suite_of(received: RunReceived, started: RunStarted) -> Suite:
