@@ -20,8 +20,8 @@ from agent.files.role import run_entitlement, run_files
 from agent.files.settings import EntitlementSettings, FilesSettings
 from tests.control_house import House, client, house
 from tests.dbus_daemon import OLD, Daemon, service
-from tests.test_control_compat import Roles
 from tests.test_control_http import get
+from tests.test_control_older import Roles
 
 pytestmark = pytest.mark.interop
 
