@@ -17,7 +17,7 @@ from agent.control.settings import ControlSettings
 from agent.core import config, facts
 from agent.core.config import ConfigErrors, Effective, Overlay, Size
 from agent.core.errors import ConfigError
-from agent.core.profile import FOLDERS, Choice, ProfileMissing, Profiles, Report, forbidden
+from agent.core.profile import BUNDLED, FOLDERS, Choice, ProfileMissing, Profiles, Report, forbidden
 from agent.coverage.settings import CoverageSettings
 from agent.eman.settings import EmanSettings
 from agent.files.settings import EntitlementSettings, FilesSettings
@@ -211,11 +211,33 @@ def _survey(given: Given, machine: facts.Facts, *, all_of_them: bool = False) ->
     warnings = [*choice.warnings, *(line for refused in choice.refused for line in refused.errors)]
     try:
         effective = config.load(Settings, paths, env=os.environ, flags=flags, profile=choice.overlays)
+        _check_rule_sets(effective)
     except ConfigErrors as err:
         warnings.append(f"hardware profile {choice.name} does not go with the settings and is not used: {err}")
         effective = alone
     effective.warnings.extend(warnings)
     return effective, msgspec.structs.replace(choice, warnings=tuple(warnings))
+
+
+def _check_rule_sets(effective: Effective[Settings]) -> None:
+    """Raise ConfigErrors for rule sets that a hardware profile names, and that neither we nor the lab have."""
+    logs, errors = effective.settings.logs, list[ConfigError]()
+    for watch in logs.watch:
+        key = f"logs.watch[{watch.name}].rules"
+        strange = [name for name in watch.rules if not (BUNDLED / f"rules/{name}.toml").exists()]
+        if strange and (origin := effective.origins.get(key)) and origin.is_profile:
+            from agent.logs.lint import files_named, files_of  # and the native engine: hardly any machine needs it here
+
+            own = files_of(logs.rules)
+            errors += [
+                ConfigError(
+                    origin.text, 0, key, f"no rule set is called {name!r}", remedy="Correct it, or write the set."
+                )
+                for name in strange
+                if not files_named(name, own)
+            ]
+    if errors:
+        raise ConfigErrors(errors)
 
 
 def choose(profiles: Profiles, machine: facts.Facts, alone: Effective[Settings]) -> Choice:

@@ -85,6 +85,18 @@ def test_a_profile_that_does_not_go_with_good_settings_is_left_out(profiles: Pat
     assert survey(Given((own,)))[1].warnings == (warning,)
 
 
+def test_a_profile_that_names_rules_nobody_has_is_left_out(profiles: Path, tmp_path: Path) -> None:
+    watch = '[[settings.logs.watch]]\nname = "kernel"\npath = "/l"\nrules = ["kernel", "bench"]\n'
+    write(profiles / "board.toml", f'name = "board"\nmatch.arch = "x"\n{watch}')
+    own = write(tmp_path / "agent.toml", f'logs.rules = ["{tmp_path}/rules/*.toml"]\n')
+    effective = load_settings(Given((own,)))
+    assert effective.profile == ""
+    assert "hw-profile board: logs.watch[kernel].rules: no rule set is called 'bench'" in effective.warnings[0]
+    (tmp_path / "rules").mkdir()
+    write(tmp_path / "rules/bench.toml", "")
+    assert load_settings(Given((own,))).profile == "board"
+
+
 @pytest.mark.parametrize(("by", "origin"), [("file", "agent.toml:1"), ("flag", "--profile"), ("env", "AGENT_PROFILE")])
 def test_a_profile_that_is_asked_for_must_be_there_and_good(
     profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, origin: str

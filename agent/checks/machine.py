@@ -73,7 +73,7 @@ def native_rules(subject: Subject) -> Finding:
     from agent.logs.rules import RuleErrors
 
     try:
-        rules = lint.check(subject.settings.logs)
+        rules = lint.check(subject.settings.logs, subject.origins)
     except RuleErrors as err:
         return Finding("fail", str(err), "Correct the rules.")
     took = lint.measure(rules, time.perf_counter, MEASURE_S)  # what is not measured in time is not slow

@@ -40,6 +40,11 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     root: Path = Path("/")
 
     @property
+    def origins(self) -> dict[str, str]:
+        """Where each setting comes from, by its dotted key."""
+        return {key: origin.text for key, origin in self.effective.origins.items()} if self.effective else {}
+
+    @property
     def folder(self) -> Path:
         """The state directory."""
         return state_dir(self.settings)

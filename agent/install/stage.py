@@ -223,7 +223,9 @@ def _failed_checks(tested: "subprocess.CompletedProcess[str]") -> str:
     try:
         checks = json.loads(tested.stdout)["checks"]
         return " ".join(
-            f"{check['name']}: {check['detail']}. {check['remedy']}" for check in checks if check["status"] == "fail"
+            f"{check['name']}: {check['detail'].removesuffix('.')}. {check['remedy']}"
+            for check in checks
+            if check["status"] == "fail"
         )
     except (ValueError, KeyError, TypeError):
         return _last(tested)
