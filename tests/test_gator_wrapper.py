@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,30 @@ async def test_processes_are_counted_each_interval(tmp_path: Path) -> None:
     assert rows
     assert rows[0][0] in (1, 2, 3)  # the shell, its child; as they begin and end
     assert all(mem > 0 and vmem > mem for nproc, _, mem, vmem in rows if nproc == 2)
+
+
+async def test_the_time_of_processes_that_have_ended_counts(tmp_path: Path) -> None:
+    burn = "import os\nwhile sum(os.times()[:2]) < 0.1: pass"
+    task = f"for i in 1 2 3 4 5 6 7 8; do {sys.executable} -c '{burn}'; done; exec sleep 600"
+
+    def seconds() -> float:
+        with closing(sqlite3.connect(tmp_path / "db.sqlite")) as db:
+            told = db.execute("SELECT value FROM Attribute WHERE name = 'started'").fetchone()
+            looks = db.execute("SELECT cpu, timestamp FROM ProcStat").fetchall()
+        times = [float(told[0]) if told else 0.0, *(at for _, at in looks)]
+        return float(sum(cpu / 100 * (at - before) for (cpu, at), before in zip(looks, times, strict=False)))
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(adopt)
+        above = Above()
+        wrapper = wrapper_of(shell(task), tmp_path, above, options=Options(interval_s=0.3))
+        nursery.start_soon(wrapper.run)
+        with trio.fail_after(WITHIN_S):
+            await above.registered.wait()
+        await until(lambda: seconds() > 0.7)
+        await wrapper.stop()
+        await until(lambda: above.end is not None)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class Wrapper:
         self._tail = deque[str]()  # the last lines of its output
         self._tail_size = 0
         self._child: Child | None = None
-        self._ticks: tuple[float, float] | None = None  # at the last look: when, CPU ticks of the tree
+        self._ticks = 0.0, 0  # at the last look: when, CPU ticks of the tree
 
     async def run(self) -> None:
         """Run it and tell it above. Raises OSError and sqlite3.Error when its folder cannot be made."""
@@ -156,7 +156,7 @@ class Wrapper:
         try:
             if self._why is None:
                 async with open_child(spec, leaves=self._shared.leaves) as child:
-                    self._child = child
+                    self._child, self._ticks = child, (trio.current_time(), 0)
                     exit_ = await self._until_end(child, nursery)
         except ChildFailedToStart as err:
             self._journal.say("ERROR", str(err))
@@ -285,9 +285,7 @@ class Wrapper:
         used = [each for stat in child.tree() if (each := _used(stat)) is not None]
         now, ticks = trio.current_time(), sum(each[0] for each in used)
         before, self._ticks = self._ticks, (now, ticks)
-        percent = 0.0
-        if before is not None and now > before[0]:
-            percent = max(0.0, 100 * (ticks - before[1]) / _TICKS / (now - before[0]))
+        percent = max(0.0, 100 * (ticks - before[1]) / _TICKS / max(now - before[0], 1 / _TICKS))
         memory, virtual = sum(each[1] for each in used), sum(each[2] for each in used)
         self._journal.db.procstat(len(used), round(percent, 1), memory, virtual, self._shared.clock())
 
@@ -408,10 +406,13 @@ class Wrapper:
 
 
 def _used(stat: Stat) -> tuple[int, int, int] | None:
-    """CPU ticks, resident and virtual bytes of a process; None when it has ended."""
+    """CPU ticks, resident and virtual bytes of a process; None when it has ended.
+
+    The ticks are also those of its children that have ended: many tasks are a row of short ones. Source: proc(5).
+    """
     try:
         line = Path(f"/proc/{stat.proc.pid}/stat").read_bytes()
     except OSError:
         return None
     fields = line.rpartition(b")")[2].split()
-    return int(fields[11]) + int(fields[12]), int(fields[21]) * _PAGE, int(fields[20])
+    return sum(map(int, fields[11:15])), int(fields[21]) * _PAGE, int(fields[20])
