@@ -168,11 +168,17 @@ async def test_a_glob_on_a_disk_that_hangs_holds_up_no_other_log(
         here.write(1)
         here.write(2, name=late.name)
         with trio.fail_after(FIRST_S):
-            await here.start(LogWatch(name="m", glob=f"{tmp_path}/logs/mnt*"), LogWatch(name="a", path=str(here.log)))
+            await here.start(
+                LogWatch(name="m", glob=f"{tmp_path}/logs/mnt*"),
+                LogWatch(name="z", glob=f"{tmp_path}/logs/z*"),
+                LogWatch(name="a", path=str(here.log)),
+            )
         with here.bus.subscribe(LogMatched) as events:
             await until_read(here.log)
             here.write(3)
             assert await numbers(events, 1) == ["3"]
+            here.write(5, name="z.log")
+            assert await numbers(events, 1) == ["5"]
             answers.set()
             await until_read(late)
             here.write(4, name=late.name)

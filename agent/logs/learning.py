@@ -29,6 +29,7 @@ from msgspec.structs import replace
 
 from agent.core.bus import Bus
 from agent.core.events import Alert, AlertCleared
+from agent.core.metrics import Metrics
 from agent.core.store import Store
 from agent.logs import modelfile
 from agent.logs.analysis import Analysis
@@ -104,6 +105,18 @@ class Learning:
         self._mark: modelfile.Mark | None = None  # of the model file as it was read or written; None: it was not
         self._found: modelfile.Mark | None = None  # of what is there
         self._damage = ""  # that is told
+
+    def measure(self, metrics: Metrics) -> None:
+        """Have what is learned shown in /metrics."""
+        analysis = self.analysis
+        metrics.gauge("logs_templates", lambda: len(analysis.miner))
+        metrics.gauge("logs_forecasts_open", lambda: analysis.forecaster.open)
+        metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.hits, state="hit")
+        metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.expired, state="expired")
+        metrics.gauge("logs_forecasts_missed_total", lambda: analysis.forecaster.total.misses)
+        metrics.gauge("logs_forecasts_suppressed_total", lambda: analysis.forecaster.suppressed)
+        metrics.gauge("logs_forecast_precision", lambda: analysis.forecaster.total.precision)
+        metrics.gauge("logs_forecast_recall", lambda: analysis.forecaster.total.recall)
 
     async def load(self) -> Analysis:
         """What was learned before; what cannot be used is told, and learned anew."""

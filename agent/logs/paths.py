@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from agent.logs.identity import rotated_from
-from agent.logs.watches import Watch
+from agent.logs.watches import JOURNAL, KERNEL, Watch
 
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst", ".lz4", ".Z")
 MAX_PATH = 4096  # characters
@@ -144,7 +144,7 @@ def of_run(run: str, suite: Mapping[str, Any], base: str | None) -> tuple[list[W
     for number, path in enumerate(named[:MAX_OF_RUN]):
         if not is_path(path):
             refused.append(f"{path!r:.200} is not watched: it is no path of 1 to {MAX_PATH} characters")
-        elif path in ("journal:", "kmsg:"):
+        elif path in (JOURNAL, KERNEL):
             refused.append(f"{path} is not watched for a run alone: name it in a [[logs.watch]] of the settings")
         elif folder is None and not path.startswith("/"):
             refused.append(

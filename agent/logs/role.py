@@ -10,7 +10,7 @@ Source: protocols/logs.md 2.2, 2.3, 5 and 7; protocols/suites.md, "The suite doc
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from fnmatch import fnmatch
 from functools import partial
@@ -63,7 +63,7 @@ from agent.logs.settings import LogsSettings
 from agent.logs.source import Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
 from agent.logs.wake import Follower
-from agent.logs.watches import KeptWatches, Watch, of_client
+from agent.logs.watches import JOURNAL, KERNEL, KeptWatches, Watch, of_client, of_settings
 
 log = logging.getLogger(__name__)
 
@@ -145,15 +145,7 @@ class _Logs:
         self._kept = KeptWatches()
         self._of_run: dict[str, trio.Event] = {}  # of runs whose logs are followed: set when it is over
         self._searches = trio.CapacityLimiter(2)
-        analysis = self._analysis
-        metrics.gauge("logs_templates", lambda: len(analysis.miner))
-        metrics.gauge("logs_forecasts_open", lambda: analysis.forecaster.open)
-        metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.hits, state="hit")
-        metrics.gauge("logs_forecasts_total", lambda: analysis.forecaster.total.expired, state="expired")
-        metrics.gauge("logs_forecasts_missed_total", lambda: analysis.forecaster.total.misses)
-        metrics.gauge("logs_forecasts_suppressed_total", lambda: analysis.forecaster.suppressed)
-        metrics.gauge("logs_forecast_precision", lambda: analysis.forecaster.total.precision)
-        metrics.gauge("logs_forecast_recall", lambda: analysis.forecaster.total.recall)
+        learning.measure(metrics)
         metrics.gauge("logs_sources", lambda: len(self._sources) + len(self._records))
         metrics.gauge("logs_lag_bytes", lambda: sum(log.followed.tail.lag for log in self._sources.values()))
 
@@ -227,18 +219,17 @@ class _Logs:
         if seen := await self._seen():
             self._since = dict.fromkeys(self._kept.begun, seen)
         self._bus.publish(AlertCleared(code=ALERT))  # of rules that were wrong before these settings
-        for one in sorted(self._settings.watch, key=lambda one: bool(one.glob)):  # which may have to wait for a disk
-            pattern = one.path or one.glob or (streams.JOURNAL if one.journal else streams.KERNEL)
-            watch = Watch(id=f"s-{one.name}", pattern=pattern, is_glob=bool(one.glob), sets=one.rules)
-            await self._begin(watch, await self._rules_or_none(watch))
-            if one.journal or one.kmsg:
-                self._read_records(watch, one.name)
-        for id, asked in list(self._kept.watches.items()):
-            watch = await self.follower.ask(asked.path or asked.glob or "", of_client, id, asked)
-            await self._begin(watch, await self._rules_or_none(watch))
+        own = sorted(self._settings.watch, key=lambda one: bool(one.glob))
+        wanted = [(one.path or one.glob or "", partial(of_settings, one)) for one in own]
+        wanted += [(one.path or one.glob or "", partial(of_client, id, one)) for id, one in self._kept.watches.items()]
+        async with trio.open_nursery() as nursery:
+            for path, watch_of in wanted:
+                begun = trio.Event()
+                nursery.start_soon(self._begin_first, path, watch_of, begun)
+                with trio.move_on_after(SETTLE_S):  # a disk may hang: others do not wait for it
+                    await begun.wait()
         if self._watches:
             self._tell_rules()
-        await self._begin_gone([watch for watch in self._watches.values() if watch.is_glob])
         self.start_pending()
         with trio.move_on_after(SETTLE_S):  # not for ever: a disk may hang
             for source in list(self._sources.values()):
@@ -259,23 +250,25 @@ class _Logs:
             times += [done.begun or 0.0, *(one.written for one in [*done.checkpoints, *done.past])]
         return max(times)
 
-    async def _begin_gone(self, globs: Sequence[Watch]) -> None:
-        """Follow what globs do not find any more: it was found before, and renamed or not, or it came and was rotated
-        since, for which it has to be told.
-        """
-        for key in await self._store.keys(f"{SOURCE}/") if globs else ():
+    async def _begin_first(self, path: str, watch_of: Callable[[], Watch], begun: trio.Event) -> None:
+        watch = await self.follower.ask(path, watch_of)
+        await self._begin(watch, await self._rules_or_none(watch))
+        if watch.is_glob:
+            await self._begin_gone(watch)
+        begun.set()
+
+    async def _begin_gone(self, watch: Watch) -> None:
+        """Follow what a glob found before and finds no more, renamed or not, and what came and was rotated since."""
+        for key in await self._store.keys(f"{SOURCE}/"):
             path = key.removeprefix(SOURCE)
-            if path in self._sources or await self.follower.ask(path, os.path.lexists, path):
-                continue
-            done: Done = await self._store.get(key, Done) or Done()
-            for watch in globs:
-                if watch.id in done.since and fnmatch(path, watch.pattern):
+            if fnmatch(path, watch.pattern) and not await self.follower.ask(path, os.path.lexists, path):
+                done: Done = await self._store.get(key, Done) or Done()
+                if watch.id in done.since:
                     await self._follow(watch, path, "start")
-        for watch in globs:
-            if since := self._since.get(watch.id):
-                for path in await self.follower.ask(watch.pattern, paths.rotated, watch.pattern, since):
-                    if path not in self._sources:
-                        await self._follow(watch, path, "start")
+        if since := self._since.get(watch.id):
+            for path in await self.follower.ask(watch.pattern, paths.rotated, watch.pattern, since):
+                if path not in self._sources:
+                    await self._follow(watch, path, "start")
 
     async def _rules_or_none(self, watch: Watch) -> Rules:
         """Its rules; none where they cannot be used, which is told."""
@@ -290,7 +283,8 @@ class _Logs:
 
     async def _begin(self, watch: Watch, rules: Rules) -> None:
         self._watches[watch.id], self._rules[watch.id] = watch, rules
-        if watch.pattern in (streams.JOURNAL, streams.KERNEL):
+        if watch.pattern in (JOURNAL, KERNEL):
+            self._read_records(watch)
             return
         start = "start" if watch.id in self._kept.begun else watch.start
         if watch.id not in self._kept.begun and watch.run is None:
@@ -396,7 +390,7 @@ class _Logs:
         self.follower.add(source.followed)
         self._nursery.start_soon(self._run, source)
 
-    def _read_records(self, watch: Watch, name: str) -> None:
+    def _read_records(self, watch: Watch) -> None:
         """Have the records of the journal or the kernel matched."""
         records = Records(
             watch.pattern,
@@ -410,7 +404,9 @@ class _Logs:
             health=self._health,
         )
         self._records[watch.id] = records
-        self._nursery.start_soon(records.run, partial(streams.follow, name=name, bus=self._bus, clock=self._clock))
+        self._nursery.start_soon(
+            records.run, partial(streams.follow, name=watch.id.removeprefix("s-"), bus=self._bus, clock=self._clock)
+        )
 
     async def _run(self, source: Source) -> None:
         with source.scope:
@@ -491,9 +487,8 @@ class _Logs:
         """{} -> each source, and each rule."""
         await self._measure()
         took = {id: ns for rules in self._rules.values() for id, ns in (rules.ns_per_line or {}).items()}
-        sources = [source.shown() for source in self._sources.values()]
-        sources += [records.shown() for records in self._records.values()]
         everywhere: list[Source | Records] = [*self._sources.values(), *self._records.values()]
+        sources = [one.shown() for one in everywhere]
         ids = dict.fromkeys(rule.spec.id for rules in self._rules.values() for rule in rules.rules)
         rules = [
             RuleCounts(

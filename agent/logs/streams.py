@@ -23,10 +23,10 @@ from agent.logs.journal import Entry, JournalReader, kernel_record
 from agent.logs.matched import shown
 from agent.logs.records import Reached, Record, Records
 from agent.logs.tail import RETRY_MAX_S, RETRY_S
+from agent.logs.watches import JOURNAL, KERNEL
 
 log = logging.getLogger(__name__)
 
-JOURNAL, KERNEL = "journal:", "kmsg:"
 KMSG = "/dev/kmsg"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 RECORD_MAX = 1 << 14  # bytes; the kernel's own limit is 8 KiB

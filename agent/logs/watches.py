@@ -10,6 +10,9 @@ from typing import Any, Literal
 import msgspec
 
 from agent.logs.messages import WatchLog
+from agent.logs.settings import LogWatch
+
+JOURNAL, KERNEL = "journal:", "kmsg:"  # in place of a path
 
 
 class KeptWatches(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +40,12 @@ class Watch(msgspec.Struct, kw_only=True):
     run: str | None = None
     is_remote: bool = False
     sizes: dict[str, int] = {}  # of the files that are there already, and not read before that
+
+
+def of_settings(asked: LogWatch) -> Watch:
+    """What a `[[logs.watch]]` asks for."""
+    pattern = asked.path or asked.glob or (JOURNAL if asked.journal else KERNEL)
+    return Watch(id=f"s-{asked.name}", pattern=pattern, is_glob=bool(asked.glob), sets=asked.rules)
 
 
 def of_client(id: str, asked: WatchLog) -> Watch:
