@@ -375,7 +375,8 @@ async def test_a_look_that_hangs_leaves_those_elsewhere_to_another(
     mock_clock.jump(wake.RESCAN * wake.POLL_S + HUNG_S)
     (tmp_path / "here/a.log").write_bytes(b"one\n")
     await comes(lambda: takings[0].text == b"one\n")
-    await comes(lambda: {f"{tmp_path}/here/*": [f"{tmp_path}/here/a.log"]} in found)
+    here, there = f"{tmp_path}/here/*", f"{tmp_path}/mnt/*"
+    await comes(lambda: {here: [f"{tmp_path}/here/a.log"], there: []} in found)
     assert list(health.hung()) == [f"{tmp_path}/mnt/b.log"]
     follower.add(sources[2])  # for who hangs, too
     nursery.start_soon(sources[2].run)
@@ -385,7 +386,8 @@ async def test_a_look_that_hangs_leaves_those_elsewhere_to_another(
         (tmp_path / f"mnt/{name}.log").write_bytes(b"three\n")
     answers.set()
     await comes(lambda: takings[1].text == takings[2].text == b"three\n")
-    await comes(lambda: {f"{tmp_path}/mnt/*": [f"{tmp_path}/mnt/b.log", f"{tmp_path}/mnt/c.log"]} in found)
+    mounted = [f"{tmp_path}/mnt/b.log", f"{tmp_path}/mnt/c.log"]
+    await comes(lambda: {here: [f"{tmp_path}/here/a.log"], there: mounted} in found)
     assert not health.hung()
 
 
