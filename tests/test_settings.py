@@ -155,6 +155,9 @@ def test_what_could_never_work_is_told_with_its_line(profiles: Path, tmp_path: P
     assert str(error).startswith(f"{own}:2: {told}")
 
 
+MONITOR = '[[monitors.monitor]]\nid = "m"\ncommand = ["x"]\nsteps = ["A"]\n'
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -177,6 +180,13 @@ def test_what_could_never_work_is_told_with_its_line(profiles: Path, tmp_path: P
             "polarize.url: 'lab.example' is no address for mode polarize-http: it",
         ),
         ('[cibus]\nurl = "stomp://lab"', "cibus.url: 'stomp://lab' is no address of a broker: host and port are"),
+        (
+            f"{MONITOR}config = {{ a = [{{ b = 1979-05-27 }}] }}",
+            "monitors.monitor[m].config: JSON has no date like 1979-",
+        ),
+        (f"{MONITOR}config.at = 07:32:00", "monitors.monitor[m].config: JSON has no time like 07:32:00. Write it in"),
+        (f'{MONITOR}env = {{ "A=B" = "" }}', "monitors.monitor[m].env: 'A=B' is no name of a variable."),
+        (f'{MONITOR}env = {{ A = "\\u0000" }}', "monitors.monitor[m]: command or env has a NUL character."),
         ('[eman.hub]\ntls = { key = "k" }', "eman.hub.tls: key and client_ca mean nothing without cert."),
     ],
 )

@@ -1,6 +1,8 @@
 """The `[monitors]` table of the configuration. Source: protocols/monitors.md, "Settings and schedule"."""
 
 import re
+from collections.abc import Iterator
+from datetime import date, time
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -60,6 +62,13 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for name, _ in self.plan():
             if not STEP.fullmatch(name):
                 raise ValueError(f"steps: {name!r} cannot be a step's name. Use A-Z a-z 0-9 _")
+        if any("\0" in text for text in (*self.command, *self.env.values())):
+            raise ValueError("command or env has a NUL character. Take it out.")
+        for name in self.env:
+            if not name or "=" in name or "\0" in name:
+                raise ValueError(f"env: {name!r} is no name of a variable. Take = and NUL out of it.")
+        if when := next(_times(self.config), None):
+            raise ValueError(f"config: JSON has no {type(when).__name__} like {when}. Write it in quotes.")
         if self.webhook_url and not _is_http(self.webhook_url):
             raise ValueError(f"webhook_url: {self.webhook_url!r} is not an http URL. Write it whole.")
 
@@ -73,6 +82,19 @@ class Monitor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def unit(self, spoken: Dialect) -> Literal["ms", "s"]:
         """The unit of a Step Time where that dialect is spoken."""
         return self.time_unit or ("ms" if spoken == "metrist" else "s")
+
+
+def _times(value: object) -> Iterator[date | time]:
+    """Dates and times of TOML, in all that a value holds."""
+    match value:
+        case date() | time():
+            yield value
+        case dict():
+            for inner in value.values():
+                yield from _times(inner)
+        case list():
+            for inner in value:
+                yield from _times(inner)
 
 
 def _is_http(url: str) -> bool:
