@@ -409,6 +409,34 @@ async def test_a_close_that_the_peer_does_not_answer_takes_two_seconds(autojump_
         assert trio.current_time() == pytest.approx(2)
 
 
+async def test_who_reads_again_after_a_close_by_force_is_told_why(autojump_clock: MockClock) -> None:
+    reads = trio.Event()
+
+    async def stand_still_in_the_middle(channel: Channel) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channel.post, "told", {})
+            await wait_all_tasks_blocked()
+            await channel.close(1013, "subscription 1 does not keep up")
+
+    async with websockets() as (client, server, _), trio.open_nursery() as nursery:
+        stream = server._stream
+        assert isinstance(stream, trio.StapledStream)
+        send = stream.send_stream.send_all
+
+        async def send_when_read(data: bytes) -> None:
+            await reads.wait()
+            await send(data)
+
+        write_with(server, send_when_read)
+        nursery.start_soon(partial(converse, server, lab, stand_still_in_the_middle, metrics=Metrics()))
+        await trio.sleep(3)
+        reads.set()
+        with pytest.raises(ConnectionClosed):
+            await client.get_message()
+        assert client.closed is not None
+        assert (client.closed.code, client.closed.reason) == (1013, "subscription 1 does not keep up")
+
+
 async def test_what_was_asked_before_a_close_is_still_carried_out(autojump_clock: MockClock) -> None:
     done: list[Any] = []
 

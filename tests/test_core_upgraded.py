@@ -7,7 +7,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import TextMessage
@@ -74,6 +74,30 @@ async def test_a_frame_leaves_at_once_and_what_the_kernel_leaves_of_it_goes_firs
             assert line.send_now(b", and on")
             await ours.send_eof()
     assert got == b"".join(b"%06d" % n + FRAME for n in range(sent)) + b"behind it, and on"
+
+
+async def test_a_frame_that_is_given_up_in_the_middle_still_ends_before_the_next(autojump_clock: MockClock) -> None:
+    ours, theirs = pair()
+    line = Upgraded(ours, b"", "lab")
+    frame = bytes(range(256)) * 10_000
+    async with ours, theirs:
+        with trio.move_on_after(1) as limit:
+            await line.send_all(frame)
+        assert limit.cancelled_caught
+        assert line.has_rest
+        assert not line.send_now(FRAME)
+        got = b""
+
+        async def receive() -> None:
+            nonlocal got
+            async for data in theirs:
+                got += data
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await line.send_all(b"the close")
+            await ours.send_eof()
+    assert got == frame + b"the close"
 
 
 async def test_while_another_sends_no_frame_goes_between() -> None:

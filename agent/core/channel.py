@@ -133,6 +133,7 @@ class Channel:
         self._has_late = trio.Event()
         self._writing_since: float | None = None
         self._busy_reader = self._closing = False
+        self._unsaid: _Close | None = None  # who does not read is still told why, if he does by then
         self._logged: set[str] = set()
         self._scope = trio.CancelScope()
         self._deadline_s, self._expects = math.inf, trio.Event()
@@ -154,10 +155,8 @@ class Channel:
             self._envelope.give_up(number)
         if asked.answer is None:
             if limit.cancelled_caught:
-                raise PeerUnreachable(
-                    f"{self.peer} did not answer {action} within {timeout_s:g} s",
-                    remedy="Look at the other side's log.",
-                )
+                what = f"{self.peer} did not answer {action} within {timeout_s:g} s"
+                raise PeerUnreachable(what, remedy="Look at the other side's log.")
             raise self._closed()
         if asked.answer.reason is not None:
             raise Refused(self.peer, action, asked.answer.reason)
@@ -171,10 +170,8 @@ class Channel:
         """Send a frame that is made already. Raises PeerUnreachable when the connection ended, and ProtocolMisuse."""
         size = len(text) if text.isascii() else len(text.encode())
         if size > self.max_message:
-            raise ProtocolMisuse(
-                f"a message of {size} bytes; at most {self.max_message} are allowed",
-                remedy="Send it in parts or by a URL.",
-            )
+            what = f"a message of {size} bytes; at most {self.max_message} are allowed"
+            raise ProtocolMisuse(what, remedy="Send it in parts or by a URL.")
         if self._say_now(text):
             await trio.lowlevel.checkpoint()
         elif not await self._hand_over(text):
@@ -200,10 +197,12 @@ class Channel:
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close, once all that was asked, posted or answered before is sent; by force when that takes too long."""
-        with trio.move_on_after(CLOSE_S):
-            if not self._give(_Close(code, reason)):
+        last = _Close(code, reason)
+        with trio.move_on_after(CLOSE_S) as limit:
+            if not self._give(last):
                 return
             await self._ended.wait()
+        self._unsaid = last if limit.cancelled_caught and not self._closing else None
         self._scope.cancel()
 
     @property
@@ -281,6 +280,9 @@ class Channel:
                     self._ended.set()
                     for asked in self._asked.values():
                         asked.answered.set()
+                if last := self._unsaid:
+                    with trio.move_on_after(CLOSE_S):
+                        await self._ws.aclose(last.code, last.reason)
                 # What was asked before the end is carried out, though nobody hears the answer.
                 with suppress(trio.WouldBlock):
                     for read in self._late:

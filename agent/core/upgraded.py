@@ -129,9 +129,26 @@ class Upgraded:
             data, self._rest = self._rest + data, b""
         self._is_sending = True
         try:
-            await self._stream.send_all(data)
+            if isinstance(self._stream, trio.SocketStream):
+                await self._send_plain(self._stream.socket, memoryview(data))
+            else:  # one that is cancelled in the middle sends nothing more by itself
+                await self._stream.send_all(data)
         finally:
             self._is_sending = False
+
+    async def _send_plain(self, socket: trio.socket.SocketType, data: memoryview) -> None:
+        """As the stream's own `send_all`. But what it had not sent when it was cancelled goes first the next time: the
+        close of a client that stands still would stand in the middle of a frame.
+        """
+        sent = 0
+        try:
+            while sent < len(data):
+                sent += await socket.send(data[sent:])
+        except OSError as err:
+            raise trio.BrokenResourceError from err
+        except trio.Cancelled:
+            self._rest = bytes(data[sent:])
+            raise
 
 
 def simple_frames(data: bytes) -> tuple[list[str], bytes, bytes, bool]:
