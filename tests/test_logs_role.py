@@ -3,7 +3,7 @@
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -507,3 +507,26 @@ async def test_a_glob_of_a_suite_on_a_disk_that_hangs_holds_up_nothing_else(
             assert (await suites.finished(other)).verdict == "passed"
         answers.set()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_client_is_told_of_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, answers = paths.outside, threading.Event()
+
+    def slow(path: str, roots: Sequence[str]) -> str | None:
+        if "mnt" in path:
+            answers.wait()
+        return outside(path, roots)
+
+    async with house(tmp_path) as here:
+        await here.start()
+        here.write(1)
+        monkeypatch.setattr(role, "SETTLE_S", 0.0)
+        monkeypatch.setattr(paths, "outside", slow)
+        for action, payload in (("watch_log", {}), ("search_log", {"regex": "x"})):
+            with pytest.raises(ActionError, match="mnt: the disk does not answer") as caught:
+                await here.bus.ask(action, {"path": f"{tmp_path}/logs/mnt", **payload})
+            assert caught.value.code == "busy"
+        monkeypatch.setattr(role, "SETTLE_S", FIRST_S)
+        found = await here.bus.ask("search_log", {"path": str(here.log), "regex": "line"})
+        assert len(found["matches"]) == 1
+        answers.set()

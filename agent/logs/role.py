@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import trio
@@ -73,6 +73,8 @@ SETTLE_S = 5.0  # s that a run's last lines may take
 KEPT = "logs.watches"
 SOURCE = "logs.source:"  # and its path
 ALERT = "logs.rules"
+
+T = TypeVar("T")
 
 
 async def run(
@@ -144,7 +146,7 @@ class _Logs:
         self._rules: dict[str, Rules] = {}  # by watch
         self._kept = KeptWatches()
         self._of_run: dict[str, trio.Event] = {}  # of runs whose logs are followed: set when it is over
-        self._searches = trio.CapacityLimiter(2)
+        self._clients = trio.CapacityLimiter(4)  # threads that ask what these want to know
         learning.measure(metrics)
         metrics.gauge("logs_sources", lambda: len(self._sources) + len(self._records))
         metrics.gauge("logs_lag_bytes", lambda: sum(log.followed.tail.lag for log in self._sources.values()))
@@ -452,14 +454,14 @@ class _Logs:
             raise ActionError("bad_payload", "expected one of path and glob")
         named = asked.path or asked.glob or ""
         where = await self._allowed(named, named if asked.path else paths.fixed(named))
-        if asked.path and (why := await trio.to_thread.run_sync(paths.unfit, where)):
+        if asked.path and (why := await self._find_out(named, partial(paths.unfit, where))):
             raise ActionError("bad_payload", f"{named}: {why}")
         if isinstance(asked.from_, int) and asked.from_ < 0:
             raise ActionError("bad_payload", f"key from: {asked.from_} is less than 0")
         if len(self._kept.watches) >= MAX_WATCHES:
             raise ActionError("too_big", f"clients watch {MAX_WATCHES} logs already", remedy="Unwatch some.")
-        id = f"m{self._kept.last + 1}"
-        watch = of_client(id, asked)
+        watch = await self._find_out(named, partial(of_client, "", asked))
+        watch.id = id = f"m{self._kept.last + 1}"
         try:
             rules = self._read_rules(watch, {})
         except RuleErrors as err:
@@ -517,14 +519,11 @@ class _Logs:
             raise ActionError("bad_payload", "expected one of regex and rule")
         path = await self._allowed(asked.path, asked.path)
         rule = rule_of(asked, (rule.spec for rules in self._rules.values() for rule in rules.rules))
-        with self._health.busy(limit=asked.budget_s + SETTLE_S):
-            try:
-                found = await trio.to_thread.run_sync(
-                    search, asked, path, rule, limiter=self._searches, abandon_on_cancel=True
-                )
-            except OSError as err:
-                code = "not_found" if isinstance(err, FileNotFoundError) else "bad_payload"
-                raise ActionError(code, f"{asked.path}: {err.strerror}") from err
+        try:
+            found = await self._find_out(asked.path, partial(search, asked, path, rule), within_s=asked.budget_s)
+        except OSError as err:
+            code = "not_found" if isinstance(err, FileNotFoundError) else "bad_payload"
+            raise ActionError(code, f"{asked.path}: {err.strerror}") from err
         for match in found.matches:
             match["template"] = self._analysis.find(match["text"].encode())
         answer: dict[str, Any] = msgspec.to_builtins(found)
@@ -534,10 +533,16 @@ class _Logs:
         """The real path of what a client names, whose fixed part is `where`. Raises ActionError."""
         if not named.startswith("/") or "\0" in named:
             raise ActionError("bad_payload", f"expected an absolute path, got {named[:200]!r}")
-        real = await trio.to_thread.run_sync(os.path.realpath, where)
-        if why := await trio.to_thread.run_sync(paths.outside, real, self._settings.roots):
+        real: str = await self._find_out(named, partial(os.path.realpath, where))
+        if why := await self._find_out(named, partial(paths.outside, real, self._settings.roots)):
             raise ActionError("forbidden", f"{named}: {why}")
         return real
+
+    async def _find_out(self, path: str, function: Callable[[], T], *, within_s: float = 0.0) -> T:
+        """What a client asks of a path. Raises ActionError where a disk does not answer, and what the function does."""
+        with self._health.asking(path, within_s=within_s), trio.move_on_after(within_s + SETTLE_S):
+            return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._clients)
+        raise ActionError("busy", f"{path}: the disk does not answer, or those that clients asked before it do not")
 
     # ---- runs --------------------------------------------------------------------------------------------------------
 
