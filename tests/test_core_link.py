@@ -117,12 +117,16 @@ async def test_a_connection_shows_its_token_and_headers(tmp_path: Path) -> None:
         (b"HTTP/1.1 301 No\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", PeerRefused, "answered 301"),
         (b"HTTP/1.1 429 No\r\nContent-Length: 0\r\n\r\n", PeerUnreachable, "answered 429"),
         (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", PeerUnreachable, "answered 503"),
-        (b"HTTP/1.1 401 No\r\nContent-Length: 9\r\n\r\nwho", PeerUnreachable, "closed the connection instead"),
+        (b"HTTP/1.1 401 No\r\nContent-Length: 9\r\n\r\nwho", PeerRefused, "answered 401 .*: who"),
+        (b"HTTP/1.0 403 No\r\n\r\nup to the end", PeerRefused, "answered 403 .*: up to the end"),
+        (b"HTTP/1.1 503 N", PeerUnreachable, "answered 503 instead of opening a websocket"),
         (b"", PeerUnreachable, "closed the connection instead of opening a websocket"),
         (b"220 mail ready\r\n", PeerUnreachable, "closed the connection instead"),
         (b"220 mail ready\r\n\r\n", PeerBrokeProtocol, "answered what is no HTTP"),
         (b"HTTP/1.1 101 Go\r\nUpgrade: websocket\r\n\r\n", PeerBrokeProtocol, "answered what is no HTTP"),
-        (b"HTTP/1.1 500 No\r\n\r\n" + b"x" * (MAX_ANSWER + 1), PeerRefused, f"more than {MAX_ANSWER} bytes"),
+        (b"HTTP/1.1 500 No\r\n\r\n" + b"x" * (MAX_ANSWER + 1), PeerUnreachable, "answered 500 .*: xxx"),
+        (b"HTTP/1.1 101 Go\r\nX: " + b"x" * (MAX_ANSWER + 1), PeerBrokeProtocol, "answered what is no HTTP"),
+        (b"x" * 3 * MAX_ANSWER, PeerBrokeProtocol, "answered what is no HTTP"),
     ],
 )
 async def test_what_does_not_open_a_websocket_is_told(answer: bytes, kind: type[PeerError], text: str) -> None:
@@ -150,6 +154,17 @@ async def test_a_server_that_says_nothing_is_given_ten_seconds(scheme: str, cloc
         error = await failure(Dial(f"{scheme}://127.0.0.1:{port}/"))
         assert "was not connected within 10 s" in error.what
         assert trio.current_time() == pytest.approx(10, abs=0.1)
+
+
+async def test_a_refusal_whose_body_does_not_come_is_told_after_ten_seconds(clock: MockClock) -> None:
+    async def refuse(stream: trio.abc.Stream) -> None:
+        await stream.send_all(b"HTTP/1.1 403 No\r\nContent-Length: 1000000\r\n\r\nno")
+        await trio.sleep_forever()
+
+    async with server(refuse) as port:
+        error = await failure(Dial(f"ws://127.0.0.1:{port}/"))
+    assert isinstance(error, PeerRefused)
+    assert error.what == f"127.0.0.1:{port} answered 403 instead of opening a websocket: no"
 
 
 @pytest.mark.parametrize(

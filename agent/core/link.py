@@ -9,6 +9,7 @@ Source: protocols/emissary.md, "Seneschal", "Link states"; protocols/packaging.m
 
 import logging
 import os
+import re
 import socket
 import ssl
 import time
@@ -52,7 +53,7 @@ CONNECT_S = 10.0  # s from the name's resolution to the upgraded websocket
 FIRST_RETRY_S, MAX_RETRY_S, GOOD_AFTER_S = 0.5, 30.0, 60.0
 REFUSED_RETRY_S = 30.0
 LOUD_AFTER_S = 60.0  # s without a connection, then an Alert: a wrong address looks just like a server that is down
-MAX_ANSWER = 64 * 1024  # bytes of an answer that is no websocket
+MAX_ANSWER = 64 * 1024  # bytes of a refusal, with its body; the library bounds what is none
 SUPERSEDED = 4001  # close code: another connection with our ident and instance took over
 REFUSALS = {"ident_taken", "unauthorized", "forbidden"}  # codes that a retry alone does not change
 
@@ -227,7 +228,7 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
         headers.append((b"Authorization", f"Bearer {read_token(dial.token_file)}".encode()))
     context = client_context(dial.tls) if secure else None
     peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    line = _Line(peer)
+    line = _Line(peer, dial.remedy)
     is_left = False
     try:
         with ungrouped():
@@ -246,7 +247,7 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
                     )
                     line.upgraded.set()
                 if limit.cancelled_caught:
-                    raise PeerUnreachable(
+                    raise line.refusal() or PeerUnreachable(
                         f"{peer} was not connected within {CONNECT_S:g} s", remedy="Look at its address."
                     )
                 limit_s = CLOSE_S
@@ -261,7 +262,7 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
                         await ws.aclose()
                 nursery.cancel_scope.cancel()
     except ConnectionRejected as err:
-        raise _rejected(peer, err, dial.remedy) from err
+        raise _rejected(peer, err.status_code, err.body or b"", dial.remedy) from err
     except (h11.ProtocolError, ProtocolError) as err:
         if is_left:
             return  # as below, when all was over: nobody missed anything
@@ -276,10 +277,10 @@ async def connect(dial: Dial, *, max_message: int = MAX_MESSAGE) -> AsyncIterato
 class _Line:
     """The byte stream below the websocket. Says how it ended while the websocket is not there to say it."""
 
-    def __init__(self, peer: str) -> None:
-        self._peer = peer
+    def __init__(self, peer: str, remedy: str) -> None:
+        self._peer, self._remedy = peer, remedy
         self._stream: trio.abc.Stream | None = None
-        self._received = 0
+        self._answer = bytearray()  # what came before it was upgraded
         self._broken: BaseException | None = None
         self._ended = trio.Event()
         self.upgraded = trio.Event()
@@ -307,9 +308,15 @@ class _Line:
         if not self.upgraded.is_set():
             if isinstance(self._broken, ssl.SSLError):
                 raise self._tls_failed(self._broken)
-            raise PeerUnreachable(
+            raise self.refusal() or PeerUnreachable(
                 f"{self._peer} closed the connection instead of opening a websocket", remedy="Look at its log."
             )
+
+    def refusal(self) -> PeerError | None:
+        """What it answered, if that was a refusal whose body did not end: many bodies do only with the connection."""
+        head, _, body = self._answer.partition(b"\r\n\r\n")
+        status = re.match(rb"HTTP/1\.[01] ([2-5]\d\d)\b", head)
+        return _rejected(self._peer, int(status[1]), body, self._remedy) if status else None
 
     def _tls_failed(self, cause: BaseException | None) -> PeerError:
         match cause:
@@ -333,13 +340,12 @@ class _Line:
             self._broken = err.__cause__
             self._ended.set()
             raise
-        self._received += len(data)
         if not data:
             self._ended.set()
-        elif not self.upgraded.is_set() and self._received > MAX_ANSWER:
-            raise PeerRefused(
-                f"{self._peer} answered more than {MAX_ANSWER} bytes that are no websocket", remedy="Look at the url."
-            )
+        elif not self.upgraded.is_set():
+            self._answer += data
+            if len(self._answer) > MAX_ANSWER and (refusal := self.refusal()):
+                raise refusal
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -382,9 +388,9 @@ def cause_of(err: OSError) -> str:
     return str(cause)
 
 
-def _rejected(peer: str, err: ConnectionRejected, remedy: str) -> PeerError:
-    body = (err.body or b"")[:200].decode("utf-8", "replace").strip()
-    what = f"{peer} answered {err.status_code} instead of opening a websocket{': ' if body else ''}{body}"
-    if err.status_code in (408, 429) or err.status_code >= 500:
+def _rejected(peer: str, status: int, body: bytes | bytearray, remedy: str) -> PeerError:
+    said = body[:200].decode("utf-8", "replace").strip()
+    what = f"{peer} answered {status} instead of opening a websocket{': ' if said else ''}{said}"
+    if status in (408, 429) or status >= 500:
         return PeerUnreachable(what, remedy="Look at its log.")
     return PeerRefused(what, remedy=remedy)
