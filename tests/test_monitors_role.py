@@ -1,5 +1,7 @@
 """The role: ticks, slots, reload, what is kept, and what a killed agent left behind."""
 
+import errno
+import os
 import shutil
 import subprocess
 from contextlib import suppress
@@ -19,6 +21,7 @@ from agent.monitors import role
 from agent.monitors.execute import execute
 from agent.monitors.history import History
 from agent.monitors.role import MARK
+from agent.monitors.session import Act, Session
 from agent.monitors.settings import Step
 from tests.monitors_house import ID, house, monitor, program
 
@@ -32,6 +35,23 @@ async def test_ticks_come_by_themselves(tmp_path: Path) -> None:
         assert [run.run for run in here.runs()[:2]] == [f"{ID}-000001", f"{ID}-000002"]
         starts = [step.started_at or 0.0 for step in here.steps()]
         assert starts == sorted(starts)
+
+
+async def test_a_run_that_we_cannot_go_on_with_has_each_line_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(session: Session, now: float) -> list[Act]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Session, "tick", fail)
+    body = "shake(); hear(); say('Step OK'); hear(); time.sleep(600)"
+    given = monitor(program(tmp_path, body), steps=("A", Step(name="B", timeout=0.1), "C"))
+    async with house(tmp_path, given) as here:
+        steps = await here.run_once()
+        [run] = here.runs()
+    assert [(step.step, step.state) for step in steps] == [("A", "ok"), ("B", "not_run"), ("C", "not_run")]
+    assert (run.ended_by, run.signal) == ("kill", "SIGKILL")
+    assert f"monitor given up monitor={ID} error=[Errno 5] Input/output error" in caplog.text
 
 
 async def test_a_run_longer_than_its_interval_is_not_run_twice(tmp_path: Path) -> None:

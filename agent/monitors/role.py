@@ -329,7 +329,11 @@ class _Monitors:
                     leaves=self._leaves,
                 )
             except (AgentError, OSError) as err:
-                return self._refuse(monitor, run, "start_failed", str(err), began)
+                if session.state != "over":
+                    return self._refuse(monitor, run, "start_failed", str(err), began)
+                log.warning("monitor given up monitor=%s error=%s", monitor.id, err)  # its steps have their lines
+                self._over(monitor, run, session, KILLED, began)
+                return session.has_result
             except BaseException:  # cancelled: its steps have their lines if it was started at all
                 if session.state == "over":
                     self._over(monitor, run, session, KILLED, began)
