@@ -116,6 +116,31 @@ def test_a_shell_reads_the_scripts(init: str) -> None:
     subprocess.run(["sh", "-n"], input=text, check=True)
 
 
+@pytest.mark.parametrize(
+    ("option", "started", "stopped"),
+    [
+        ("--stdout", ["to /var/log/agent.log", ""], ["by OpenRC"]),
+        ("--output", ["to", "--output /var/log/agent.log"], ["--stop", "--remove-pidfile", "--name agent"]),
+    ],
+    ids=["its own", "dpkg's"],
+)
+def test_openrc_does_with_either_start_stop_daemon(
+    tmp_path: Path, option: str, started: list[str], stopped: list[str]
+) -> None:
+    argv = [sys.executable, "-m", "agent", "install", "--print-service", "openrc"]
+    script = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tool = tmp_path / "start-stop-daemon"
+    tool.write_text(f'#!/bin/sh\necho "{option} FILE" "$@"\n')
+    tool.chmod(0o755)
+    ours = 'ebegin() { :; }; eend() { :; }; default_stop() { echo "by OpenRC"; }\n'
+    asked = '\nstart_pre; echo "to ${output_log-}" | sed "s/ $//"; echo "${start_stop_daemon_args-}"; stop\n'
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", script + ours + asked], capture_output=True, text=True, check=True, env=environ)
+    *first, last = done.stdout.splitlines()
+    assert first == started
+    assert all(word in last for word in stopped)
+
+
 class Copy:
     """A copy of this machine, until it is closed."""
 
