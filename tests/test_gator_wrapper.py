@@ -291,7 +291,13 @@ async def test_a_metric_behind_the_end_is_refused_and_a_message_is_passed_on(tmp
 
 
 @pytest.mark.parametrize(
-    ("script", "result", "code"), [("exit 0", "SUCCESS", 0), ("exit 3", "FAILURE", 3), ("kill $$", "FAILURE", 255)]
+    ("script", "result", "code"),
+    [
+        ("exit 0", "SUCCESS", 0),
+        ("exit 3", "FAILURE", 3),
+        ("kill $$", "FAILURE", 255),
+        ("sh -c 'kill $$'; exit", "FAILURE", 255),
+    ],
 )
 async def test_a_stop_behind_the_end_of_the_task_changes_nothing_unless_a_signal_ended_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, result: str, code: int

@@ -192,7 +192,7 @@ class Wrapper:
                 exit_ = await child.stop([Step(signal.SIGTERM, GRACE_S)])
             else:
                 ended = child.look()
-                self._has_ended = ended is not None and ended.signal is None  # else by who stops us, perhaps (scancel)
+                self._has_ended = ended is not None and not _is_killed(ended)  # else by who stops us, perhaps (scancel)
                 exit_ = await child.finish()
             nursery.cancel_scope.cancel()
         return exit_
@@ -403,6 +403,11 @@ class Wrapper:
                 return {}
             case action:
                 raise wrong(f"Unknown action '{action}'")
+
+
+def _is_killed(exit_: Exit) -> bool:
+    """By a signal; a shell whose own child was ended by one says so by its code."""
+    return exit_.signal is not None or exit_.code in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
 
 
 def _used(stat: Stat) -> tuple[int, int, int] | None:
