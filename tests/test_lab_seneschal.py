@@ -184,8 +184,7 @@ async def test_a_full_disk_is_told_of_and_what_was_not_kept_is_kept_later(
         took = await until(lambda: caplog.text.count("the queue is not on the disk") >= 3)
         assert took >= 30  # and no line each second
         disk.execute("PRAGMA max_page_count = 1000000")
-        with trio.fail_after(100_000):
-            await lab.seneschal.changed()
+        await until(lab.seneschal._changed.is_set)
     async with Lab(tmp_path).up() as lab:
         assert [row.suite["id"] for row in lab.seneschal.runs()] == ["login"]
 
