@@ -23,7 +23,7 @@ from agent.core.events import (
     TestStarted,
 )
 from agent.core.processtree import tree
-from tests.suites_house import R, house, tap
+from tests.suites_house import R, artifact, house, tap
 
 
 async def test_a_run_that_is_known_starts_nothing_again(tmp_path: Path) -> None:
@@ -123,6 +123,30 @@ async def test_an_interrupted_run_is_reported_once_with_what_had_finished(tmp_pa
         assert tree(R[1]) == []
     async with house(tmp_path) as here:
         assert len(await here.events(SuiteFinished)) == 1
+
+
+async def test_an_interrupted_run_is_torn_down_once_before_it_is_reported(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        with here.bus.subscribe(TestFinished) as results:
+            await here.order(
+                command=tap("echo 1..2; echo ok 1 - a; sleep 600"),
+                setup=[["sh", "-c", "echo $MARK up; touch up"]],
+                teardown=[["sh", "-c", "rm up; echo $MARK torn >> torn"], ["sh", "-c", "echo also; exit 4"]],
+                env={"MARK": "it is"},
+            )
+            await anext(results)
+        assert (here.project / "up").exists()
+    for _ in range(2):
+        async with house(tmp_path) as here:
+            finished = await here.finished()
+            assert (finished.verdict, finished.reason) == ("aborted", "interrupted")
+            assert [(warning.code, "exit code 4" in warning.text) for warning in finished.warnings] == [
+                ("teardown", True)
+            ]
+            assert artifact(finished, "setup.log") == b"it is up\n"
+            assert artifact(finished, "teardown.log") == b"also\n"
+        assert not (here.project / "up").exists()
+        assert (here.project / "torn").read_text() == "it is torn\n"
 
 
 async def test_a_run_whose_folder_was_removed_while_the_agent_was_down_is_reported(tmp_path: Path) -> None:

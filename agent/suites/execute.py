@@ -46,6 +46,7 @@ from agent.suites.runs import Run
 
 log = logging.getLogger(__name__)
 
+TEARDOWN_S = 600.0  # for the teardown of a run that was interrupted
 COVERAGE_S = 120.0  # for the last look of the coverage and its report, before the run ends without
 REPORT_AGAIN_S = 5.0  # a report that cannot be written (disk full) is tried again that often
 T = TypeVar("T")
@@ -99,8 +100,7 @@ class Execution:
             self.over.set()
 
     async def _prepare_and_drive(self, roots: tuple[str, ...], only: tuple[Only, ...]) -> None:
-        run = self.run
-        env = environ(os.environ, keep=run.suite.env_pass) | run.suite.env
+        env = self._env()
         async with self._captured("setup.log") as setup:
             project = await self._unless_ended(partial(self._fetch, roots, setup))
             if project is None:
@@ -149,6 +149,24 @@ class Execution:
         for argv in self.run.suite.setup:
             await command(argv, project, env, mark=self.run.run, log=setup, limits=_child_limits(self.run))
         return project
+
+    def _env(self) -> dict[str, str]:
+        return environ(os.environ, keep=self.run.suite.env_pass) | self.run.suite.env
+
+    async def tear_down(self, roots: tuple[str, ...]) -> None:
+        """The suite's teardown, for a run that an earlier process left unfinished; none where it had no files yet."""
+        suite = self.run.suite
+        is_here = suite.source is None or suite.source.dir is not None or (self._folder / "source").exists()
+        if not suite.teardown or not is_here:
+            return
+        log.info("tearing down run=%s", self.run.run)
+        try:
+            with trio.fail_after(TEARDOWN_S):  # no run begins before
+                self._folder.mkdir(parents=True, exist_ok=True)
+                async with self._captured("teardown.log") as said:  # what the run itself wrote stays in setup.log
+                    await self._tear_down(await self._fetch(roots, said), self._env(), said)
+        except* (AgentError, OSError, trio.TooSlowError) as group:
+            self._warnings += [Warned("teardown", str(err) or "took too long") for err in each(group)]
 
     async def _tear_down(self, project: Path, env: dict[str, str], setup: Capture) -> None:
         for argv in self.run.suite.teardown:

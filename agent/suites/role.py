@@ -446,7 +446,7 @@ class _Suites:
     async def _report_interrupted(
         self, suite: Suite, received: RunReceived, attempt: int, began: float | None, reporting: RunChanged | None
     ) -> None:
-        """The service or the machine went down in mid-run: what had finished stands, the rest is aborted."""
+        """The service or the machine went down in mid-run: what had finished stands, the rest is aborted, torn down too."""
         execution = self._execution(suite, received, attempt, slot=0, began=began)
         run = execution.run
         run.state = "running"
@@ -462,6 +462,7 @@ class _Suites:
                 execution.tell(_interrupted(suite, run.run, file, name, case, attempt, started))
             if not (left.tests or left.is_complete):
                 execution.tell(execution.rest("aborted", "interrupted"))
+            await execution.tear_down(self._settings().roots)  # before a slot is offered
         await execution.report()
 
     async def _left_over(self, run: str) -> "_Left":
