@@ -437,3 +437,13 @@ async def test_agents_are_registered_at_once_where_that_is_switched_on(lab: Lab)
         async with attached(lab) as agent:
             await agent.until(lambda: len(agent.heard) >= 8)
             assert (await client.get("/api/agents/lab-07")).json()["status"] in ("REGISTERING", "REGISTERED")
+
+
+async def test_who_logged_in_is_known_after_the_lab_was_restarted(tmp_path: Path) -> None:
+    async with lab_in(tmp_path / "lab") as lab, user_of(lab) as user:
+        shown = {"authorization": user.headers["authorization"]}
+        kept = tmp_path / "lab/login"
+        assert await trio.to_thread.run_sync(lambda: kept.stat().st_mode & 0o777) == 0o600
+    async with lab_in(tmp_path / "lab") as lab, client_of(lab, "") as client:
+        assert (await client.get("/api/agents", headers=shown)).status_code == 200
+        assert (await client.post("/api/login", headers=shown)).headers["authorization"] == shown["authorization"][7:]

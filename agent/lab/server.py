@@ -17,7 +17,6 @@ import fcntl
 import html
 import logging
 import os
-import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -193,7 +192,7 @@ async def serve_lab(
     lock = _lock(data)
     try:
         token_file = data / "token"
-        user = secrets.token_urlsafe(32)  # what Drill's login gives, until the lab ends
+        user = own_token(data / "login")  # what Drill's login gives: who has it need not hear of a restart
         guard = Guard([(own_token(token_file), "control"), (user, "read")], {}, False, hub.origins, trio.current_time)
         metrics = Metrics()
         is_open = is_loopback(listen.split_address(address)[0])
