@@ -6,7 +6,9 @@ import msgspec
 
 Right = Literal["read", "control"]
 _PORT = r"[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
-Address = Annotated[str, msgspec.Meta(pattern=rf"^\S+:({_PORT})$", description="HOST:PORT")]
+Address = Annotated[
+    str, msgspec.Meta(pattern=rf"^([^\s:\[\]]+|\[[^\s\[\]]+\]):({_PORT})$", description="HOST:PORT, or [IPV6]:PORT")
+]
 Origin = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[^/\s]+$", description="http(s)://HOST[:PORT], without a path")
 ]
