@@ -128,7 +128,7 @@ async def test_a_disk_that_hangs_is_told_and_starves_nothing(
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, "/mnt/quick", 9)
-            nursery.start_soon(ask, "/mnt/b", 25)
+            nursery.start_soon(ask, "/mnt/b\udcff", 25)
             nursery.start_soon(ask, "/mnt/a", 95)
             for number in range(12):
                 nursery.start_soon(ask, f"/srv/{number:02d}", 35)
@@ -139,7 +139,7 @@ async def test_a_disk_that_hangs_is_told_and_starves_nothing(
     texts = [alert.text if isinstance(alert, Alert) else f"{alert.code} cleared" for alert in told]
     some = ", ".join(f"/srv/{number:02d}" for number in range(7))
     assert texts == [
-        f"the disk does not answer for /mnt/a, /mnt/b, {some[:-9]} and 6 more",
+        f"the disk does not answer for /mnt/a, /mnt/b\\xff, {some[:-9]} and 6 more",
         f"the disk does not answer for /mnt/a, {some} and 5 more",
         "the disk does not answer for /mnt/a",
         "disk.hung cleared",

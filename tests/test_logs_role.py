@@ -289,6 +289,27 @@ async def test_new_files_of_a_glob_are_read_from_their_beginning(tmp_path: Path)
         assert {event.path for event in await here.journal(LogMatched)} == {str(here.log)}
 
 
+async def test_a_name_that_is_no_text_is_followed_and_shown(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.log")
+    async with house(tmp_path) as here:
+        watch = LogWatch(name="g", glob=f"{tmp_path}/logs/*.log")
+        scope = await here.start(watch)
+        with here.bus.subscribe(LogMatched) as events:
+            here.write(1, name=name)
+            event = await first(events)
+            assert (event.path, event.captures["n"]) == (f"{tmp_path}/logs/\\xff.log", "1")
+            scope.cancel()
+            here.write(2, name=name)
+            scope = await here.start(watch)
+            assert await numbers(events, 1) == ["2"]
+            assert [source["path"] for source in (await here.bus.ask("list_logs", {}))["sources"]] == [event.path]
+            (tmp_path / "logs" / name).unlink()
+            scope.cancel()
+            await here.start(watch)
+            here.write(3, name="b.log")
+            assert await numbers(events, 1) == ["3"]
+
+
 async def test_a_client_watches_and_is_remembered(tmp_path: Path) -> None:
     tables = [{"id": "mine", "regex": "mine"}]
     async with house(tmp_path) as here:

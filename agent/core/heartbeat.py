@@ -80,7 +80,7 @@ async def beat(supervisor: Supervisor, store: Store, publish: Publish) -> NoRetu
 
 
 def _hung(paths: Mapping[str, float], now: float) -> Alert:
-    shown = sorted(paths)[:SHOWN]
+    shown = [path.encode(errors="surrogateescape").decode(errors="backslashreplace") for path in sorted(paths)[:SHOWN]]
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
     return Alert(
         code=HUNG,

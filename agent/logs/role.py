@@ -45,8 +45,8 @@ from agent.logs.active import Active
 from agent.logs.disk import is_new
 from agent.logs.follow import Followed
 from agent.logs.learning import Learning
+from agent.logs.matched import shown
 from agent.logs.messages import (
-    Labelled,
     LabelLog,
     Logs,
     Reloaded,
@@ -261,7 +261,8 @@ class _Logs:
 
     async def _begin_gone(self, watch: Watch) -> None:
         """Follow what a glob found before and finds no more, renamed or not, and what came and was rotated since."""
-        for key in await self._store.keys(f"{SOURCE}/"):
+        there = {source.key for path, source in self._sources.items() if SOURCE + path != source.key}  # no UTF-8
+        for key in {*await self._store.keys(f"{SOURCE}/")} - there:
             path = key.removeprefix(SOURCE)
             if fnmatch(path, watch.pattern) and not await self.follower.ask(path, os.path.lexists, path):
                 done: Done = await self._store.get(key, Done) or Done()
@@ -332,7 +333,7 @@ class _Logs:
         if watch.is_remote and (why := await self.follower.ask(path, paths.refused, path, self._settings.roots)):
             log.warning("not followed path=%s why=%s", path, why)
             return
-        key = SOURCE + path
+        key = SOURCE + shown(os.fsencode(path))
         done: Done = await self._store.get(key, Done) or Done()
         if watch.id not in self._watches:  # it ended meanwhile
             return
@@ -354,7 +355,7 @@ class _Logs:
             if path not in self._refused:
                 self._refused.add(path)
                 detail = f"{MAX_SOURCES} logs are followed already"
-                self._bus.publish(LogSource(path=path, what="limit", generation=0, detail=detail))
+                self._bus.publish(LogSource(path=key.removeprefix(SOURCE), what="limit", generation=0, detail=detail))
             return
         bus, store, metrics = self._bus, self._store, self._metrics
         source = Source(path, key, self._active.now, self._analysis, bus=bus, store=store, metrics=metrics)
@@ -416,7 +417,7 @@ class _Logs:
                 await self.follower.hears(source.followed)
                 await source.followed.run()
             finally:
-                if self._sources.get(source.path) is source:  # else it was dropped, and is forgotten
+                if self._sources.get(source.followed.tail.path) is source:  # else it was dropped, and is forgotten
                     source.end()
 
     def _end(self, id: str) -> None:
@@ -436,7 +437,7 @@ class _Logs:
     def _drop(self, source: Source) -> None:
         """Nobody watches it any more, or it is gone."""
         source.end()
-        del self._sources[source.path]
+        del self._sources[source.followed.tail.path]
         source.scope.cancel()
         self.follower.drop(source.followed)
         self._store.forget(source.key)
@@ -509,8 +510,7 @@ class _Logs:
         """`{event | text, class}` -> `{updated}`: the line is of that class (null: a normal one), which is learned."""
         asked = read(payload, LabelLog)
         await self._labelling.learn(asked, self._analysis)
-        answer: dict[str, Any] = msgspec.to_builtins(Labelled(updated=True))
-        return answer
+        return {"updated": True}
 
     async def search_log(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{path, regex | rule, ...}` -> `{matches, scanned, complete, next, ...}`: what stands in a log's history."""

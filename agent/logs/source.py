@@ -8,6 +8,7 @@ Source: protocols/logs.md 2.1, 2.3, 3 ("Limits") and 5.
 
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -194,8 +195,8 @@ class Source:
     def __init__(
         self, path: str, key: str, active: Active, analysis: Analysis, *, bus: Bus, store: Store, metrics: Metrics
     ) -> None:
-        self.path, self.key, self._active, self._analysis = path, key, active, analysis
-        self.stream = analysis.stream(path, lambda: active(None), trio.current_time())
+        self.path, self.key, self._active, self._analysis = shown(os.fsencode(path)), key, active, analysis
+        self.stream = analysis.stream(self.path, lambda: active(None), trio.current_time())
         self._analysed = (0, 0)  # generation and offset: to there lines were looked at
         self._bus, self._store, self._metrics = bus, store, metrics
         self.scope = trio.CancelScope()
