@@ -446,7 +446,7 @@ class _Suites:
     async def _report_interrupted(
         self, suite: Suite, received: RunReceived, attempt: int, began: float | None, reporting: RunChanged | None
     ) -> None:
-        """The service or the machine went down in mid-run: what had finished stands, the rest is aborted and torn down."""
+        """The service or the machine went down in mid-run: what had finished stands, the rest is aborted; tear down."""
         execution = self._execution(suite, received, attempt, slot=0, began=began)
         run = execution.run
         run.state = "running"
