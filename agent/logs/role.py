@@ -304,7 +304,7 @@ class _Logs:
             self.follower.seek(watch.pattern)
 
     async def _rescan(self, found: dict[str, list[str]]) -> None:
-        """New files of globs, and those that are there no more; `found` is what each glob finds now."""
+        """New files of globs, and those that are there no more; `found` is what globs find now."""
         if self._pending is not None:  # they are being looked for
             return
         globs = [self._watches[id] for id in self._globs]
@@ -321,7 +321,7 @@ class _Logs:
             if is_over and source.wants.keys() <= self._globs:
                 self._drop(source)
                 self._keep(replace(self._kept, seen=self._clock()))
-        there = {path for named in found.values() for path in named}
+        there = {path for named in self.follower.found.values() for path in named}
         self._passed = {path: known for path, known in self._passed.items() if path in there}
 
     async def _is_new(self, path: str) -> bool:

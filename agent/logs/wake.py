@@ -67,8 +67,8 @@ class _Worker:
 
 
 class Follower:
-    """All logs. `rescan` gets what all globs found last, by glob: when that changes, and every few seconds. The
-    `blocks` are for all logs.
+    """All logs. `rescan` gets what globs find, by glob: when that changes, and every few seconds; not those of a disk
+    that hangs. `found` is what all of them found last. The `blocks` are for all logs.
     """
 
     def __init__(self, rescan: Callable[[dict[str, list[str]]], Awaitable[None]], health: Health) -> None:
@@ -76,7 +76,7 @@ class Follower:
         self._rescan, self._health = rescan, health
         self._looks: dict[Followed, tuple[CData, CData]] = {}  # a struct look, and its path
         self._names: dict[tuple[str, str], list[Followed]] = {}  # by folder, and the name that inotify tells
-        self._sought, self._found = Counter[str](), dict[str, list[str]]()
+        self._sought, self.found = Counter[str](), dict[str, list[str]]()
         self._places: dict[Followed | str, set[tuple[str, str]]] = {}  # of each source and glob, once they are known
         self._wanted: Counter[str] = Counter()
         self._folders: dict[int, str] = {}
@@ -258,8 +258,8 @@ class Follower:
                     nursery.cancel_scope.cancel()
                 now = trio.current_time()
                 if found != before or now >= told_at + RESCAN * POLL_S:
-                    self._found = {glob: self._found.get(glob, []) for glob in self._sought} | found
-                    await self._rescan(self._found)
+                    self.found = {glob: self.found.get(glob, []) for glob in self._sought} | found
+                    await self._rescan(found)
                     told_at = now
                 before = found
                 waiting = [source for source in sources if source.is_waiting]
