@@ -181,12 +181,9 @@ class Service:
         self.effective, self.load, self._given = effective, load, given
         _warn(effective)
         self.metrics = Metrics()
-        settings = self.effective.settings
+        folder, state = state_dir(effective.settings), effective.settings.state
         self.store: Store = open_store(
-            state_dir(settings),
-            group_commit_s=settings.state.group_commit_ms / 1000,
-            journal_max=settings.state.journal_max,
-            reserve=settings.state.reserve,
+            folder, group_commit_s=state.group_commit_ms / 1000, journal_max=state.journal_max, reserve=state.reserve
         )
         self.bus = Bus(self.store)
         self.supervisor = Supervisor(self._role_changed)
@@ -264,7 +261,7 @@ class Service:
         waiting, since = -1, trio.current_time()
         while waiting and trio.current_time() - since < STUCK_S:
             owed = (await self.store.depths()).items()  # to a peer that the settings do not have any more, too
-            now = sum(depth.waiting - depth.held for sink, depth in owed if getattr(self.effective.settings, sink).url)
+            now = sum(depth.waiting - depth.held for sink, depth in owed if sink in self.effective.settings.sinks)
             if now != waiting:
                 waiting, since = now, trio.current_time()
             if waiting:
@@ -341,6 +338,7 @@ class Service:
                     await self.supervisor.start(role)
             for name in before.keys() - after.keys():
                 await self.supervisor.stop(name)
+            self.store.owe_only(new.settings.sinks)
             rules = await self._reload_rules()
             self.bus.publish(Reloaded())
             log.info("reloaded changed=%s needs_restart=%s", ",".join(changed) or "nothing", ",".join(needs_restart))

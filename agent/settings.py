@@ -101,6 +101,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The machine's name in the lab: `ident`, by default the host name."""
         return self.ident or socket.gethostname()
 
+    @property
+    def sinks(self) -> set[str]:
+        """The peers that are told of events, by table."""
+        return {name for name in ("mimir", "polarize", "cibus", "eman", "seneschal") if getattr(self, name).url}
+
 
 DEFAULT_TOKEN = "token"  # of control.tokens, made at the first start
 MACHINES_STATE = Path("/var/lib/agent")  # of the service, and of root

@@ -17,7 +17,7 @@ import trio
 from agent import app
 from agent.app import ROLE_TABLES, Service
 from agent.core.config import ConfigErrors, Effective
-from agent.core.events import RoleChanged, SlotsChanged
+from agent.core.events import RoleChanged, RunChanged, SlotsChanged
 from agent.settings import Given, Settings, load_settings, state_dir
 from tests.monitors_house import program
 
@@ -109,6 +109,25 @@ async def test_reloads_at_once_come_one_after_the_other(tmp_path: Path) -> None:
             assert service.supervisor.runs("gator")
         assert service.supervisor.status["files"].restarts == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_a_reload_takes_out_is_owed_nothing_more(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(f'{SETTINGS.format(folder=tmp_path)}[mimir]\nurl = "ws://127.0.0.1:1/mimir"\n')
+    given = Given((file,))
+    service = Service(load_settings(given), lambda: load_settings(given), given)
+    owed = list[int]()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(service.run)
+        for run in ("r-1", "r-2"):
+            service.bus.publish(RunChanged(run=run, state="running"))
+            await service.store.commit()
+            owed.append((await service.store.depths())["mimir"].waiting)
+            file.write_text(SETTINGS.format(folder=tmp_path))
+            await service.bus.ask("reload", {})
+        nursery.cancel_scope.cancel()
+    assert owed[0] > 0
+    assert owed[1] == owed[0]
 
 
 async def test_its_end_waits_for_no_peer_that_the_settings_do_not_have(

@@ -11,7 +11,7 @@ import trio
 from agent.core.bus import Bus
 from agent.core.errors import StoreError
 from agent.core.events import Alert, AlertCleared, AnyEvent, RunChanged, decode
-from agent.core.store import Depth, Outbox, Store, open_store
+from agent.core.store import MAX_PENDING, Depth, Outbox, Store, open_store
 
 
 def cleared(code: str) -> AlertCleared:
@@ -243,6 +243,51 @@ async def test_a_sink_that_was_switched_off_keeps_nothing_back(tmp_path: Path) -
                 assert (await store.depths())["mimir"].waiting == 1
             nursery.cancel_scope.cancel()
         store.close()
+
+
+async def test_a_peer_that_is_taken_out_of_the_settings_is_owed_nothing_more(store: Store) -> None:
+    boxes = [store.owe(sink, only_cleared) for sink in ("mimir", "gone")]
+    store.append(cleared("before"), 1.0)
+    store.owe_only({"mimir", "polarize"})
+    store.append(cleared("behind"), 1.0)
+    await store.commit()
+    assert [codes(await box.peek()) for box in boxes] == [["before", "behind"], ["before"]]
+
+
+async def test_only_the_last_value_of_a_checkpoint_waits_for_a_full_disk(tmp_path: Path) -> None:
+    store, had_room = open_store(tmp_path, reserve=4096), list[bool]()
+    for n in range(100_000):
+        store.put("k", [n])
+    store.put("other", "x" * (MAX_PENDING - 100))
+    had_room.append(store.has_room)
+    store.put("other", "x" * (MAX_PENDING + 100))
+    store.forget("gone")
+    had_room.append(store.has_room)
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    async with trio.open_nursery() as nursery:
+        store._db.execute(f"PRAGMA max_page_count = {pages}")  # what SQLite sees of a full disk
+        nursery.start_soon(store.run)
+        await store.wait_full()
+        store.put("other", "last")
+        store.put("gone", "again")
+        store._db.execute("PRAGMA max_page_count = 1000000")
+        await store.commit()
+        kept = [await store.get("k", list[int]), await store.get("other", str), await store.get("gone", str)]
+        assert kept == [[99_999], "last", "again"]
+        had_room.append(store.has_room)
+        nursery.cancel_scope.cancel()
+    store.close()
+    assert had_room == [True, False, True]
+
+
+def test_nobody_else_may_read_the_store(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        store = open_store(tmp_path, reserve=4096)
+        store.close()
+    finally:
+        os.umask(before)
+    assert {path.name for path in tmp_path.iterdir() if path.stat().st_mode & 0o077} == set()
 
 
 async def test_a_full_disk_gives_up_the_reserve_and_loses_nothing(tmp_path: Path, nursery: trio.Nursery) -> None:

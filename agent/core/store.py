@@ -16,9 +16,8 @@ import logging
 import os
 import sqlite3
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,10 @@ CREATE INDEX outbox_sink ON outbox(sink, n);
 CREATE TABLE checkpoint(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE kept(run TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+
+
+_Order = tuple[str, tuple[Any, ...]]  # SQL and its values
+_Checkpoints = dict[str, bytes | None]  # by key; None: to be dropped
 
 
 class Owed(msgspec.Struct, frozen=True):
@@ -81,7 +84,8 @@ class Store:
         self._group_commit_s, self._journal_max, self._reserve, self._lock = group_commit_s, journal_max, reserve, lock
         self._wants: dict[str, Callable[[AnyEvent], bool]] = {}
         self._rows: list[_Row] = []
-        self._orders: list[tuple[str, tuple[Any, ...]]] = []
+        self._orders: list[_Order] = []
+        self._checkpoints: _Checkpoints = {}
         self._states: dict[str, Callable[[], Any]] = {}  # checkpoints that are made when they are written
         self._pending_bytes = 0
         self._asked = self._done = 0  # tickets: appended or ordered so far, and of these on disk
@@ -104,6 +108,10 @@ class Store:
         self._wants[sink] = wants
         return Outbox(self, sink)
 
+    def owe_only(self, sinks: Collection[str]) -> None:
+        """From now on nothing is owed to any other, and what is already keeps no event in the journal."""
+        self._wants = {sink: wants for sink, wants in self._wants.items() if sink in sinks}
+
     def append(self, event: AnyEvent, at: float) -> None:
         """Take an event for the journal and the outboxes. It is durable when `commit()` returns."""
         run, test = scope(event)
@@ -115,7 +123,7 @@ class Store:
     def put(self, key: str, value: Any) -> None:
         """Keep a checkpoint (anything msgspec encodes as JSON), in the transaction of what was appended before it."""
         self._states.pop(key, None)
-        self._order("INSERT OR REPLACE INTO checkpoint VALUES(?, ?)", key, msgspec.json.encode(value))
+        self._replace(key, msgspec.json.encode(value))
 
     def keep_up(self, key: str, state: Callable[[], Any]) -> None:
         """Keep a checkpoint as put() does, of what `state` gives when the transaction is written: once for all that
@@ -128,7 +136,7 @@ class Store:
     def forget(self, key: str) -> None:
         """Drop a checkpoint."""
         self._states.pop(key, None)
-        self._order("DELETE FROM checkpoint WHERE key = ?", key)
+        self._replace(key, None)
 
     def keep(self, run: str) -> None:
         """The run's events stay in the journal, however old, until `release(run)`."""
@@ -162,7 +170,13 @@ class Store:
     @property
     def _is_behind(self) -> bool:
         """Is there something to write?"""
-        return bool(self._rows or self._orders or self._states)
+        return bool(self._rows or self._orders or self._checkpoints or self._states)
+
+    def _replace(self, key: str, value: bytes | None) -> None:
+        """Only the last value of a checkpoint waits for the disk, which may be full for long."""
+        before = self._checkpoints.get(key)
+        self._checkpoints[key] = value
+        self._touch(max(0, len(value or b"") - len(before or b"")))
 
     def _order(self, sql: str, *values: Any) -> None:
         self._orders.append((sql, values))
@@ -216,12 +230,14 @@ class Store:
             self.put(key, state())
         rows, self._rows = self._rows, []
         orders, self._orders = self._orders, []
+        checkpoints, self._checkpoints = self._checkpoints, {}
         ticket, size, self._dirty = self._asked, self._pending_bytes, trio.Event()
         try:
             with trio.CancelScope(shield=True):  # a commit under way is never abandoned: its numbers are given
-                await trio.to_thread.run_sync(self._write, rows, orders, limiter=self._one_writer)
+                await trio.to_thread.run_sync(self._write, rows, checkpoints, orders, limiter=self._one_writer)
         except sqlite3.Error as err:
             self._rows, self._orders = rows + self._rows, orders + self._orders
+            self._checkpoints = checkpoints | self._checkpoints
             self._dirty.set()
             if not _is_full(err, self.folder):
                 raise StoreError(
@@ -248,10 +264,9 @@ class Store:
                 take(events)
         self._told += len(rows)
 
-    def _write(self, rows: list[_Row], orders: list[tuple[str, tuple[Any, ...]]]) -> None:
+    def _write(self, rows: list[_Row], checkpoints: _Checkpoints, orders: list[_Order]) -> None:
         seq, n = self.seq, self._n
-        events: list[tuple[Any, ...]] = []
-        owed: list[tuple[Any, ...]] = []
+        events, owed = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
         for row in rows:
             seq += 1
             events.append((seq, row.at, row.kind, row.run, row.test, row.data))
@@ -263,6 +278,8 @@ class Store:
         try:
             db.executemany("INSERT INTO journal VALUES(?, ?, ?, ?, ?, ?)", events)
             db.executemany("INSERT INTO outbox(n, sink, seq) VALUES(?, ?, ?)", owed)
+            db.executemany("DELETE FROM checkpoint WHERE key = ?", [(key,) for key in checkpoints])
+            db.executemany("INSERT INTO checkpoint VALUES(?, ?)", [kept for kept in checkpoints.items() if kept[1]])
             for sql, values in orders:
                 if sql is _RENUMBER:
                     n += 1
@@ -288,7 +305,7 @@ class Store:
         )
         if (pages - free) * size <= self._journal_max:
             return
-        # A sink that the settings name no more keeps nothing back; what it was owed goes with the events.
+        # Who is told no more keeps nothing back; what it was owed goes with the events.
         sinks = tuple(self._wants)
         named = ",".join("?" * len(sinks))
         floor = db.execute(f"SELECT min(seq) FROM outbox WHERE sink IN ({named})", sinks).fetchone()[0]
@@ -506,9 +523,9 @@ def open_store(
             f"{folder}: {another} uses this state directory", remedy="Stop it, or give this one its own state.dir."
         ) from err
     try:
+        os.close(os.open(folder / "store.db", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # suites' passwords
         _make_reserve(folder / "reserve", reserve)
-        make = partial(Store, group_commit_s=group_commit_s, journal_max=journal_max, reserve=reserve, lock=lock)
-        return make(folder)
+        return Store(folder, group_commit_s=group_commit_s, journal_max=journal_max, reserve=reserve, lock=lock)
     except StoreError:
         os.close(lock)
         raise
