@@ -531,21 +531,21 @@ def open_store(
         raise
     except (sqlite3.Error, OSError) as err:
         os.close(lock)
-        raise StoreError(f"{folder / 'store.db'}: {err}", remedy=_remedy(err, folder)) from err
+        raise StoreError(f"{folder / 'store.db'}: {err.args[-1]}", remedy=_remedy(err, folder)) from err
 
 
+_CLOSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 _OWNER = "Give it, with all that is in it, to the user who runs the agent (chown -R), or set another state.dir."
 
 
 def _remedy(err: sqlite3.Error | OSError, folder: Path) -> str:
     """What a person can do about a store that does not open."""
+    code = getattr(err, "sqlite_errorcode", 0) & 0xFF
+    if isinstance(err, PermissionError) or code in _CLOSED:
+        return _OWNER
     if isinstance(err, OSError) or _is_full(err, folder):
         return "Make room on the disk, or set state.dir to another one."
-    match getattr(err, "sqlite_errorcode", 0) & 0xFF:
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-            return _OWNER
-        case _:
-            return "Move the file away to begin with an empty store; keep it for analysis."
+    return "Move the file away to begin with an empty store; keep it for analysis."
 
 
 def _connect(path: Path) -> sqlite3.Connection:
