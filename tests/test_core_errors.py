@@ -1,8 +1,9 @@
 """Every error says what, where and what to do."""
 
+import os
 from pathlib import Path
 
-from agent.core.errors import ActionError, ConfigError, DocumentError, told, unwrap
+from agent.core.errors import ActionError, ConfigError, DocumentError, shown, told, unwrap
 
 
 def test_a_config_error_names_file_line_key_and_remedy() -> None:
@@ -39,3 +40,7 @@ def test_of_a_bug_only_its_type_is_told() -> None:
     assert told(FileNotFoundError(2, "No such file or directory", "/x")) == "[Errno 2] No such file or directory: '/x'"
     assert told(ValueError("Illegal header value b'Bearer sesame'")) == "ValueError; the log says where"
     assert told(OSError()) == "OSError; the log says where"
+
+
+def test_bytes_that_are_no_text_are_shown() -> None:
+    assert shown(os.fsdecode(b"/a\xff\xc3\xa9")) == "/a\\xffé"

@@ -5,7 +5,7 @@ import os
 import msgspec
 import pytest
 
-from agent.files.looks import ATTRIB, MODIFY, Seen, change, remote_devices, shown
+from agent.files.looks import ATTRIB, MODIFY, Seen, change, remote_devices
 
 FILE = Seen(1, 10, 3, 1000, 0o100644, 0, 0)
 FOLDER = Seen(1, 11, 4096, 1000, 0o040755, 0, 0)
@@ -46,7 +46,3 @@ def test_filesystems_that_others_may_change_are_found_by_their_device() -> None:
 """
     assert remote_devices(mountinfo) == {os.makedev(0, 45), os.makedev(0, 46), os.makedev(8, 1)}
     assert remote_devices("") == frozenset()
-
-
-def test_bytes_that_are_no_text_are_shown() -> None:
-    assert shown(os.fsdecode(b"/a\xff\xc3\xa9")) == "/a\\xffé"

@@ -112,3 +112,8 @@ def told(err: BaseException) -> str:
     if isinstance(err, AgentError | OSError) and str(err):
         return str(err)
     return f"{type(err).__name__}; the log says where"
+
+
+def shown(path: str) -> str:
+    """A path as text: bytes that are no UTF-8 become `\\xff`."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

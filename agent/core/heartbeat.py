@@ -18,6 +18,7 @@ from typing import NoReturn
 import trio
 
 from agent.core import notify
+from agent.core.errors import shown
 from agent.core.events import Alert, AlertCleared
 from agent.core.release import Pending, write
 from agent.core.store import Store
@@ -80,11 +81,11 @@ async def beat(supervisor: Supervisor, store: Store, publish: Publish) -> NoRetu
 
 
 def _hung(paths: Mapping[str, float], now: float) -> Alert:
-    shown = [path.encode(errors="surrogateescape").decode(errors="backslashreplace") for path in sorted(paths)[:SHOWN]]
+    named = [shown(path) for path in sorted(paths)[:SHOWN]]
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
     return Alert(
         code=HUNG,
-        text=f"the disk does not answer for {', '.join(shown)}{more}",
+        text=f"the disk does not answer for {', '.join(named)}{more}",
         remedy="See what is mounted there (mount, dmesg). What is watched there goes on when it answers.",
         since=now - max(paths.values()),
     )

@@ -16,6 +16,7 @@ from typing import NoReturn
 import trio
 from inotify_simple import INotify
 
+from agent.core.errors import shown
 from agent.core.events import FileChanged, FileGap
 from agent.core.inotify import open_inotify, unwatch
 from agent.core.mounts import MOUNTS, is_within, place_of
@@ -29,7 +30,6 @@ from agent.files.looks import (
     Survey,
     Surveyed,
     Watch,
-    shown,
     without_answer,
 )
 from agent.files.watch import Monitor

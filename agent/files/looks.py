@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from agent.core.errors import shown
 from agent.core.events import FileChanged, FileGap
 
 MAX_KNOWN = 100_000  # files that are watched at a time
@@ -158,11 +159,6 @@ def without_answer(act: Survey | Look) -> "Surveyed | Looked":
     if isinstance(act, Look):
         return Looked(look=act, seen=act.known)
     return Surveyed(survey=act, why="the disk does not answer")
-
-
-def shown(path: str) -> str:
-    """A path as text: bytes that are no UTF-8 become `\\xff`."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def described(path: str, what: What, found: Looked | Seen | None, origin: str | None = None) -> FileChanged:

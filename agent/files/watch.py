@@ -21,6 +21,7 @@ from itertools import islice
 
 import msgspec
 
+from agent.core.errors import shown
 from agent.core.events import FileGap
 from agent.core.mounts import is_within
 from agent.files.looks import (
@@ -49,7 +50,6 @@ from agent.files.looks import (
     What,
     change,
     described,
-    shown,
 )
 from agent.files.patterns import Pattern, Places
 

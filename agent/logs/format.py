@@ -10,6 +10,7 @@ import msgspec
 
 from agent._native import ffi, lib
 from agent.core.engine import room
+from agent.core.errors import shown
 from agent.logs.matched import rule_hash
 from agent.logs.rules import CompiledRule
 from agent.logs.scanner import Found
@@ -45,8 +46,7 @@ class Formatter:
         return other
 
     def _stand(self, path: str, origin: tuple[int, int], generation: int) -> None:
-        shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        source = b'"path":%b,"generation":%d' % (msgspec.json.encode(shown), generation)
+        source = b'"path":%b,"generation":%d' % (msgspec.json.encode(shown(path)), generation)
         self._source = ffi.from_buffer("uint8_t[]", source)
         seed = lib.match_seed(*origin, generation)
         self._format = ffi.new("struct line_format *", (self._source, len(source), seed, self._rules))
