@@ -29,6 +29,18 @@ from agent.suites.settings import SuitesSettings
 R = [f"r-{os.getpid()}-{n}" for n in range(5)]
 
 
+class Log:
+    """What a run captures, in memory."""
+
+    path = Path("setup.log")
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def write(self, data: bytes) -> None:
+        self.text += data
+
+
 class House:
     """A suites role with its bus and store, in a temporary folder."""
 

@@ -17,6 +17,11 @@ from agent.core.upgraded import FRAGMENT, Upgraded, simple_frames, text_frames
 FRAME = b"x" * 1000
 
 
+async def receive(stream: trio.abc.ReceiveStream, got: bytearray) -> None:
+    async for data in stream:
+        got += data
+
+
 def pair() -> tuple[trio.SocketStream, trio.SocketStream]:
     ours, theirs = socket.socketpair()
     return tuple(trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in (ours, theirs))  # type: ignore[return-value]
@@ -60,15 +65,9 @@ async def test_a_frame_leaves_at_once_and_what_the_kernel_leaves_of_it_goes_firs
             if line.has_rest:
                 break
         assert not line.send_now(FRAME)
-        got = b""
-
-        async def receive() -> None:
-            nonlocal got
-            async for data in theirs:
-                got += data
-
+        got = bytearray()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive)
+            nursery.start_soon(receive, theirs, got)
             await line.send_all(b"behind it")
             assert not line.has_rest
             assert line.send_now(b", and on")
@@ -86,15 +85,9 @@ async def test_a_frame_that_is_given_up_in_the_middle_still_ends_before_the_next
         assert limit.cancelled_caught
         assert line.has_rest
         assert not line.send_now(FRAME)
-        got = b""
-
-        async def receive() -> None:
-            nonlocal got
-            async for data in theirs:
-                got += data
-
+        got = bytearray()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive)
+            nursery.start_soon(receive, theirs, got)
             await line.send_all(b"the close")
             await ours.send_eof()
     assert got == frame + b"the close"

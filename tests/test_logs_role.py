@@ -143,15 +143,23 @@ async def test_a_file_that_is_there_is_followed_from_its_end(tmp_path: Path) -> 
             assert await numbers(events, 1) == ["3"]
 
 
-async def test_a_glob_on_a_disk_that_hangs_holds_up_no_other_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hang(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Globs of a mount hang, until it is set."""
     matching, answers = paths.matching, threading.Event()
 
     def slow(pattern: str) -> list[str]:
         if "mnt" in pattern:
             answers.wait()
         return matching(pattern)
+
+    monkeypatch.setattr(paths, "matching", slow)
+    return answers
+
+
+async def test_a_glob_on_a_disk_that_hangs_holds_up_no_other_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = hang(monkeypatch)
 
     async def until_read(path: Path) -> None:
         with trio.fail_after(FIRST_S):
@@ -161,7 +169,6 @@ async def test_a_glob_on_a_disk_that_hangs_holds_up_no_other_log(
                     break
                 await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(paths, "matching", slow)
     monkeypatch.setattr(role, "SETTLE_S", 0.05)
     late = tmp_path / "logs/mnt.log"
     async with house(tmp_path) as here:
@@ -501,14 +508,7 @@ async def test_a_glob_of_a_suite_has_what_is_written_from_now_on(tmp_path: Path)
 async def test_a_glob_of_a_suite_on_a_disk_that_hangs_holds_up_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matching, answers = paths.matching, threading.Event()
-
-    def slow(pattern: str) -> list[str]:
-        if "mnt" in pattern:
-            answers.wait()
-        return matching(pattern)
-
-    monkeypatch.setattr(paths, "matching", slow)
+    answers = hang(monkeypatch)
     (tmp_path / "mine.toml").write_text(RULES)
     (tmp_path / "logs").mkdir()
     program = f"echo 'line 1' >> {tmp_path}/logs/app.log; echo 1..1; echo ok 1 - a"

@@ -15,16 +15,7 @@ from agent.core.tls import server_context
 from agent.suites.messages import Source
 from agent.suites.prepare import Blocked, below, command, fetch, suite_of, tree_of
 from tests.certificates import authority, issue
-
-
-class Log:
-    path = Path("setup.log")
-
-    def __init__(self) -> None:
-        self.text = b""
-
-    def write(self, data: bytes) -> None:
-        self.text += data
+from tests.suites_house import Log
 
 
 def tar(folder: Path, *names: str) -> Path:

@@ -19,19 +19,9 @@ from agent.suites.messages import Source
 from agent.suites.prepare import Blocked, fetch
 from tests.certificates import Issued, authority, issue
 from tests.interop.git_server import GitServer, git, git_server
-from tests.suites_house import R, house
+from tests.suites_house import Log, R, house
 
 pytestmark = pytest.mark.interop
-
-
-class Log:
-    path = Path("setup.log")
-
-    def __init__(self) -> None:
-        self.text = b""
-
-    def write(self, data: bytes) -> None:
-        self.text += data
 
 
 def repository(folder: Path, name: str = "suite.git") -> Path:
