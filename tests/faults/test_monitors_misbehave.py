@@ -76,7 +76,9 @@ async def test_fifty_misbehaving_monitors_leave_nothing_behind(tmp_path: Path, s
     assert ended <= lines.keys()
     states = {name: {s.state for s in here.steps() if s.monitor.startswith(f"{ID}-{name}-")} for name in BODIES}
     assert states["good"] <= {"ok", "not_run"}  # not_run: what ran when the role ended
-    assert states["lies"] <= {"ok", "not_run"}
+    # A second "Step OK" before the next step is asked is noise; then "Step Time NaN" may be that step's answer.
+    assert "ok" in states["lies"]
+    assert states["lies"] <= {"ok", "not_run", "protocol_error"}
     assert "crashed" in states["crashes"]
     assert "timeout" in states["hangs"]
     assert "error" in states["litters"]

@@ -154,7 +154,10 @@ def test_every_row(project: Project) -> None:
         for driver in DRIVERS:
             # The rows call the project's folder /project.
             expected = sorted(line.replace("/project/", f"{project.folder}/") for line in row.expected(driver))
-            assert records[driver] == expected, f"{row.name}, {driver}"
+            told = records[driver]
+            if driver == "tap" and row.tap_race in told:
+                told.remove(row.tap_race)
+            assert told == expected, f"{row.name}, {driver}"
         assert run.warnings() == [], row.name
         assert run.process.returncode == row.code, row.name
 
