@@ -380,6 +380,19 @@ def test_a_directory_that_others_may_change_is_watched_and_polled(etc: Path) -> 
     assert (getattr(event, "what", ""), getattr(event, "path", "")) == ("modified", "/a/f")
 
 
+def test_between_two_looks_at_what_is_polled_there_is_time_however_long_one_takes() -> None:
+    monitor, now = Monitor(), 0.0
+    monitor.watch(watching("/a"))
+    for _ in range(10):
+        for act in monitor.acts(now):
+            if isinstance(act, Survey):
+                now += 2 * POLL_S  # so long does it take
+                entries = {"/": {"a": Seen(1, 1, 0, 0, 0o040755, 0, 0)}, "/a": {}}[act.path]
+                monitor.surveyed(Surveyed(survey=act, entries=entries, is_short=True), now)
+    assert monitor.acts(now) == []
+    assert monitor.next_at() == now + POLL_S
+
+
 def test_an_unreadable_directory_is_told_once_and_looked_at_again() -> None:
     monitor = Monitor()
     monitor.watch(watching("/a"))

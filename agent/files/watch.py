@@ -13,6 +13,7 @@ Sizes are bounded: MAX_KNOWN files, MAX_UNSETTLED changes; beyond, a FileGap say
 Source: protocols/emissary.md, "Entitlement and file monitor"; issue 4, item 5; inotify(7).
 """
 
+import math
 import os
 import stat
 import struct
@@ -55,7 +56,7 @@ from agent.files.patterns import Pattern, Places
 
 SETTLE_S = 0.2
 LONGEST_SETTLE_S = 2.0  # a file that is written all the time is told of that often
-POLL_S = 5.0  # where inotify does not work
+POLL_S = 5.0  # from the end of a look at all to the next one, where inotify does not work
 MAX_UNSETTLED = 65_536
 
 # MASK_ADD: one inode may be reached by two paths, and the watch is the inode's.
@@ -116,7 +117,7 @@ class Monitor:
         self._polled: set[str] = set()  # directories, and links to files elsewhere
         self._out: list[Act] = []
         self._rescan: tuple[float, str] | None = None  # when, and why
-        self._poll_at = 0.0
+        self._poll_at = 0.0  # inf while one is under way
         self._is_full = False
 
     @property
@@ -252,7 +253,7 @@ class Monitor:
             times.append(self._rescan[0])
         if self._unsettled:
             times.append(next(iter(self._unsettled.values())).last + SETTLE_S)
-        return min(times, default=float("inf"))
+        return min(times, default=math.inf)
 
     def acts(self, now: float, limit: int = 256) -> list[Act]:
         """What to do and to tell now, in this order; at most `limit` surveys and looks. Give their results back
@@ -277,6 +278,8 @@ class Monitor:
                 limit -= 1
         if not self._surveys:  # what is not surveyed yet would seem to be new
             acts += self._looks(limit)
+        if not acts and self._poll_at == math.inf:  # from its end: where looks are slow nothing else would ever be done
+            self._poll_at = now + POLL_S
         return acts
 
     def _looks(self, limit: int) -> Iterator[Look]:
@@ -304,7 +307,7 @@ class Monitor:
             self._queue(directory)
 
     def _poll(self, now: float) -> None:
-        self._poll_at = now + POLL_S
+        self._poll_at = math.inf
         for path in list(self._polled):
             if path in self._directories:
                 self._queue(self._directories[path])
