@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sysconfig
@@ -88,6 +89,15 @@ def cgroup_home() -> Iterator[Path]:
     yield home
     cgroup.Leaf(home).remove()
     assert not home.exists()
+
+
+@pytest.fixture
+def held_port() -> Iterator[int]:
+    """A port of loopback that is given to nobody but who names it: for a server that goes and comes back."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.fixture

@@ -76,10 +76,11 @@ async def until(holds: Callable[[], bool]) -> float:
 
 
 class Lab:
-    """A lab in a folder; `up` may be entered again and again, on the same port."""
+    """A lab in a folder; `up` may be entered again and again, each time on another port where none is given."""
 
-    def __init__(self, data: Path, *, lease_s: float = 600.0) -> None:
-        self._data, self._lease_s, self._address = data, lease_s, "127.0.0.1:0"
+    def __init__(self, data: Path, *, lease_s: float = 600.0, port: int = 0) -> None:
+        self._data, self._lease_s, self._port = data, lease_s, port
+        self._address = f"127.0.0.1:{port}"
         self.metrics = Metrics()
         self.websockets: list[WebSocketConnection] = []
 
@@ -93,7 +94,7 @@ class Lab:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.mimir.run)
             await nursery.start(self.seneschal.run)
-            serve = partial(listen.serve, [self._address], routes, guard, metrics=self.metrics)
+            serve = partial(listen.serve, [f"127.0.0.1:{self._port}"], routes, guard, metrics=self.metrics)
             (self._address,) = await nursery.start(serve)
             yield self
             nursery.cancel_scope.cancel()

@@ -189,16 +189,18 @@ def test_the_last_monitor_that_is_removed_is_led_out_too(
 
 
 @pytest.fixture
-def waiting(tmp_path: Path, notified: socket.socket) -> Iterator[tuple["subprocess.Popen[str]", socket.socket]]:
+def waiting(
+    tmp_path: Path, held_port: int, notified: socket.socket
+) -> Iterator[tuple["subprocess.Popen[str]", socket.socket]]:
     """`agent run` whose port is taken, as its supervisor has heard; and who has taken it."""
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", held_port))
         taken.listen()
-        port = taken.getsockname()[1]
-        (tmp_path / "agent.toml").write_text(SETTINGS.format(folder=tmp_path).replace(":0", f":{port}"))
+        (tmp_path / "agent.toml").write_text(SETTINGS.format(folder=tmp_path).replace(":0", f":{held_port}"))
         argv = [sys.executable, "-m", "agent", "run", "--config", str(tmp_path / "agent.toml")]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
-            said = f"STATUS=not ready: control.listen: 127.0.0.1:{port}: Address already in use. End what uses the port"
+            said = f"STATUS=not ready: control.listen: 127.0.0.1:{held_port}: Address already in use. End what uses"
             assert heard(notified).startswith(said)
             yield process, taken
             process.kill()

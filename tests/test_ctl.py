@@ -146,17 +146,19 @@ async def test_an_answer_counts_when_a_ping_crosses_our_close(autojump_clock: Mo
         nursery.cancel_scope.cancel()
 
 
-async def test_watch_resumes_behind_what_it_printed_when_the_agent_was_restarted(tmp_path: Path) -> None:
-    out = Lines()
+async def test_watch_resumes_behind_what_it_printed_when_the_agent_was_restarted(
+    tmp_path: Path, held_port: int
+) -> None:
+    out, settings = Lines(), ControlSettings(listen=(f"127.0.0.1:{held_port}",))
     async with trio.open_nursery() as nursery:
-        async with house(tmp_path) as server:
+        async with house(tmp_path, settings) as server:
             publish(server, "a")
             await server.store.commit()
             nursery.start_soon(ctl.watch, server.dial(), ["Log*"], 0, out.write)
             await out.told(1)
             publish(server, "b")
             await out.told(2)
-        async with house(tmp_path, ControlSettings(listen=(server.address,))) as again:
+        async with house(tmp_path, settings) as again:
             publish(again, "c")
             await again.store.commit()
             events = await out.told(3)
@@ -219,18 +221,13 @@ def started(argv: Sequence[str | Path], **options: Any) -> Iterator["subprocess.
 
 @pytest.fixture
 def agent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, held_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
     """`agent(...)` runs a command with the settings of an agent that is up."""
     config, command = tmp_path / "agent.toml", [sys.executable, "-m", "agent"]
-    with (
-        socket.socket() as ours,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening,
-    ):
-        # The command finds the port in the settings, so it cannot be 0 there. Nobody else gets it, but who asks for it.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        ours.bind(("127.0.0.1", 0))
-        config.write_text(SETTINGS.format(folder=tmp_path, port=ours.getsockname()[1]))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        # The command finds the port in the settings, so it cannot be 0 there.
+        config.write_text(SETTINGS.format(folder=tmp_path, port=held_port))
         listening.bind(str(tmp_path / "notify"))
         listening.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))

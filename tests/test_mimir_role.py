@@ -81,12 +81,11 @@ async def test_a_test_that_hangs_is_pending_at_once(tmp_path: Path, lab: Lab) ->
 
 
 async def test_nothing_is_lost_while_mimir_is_down_and_nothing_doubled_by_lost_answers(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, held_port: int, autojump_clock: MockClock
 ) -> None:
     jump(autojump_clock)
-    lab = Lab(tmp_path / "lab")
-    async with lab.up():
-        agent = Agent(tmp_path / "agent", lab, roles=("mimir",))
+    lab = Lab(tmp_path / "lab", port=held_port)
+    agent = Agent(tmp_path / "agent", lab, roles=("mimir",))
     async with agent.up():
         run = await started(agent)
         agent.suites.test(run, "while it was down")
@@ -265,15 +264,13 @@ async def test_a_machine_comes_back_after_mimir_was_away_for_long(tmp_path: Path
 
 
 async def test_a_mimir_that_lost_its_data_is_told_of_the_machine_again(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, held_port: int, autojump_clock: MockClock
 ) -> None:
     async def entitlement(payload: dict[str, Any]) -> dict[str, Any]:
         return {"name": "valid", "source": "certificates"}
 
     jump(autojump_clock)
-    lab = Lab(tmp_path / "lab")
-    async with lab.up():
-        pass  # it has its port now
+    lab = Lab(tmp_path / "lab", port=held_port)
     agent = Agent(tmp_path / "agent", lab, roles=("mimir",))
     async with agent.up():
         with agent.bus.answer("entitlement", entitlement):

@@ -152,12 +152,11 @@ POINTS = ["queued", "running", "finished"]
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_seneschal_killed_at_any_point_has_each_run_end_once(
-    tmp_path: Path, point: str, autojump_clock: MockClock
+    tmp_path: Path, point: str, held_port: int, autojump_clock: MockClock
 ) -> None:
     jump(autojump_clock)
-    lab = Lab(tmp_path / "lab")
-    async with lab.up():
-        agent = Agent(tmp_path / "agent", lab)
+    lab = Lab(tmp_path / "lab", port=held_port)
+    agent = Agent(tmp_path / "agent", lab)
     async with agent.up():
         async with lab.up():
             if point != "queued":
@@ -250,12 +249,11 @@ async def test_a_lapsed_lease_is_lost_and_the_late_end_replaces_it(tmp_path: Pat
 
 
 async def test_an_agent_aborts_on_a_lost_lease_where_the_settings_say_so(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, held_port: int, autojump_clock: MockClock
 ) -> None:
     jump(autojump_clock)
-    lab = Lab(tmp_path / "lab", lease_s=20)
-    async with lab.up():
-        agent = Agent(tmp_path / "agent", lab, settings=SeneschalSettings(on_lease_lost="abort"))
+    lab = Lab(tmp_path / "lab", lease_s=20, port=held_port)
+    agent = Agent(tmp_path / "agent", lab, settings=SeneschalSettings(on_lease_lost="abort"))
     async with agent.up():
         async with lab.up():
             run = lab.seneschal.enqueue(SUITE)
@@ -358,12 +356,13 @@ async def test_an_order_is_on_disk_before_it_is_answered_and_decided_by_its_even
     async with agent.up():
         channel, offer = await peer.connections.receive(), await peer.offer()
         agent.suites.decides = False
-        order = {"run": "r-1", "reservation": offer, "suite": SUITE, "deadline": epoch() + 1100, "lease": 50}
+        deadline = epoch() + 1100
+        order = {"run": "r-1", "reservation": offer, "suite": SUITE, "deadline": deadline, "lease": 50}
         assert await channel.ask("run", order) == {}
         assert [row.kind for row in await agent.store.read(run="r-1")] == ["RunReceived"]
         (payload,) = agent.suites.orders
         assert (payload["origin"], payload["reservation"], payload["suite"]) == ("seneschal", offer, SUITE)
-        assert payload["deadline"] == pytest.approx(epoch() + 1000, abs=5)  # the peer's clock is 100 s ahead
+        assert payload["deadline"] == pytest.approx(deadline - 100, abs=30)  # the peer's clock is 100 s ahead
         assert [request.action for request in peer.asked if request.action == "accepted"] == []
         agent.suites.decide([event for event in agent.events if type(event).__name__ == "RunReceived"][0])  # type: ignore[arg-type]  # noqa: RUF015
         (accepted,) = await peer.told("accepted")

@@ -41,7 +41,7 @@ BAD = {
     ),
     "never ends": (
         "import time\nprint('1..2\\nok', flush=True)\ntime.sleep(1000)",
-        {"stall": 1, "grace": 0.2}, "aborted", "limits.stall: no new result for 1 s", 1,
+        {"stall": 5, "grace": 0.2}, "aborted", "limits.stall: no new result for 5 s", 1,
     ),
     "forks a daemon": (DAEMON, {}, "passed", "", 1),
     "floods stderr": (FLOOD, {}, "passed", "output_cut", 1),

@@ -48,9 +48,9 @@ def go_on(machine: Station) -> None:
 
 
 @asynccontextmanager
-async def lab_process(data: Path, project: Path) -> AsyncIterator[tuple[trio.Process, str, Path]]:
+async def lab_process(data: Path, project: Path, port: int) -> AsyncIterator[tuple[trio.Process, str, Path]]:
     """`agent lab` as a process, its address, its token's file."""
-    argv = [sys.executable, "-m", "agent", "lab", "--listen", "127.0.0.1:0", "--data", str(data)]
+    argv = [sys.executable, "-m", "agent", "lab", "--listen", f"127.0.0.1:{port}", "--data", str(data)]
     argv = [*argv, "--suite", str(project)]
     async with trio.open_nursery() as nursery:
         run = partial(trio.run_process, argv, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
@@ -65,12 +65,14 @@ async def lab_process(data: Path, project: Path) -> AsyncIterator[tuple[trio.Pro
 
 
 @pytest.mark.parametrize("limit", [0, 10, 20], ids=["before the first test", "in the middle", "after the last test"])
-async def test_a_lab_killed_in_the_run_and_back_after_its_end(machine: Station, tmp_path: Path, limit: int) -> None:
+async def test_a_lab_killed_in_the_run_and_back_after_its_end(
+    machine: Station, tmp_path: Path, held_port: int, limit: int
+) -> None:
     document = suite(machine, limit)
     project = Path(document["source"]["dir"])
     script = document["command"][2].replace("\\", "\\\\")
     (project / "suite.toml").write_text(f"id = 's'\nrunner = 'tap'\ncommand = ['sh', '-c', '''{script}''']\n")
-    async with lab_process(tmp_path / "lab", project) as (lab, address, token):
+    async with lab_process(tmp_path / "lab", project, held_port) as (lab, address, token):
         machine.configure(address, token)
         machine.start()
         (run,) = await until(lambda: found(machine, f"runs/*/{'stdout.log' if limit else 'scratch'}"))
