@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from agent.core.bus import Bus
@@ -15,7 +16,7 @@ from agent.core.metrics import Metrics
 from agent.core.process import adopt
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
-from agent.monitors import role
+from agent.monitors import role, schedule
 from agent.monitors.settings import Monitor, MonitorsSettings
 
 SDK = Path(role.__file__).parent
@@ -97,7 +98,16 @@ class House:
 
 @asynccontextmanager
 async def house(folder: Path, *monitors: Monitor, **settings: Any) -> AsyncIterator[House]:
-    graces: dict[str, Any] = {"handshake_timeout": 30.0, "exit_grace": 10.0, "eof_grace": 0.5}
+    """Monitors have no first tick soon after the start, but a day's: a test orders its runs, or sets an interval."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "FIRST_WITHIN_S", 86_400.0)
+        async with _house(folder, *monitors, **settings) as here:
+            yield here
+
+
+@asynccontextmanager
+async def _house(folder: Path, *monitors: Monitor, **settings: Any) -> AsyncIterator[House]:
+    graces: dict[str, Any] = {"handshake_timeout": 30.0, "exit_grace": 30.0, "eof_grace": 0.5}
     given = [MonitorsSettings(monitor=monitors, **(graces | settings))]
     store, metrics = open_store(folder / "state", reserve=4096), Metrics()
     here = House(Bus(), store, given, metrics)

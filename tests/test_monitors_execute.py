@@ -2,13 +2,14 @@
 
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import trio
 
+from agent.core.process import Child, Exit
 from agent.core.processtree import tree
+from agent.monitors import execute
 from agent.monitors.role import MARK
 from agent.monitors.settings import MonitorLimits
 from tests.monitors_house import ID, House, house, monitor, program
@@ -70,6 +71,32 @@ async def test_a_program_that_dies_is_told_with_its_last_words(
         assert here.runs()[0].ended_by == "self"
 
 
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """We see the end of a pipe, and then the program's, before what it wrote into its other pipe between the two."""
+    look = Child.look
+
+    def late(child: Child) -> Exit | None:
+        os.waitid(os.P_PIDFD, child.fileno(), os.WEXITED | os.WNOWAIT)
+        return look(child)
+
+    monkeypatch.setattr(Child, "look", late)
+    monkeypatch.setattr(execute, "DRAIN_S", 0.0)
+
+
+async def test_what_it_wrote_before_its_end_is_read_however_slow_we_are(tmp_path: Path, slow: None) -> None:
+    body = "shake(); hear(); os.close(1); os.write(2, b'last words'); os._exit(3)"
+    async with house(tmp_path, monitor(program(tmp_path, body))) as here:
+        [step] = await here.run_once()
+        assert (step.state, step.rc, step.stderr_tail) == ("crashed", 3, "last words")
+
+
+async def test_a_webhook_that_it_waited_for_at_its_end_is_not_asked_for(tmp_path: Path, slow: None) -> None:
+    body = "shake(); hear(); os.close(2); say('Wait For Webhook u'); os._exit(0)"
+    async with house(tmp_path, monitor(program(tmp_path, body), webhook_url="http://127.0.0.1:9/{uid}")) as here:
+        assert [step.state for step in await here.run_once()] == ["crashed"]
+
+
 async def test_a_result_written_just_before_the_end_counts(tmp_path: Path) -> None:
     async with house(tmp_path, monitor(program(tmp_path, "shake(); hear(); say('Step OK'); os._exit(0)"))) as here:
         assert [step.state for step in await here.run_once()] == ["ok"]
@@ -129,12 +156,15 @@ say("Exit"); time.sleep(1); open({str(mark)!r}, "w").write("clean")
 
 async def test_a_monitor_that_waits_for_the_end_of_its_input_is_ended_by_it(tmp_path: Path) -> None:
     body = "shake(); hear(); say('Step OK'); hear()\nwhile True: hear()"
-    async with house(tmp_path, monitor(program(tmp_path, body), exit_grace=0.1, eof_grace=10.0)) as here:
+    async with house(tmp_path, monitor(program(tmp_path, body), exit_grace=0.1, eof_grace=60.0)) as here:
         assert [step.state for step in await here.run_once()] == ["ok"]
         assert (here.runs()[0].ended_by, here.runs()[0].rc) == ("eof", 1)
 
 
-async def test_one_that_dripfeeds_noise_and_never_starts_is_given_up(tmp_path: Path) -> None:
+async def test_one_that_dripfeeds_noise_and_never_starts_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "TERM_S", 60.0)
     body = "while True: print('loading', flush=True); time.sleep(0.05)"
     async with house(tmp_path, monitor(program(tmp_path, body), handshake_timeout=0.5, eof_grace=0.0)) as here:
         [step] = await here.run_once()
@@ -243,10 +273,8 @@ async def test_a_service_without_root_has_its_secrets_among_its_credentials(
 
 async def test_a_death_before_started_is_known_at_once(tmp_path: Path) -> None:
     async with house(tmp_path, monitor(("/bin/false",))) as here:
-        began = time.monotonic()
         [step] = await here.run_once()
-        assert (step.cause, step.rc) == ("handshake_failed", 1)
-        assert time.monotonic() - began < 25  # not after the 30 s of the handshake
+        assert (step.cause, step.rc) == ("handshake_failed", 1)  # and not handshake_timeout, 30 s later
 
 
 async def test_another_user_has_his_folder_elsewhere_and_nothing_is_left_there(

@@ -55,8 +55,13 @@ async def test_a_run_that_we_cannot_go_on_with_has_each_line_once(
 
 
 async def test_a_run_longer_than_its_interval_is_not_run_twice(tmp_path: Path) -> None:
-    body = "shake(); hear(); time.sleep(2.5); say('Step OK'); hear()"
-    async with house(tmp_path, monitor(program(tmp_path, body), interval=1.0)) as here:
+    over = tmp_path / "over"
+    body = "shake(); hear()\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)\nsay('Step OK'); hear()"
+    async with house(tmp_path, monitor((*program(tmp_path, body), str(over)), interval=1.0)) as here:
+        with trio.fail_after(60):
+            while (await here.bus.ask("monitors", {}))["monitors"][0]["skipped"].get("overlap", 0) < 2:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        over.touch()
         await here.until(lambda: any(isinstance(event, MonitorSkipped) for event in here.events))
         [skipped] = [event for event in here.events if isinstance(event, MonitorSkipped)]
         assert skipped.reason == "overlap"
@@ -90,7 +95,7 @@ async def test_a_reload_leaves_others_alone_and_leads_out_what_is_gone(tmp_path:
             await here.bus.ask("run_monitor", {"id": name})
         await here.until(lambda: any(isinstance(event, MonitorLog) for event in here.events))
         await here.reload(monitor=(other, monitor(slow, id=f"{ID}-third")))
-        await here.until(lambda: len(here.runs()) == 2)
+        await here.until(lambda: {run.monitor for run in here.runs()} == {one.id, other.id})
         assert [(step.state, step.cause) for step in here.steps() if step.monitor == one.id] == [
             ("ok", None),
             ("not_run", "stopped"),
@@ -207,7 +212,7 @@ async def test_what_a_killed_agent_left_is_cleared_up(tmp_path: Path) -> None:
         assert await left.stdout.receive_some() == b"\n"
         async with house(tmp_path):
             assert not folder.exists()
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 assert await left.wait() == -9
 
 
@@ -241,7 +246,8 @@ async def test_a_webhook_that_is_called_goes_on(tmp_path: Path) -> None:
             [step] = await here.run_once()
             assert step.state == "ok"
             assert [line.text for line in here.logs()] == ['Webhook Wait Response {"a":1}']
-            assert asked == [f"GET /{ID}/u%201 HTTP/1.1".encode()] * 2
+            assert {*asked} == {f"GET /{ID}/u%201 HTTP/1.1".encode()}
+            assert len(asked) >= 2  # an answer that is too slow is asked for again
         nursery.cancel_scope.cancel()
 
 
@@ -263,8 +269,8 @@ async def test_a_webhook_service_that_gives_no_json_is_none(
 
     async def give(stream: trio.SocketStream) -> None:
         async with stream:
-            await stream.receive_some()
             with suppress(trio.BrokenResourceError):
+                await stream.receive_some()
                 await stream.send_all(answer)
             asked.set()
 

@@ -125,15 +125,19 @@ class _Run:
                 self._ready.register(fd, select.EPOLLIN)
             self._take()  # a fast one has begun to speak while its start was told
             if self._session.monitor.webhook_url:
-                async with trio.open_nursery() as self._nursery:
-                    await self._lead(stopping)
-                    self._nursery.cancel_scope.cancel()
+                try:
+                    async with trio.open_nursery() as self._nursery:
+                        await self._lead(stopping)
+                        self._nursery.cancel_scope.cancel()
+                finally:
+                    self._nursery = None
             else:
                 await self._lead(stopping)
             await self._child.kill()
             self._look()
             self._drained_at = trio.current_time() + DRAIN_S
             await self._attend()
+            self._take()  # nobody writes any more: what is left, if the time ran out before we looked
 
     def over(self) -> None:
         """Nothing more will come."""
