@@ -211,7 +211,7 @@ async def test_status_shows_all_at_one_look(tmp_path: Path) -> None:
         async with client(server.dial("peek")) as reader:
             status = await reader.ask("status", {})
         uptime, oldest = status.pop("uptime"), status["outbox"]["mimir"].pop("oldest")
-        assert 0 <= uptime < 10
+        assert 0 <= uptime < 300
         assert oldest > AT - 1e9
         assert status == {
             "ident": "lab-07",

@@ -92,7 +92,7 @@ async def test_what_was_held_before_a_restart_is_an_alert_again(sink: Sink, nurs
     await refuse_one(sink)
     sink.held = Held(sink.bus, sink.store, sink.box, clock=epoch)
     got = await alerts(sink, nursery)
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while not got:
             await sink.box.held()
     assert [event.code for event in got if isinstance(event, Alert)] == ["held.mimir"]

@@ -35,9 +35,9 @@ XML = (
 TOKEN = "lab-token"
 
 
-def client_of(base_url: str, timeout_s: float = 20) -> httpx.AsyncClient:
-    """A client for one server."""
-    return httpx.AsyncClient(base_url=base_url, timeout=timeout_s, trust_env=False)
+def client_of(base_url: str, answer_s: float = 60) -> httpx.AsyncClient:
+    """A client for one server, which has so many seconds to answer."""
+    return httpx.AsyncClient(base_url=base_url, timeout=httpx.Timeout(60, read=answer_s), trust_env=False)
 
 
 class Clock:
@@ -214,7 +214,7 @@ async def test_polarize_may_never_answer(rig: Rig, parts: tuple[str, ...], is_si
     rig.polarize.faults.silent = is_silent
     contents = {"xunit": document(), "xargs": xargs()}
     files = {name: ("file", contents[name]) for name in parts}
-    async with client_of(f"http://{rig.address}", timeout_s=0.5) as client:
+    async with client_of(f"http://{rig.address}", answer_s=0.5) as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.post("/xunit/import", files=files)
 

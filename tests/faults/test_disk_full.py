@@ -184,6 +184,7 @@ async def health(machine: Station) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("grace_s", [600.0])  # the run ends by itself
+@pytest.mark.parametrize("grace_s", [600.0])  # it ends by itself, however slow the machine is
 async def test_the_reserve_lets_a_run_end_and_no_other_begins_until_there_is_room(
     machine: Station, tmp_path: Path
 ) -> None:

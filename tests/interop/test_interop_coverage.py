@@ -5,7 +5,6 @@ Source: seeds/drill-coverage-event-flow.md, "Flow", "Exception (Step 8)"; protoc
 
 import json
 import re
-import socket
 import subprocess
 import xml.etree.ElementTree as ET
 import zipfile
@@ -324,18 +323,18 @@ async def test_what_no_admin_should_say_is_acknowledged_all_the_same(tmp_path: P
 
 
 @pytest.fixture
-def java(tmp_path: Path, peer_command: Callable[[str], Path], peer: Callable[..., Path]) -> Iterator[tuple[Path, int]]:
+def java(
+    tmp_path: Path, peer_command: Callable[[str], Path], peer: Callable[..., Path], held_port: int
+) -> Iterator[tuple[Path, int]]:
     """A running product in Java with JaCoCo's agent, and the port of that."""
     jar = peer(jacoco_agent, str(tmp_path))
     project = tmp_path / "project"
     project.mkdir()
     (project / "Main.java").write_text(JAVA)
     subprocess.run([peer_command("javac"), "--release", "11", "Main.java"], cwd=project, check=True, timeout=120)
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port: int = reserved.getsockname()[1]
-    options = f"output=tcpserver,address=127.0.0.1,port={port}"
+    options = f"output=tcpserver,address=127.0.0.1,port={held_port}"
     program = subprocess.Popen([peer_command("java"), f"-javaagent:{jar}={options}", "Main"], cwd=project)
-    yield project, port
+    yield project, held_port
     program.kill()
     program.wait()
 

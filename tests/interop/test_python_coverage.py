@@ -289,8 +289,10 @@ ENDS = {
 
         def signals():
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+            timer.start()
             assert signal.sigwait({signal.SIGUSR1}) == signal.SIGUSR1
+            timer.join()
 
         def interpreter():
             try:

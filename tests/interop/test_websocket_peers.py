@@ -196,7 +196,7 @@ async def test_wscat_of_npm(node: Path, npm_project: Callable[..., Path]) -> Non
     project, port = npm_project("wscat@6.1.0"), Port()
     (cat,) = (project / "node_modules/wscat/bin").glob("wscat")
     said = '{"action":"echo","req_id":7,"payload":{"a":1}}'
-    options = ["-H", "Authorization: Bearer sesame", "-x", said, "-w", "1"]
+    options = ["-H", "Authorization: Bearer sesame", "-x", said, "-w", "3"]
     stdin, held_open = os.pipe()  # it ends with its standard input
     try:
         printed = await port.run(lambda address: [node, cat, "-c", f"ws://{address}/", *options], stdin=stdin)
