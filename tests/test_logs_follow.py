@@ -21,6 +21,8 @@ from agent.logs.follow import Blocks, Followed
 from agent.logs.identity import HEAD, Checkpoint
 from agent.logs.tail import Tail
 
+WAIT_S = 20.0
+
 
 class Taking:
     """Takes whole lines, and keeps what it was told."""
@@ -87,6 +89,19 @@ async def test_large_and_small_blocks_are_taken_and_a_renamed_file_is_found_agai
     assert [report.what for report in taking.told if isinstance(report, Report)] == ["found", "rotated", "found"]
     assert (await source.search(look(1)))[:3] == b"xxx"
     assert await source.search(look(7)) == b""
+
+
+async def test_all_who_wait_for_what_is_there_go_on_when_it_was_matched(tmp_path: Path, nursery: trio.Nursery) -> None:
+    path, taking = tmp_path / "log", Taking()
+    source = follow(path, taking)
+    nursery.start_soon(source.run)
+    await source.settle()
+    path.write_bytes(b"a\n")
+    with trio.fail_after(WAIT_S):
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(source.settle)
+            waiting.start_soon(source.settle)
+    assert taking.text == b"a\n"
 
 
 @pytest.mark.parametrize("links", [True, False])

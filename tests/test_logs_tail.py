@@ -11,7 +11,7 @@ from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, S
 from agent.logs.identity import HEAD, LAST, Checkpoint, Sibling, Stat, fits, is_copy
 from agent.logs.regex import Regex
 from agent.logs.scanner import LIMIT, LINE_MAX, End, Scanner, Worker
-from agent.logs.tail import BLOCK, Tail
+from agent.logs.tail import BLOCK, QUIET_S, Tail
 
 PATH = "/var/log/x"
 SCANNER = Scanner([Regex("(?s)^.*")], [[]])  # every line
@@ -298,6 +298,20 @@ def test_a_renamed_file_is_read_to_its_end_and_the_new_one_from_0(machine: Machi
     assert machine.words() == ["found", "rotated", "found"]
 
 
+def test_a_renamed_file_is_read_again_before_it_is_closed(machine: Machine) -> None:
+    """The agent was stopped for longer than that is waited: nothing told it that the old writer went on."""
+    machine.create(b"1\n")
+    machine.start()
+    machine.rename("/var/log/x.1")
+    machine.look()
+    machine.write(b"2\n", "/var/log/x.1")
+    machine.look(QUIET_S + 1)
+    assert machine.lines == [b"1", b"2"]
+    assert len(machine.open) == 1
+    machine.look(QUIET_S)
+    assert len(machine.open) == 0
+
+
 def test_a_file_that_came_and_went_between_two_looks_is_told(machine: Machine) -> None:
     machine.create(b"1\n2\n")
     machine.start()
@@ -389,6 +403,21 @@ def test_the_event_of_a_file_may_come_after_it_was_seen(machine: Machine) -> Non
     machine.look(1)
     assert machine.words()[3:] == ["rotated", "found", "gap"]
     assert machine.told[-1] == Gap(2, 2, None, "a file came and went before it was looked at")
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_the_event_of_the_first_file_may_come_after_it_was_seen_or_never(machine: Machine, is_told: bool) -> None:
+    machine.create(b"1\n")
+    machine.start()
+    machine.came = int(is_told)
+    machine.look(1)
+    assert machine.words() == ["found"]
+    machine.rename("/var/log/x.1")
+    machine.look()
+    machine.create(b"2\n")
+    del machine.names[PATH]
+    machine.look()
+    assert machine.words() == ["found", "removed", "gap"]
 
 
 def test_rotated_while_down_the_old_one_is_finished_first(machine: Machine) -> None:

@@ -182,7 +182,8 @@ class Followed:
 
     async def settle(self, *, is_last: bool = False) -> None:
         """Returns when what is there now was matched. `is_last`: the last line too, if it has no end."""
-        self._idle = trio.Event()
+        if self._idle.is_set():  # else others wait for it, too
+            self._idle = trio.Event()
         self.poll()
         await self._idle.wait()
         if is_last:

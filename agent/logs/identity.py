@@ -7,6 +7,7 @@ Source: protocols/logs.md 5.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
@@ -33,6 +34,33 @@ class Stat(NamedTuple):
     kind: str = "file"
     written: float = 0.0
     is_deleted: bool = False
+
+
+class Came:
+    """Files that came to a path, as inotify tells. `missed` were not taken up; -1: one was, and is not told yet.
+
+    Of the file that is there at the first look, `first`, nobody knows whether inotify is still to tell.
+    """
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self.first: tuple[int, int] | None = None
+        self._is_first = False  # it never left the path, and was not told
+
+    def look(self, found: Stat | int | None, came: int, *, is_first: bool) -> None:
+        """What is at the path, and how many came since the last look."""
+        place = found[:2] if isinstance(found, Stat) else None
+        if is_first:
+            self.first, self._is_first = place, place is not None
+            self.missed = int(isinstance(found, Stat) and found.kind == "file")
+            return
+        is_own = came > 0 and self._is_first and place == self.first  # it came last: it is still there, or again
+        self._is_first = self._is_first and place == self.first and not is_own
+        self.missed += came - is_own
+
+    def take_up(self) -> None:
+        """One is seen. Perhaps before inotify told of it; but one event may never come."""
+        self.missed = max(self.missed - 1, -1)
 
 
 class Sibling(NamedTuple):
@@ -167,6 +195,7 @@ class File:
         self.is_at_end = self.is_copied = False
         self.seeks_line = False  # begin with the line that the offset is in
         self.changed_at = now
+        self.read_at = -math.inf
         self.wants_partial = False
         self.partial_size = -1  # the size at which its unfinished last line was matched
         self.zeros_at = -1  # where zeros were read once

@@ -21,7 +21,7 @@ import msgspec
 
 from agent.logs import identity
 from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, Scan
-from agent.logs.identity import LAST, Checkpoint, File, Opening, Sibling, Stat, begins, is_it
+from agent.logs.identity import LAST, Came, Checkpoint, File, Opening, Sibling, Stat, begins, is_it
 from agent.logs.scanner import LINE_MAX, PARTIAL, WINDOW, End
 
 BLOCK = 1 << 20  # bytes of one read; more leave the cache before they are matched, less cost more reads
@@ -81,9 +81,8 @@ class Tail:
         self._has_looked = self._is_there = False
         self._retry_s, self._retry_at = 0.0, 0.0
         self._own_seen: Stat | None = None  # the path's file, among the siblings
-        self._first_seen: tuple[int, int] | None = None  # at the first look: it counts among those that came
         self._rewind: int | None = None  # of the path's file, when it is not being matched
-        self._came = 0  # files that came to the path, and were not taken up; -1: one was, and is not told yet
+        self._came = Came()
         self._sought = False  # those were looked for beside it
 
     @property
@@ -170,9 +169,7 @@ class Tail:
         acts: list[Act] = []
         is_first, self._has_looked = not self._has_looked, True
         self._is_there = isinstance(found, Stat) and found.kind == "file"
-        if is_first and isinstance(found, Stat):
-            self._first_seen = found[:2]
-        self._came = int(self._is_there) if is_first else self._came + came
+        self._came.look(found, came, is_first=is_first)
         if found is None:
             self._retry_s = 0.0
             if self._current:
@@ -203,9 +200,9 @@ class Tail:
     def next_read(self) -> tuple[int, int] | None:
         """Number and offset to read the path's own file from, should it be written to. None: look() is needed then."""
         file = self._current
-        is_other = self._wants_search or self._asked is not None or self._opening or self._draining or self._came > 0
-        is_other = is_other or self._is_paused or self._is_lagging or self._rewind is not None or self._retry_s > 0
-        if file is None or self._busy or is_other or not file.is_at_end:
+        is_other = self._wants_search or self._asked is not None or self._opening or self._draining
+        is_other = is_other or self._came.missed > 0 or self._is_paused or self._is_lagging or self._retry_s > 0
+        if file is None or self._busy or is_other or self._rewind is not None or not file.is_at_end:
             return None
         return file.number, file.offset - file.overlap
 
@@ -284,8 +281,8 @@ class Tail:
             if (stat.dev, stat.ino) != origin:  # it was renamed meanwhile
                 return [Close(number), *self._search_again(opening, now)]
             if not done:
-                if not opening.is_old or origin == self._first_seen:
-                    self._take_in()
+                if not opening.is_old or origin == self._came.first:
+                    self._came.take_up()
                 self.generation += 1
                 acts.append(Report("found", self.generation, "rotated before it was seen"))
                 # If it is a copy, lines came behind it before the cut; and others may have come and gone, too.
@@ -311,8 +308,8 @@ class Tail:
         is_back = file.origin in [(done.dev, done.ino) for done in self._lost]
         acts += self._take_up(file, head)
         self._current = file
-        if self._came > 0 or not is_back:
-            self._take_in()
+        if self._came.missed > 0 or not is_back:
+            self._came.take_up()
         return acts + self._tell_missed() + self._next(now)
 
     def failed(self, number: int, error: int, now: float) -> list[Act]:
@@ -359,7 +356,7 @@ class Tail:
             is_same = is_same and head[: len(view)] == view[: len(head)]
         if not is_same or not file.knows(head, view[:overlap]):
             return self._restart(file, "replaced", file.stat._replace(size=0), now) + self._next(now)
-        file.written = file.stat.written
+        file.written, file.read_at = file.stat.written, now
         new = view[overlap:]
         file.is_at_end = len(view) < overlap + BLOCK
         if file.is_at_end and file.stat.size != file.offset + len(new):
@@ -447,6 +444,8 @@ class Tail:
                 file.wants_partial, file.is_at_end = True, False
             elif file.is_at_end and file.zeros_at == file.offset and now >= file.changed_at + ZEROS_S:
                 file.is_at_end = False
+            elif is_drained and file.read_at < file.changed_at + QUIET_S:
+                file.is_at_end = False  # nobody has looked since: its writer may have gone on
             elif is_drained:
                 self._draining.remove(file)
                 self.past = [*self.past, file.checkpoint()][-PAST:]
@@ -522,13 +521,9 @@ class Tail:
             file.seeks_line = self.start == "end" and file.offset > 0
         return acts
 
-    def _take_in(self) -> None:
-        """A file that came is seen. Perhaps before inotify told of it; but one event may never come."""
-        self._came = max(self._came - 1, -1)
-
     def _tell_missed(self) -> list[Act]:
         """Files came to the path, and were gone again before they were looked at: seek them beside it, else tell."""
-        if self._came < 1 or self._asked is not None or self._opening or (self._is_there and not self._current):
+        if self._came.missed < 1 or self._asked is not None or self._opening or (self._is_there and not self._current):
             return []
         before = [done for done in [*self.past, *self._lost] if done.generation < self.generation or not self._current]
         before += [file.checkpoint() for file in self._draining]
@@ -536,7 +531,7 @@ class Tail:
         if since is not None and not self._sought:
             self._sought, self._wants_search, self._unseen_since = True, True, since
             return self._search()
-        self._came, self._sought = 0, False
+        self._came.missed, self._sought = 0, False
         # Behind the one that was at the path before: those found beside it may have come later.
         last = self._last.checkpoint() if isinstance(self._last, File) else self._last
         generation, start = (last.generation, last.offset) if last else (self.generation, 0)
@@ -552,8 +547,8 @@ class Tail:
 
     def _restart(self, file: File, what: Literal["truncated", "replaced"], found: Stat, now: float) -> list[Act]:
         """Other content stands in the file: a new generation. A copy may have the rest of the old one."""
-        if self._came > 0:  # a new file with the old one's inode
-            self._take_in()
+        if self._came.missed > 0:  # a new file with the old one's inode
+            self._came.take_up()
         self._lost.append(file.checkpoint())
         if file is self._current:
             self._last = file
