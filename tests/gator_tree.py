@@ -28,7 +28,7 @@ from agent.gator.spec import Group
 from agent.gator.summary import Summary
 from agent.gator.tier import Tier
 
-WITHIN_S = 30.0  # for what comes in no time; a slow machine may need more than a fast one
+WITHIN_S = 120.0  # for what comes in no time; a slow machine may need more than a fast one
 
 
 async def until(holds: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:

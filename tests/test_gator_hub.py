@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import trio
 
 from agent.core.guard import Guard
@@ -15,7 +16,7 @@ from agent.gator import hub
 from agent.gator.messages import Result
 from agent.gator.summary import Summary, job_summary
 from tests import no_json
-from tests.gator_tree import until
+from tests.gator_tree import WITHIN_S, until
 
 Told = list[tuple[str, dict[str, Any]]]
 
@@ -46,7 +47,8 @@ async def a_hub(told: Told, answer: Response) -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_root_registers_tells_and_ends() -> None:
+async def test_a_root_registers_tells_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "TIMEOUT_S", WITHIN_S)
     told: Told = []
     async with a_hub(told, Response(200, body=b'{"uid": 7}')) as address, trio.open_nursery() as nursery:
         ended = trio.Event()

@@ -19,7 +19,7 @@ from agent.gator import spec as specs
 from agent.gator.pool import Pool
 
 AGENT = (sys.executable, "-m", "agent", "gator")
-WITHIN_S = 60
+WITHIN_S = 240
 
 
 def run(spec: str, folder: Path, *flags: str, **more: Any) -> subprocess.CompletedProcess[str]:

@@ -162,7 +162,6 @@ async def test_like_jobs_share_an_allocation_and_wait_for_their_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent.gator.schedulers.POLL_S", 0.05)
-    monkeypatch.setattr("agent.gator.schedulers.GATHER_S", 0.5)
     (tmp_path / "queue").write_text("42|RUNNING|None\n")
     scheduler = slurm(tmp_path, batch=2)
     like, other = Need("h:1", ("--quiet",), timeout_s=60.0), Need("h:1", ("--quiet",), is_job=False)
@@ -175,6 +174,7 @@ async def test_like_jobs_share_an_allocation_and_wait_for_their_turn(
 
     async with trio.open_nursery() as nursery:
         for name, need in wants:
+            monkeypatch.setattr("agent.gator.schedulers.GATHER_S", WITHIN_S if name == "a" else 0.0)  # b comes in time
             order = Order(name, tmp_path / name, need)
             nursery.start_soon(scheduler.run, order, partial(waits, name), overs[name])
             await trio.testing.wait_all_tasks_blocked()  # they join in this order

@@ -178,13 +178,14 @@ async def test_a_parent_of_ours_is_resumed_and_told_the_end_again(tmp_path: Path
 
 
 async def test_a_parent_that_is_gone_for_good_ends_in_3_with_the_job_done(tmp_path: Path) -> None:
-    script = f'"sleep 1; echo done > {tmp_path}/done"'
+    script = f'"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo done > {tmp_path}/done"'
     parent = Parent({"spec": spec_of("sh", "-c", script), "register": OURS})
     async with trio.open_nursery() as nursery:
         await nursery.start(parent.run)
         async with child_of(parent, tmp_path / "j", resume_wait_s=0.5) as child:
             await parent.heard("update")
             parent.server.cancel()
+            (tmp_path / "go").touch()
         nursery.cancel_scope.cancel()
     assert child.code == 3
     assert (tmp_path / "done").exists()

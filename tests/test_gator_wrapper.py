@@ -181,7 +181,10 @@ time.sleep(600)
     assert all(stat is None or stat.ended for stat in left)  # a zombie is dead
 
 
-async def test_more_memory_than_asked_for_ends_the_task_and_is_said(tmp_path: Path) -> None:
+async def test_more_memory_than_asked_for_ends_the_task_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.gator.wrapper.GRACE_S", WITHIN_S)
     script = "held = bytearray(200_000_000); import time; time.sleep(600)"
     job = Job(ident="j", command=sys.executable, args=("-c", script), resources=(Memory(100, "MB"),))
     result, code, above = await run(job, tmp_path)
@@ -318,13 +321,21 @@ async def test_a_stop_behind_the_end_of_the_task_changes_nothing_unless_a_signal
 
 
 async def test_processes_are_counted_each_interval(tmp_path: Path) -> None:
-    await run(shell("sleep 1.2 & wait"), tmp_path, options=Options(interval_s=0.3))
-    with sqlite3.connect(tmp_path / "db.sqlite") as db:
-        rows = db.execute("SELECT nproc, cpu, mem, vmem FROM ProcStat").fetchall()
-    db.close()
-    assert rows
-    assert rows[0][0] in (1, 2, 3)  # the shell, its child; as they begin and end
-    assert all(mem > 0 and vmem > mem for nproc, _, mem, vmem in rows if nproc == 2)
+    def looks() -> list[Any]:
+        with closing(sqlite3.connect(tmp_path / "db.sqlite")) as db:
+            return db.execute("SELECT nproc, mem, vmem FROM ProcStat").fetchall()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(adopt)
+        above = Above()
+        wrapper = wrapper_of(shell("sleep 600 & wait"), tmp_path, above, options=Options(interval_s=0.1))
+        nursery.start_soon(wrapper.run)
+        with trio.fail_after(WITHIN_S):
+            await above.registered.wait()
+        await until(lambda: any(nproc == 2 and vmem > mem > 0 for nproc, mem, vmem in looks()))  # the shell, its child
+        await wrapper.stop()
+        await until(lambda: above.end is not None)
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_time_of_processes_that_have_ended_counts(tmp_path: Path) -> None:

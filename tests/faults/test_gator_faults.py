@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
+
+from agent.core.processtree import stat_of
 
 AGENT = (sys.executable, "-P", "-m", "agent", "gator")
 WITHIN_S = 120
@@ -179,8 +180,8 @@ def test_a_tier_killed_in_the_middle_of_the_tree_loses_no_result_and_leaves_no_p
         ("quick", "SUCCESS", 0),
         ("slow", "FAILURE", 254),
     ]
-    with pytest.raises(ProcessLookupError):
-        os.kill(task, 0)
+    stat = stat_of(task)
+    assert stat is None or stat.ended  # a zombie, where nobody has reaped it yet
 
 
 def test_a_wrapper_killed_by_its_parents_side_is_started_again(tmp_path: Path) -> None:

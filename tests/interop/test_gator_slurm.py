@@ -22,21 +22,24 @@ WITHIN_S = 120
 pytestmark = pytest.mark.interop
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+def held_port(stack: ExitStack) -> int:
+    """A port that is given to nobody but who names it."""
+    held = stack.enter_context(socket.socket())
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port: int = held.getsockname()[1]
+    return port
 
 
-def conf(folder: Path) -> str:
+def conf(folder: Path, stack: ExitStack) -> str:
     host = socket.gethostname().partition(".")[0]
     values = {
         "ClusterName": "house",
         "SlurmctldHost": f"{host}(127.0.0.1)",
         "SlurmUser": getpass.getuser(),
         "SlurmdUser": getpass.getuser(),
-        "SlurmctldPort": free_port(),
-        "SlurmdPort": free_port(),
+        "SlurmctldPort": held_port(stack),
+        "SlurmdPort": held_port(stack),
         "AuthType": "auth/munge",
         "AuthInfo": f"socket={folder}/munge.sock",
         "StateSaveLocation": f"{folder}/state",
@@ -76,7 +79,6 @@ def slurm(
         (folder / part).mkdir(parents=True)
     (folder / "munge.key").write_bytes(secrets.token_bytes(128))
     (folder / "munge.key").chmod(0o400)
-    (folder / "slurm.conf").write_text(conf(folder))
     env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
     files = [f"--{name}-file={folder / name}" for name in ("pid", "log", "seed")]
     files += [f"--key-file={folder / 'munge.key'}", f"--socket={folder / 'munge.sock'}"]
@@ -86,6 +88,7 @@ def slurm(
         [slurmd, "-D", "-N", "node1", "-f", env["SLURM_CONF"]],
     ]
     with ExitStack() as stack:
+        (folder / "slurm.conf").write_text(conf(folder, stack))
         for number, argv in enumerate(daemons):
             log = stack.enter_context(open(folder / f"{number}.out", "wb"))
             daemon = stack.enter_context(subprocess.Popen(argv, stdout=log, stderr=log, env=env))
