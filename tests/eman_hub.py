@@ -21,9 +21,10 @@ SALT = "a-salt-of-the-lab"
 
 @asynccontextmanager
 async def hub(address: str = "127.0.0.1:0", **settings: Any) -> AsyncIterator[str]:
-    """The address of a hub that takes md5 keys made with SALT."""
+    """The address of a hub that takes md5 keys made with SALT, and has patience."""
+    given = HubSettings(**{"handshake_s": 60.0, **settings})
     async with trio.open_nursery() as nursery:
-        start = partial(serve_hub, address, HubSettings(**settings), by_salt(SALT), metrics=Metrics())
+        start = partial(serve_hub, address, given, by_salt(SALT), metrics=Metrics())
         yield await nursery.start(start)
         nursery.cancel_scope.cancel()
 
@@ -35,12 +36,12 @@ class Peer:
         self.ws, self.id = ws, ""
 
     async def hear(self) -> str:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             return str(await self.ws.get_message())
 
     async def until_closed(self) -> None:
         """Read what is left, up to the close. Fails when it stays open."""
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while self.ws.closed is None:
                 with suppress(ConnectionClosed):
                     await self.ws.get_message()

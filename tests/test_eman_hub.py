@@ -137,6 +137,7 @@ async def test_long_polling_and_the_upgrade() -> None:
 
             async with websocket(f"ws://{address}/socket.io/?EIO=4&transport=websocket&sid={sid}") as ws:
                 nursery.start_soon(hold)
+                await trio.testing.wait_all_tasks_blocked(0.1)  # it is held: all that was sent has come
                 await ws.send_message("2probe")
                 assert await ws.get_message() == "3probe"
                 await ws.send_message("5")
@@ -267,7 +268,7 @@ async def test_who_is_refused_is_told_of_by_name_and_no_key(caplog: pytest.LogCa
 
 async def test_the_command_ends_its_connections_in_order(tmp_path: Path) -> None:
     config = tmp_path / "agent.toml"
-    config.write_text('[eman.hub]\nauth = "any"\n')
+    config.write_text('[eman.hub]\nauth = "any"\nhandshake_s = 60\n')
     argv = [sys.executable, "-m", "agent", "eman", "hub", "--listen", "127.0.0.1:0", "--config", str(config)]
     process = await trio.lowlevel.open_process(argv, stdout=subprocess.PIPE)
     try:
