@@ -11,7 +11,7 @@ from agent.logs.acts import Act, Close, FindSiblings, Gap, Open, Read, Report, S
 from agent.logs.identity import HEAD, LAST, Checkpoint, Sibling, Stat, fits, is_copy
 from agent.logs.regex import Regex
 from agent.logs.scanner import LIMIT, LINE_MAX, End, Scanner, Worker
-from agent.logs.tail import BLOCK, QUIET_S, Tail
+from agent.logs.tail import BLOCK, PARTIAL_S, QUIET_S, Tail
 
 PATH = "/var/log/x"
 SCANNER = Scanner([Regex("(?s)^.*")], [[]])  # every line
@@ -834,6 +834,28 @@ def test_a_renamed_file_is_never_given_up(machine: Machine) -> None:
     machine.do(machine.tail.give_up(machine.now))
     machine.do(machine.tail.resume(machine.now))
     assert machine.lines == [b"1", b"2"]
+
+
+def test_lines_that_there_was_no_room_for_are_matched_once_there_is(machine: Machine) -> None:
+    machine.create()
+    machine.start()
+    machine.write(b"1\n2\n3\n")
+    scan = machine.scan
+
+    def scan_one(act: Scan) -> tuple[int, int]:
+        machine.tail.pause()
+        return scan(act._replace(data=act.data[:2]))
+
+    machine.scan = scan_one  # type: ignore[method-assign]  # it stops in mid-block
+    machine.look()
+    machine.scan = scan  # type: ignore[method-assign]
+    machine.look(2 * PARTIAL_S)
+    assert machine.lines == [b"1"]
+    machine.do(machine.tail.resume(machine.now))
+    assert machine.lines == [b"1", b"2", b"3"]
+    machine.write(b"4\n")
+    machine.look(2 * PARTIAL_S)
+    assert machine.lines == [b"1", b"2", b"3", b"4"]
 
 
 def test_lag_is_told_once_and_so_is_its_end(machine: Machine) -> None:

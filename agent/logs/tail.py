@@ -200,9 +200,9 @@ class Tail:
     def next_read(self) -> tuple[int, int] | None:
         """Number and offset to read the path's own file from, should it be written to. None: look() is needed then."""
         file = self._current
-        is_other = self._wants_search or self._asked is not None or self._opening or self._draining
-        is_other = is_other or self._came.missed > 0 or self._is_paused or self._is_lagging or self._retry_s > 0
-        if file is None or self._busy or is_other or self._rewind is not None or not file.is_at_end:
+        is_other = self._wants_search or self._asked is not None or bool(self._opening or self._draining)
+        is_other = is_other or self._is_paused or self._is_lagging or self._rewind is not None or self._retry_s > 0
+        if file is None or self._busy or is_other or self._came.missed > 0 or not file.is_at_end:
             return None
         return file.number, file.offset - file.overlap
 
@@ -382,6 +382,7 @@ class Tail:
         elif consumed:
             end = file.overlap + consumed
             file.go_on(file.offset + consumed, before, view[max(0, end - LAST) : end])
+            file.is_at_end &= not self._is_paused or end == len(view)  # what is left may be lines there was no room for
         if file.is_at_end and not self._draining and self._rewind is None and not self._is_lagging:
             return []  # until it grows, or a timer is due
         return self._tell_lag() + self._next(now)
