@@ -5,6 +5,7 @@ UV := 0.13.9
 export PYTHON
 export UV_PYTHON := $(PYTHON)
 export UV_PYTHON_DOWNLOADS := never
+export UV_HTTP_RETRIES := 8
 
 READY := .venv/ready
 PYTEST := .venv/bin/python -m pytest

@@ -1,5 +1,6 @@
 """What every test shares: hypothesis profiles and how long a soak lasts."""
 
+import faulthandler
 import fcntl
 import os
 import shutil
@@ -9,7 +10,7 @@ import sqlite3
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,8 +109,18 @@ def alone() -> None:
             pass
 
 
+@contextmanager
+def unwatched(config: pytest.Config) -> Iterator[None]:
+    """For what is fetched or built: pytest's watch, which ends the whole run, begins anew when that is there."""
+    faulthandler.cancel_dump_traceback_later()
+    try:
+        yield
+    finally:
+        faulthandler.dump_traceback_later(float(config.getini("faulthandler_timeout")), exit=True, file=2)
+
+
 @pytest.fixture(scope="session")
-def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def frozen(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make dist` makes: a copy of dist/ with `agent`, `onedir/`, deb, rpm, SBOM. Made when something has changed.
 
     Freezing needs Python's shared library; an interpreter without one skips by name, and fails under CI=true.
@@ -120,7 +131,7 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
         outcome(f"the frozen form: Python in {libdir} has no shared library (make test PYTHON=/usr/bin/python3)")
     copy = tmp_path_factory.mktemp("frozen") / "dist"
     (ROOT / "build").mkdir(exist_ok=True)
-    with (ROOT / "build/frozen.lock").open("w") as lock:
+    with unwatched(pytestconfig), (ROOT / "build/frozen.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
         made = subprocess.run(["make", "dist"], cwd=ROOT, env=env, capture_output=True, text=True)

@@ -11,18 +11,28 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import unwatched
 from tests.dbus_daemon import Daemon
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".peers"
 UV = ROOT / ".venv-uv/bin/uv"
-INSTALL_LIMIT_S = 300
+STEP_S = 180  # one attempt at a step of an installation
+# In CI, which begins with nothing, a registry may be away for a while; elsewhere nobody waits for what he has not.
+PATIENCE_S = 120 if os.environ.get("CI") == "true" else 0
+AGAIN_S = 5
+# A request that stalls is asked again soon; by itself npm gives it five minutes.
+NPM_RETRIES = (
+    *("--fetch-timeout=30000", "--fetch-retries=3"),
+    *("--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=15000"),
+)
 
 NODE_22 = "22.23.3"
 # npm's `node` fetches its binary in an install script, which --ignore-scripts forbids; these packages carry it.
@@ -54,15 +64,24 @@ def peer_folder(kind: str, pins: Sequence[str]) -> Path:
 
 
 def run(*argv: str | Path, cwd: Path | None = None) -> None:
-    """Run one step of an installation. Raises PeerAbsent with what it said last."""
+    """Run one step of an installation, and again for PATIENCE_S. Raises PeerAbsent with what it said last."""
+    until = time.monotonic() + PATIENCE_S
+    while why := attempt(argv, cwd):
+        if time.monotonic() >= until:
+            raise PeerAbsent(why)
+        time.sleep(AGAIN_S)  # noqa: TID251 - a registry is waited for
+
+
+def attempt(argv: Sequence[str | Path], cwd: Path | None) -> str:
+    """Run it once; why it failed, or nothing. Raises PeerAbsent when there is no such command."""
     try:
-        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
+        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=STEP_S)
     except FileNotFoundError as error:
         raise PeerAbsent(f"no command {argv[0]} to install it with") from error
-    except subprocess.TimeoutExpired as error:
-        raise PeerAbsent(f"its installation took more than {INSTALL_LIMIT_S} s") from error
-    if done.returncode:
-        raise PeerAbsent(f"{Path(argv[0]).name} exited with {done.returncode}: {done.stderr.strip()[-500:]}")
+    except subprocess.TimeoutExpired:
+        return f"{Path(argv[0]).name} took more than {STEP_S} s"
+    said = done.stderr.strip()[-500:]
+    return f"{Path(argv[0]).name} exited with {done.returncode}: {said}" if done.returncode else ""
 
 
 def install_npm(*pins: str) -> Path:
@@ -71,7 +90,7 @@ def install_npm(*pins: str) -> Path:
         if new:
             (new / "package.json").write_text('{"private": true}\n')
             quiet = ("--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error")
-            run("npm", "install", "--ignore-scripts", *quiet, "--save-exact", *pins, cwd=new)
+            run("npm", "install", "--ignore-scripts", *NPM_RETRIES, *quiet, "--save-exact", *pins, cwd=new)
     return folder
 
 
@@ -135,7 +154,7 @@ def find_command(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def peer() -> Callable[..., Path]:
+def peer(pytestconfig: pytest.Config) -> Callable[..., Path]:
     """`peer(get, *names)` is `get(*names)`; what is absent once is absent for the session, and not tried again."""
     absent: dict[tuple[str, ...], str] = {}
 
@@ -143,7 +162,8 @@ def peer() -> Callable[..., Path]:
         key = (get.__name__, *names)
         if key not in absent:
             try:
-                return get(*names)
+                with unwatched(pytestconfig):
+                    return get(*names)
             except PeerAbsent as error:
                 absent[key] = str(error)
         outcome = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
