@@ -33,7 +33,7 @@ from agent.core.events import (
 from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
-from agent.logs import paths, role, wake
+from agent.logs import limits, paths, role, wake
 from agent.logs.settings import LogsSettings, LogWatch
 from tests import suites_house
 
@@ -49,6 +49,13 @@ rate = { burst = 1000000, per_s = 0 }
 """
 
 
+@pytest.fixture(autouse=True)
+def no_disk_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is."""
+    monkeypatch.setattr(wake, "AT_ONCE_S", FIRST_S)
+    monkeypatch.setattr(role, "SETTLE_S", FIRST_S)
+
+
 def of_suites(suites: suites_house.House, settings: LogsSettings, folder: Path) -> partial[Coroutine[Any, Any, None]]:
     """The role beside that of suites."""
     model = folder / "logs.model"
@@ -62,8 +69,9 @@ class House:
         self.folder, self.bus, self.store, self.metrics, self._nursery = folder, bus, store, Metrics(), nursery
         self.log = folder / "logs/a.log"
         self.rules = folder / "rules.toml"
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
 
-    async def start(self, *watches: LogWatch) -> trio.CancelScope:
+    async def start(self, *watches: LogWatch) -> None:
         settings = LogsSettings(
             rules=(str(self.rules),),
             roots=(str(self.folder / "logs"),),
@@ -72,14 +80,20 @@ class House:
         model = self.folder / "logs.model"
         start = partial(role.run, self.bus, self.store, settings, Health("logs"), model=model, metrics=self.metrics)
 
-        async def in_scope(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(start)
-                    task_status.started(scope)
+        async def in_scope(*, task_status: trio.TaskStatus[None]) -> None:
+            try:
+                with self._scope:
+                    await start(task_status=task_status)
+            finally:
+                self._ended.set()
 
-        scope: trio.CancelScope = await self._nursery.start(in_scope)
-        return scope
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        await self._nursery.start(in_scope)
+
+    async def stop(self) -> None:
+        """Returns when the role has ended."""
+        self._scope.cancel()
+        await self._ended.wait()
 
     def write(self, *numbers: int, name: str = "a.log") -> None:
         with (self.folder / "logs" / name).open("a") as file:
@@ -92,15 +106,20 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path, rules: str = RULES) -> AsyncIterator[House]:
+async def house(folder: Path, rules: str = RULES, *, settle_s: float = FIRST_S) -> AsyncIterator[House]:
+    """`settle_s`: after so long a disk hangs."""
     (folder / "logs").mkdir(exist_ok=True)
     (folder / "rules.toml").write_text(rules)
     store = open_store(folder / "state", reserve=4096)
     try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(store.run)
-            yield House(folder, Bus(store), store, nursery)
-            nursery.cancel_scope.cancel()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(role, "SETTLE_S", settle_s)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(store.run)
+                async with trio.open_nursery() as roles:
+                    yield House(folder, Bus(store), store, roles)
+                    roles.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
     finally:
         store.close()
 
@@ -143,23 +162,25 @@ async def test_a_file_that_is_there_is_followed_from_its_end(tmp_path: Path) -> 
             assert await numbers(events, 1) == ["3"]
 
 
-def hang(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Globs of a mount hang, until it is set."""
-    matching, answers = paths.matching, threading.Event()
+def hang(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
+    """Globs of a mount hang, until that is set; those that were looked for."""
+    matching, answers, looked_for = paths.matching, threading.Event(), list[str]()
 
     def slow(pattern: str) -> list[str]:
         if "mnt" in pattern:
             answers.wait()
-        return matching(pattern)
+        found = matching(pattern)
+        looked_for.append(pattern)
+        return found
 
     monkeypatch.setattr(paths, "matching", slow)
-    return answers
+    return answers, looked_for
 
 
 async def test_a_glob_on_a_disk_that_hangs_holds_up_no_other_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = hang(monkeypatch)
+    answers, looked_for = hang(monkeypatch)
 
     async def until_read(path: Path) -> None:
         with trio.fail_after(FIRST_S):
@@ -169,21 +190,23 @@ async def test_a_glob_on_a_disk_that_hangs_holds_up_no_other_log(
                     break
                 await trio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(role, "SETTLE_S", 0.05)
-    late = tmp_path / "logs/mnt.log"
-    async with house(tmp_path) as here:
+    late, other = tmp_path / "logs/mnt.log", f"{tmp_path}/logs/z*"
+    async with house(tmp_path, settle_s=0.05) as here:
         here.write(1)
         here.write(2, name=late.name)
         with trio.fail_after(FIRST_S):
             await here.start(
                 LogWatch(name="m", glob=f"{tmp_path}/logs/mnt*"),
-                LogWatch(name="z", glob=f"{tmp_path}/logs/z*"),
+                LogWatch(name="z", glob=other),
                 LogWatch(name="a", path=str(here.log)),
             )
         with here.bus.subscribe(LogMatched) as events:
             await until_read(here.log)
             here.write(3)
             assert await numbers(events, 1) == ["3"]
+            with trio.fail_after(FIRST_S):
+                while other not in looked_for:
+                    await trio.lowlevel.checkpoint()
             here.write(5, name="z.log")
             assert await numbers(events, 1) == ["5"]
             answers.set()
@@ -226,12 +249,10 @@ async def test_a_copied_and_truncated_file_is_known_and_the_gap_is_told(tmp_path
 @pytest.mark.parametrize("rotates", [False, True])
 async def test_what_was_written_meanwhile_is_told_once_after_a_restart(tmp_path: Path, rotates: bool) -> None:
     async with house(tmp_path) as here:
-        scope = await here.start()
+        await here.start()
         with here.bus.subscribe(LogMatched) as events:
             here.write(1, 2)
             assert await numbers(events, 2) == ["1", "2"]
-        scope.cancel()
-        await trio.testing.wait_all_tasks_blocked()
     async with house(tmp_path) as here:
         here.write(3)
         if rotates:
@@ -245,7 +266,8 @@ async def test_what_was_written_meanwhile_is_told_once_after_a_restart(tmp_path:
         assert await here.journal(LogGap) == []
 
 
-async def test_a_rate_limit_tells_what_it_drops(tmp_path: Path) -> None:
+async def test_a_rate_limit_tells_what_it_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TELL_S", 0.1)
     rules = RULES.replace("burst = 1000000, per_s = 0", "burst = 2, per_s = 0.01")
     async with house(tmp_path, rules) as here:
         await here.start()
@@ -300,18 +322,18 @@ async def test_a_name_that_is_no_text_is_followed_and_shown(tmp_path: Path) -> N
     name = os.fsdecode(b"\xff.log")
     async with house(tmp_path) as here:
         watch = LogWatch(name="g", glob=f"{tmp_path}/logs/*.log")
-        scope = await here.start(watch)
+        await here.start(watch)
         with here.bus.subscribe(LogMatched) as events:
             here.write(1, name=name)
             event = await first(events)
             assert (event.path, event.captures["n"]) == (f"{tmp_path}/logs/\\xff.log", "1")
-            scope.cancel()
+            await here.stop()
             here.write(2, name=name)
-            scope = await here.start(watch)
+            await here.start(watch)
             assert await numbers(events, 1) == ["2"]
             assert [source["path"] for source in (await here.bus.ask("list_logs", {}))["sources"]] == [event.path]
             (tmp_path / "logs" / name).unlink()
-            scope.cancel()
+            await here.stop()
             await here.start(watch)
             here.write(3, name="b.log")
             assert await numbers(events, 1) == ["3"]
@@ -432,9 +454,10 @@ async def test_history_is_searched_for_clients(tmp_path: Path) -> None:
         here.write(1, name="a.log.1")
         here.write(2, 3)
         await here.start()
-        found = await here.bus.ask("search_log", {"path": str(here.log), "rule": "line", "limit": 2})
+        found = await here.bus.ask("search_log", {"path": str(here.log), "rule": "line", "limit": 2, "budget_s": 60})
         assert [match["text"] for match in found["matches"]] == ["line 3", "line 2"]
-        found = await here.bus.ask("search_log", {"path": str(here.log), "regex": "line", "from": found["next"]})
+        asked = {"path": str(here.log), "regex": "line", "from": found["next"], "budget_s": 60}
+        found = await here.bus.ask("search_log", asked)
         assert [match["path"] for match in found["matches"]] == [f"{here.log}.1"]
         assert (found["complete"], found["next"]) == (True, None)
 
@@ -508,7 +531,8 @@ async def test_a_glob_of_a_suite_has_what_is_written_from_now_on(tmp_path: Path)
 async def test_a_glob_of_a_suite_on_a_disk_that_hangs_holds_up_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = hang(monkeypatch)
+    answers, _ = hang(monkeypatch)
+    monkeypatch.setattr(wake, "AT_ONCE_S", 0.0)
     (tmp_path / "mine.toml").write_text(RULES)
     (tmp_path / "logs").mkdir()
     program = f"echo 'line 1' >> {tmp_path}/logs/app.log; echo 1..1; echo ok 1 - a"
@@ -541,13 +565,13 @@ async def test_a_client_is_told_of_a_disk_that_does_not_answer(tmp_path: Path, m
     async with house(tmp_path) as here:
         await here.start()
         here.write(1)
-        monkeypatch.setattr(role, "SETTLE_S", 0.0)
         monkeypatch.setattr(paths, "outside", slow)
-        for action, payload in (("watch_log", {}), ("search_log", {"regex": "x"})):
-            with pytest.raises(ActionError, match="mnt: the disk does not answer") as caught:
-                await here.bus.ask(action, {"path": f"{tmp_path}/logs/mnt", **payload})
-            assert caught.value.code == "busy"
-        monkeypatch.setattr(role, "SETTLE_S", FIRST_S)
+        with monkeypatch.context() as patched:
+            patched.setattr(role, "SETTLE_S", 0.0)
+            for action, payload in (("watch_log", {}), ("search_log", {"regex": "x"})):
+                with pytest.raises(ActionError, match="mnt: the disk does not answer") as caught:
+                    await here.bus.ask(action, {"path": f"{tmp_path}/logs/mnt", **payload})
+                assert caught.value.code == "busy"
         found = await here.bus.ask("search_log", {"path": str(here.log), "regex": "line"})
         assert len(found["matches"]) == 1
         answers.set()

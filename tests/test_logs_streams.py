@@ -46,28 +46,34 @@ class Monitor:
         self._here, self._nursery, self._watch = here, nursery, watch
         self._rules = folder / "rules.toml"
         self._rules.write_text(RULES)
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
 
-    async def start(self) -> trio.CancelScope:
+    async def start(self) -> None:
         settings = LogsSettings(rules=(str(self._rules),), watch=(self._watch,))
         here, model = self._here, self._rules.with_name("logs.model")
         start = partial(role.run, self.bus, here.store, settings, Health("logs"), model=model, metrics=here.metrics)
 
-        async def in_scope(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(start)
-                    task_status.started(scope)
+        async def in_scope(*, task_status: trio.TaskStatus[None]) -> None:
+            try:
+                with self._scope:
+                    await start(task_status=task_status)
+            finally:
+                self._ended.set()
 
-        scope: trio.CancelScope = await self._nursery.start(in_scope)
-        return scope
+        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        await self._nursery.start(in_scope)
 
-    async def begin(self) -> trio.CancelScope:
+    async def begin(self) -> None:
         """Start it for the first time: returns when records that come are new."""
         with self.bus.subscribe(LogSource) as sources:
-            scope = await self.start()
+            await self.start()
             with trio.fail_after(FIRST_S):
                 assert (await anext(sources)).what == "found"
-        return scope
+
+    async def stop(self) -> None:
+        """Returns when it has ended."""
+        self._scope.cancel()
+        await self._ended.wait()
 
     async def source(self) -> dict[str, Any]:
         (source,) = (await self.bus.ask("list_logs", {}))["sources"]
@@ -110,10 +116,10 @@ async def test_entries_are_told_from_the_end_on(tmp_path: Path, journal: FakeJou
 async def test_after_a_restart_it_goes_on_behind_the_cursor(tmp_path: Path, journal: FakeJournal) -> None:
     async with monitor(tmp_path, journal=True) as watching:
         with watching.bus.subscribe(LogMatched) as events:
-            scope = await watching.begin()
+            await watching.begin()
             journal.write("line 1", "line 2")
             assert await texts(events, 2) == ["line 1", "line 2"]
-            scope.cancel()
+            await watching.stop()
             journal.write("line 3")
             await watching.start()
             journal.write("line 4")
@@ -126,8 +132,8 @@ async def test_after_a_restart_it_goes_on_behind_the_cursor(tmp_path: Path, jour
 
 async def test_entries_of_an_empty_journal_are_new_even_after_a_restart(tmp_path: Path, journal: FakeJournal) -> None:
     async with monitor(tmp_path, journal=True) as watching:
-        scope = await watching.begin()
-        scope.cancel()
+        await watching.begin()
+        await watching.stop()
         journal.write("line 1")
         with watching.bus.subscribe(LogMatched) as events:
             await watching.start()
@@ -137,8 +143,8 @@ async def test_entries_of_an_empty_journal_are_new_even_after_a_restart(tmp_path
 async def test_a_cursor_that_was_vacuumed_is_a_gap(tmp_path: Path, journal: FakeJournal) -> None:
     journal.write("x")
     async with monitor(tmp_path, journal=True) as watching:
-        scope = await watching.begin()
-        scope.cancel()
+        await watching.begin()
+        await watching.stop()
         journal.write("line 2", "line 3")
         journal.forget(1)
         with watching.bus.subscribe(LogMatched) as events:
@@ -187,12 +193,12 @@ async def test_a_missing_journalctl_is_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(tmp_path))
     async with monitor(tmp_path, journal=True) as watching:
         with watching.bus.subscribe(Alert) as alerts, watching.bus.subscribe(AlertCleared) as cleared:
-            scope = await watching.start()
+            await watching.start()
             with trio.fail_after(FIRST_S):
                 alert = await anext(alerts)
                 assert alert.text == "journal: cannot be followed: journalctl: No such file or directory"
                 assert alert.remedy.startswith("Install systemd's journalctl")
-                scope.cancel()
+                await watching.stop()
                 while (await anext(cleared)).code != alert.code:
                     continue
 
@@ -264,14 +270,14 @@ async def test_records_of_the_kernel_are_told_from_the_end_on(tmp_path: Path, ke
 async def test_what_the_kernel_has_still_is_told_after_a_restart_once(tmp_path: Path, kernel: Kernel) -> None:
     async with monitor(tmp_path, kmsg=True) as watching:
         with watching.bus.subscribe(LogMatched) as events:
-            scope = await watching.begin()
+            await watching.begin()
             kernel.write(0, 1)
             assert await texts(events, 2) == ["line 0", "line 1"]
-            scope.cancel()
+            await watching.stop()
             kernel.write(0, 1, 2)  # all that it has, again
             await watching.start()
             assert await texts(events, 1) == ["line 2"]
-            scope.cancel()
+            await watching.stop()
         assert len({event.id for event in await watching.told(LogMatched)}) == 3
 
 
@@ -280,10 +286,10 @@ async def test_a_boot_begins_a_generation_and_numbers_that_are_missing_are_a_gap
 ) -> None:
     async with monitor(tmp_path, kmsg=True) as watching:
         with watching.bus.subscribe(LogMatched) as events:
-            scope = await watching.begin()
+            await watching.begin()
             kernel.write(0, 5)
             assert await texts(events, 2) == ["line 0", "line 5"]
-            scope.cancel()
+            await watching.stop()
             kernel.boot.write_text("boot2\n")
             kernel.write(2, 3)
             await watching.start()
