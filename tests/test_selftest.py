@@ -58,13 +58,13 @@ async def test_a_check_that_hangs_or_breaks_fails_alone(subject: Subject, monkey
 
     monkeypatch.setitem(selftest.LOCAL, "native.jit", hangs)
     monkeypatch.setitem(selftest.LOCAL, "clock", breaks)
-    monkeypatch.setattr(selftest, "LIMIT_S", 0.2)
+    monkeypatch.setattr(selftest, "LIMIT_S", 2)
     monkeypatch.setitem(selftest.LOCAL, "os.entropy", lambda subject: Finding("warn", "would block", "Wait.", {"a": 1}))
     report = await selftest.run(subject, ["native.jit", "clock", "os.entropy"])
     end.set()
     hung, broken, warned = report.checks
     assert not report.ok
-    assert (hung.status, hung.ms, hung.detail) == ("fail", 200.0, "not done within 0.2 s")
+    assert (hung.status, hung.ms, hung.detail) == ("fail", 2000.0, "not done within 2 s")
     assert (broken.status, broken.detail) == ("fail", "KeyError: 'x'")
     assert (warned.status, warned.detail, warned.remedy, warned.data) == ("warn", "would block", "Wait.", {"a": 1})
 

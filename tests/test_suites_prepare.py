@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import io
+import os
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from agent.suites.messages import Source
 from agent.suites.prepare import Blocked, below, command, fetch, suite_of, tree_of
 from tests.certificates import authority, issue
 from tests.suites_house import Log
+
+MARK = f"prepare-{os.getpid()}"  # a process tree is found by it, on the whole machine
 
 
 def tar(folder: Path, *names: str) -> Path:
@@ -41,7 +45,7 @@ async def get(
     base: Path | None = None,
     ca_file: Path | None = None,
 ) -> Path:
-    return await fetch(source, base, folder, roots, mark="prepare-test", log=Log(), ca_file=ca_file)
+    return await fetch(source, base, folder, roots, mark=MARK, log=Log(), ca_file=ca_file)
 
 
 async def test_a_dir_below_the_roots_is_used_where_it_is(tmp_path: Path, folder: Path) -> None:
@@ -100,7 +104,7 @@ async def test_an_archive_comes_over_http(tmp_path: Path, folder: Path, more: st
         await stream.send_all(head.encode() + content)
 
     async with trio.open_nursery() as nursery:
-        (listener, *_) = await nursery.start(trio.serve_tcp, answer, 0)
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
         project = await get(Source(archive=f"http://127.0.0.1:{port}/s.tar.gz", sha256=digest), folder)
         nursery.cancel_scope.cancel()
@@ -123,7 +127,7 @@ async def test_an_archive_comes_over_tls_from_whom_the_machine_trusts(
 
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     async with trio.open_nursery() as nursery:
-        (listener, *_) = await nursery.start(trio.serve_ssl_over_tcp, answer, 0, context)
+        (listener,) = await nursery.start(partial(trio.serve_ssl_over_tcp, answer, 0, context, host="127.0.0.1"))
         source = Source(archive=f"https://127.0.0.1:{listener.transport_listener.socket.getsockname()[1]}/s.tar.gz")
         for ca_file in (tmp_path / "other.pem", None):
             with pytest.raises(Blocked, match=r"source\.archive: https://.*(no certificates|verify failed)"):
@@ -144,11 +148,11 @@ async def test_a_server_that_is_not_there_is_named(folder: Path) -> None:
 async def test_a_failing_command_says_how_it_ended_and_keeps_its_output(tmp_path: Path) -> None:
     log = Log()
     with pytest.raises(Blocked, match="ended with exit code 3"):
-        await command(["sh", "-c", "echo said; exit 3"], tmp_path, {"PATH": "/bin:/usr/bin"}, mark="x-test", log=log)
+        await command(["sh", "-c", "echo said; exit 3"], tmp_path, {"PATH": "/bin:/usr/bin"}, mark=MARK, log=log)
     assert log.text == b"said\n"
     script = f"true {'x' * 5000}\nexit 4"
     with pytest.raises(Blocked, match="ended with exit code 4") as blocked:  # on one line, however long the script is
-        await command(["sh", "-c", script], tmp_path, {"PATH": "/bin:/usr/bin"}, mark="x-test", log=log)
+        await command(["sh", "-c", script], tmp_path, {"PATH": "/bin:/usr/bin"}, mark=MARK, log=log)
     assert len(str(blocked.value)) < 1024
     assert "\n" not in str(blocked.value)
 
