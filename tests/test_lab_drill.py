@@ -282,6 +282,15 @@ async def test_while_coverage_is_written_the_lab_goes_on(lab: Lab, monkeypatch: 
         assert texts == ["written"]
 
 
+async def test_a_start_that_the_agent_refuses_is_409(lab: Lab) -> None:
+    async with ready(lab) as (user, agent):
+        agent.answers = lambda action: [{"type": "SESSION_CANCELLED", "sessionId": "s1", "ts": 1}]
+        code, answer = await post(user, "START", sessionId="s1")
+        assert (code, answer["message"]) == (409, "agent 'lab-07' did not start session 's1'")
+        agent.answers = lambda action: []
+        assert (await post(user, "START", sessionId="s1"))[0] == 200
+
+
 async def test_each_wrong_request_has_its_code(lab: Lab) -> None:
     async with ready(lab) as (user, agent):
         assert (await post(user, "PAUSE"))[0] == 400

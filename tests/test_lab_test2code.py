@@ -253,6 +253,16 @@ def test_a_class_with_other_probes_is_forgotten_and_one_with_the_same_is_kept() 
     assert list(plugin.reached([session])) == ["./b"]
 
 
+def test_an_agent_has_so_many_sessions_at_a_time() -> None:
+    plugin = announced()
+    for number in range(MAX_SESSIONS):
+        plugin.carry_out(read_action(b'{"type":"START","payload":{"sessionId":"s%d"}}' % number))
+    with pytest.raises(HttpError, match="409: 64 sessions are active, which is the limit: end one of them first"):
+        plugin.carry_out(read_action(b'{"type":"START","payload":{}}'))
+    plugin.carry_out(read_action(b'{"type":"CANCEL","payload":{"sessionId":"s7"}}'))
+    plugin.carry_out(read_action(b'{"type":"START","payload":{}}'))
+
+
 def test_an_agent_has_so_many_sessions_of_a_lab_that_was_restarted() -> None:
     plugin = announced()
     for begin in range(0, 200, 50):

@@ -34,7 +34,16 @@ from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.payload import UNREADABLE
 from agent.lab import coverage
-from agent.lab.drillwire import PLUGIN, Action, AgentConfig, Start, read_action, read_config, read_frame
+from agent.lab.drillwire import (
+    PLUGIN,
+    Action,
+    AgentConfig,
+    AgentSession,
+    Start,
+    read_action,
+    read_config,
+    read_frame,
+)
 from agent.lab.test2code import Plugin, Session
 
 log = logging.getLogger(__name__)
@@ -394,11 +403,16 @@ class Drill:
         link = agent.link
         if link is None or not link.ready.is_set():
             raise HttpError(400, f"agent {agent.config.id!r} is not online, or not registered")
-        told = agent.plugin.carry_out(action)
+        on = agent.plugin
+        told = on.carry_out(action)
         self._forget_oldest()
         key = uuid4().hex[:8]
         text = _text({"id": PLUGIN, "message": _text(told), "confirmationKey": key})
         await link.say("/plugin/action", text, f"/plugin/action/{key}", "/plugin/action")
+        if isinstance(told.payload, AgentSession):  # it has acknowledged a START that it refused, too
+            session = on.sessions.get(told.payload.session_id)
+            if session is not None and session.state == "cancelled":
+                raise HttpError(409, f"agent {agent.config.id!r} did not start session {told.payload.session_id!r}")
         return {"code": 200, "data": told}
 
     async def _dispatch_to_group(self, group: str, plugin: str, action: Action) -> list[dict[str, Any]]:

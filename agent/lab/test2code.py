@@ -96,7 +96,7 @@ class Plugin:
     # -- the user's side
 
     def carry_out(self, action: Action) -> AgentAction:
-        """What the agent is told. Raises HttpError 404 for a session that is not active, 409 for one that is there."""
+        """What the agent is told. Raises HttpError 404 for a session that is not active, 409 for a second or one too many."""
         match action:
             case Start(payload=given):
                 return AgentAction("START_AGENT_SESSION", self._start(given))
@@ -125,7 +125,10 @@ class Plugin:
         known = self.sessions.get(ident)
         if known is not None and known.state != "cancelled":
             raise HttpError(409, f"session {ident!r} exists already ({known.state})")
-        others = (one for one in self.sessions.values() if one.state == "active" and one.start.is_global)
+        active = [one for one in self.sessions.values() if one.state == "active"]
+        if len(active) >= MAX_SESSIONS:
+            raise HttpError(409, f"{MAX_SESSIONS} sessions are active, which is the limit: end one of them first")
+        others = (one for one in active if one.start.is_global)
         if given.is_global and (other := next(others, None)):
             raise HttpError(409, f"session {other.start.session_id!r} is active and global; there can be one such")
         start = AgentSession(ident, given.test_type, given.test_name, given.is_realtime, given.is_global)
