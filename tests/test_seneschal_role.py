@@ -433,7 +433,7 @@ async def test_a_machine_put_back_to_a_snapshot_is_heard(tmp_path: Path, peer: P
         assert accepted["seq"] > 5000
 
 
-@pytest.mark.parametrize("registered", [{"last_seq": 2**53 + 1}, {"last_seq": -1}, {"heartbeat": 0.001}])
+@pytest.mark.parametrize("registered", [{"last_seq": 2**48 + 1}, {"last_seq": -1}, {"heartbeat": 0.001}])
 async def test_an_answer_to_register_that_no_seneschal_gives_ends_the_connection(
     tmp_path: Path, peer: Peer, registered: dict[str, float]
 ) -> None:

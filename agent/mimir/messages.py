@@ -39,6 +39,7 @@ RESERVATION_REV: dict[ReservationState, int | None] = {
 
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # what every reader of JSON has exactly
+Heard: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**48)]  # numbers go on above it: there has to be room
 Props: TypeAlias = dict[str, Any]
 
 
@@ -54,7 +55,7 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to `register`. `last_seq` is the highest owed delivery it has; `time` its clock, epoch seconds."""
 
     session: str
-    last_seq: Count
+    last_seq: Heard
     time: float
 
 

@@ -19,6 +19,7 @@ Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 Result: TypeAlias = Literal["SUCCESS", "FAILURE", "ABORTED"]
 Severity: TypeAlias = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # what every reader of JSON has exactly
+Heard: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**48)]  # numbers go on above it: there has to be room
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +53,7 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True):
 
     session: str
     time: float
-    last_seq: Count
+    last_seq: Heard
     heartbeat: Annotated[float, msgspec.Meta(ge=0.1)] = 5
     deadline: Annotated[float, msgspec.Meta(gt=0)] = 20
     runs: tuple[str, ...] = ()
