@@ -96,6 +96,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gator: GatorSettings = GatorSettings()
     lab: LabSettings = LabSettings()
 
+    def __post_init__(self) -> None:
+        for name in ("tls", "seneschal", "mimir", "polarize", "cibus"):
+            own = getattr(self, name)
+            if own.key_file and not own.cert_file:
+                raise ValueError(f"{name}: key_file means nothing without cert_file. Set cert_file too, or neither.")
+
     @property
     def name(self) -> str:
         """The machine's name in the lab: `ident`, by default the host name."""

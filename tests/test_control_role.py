@@ -142,6 +142,12 @@ def test_settings_that_let_anybody_in_are_refused(given: dict[str, Any], what: s
     ControlSettings(listen=("[::1]:13172", "localhost:1"), tokens=())
 
 
+def test_an_address_is_listened_at_once() -> None:
+    with pytest.raises(ValueError, match=r"listen: 127\.0\.0\.1:1 stands there twice\. Take one of them away\."):
+        ControlSettings(listen=("127.0.0.1:1", "[::1]:1", "127.0.0.1:1"))
+    ControlSettings(listen=("127.0.0.1:0", "127.0.0.1:0"))  # two free ports
+
+
 @pytest.mark.parametrize(
     ("address", "tls", "url"),
     [("127.0.0.1:13172", False, "ws://127.0.0.1:13172/"), ("[::1]:5", True, "wss://[::1]:5/")],

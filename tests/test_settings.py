@@ -234,3 +234,15 @@ def test_a_file_that_is_nowhere_is_named_where_it_is_to_be_put(
     assert settings.find(name, tmp_path) == tmp_path / name
     monkeypatch.setattr(settings, "DEFAULT_TOKEN", name)
     assert settings.find(name, machines) == machines / name
+
+
+@pytest.mark.parametrize("table", ["tls", "seneschal", "mimir", "polarize", "cibus"])
+def test_a_key_without_its_certificate_is_named(table: str, tmp_path: Path) -> None:
+    own = write(tmp_path / "agent.toml", f'[{table}]\nkey_file = "key.pem"\n')
+    with pytest.raises(ConfigErrors) as broken:
+        load_settings(Given((own,)))
+    assert str(broken.value) == (
+        f"{own}:1: {table}: key_file means nothing without cert_file. Set cert_file too, or neither."
+    )
+    write(own, f'[{table}]\nkey_file = "key.pem"\ncert_file = "cert.pem"\n')
+    load_settings(Given((own,)))

@@ -48,6 +48,9 @@ class ControlSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tls: ControlTls = ControlTls()
 
     def __post_init__(self) -> None:
+        given = [address for address in self.listen if not address.endswith(":0")]
+        if twice := next((address for address in given if given.count(address) > 1), None):
+            raise ValueError(f"listen: {twice} stands there twice. Take one of them away.")
         has_key = bool(self.tokens or self.tls.client_ca)
         if has_key and not self.insecure_loopback:
             return
