@@ -113,3 +113,8 @@ def test_files_that_cannot_be_used_are_named(ca: Issued, server: Issued, tmp_pat
             server_context(server.cert, server.key, client_ca=bad)
     with pytest.raises(TlsUnusable, match="KEY_VALUES_MISMATCH"):
         server_context(server.cert, ca.key)
+    for names in (TlsSettings(tmp_path / "absent.pem"), TlsSettings(pinned=tmp_path / "absent.pem")):
+        with pytest.raises(TlsUnusable, match=r": No such file or directory\. Name"):
+            client_context(names)
+    with pytest.raises(TlsUnusable, match=r": No such file or directory\. Name"):
+        server_context(server.cert, tmp_path / "absent.pem")

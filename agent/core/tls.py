@@ -93,7 +93,7 @@ def _trust(context: "ssl.SSLContext", roots: Path) -> None:
         context.load_verify_locations(roots)
     except (OSError, ssl.SSLError) as err:
         raise TlsUnusable(
-            f"{roots}: no certificates to trust: {err}", remedy="Name a file with certificates in PEM format."
+            f"{roots}: no certificates to trust: {_said(err)}", remedy="Name a file with certificates in PEM format."
         ) from err
 
 
@@ -104,7 +104,7 @@ def _pin(context: "ssl.SSLContext", cert: Path) -> None:
         body, end, _ = rest.partition("-----END CERTIFICATE-----")
         context.load_verify_locations(cadata=f"{begin}{body}{end}")
     except (OSError, ValueError) as err:
-        raise TlsUnusable(f"{cert}: no certificate: {err}", remedy="Name a certificate chain, as PEM.") from err
+        raise TlsUnusable(f"{cert}: no certificate: {_said(err)}", remedy="Name a certificate chain, as PEM.") from err
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
@@ -114,6 +114,11 @@ def _show(context: "ssl.SSLContext", cert: Path, key: Path | None) -> None:
         context.load_cert_chain(cert, key, password="")  # never asks for a passphrase on a terminal
     except (OSError, ssl.SSLError) as err:
         raise TlsUnusable(
-            f"certificate {cert}, key {key or cert}: {err}",
+            f"certificate {cert}, key {key or cert}: {_said(err)}",
             remedy="Name a certificate chain and its key, both PEM, without passphrase and readable by the agent.",
         ) from err
+
+
+def _said(err: OSError | ValueError) -> str:
+    """What the system or OpenSSL said, without a number."""
+    return (err.strerror if isinstance(err, OSError) else "") or str(err)
