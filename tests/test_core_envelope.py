@@ -23,6 +23,27 @@ def read(frame: str) -> Any:
     return msgspec.json.decode(frame)
 
 
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [
+        (r"\ud800", r"\ud800"), (r"x\udc00x", r"\udc00"), (r"\ud83d\ude00\ude00", r"\ude00"), (r"\\\uDBFF", r"\uDBFF"),
+    ],
+)  # fmt: skip
+def test_half_of_a_character_is_named(text: str, half: str) -> None:
+    said = Envelope().feed(f'{{"action":"log","payload":{{"message":"{text}"}}}}')
+    assert isinstance(said, Unreadable)
+    assert said.reason == f"bad_json: not a JSON object: {half} is half of a character"
+
+
+@pytest.mark.parametrize("text", [r"\ud83d\ude00", r"\\ud800"])
+def test_what_only_looks_like_half_of_a_character_is_none(text: str) -> None:
+    envelope = Envelope()
+    assert isinstance(envelope.feed(f'{{"action":"{text}"}}'), Request)
+    cut = envelope.feed(f'{{"action":"{text}"')
+    assert isinstance(cut, Unreadable)
+    assert cut.reason == "bad_json: not a JSON object: Input data was truncated"
+
+
 def test_a_reason_is_cut_where_it_would_fill_logs_and_alerts() -> None:
     envelope = Envelope()
     envelope.ask("run", {})

@@ -6,6 +6,7 @@ request an answer belongs to, answers what cannot be read, and tells when the ot
 Source: seeds/gator-websocket-api.md, "Basic Format"; protocols/emissary.md, "The envelope".
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,11 @@ class Foreign(msgspec.Struct, frozen=True):
     message: dict[str, Any]
 
 
+# One of a pair of surrogates alone; what the decoder says of it may be that the text was cut.
+_HALF = re.compile(
+    r"(?<!\\)(?:\\\\)*(\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2}))"
+)
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -99,7 +105,9 @@ class Envelope:
         try:
             message = _decode(frame)
         except UNREADABLE as err:
-            return self._unreadable(f"bad_json: not a JSON object: {err}")
+            half = _HALF.search(frame)
+            why = f"{half[1]} is half of a character" if half else err
+            return self._unreadable(f"bad_json: not a JSON object: {why}")
         read = self._read(message)
         if not isinstance(read, Unreadable):
             self._bad = 0

@@ -306,7 +306,7 @@ FRAMES: dict[str, tuple[str | bytes, str]] = {
     "nested too deeply": ("[" * 100_000, "bad_json: not a JSON object"),
     "binary": (b"{}", "bad_json: a binary frame"),
     "nothing": ("", "bad_json: not a JSON object"),
-    "half a surrogate": ('{"action":"\\ud800"}', "bad_json: not a JSON object"),
+    "half a surrogate": ('{"action":"\\ud800"}', "bad_json: not a JSON object: \\ud800 is half of a character"),
     "an action that is no text": ('{"action":7,"req_id":1}', "bad_payload: action is a number, not text"),
     "a req_id that is none": ('{"action":"status","req_id":{}}', "bad_payload: req_id is an object"),
     "posted that is no boolean": ('{"action":"status","posted":1}', "bad_payload: posted is a number"),
