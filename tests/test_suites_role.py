@@ -221,6 +221,12 @@ async def test_a_bad_order_is_answered_by_bad_payload(tmp_path: Path, payload: d
         assert caught.value.code == "bad_payload"
 
 
+async def test_a_document_and_a_path_at_once_are_refused(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        with pytest.raises(ActionError, match="key path: suite stands beside it; give a document, or the path of one"):
+            await here.bus.ask("run_suite", {"suite": {"id": "s"}, "path": "s"})
+
+
 PYTEST = """
 import os, time
 

@@ -238,6 +238,8 @@ class _Suites:
 
     async def _document(self, payload: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
         suite, path = payload.get("suite"), payload.get("path")
+        if suite is not None and path is not None:
+            raise ActionError("bad_payload", "key path: suite stands beside it; give a document, or the path of one")
         if isinstance(suite, dict):
             return suite, None
         if not isinstance(path, str):
