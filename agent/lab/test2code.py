@@ -96,7 +96,10 @@ class Plugin:
     # -- the user's side
 
     def carry_out(self, action: Action) -> AgentAction:
-        """What the agent is told. Raises HttpError 404 for a session that is not active, 409 for a second or one too many."""
+        """What the agent is told.
+
+        Raises HttpError 404 for a session that is not active, 409 for one that is there, and for one too many.
+        """
         match action:
             case Start(payload=given):
                 return AgentAction("START_AGENT_SESSION", self._start(given))
