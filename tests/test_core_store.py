@@ -290,6 +290,17 @@ def test_nobody_else_may_read_the_store(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir() if path.stat().st_mode & 0o077} == set()
 
 
+def test_a_store_of_an_earlier_version_is_closed_to_others(tmp_path: Path) -> None:
+    open_store(tmp_path, reserve=4096)  # as a killed agent leaves it: with its log, and the index of that
+    files = sorted(tmp_path.glob("store.db*"))
+    assert len(files) == 3
+    for path in files:
+        path.chmod(0o644)
+    (tmp_path / "lock").unlink()  # the file that is locked: as if its process were gone
+    open_store(tmp_path, reserve=4096)
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o600] * 3
+
+
 async def test_a_full_disk_gives_up_the_reserve_and_loses_nothing(tmp_path: Path, nursery: trio.Nursery) -> None:
     store = open_store(tmp_path, reserve=4096)
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]

@@ -44,7 +44,6 @@ CREATE TABLE checkpoint(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID
 CREATE TABLE kept(run TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
-
 _Order = tuple[str, tuple[Any, ...]]  # SQL and its values
 _Checkpoints = dict[str, bytes | None]  # by key; None: to be dropped
 
@@ -508,22 +507,21 @@ def open_store(
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as err:
-        is_others = err.errno in (errno.EACCES, errno.EPERM)
         raise StoreError(
             f"{folder}: cannot be used as state directory: {err.strerror}",
-            remedy=_OWNER if is_others else "Set state.dir to a writable directory.",
+            remedy=_OWNER if isinstance(err, PermissionError) else "Set state.dir to a writable directory.",
         ) from err
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
         os.close(lock)
-        pid = owner(folder / "lock")
-        another = f"another agent (pid {pid})" if pid else "another agent"
-        raise StoreError(
-            f"{folder}: {another} uses this state directory", remedy="Stop it, or give this one its own state.dir."
-        ) from err
+        who = f" (pid {pid})" if (pid := owner(folder / "lock")) else ""
+        raise StoreError(f"{folder}: another agent{who} uses this state directory", remedy=_TWO) from err
     try:
         os.close(os.open(folder / "store.db", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # suites' passwords
+        for path in folder.glob("store.db*"):  # what an earlier version made could be read by all
+            if path.stat().st_uid == os.geteuid():
+                path.chmod(0o600)
         _make_reserve(folder / "reserve", reserve)
         return Store(folder, group_commit_s=group_commit_s, journal_max=journal_max, reserve=reserve, lock=lock)
     except StoreError:
@@ -535,6 +533,7 @@ def open_store(
 
 
 _CLOSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+_TWO = "Stop it, or give this one its own state.dir."
 _OWNER = "Give it, with all that is in it, to the user who runs the agent (chown -R), or set another state.dir."
 
 
