@@ -28,7 +28,7 @@ from agent.__main__ import main
 sys.exit(main())
 """
 
-# `agent run` with an entitlement role that hangs as soon as a file is there.
+# `agent run` with an entitlement role that hangs as soon as a file is there, once.
 AGENT = """
 import os, sys, time
 import trio
@@ -38,6 +38,7 @@ async def hang(bus, store, settings, health, *, task_status=trio.TASK_STATUS_IGN
     task_status.started()
     while not os.path.exists("{marker}"):
         await trio.sleep(0.05)
+    os.unlink("{marker}")
     with health.busy(limit=0.5):
         await {how}
 
@@ -116,7 +117,6 @@ def test_what_hangs_is_named_and_restarted_and_no_event_is_lost(
     seq = hung.ctl("status")["seq"]
     hung.marker.touch()
     log = hung.until("agent ended signal=SIGABRT")
-    hung.marker.unlink()
     assert "watchdog missed, aborting" in log
     if named:
         assert "overdue name=entitlement" in log
