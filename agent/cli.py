@@ -416,10 +416,11 @@ def _monitors_run(given: argparse.Namespace) -> int:
 
     import trio
 
-    from agent import ctl, foreground
+    from agent import foreground
     from agent.core.config import load
     from agent.ownlog import log_to
     from agent.settings import Settings
+    from agent.standard import stdout
 
     settings = load(Settings, [given.file], env=os.environ).settings
     if not settings.monitors.monitor:
@@ -428,11 +429,8 @@ def _monitors_run(given: argparse.Namespace) -> int:
         )
     log_to(settings.log)
 
-    def show(line: str) -> None:
-        ctl.write_out(f"{line}\n")
-
     run = partial(foreground.run, once=given.once, all_lines=given.all)
-    return DONE if trio.run(run, settings.monitors, settings.name, show) else FAILED
+    return DONE if trio.run(run, settings.monitors, settings.name, stdout().fileno()) else FAILED
 
 
 def _install(given: argparse.Namespace) -> int:
@@ -514,7 +512,7 @@ def _gator(given: argparse.Namespace) -> int:
     leaves = cgroup.claim()  # before the guard, which is to be where we are
     try:
         with guarded(None if command.parent else command.tracking[-1]):
-            return trio.run(role.run, command, settings, leaves)
+            return trio.run(role.run, command, settings, leaves, sys.stdout.fileno() if sys.stdout else None)
     except (BaseExceptionGroup, DocumentError, role.BadOption) as err:
         cause = unwrap(err)
         if not isinstance(cause, DocumentError | role.BadOption):

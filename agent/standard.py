@@ -9,7 +9,7 @@ import io
 import os
 import select
 import sys
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from agent.core.errors import AgentError
 
@@ -24,9 +24,7 @@ class Output:
     """Standard output, or `out`: that it fails is no fault of what is read. Raises OutputFailed and BrokenPipeError."""
 
     def __init__(self, out: BinaryIO | None) -> None:
-        if out is None and sys.stdout is None:
-            raise OutputFailed("standard output is closed", remedy="Name a place to write to.")
-        self._out = out or sys.stdout.buffer
+        self._out = out or stdout().buffer
 
     def write(self, lines: bytes | memoryview) -> None:
         try:
@@ -48,6 +46,13 @@ class Output:
         # Else Python writes the rest once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
         return OutputFailed(f"standard output: {err.strerror}", remedy="Make room, or write elsewhere.")
+
+
+def stdout() -> TextIO:
+    """Standard output. Raises OutputFailed where that is closed."""
+    if sys.stdout is None:
+        raise OutputFailed("standard output is closed", remedy="Name a place to write to.")
+    return sys.stdout
 
 
 def opened(path: str) -> io.FileIO:

@@ -4,6 +4,7 @@ import http.server
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ def agent(*argv: str | Path, env: dict[str, str] | None = None) -> subprocess.Co
 
 
 def settings(folder: Path, *monitors: dict[str, Any]) -> Path:
-    tables = ["[monitors]\nexit_grace = 5"]
+    tables = ["[monitors]\nexit_grace = 60"]
     for each in monitors:
         keys = {"id": f"{ID}-fg"} | each
         pairs = [f"{key} = {json.dumps(value)}" for key, value in keys.items() if key != "config"]
@@ -106,6 +107,38 @@ def test_without_once_it_runs_until_a_signal(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     assert runs == [f"{ID}-fg-000001", f"{ID}-fg-000002"]
+
+
+def test_a_reader_that_stands_still_holds_up_no_step_and_misses_none(tmp_path: Path) -> None:
+    steps = [f"S{number}" for number in range(5)]
+    reached = tmp_path / "reached"
+    # A result is told some milliseconds after it came.
+    body = "shake()\nwhile hear().startswith('Run'):\n time.sleep(0.05); say('Step Error ' + 'x' * 60_000)"
+    body += f"\nos.close(os.open({str(reached)!r}, os.O_WRONLY))"
+    given = {"command": program(tmp_path, body), "steps": steps, "on_error": "continue"}
+    os.mkfifo(reached)
+    argv = [sys.executable, "-m", "agent", "monitors", "run", "--once", str(settings(tmp_path, given))]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            last = os.open(reached, os.O_RDONLY | os.O_NONBLOCK)
+            assert select.select([last], [], [], 120)[0]  # five results are more than a pipe takes
+            os.close(last)
+            out, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert [json.loads(line)["step"] for line in out.splitlines()] == steps
+
+
+def test_nobody_to_read_it_is_no_reason_to_run_on(tmp_path: Path) -> None:
+    bad = program(tmp_path, "shake()\nhear()\nsay('Step OK'); hear()")
+    path = settings(tmp_path, {"command": bad, "steps": ["A"], "interval": 1})
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "agent", "monitors", "run", str(path)]
+    with subprocess.Popen(argv, stdout=writing, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writing)
+        assert process.communicate(timeout=120)[1] == ""
+    assert process.returncode == 1
 
 
 def test_a_wrong_file_is_a_usage_error_that_names_the_line(tmp_path: Path) -> None:

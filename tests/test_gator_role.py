@@ -194,6 +194,27 @@ def test_a_reader_of_events_that_stands_still_holds_up_no_job(tmp_path: Path) ->
     assert (kinds.count("start"), kinds.count("output"), kinds.count("end"), len(kinds)) == (6, 5, 6, 1 + 17)
 
 
+def test_a_reader_of_messages_that_stands_still_holds_up_no_job_and_misses_nothing(tmp_path: Path) -> None:
+    long = "!Job {ident: x, command: sh, args: [-c, 'printf %060000d 1']}"  # five are more than a pipe takes
+    os.mkfifo(tmp_path / "reached")
+    last = f"!Job {{ident: last, command: sh, args: [-c, 'echo > {tmp_path}/reached'], on_pass: [t]}}"
+    (tmp_path / "spec.yaml").write_text(
+        f"!JobGroup {{ident: g, jobs: [!JobArray {{ident: t, repeats: 5, jobs: [{long}]}}, {last}]}}"
+    )
+    argv = (*AGENT, "--all-msg", "--tracking", str(tmp_path / "t"), str(tmp_path / "spec.yaml"))
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as root:
+        try:
+            reached = os.open(tmp_path / "reached", os.O_RDONLY | os.O_NONBLOCK)
+            assert select.select([reached], [], [], WITHIN_S)[0]
+            os.close(reached)
+            out, _ = root.communicate(timeout=WITHIN_S)
+        finally:
+            root.kill()
+    *said, end = out.splitlines()
+    assert [len(line.partition("] [INFO   ] ")[2]) for line in said] == [60_000] * 5
+    assert (end, root.returncode) == ("SUCCESS: 6 of 6 jobs passed, 0 failed", 0)
+
+
 def test_jobs_of_isolated_tiers_have_cpus_of_their_own(tmp_path: Path) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:

@@ -98,7 +98,7 @@ async def test_what_waits_for_its_reader_has_a_bound_and_what_is_beyond_it_is_co
         ("start", None),
         *[("end", None)] * 3,
     ]
-    assert caplog.text.count("read too slowly: events are dropped") == 1
+    assert caplog.text.count("read too slowly: lines are dropped") == 1
 
 
 async def test_a_reader_that_stands_still_holds_up_no_end(
@@ -113,6 +113,6 @@ async def test_a_reader_that_stands_still_holds_up_no_end(
             nursery.start_soon(told.keep_writing)
             await trio.lowlevel.wait_readable(reading)
             told.close(1.0)
-    assert "--events-fd is not read: 4 events dropped" in caplog.text
+    assert "--events-fd is not read: 4 lines dropped" in caplog.text
     os.close(reading)
     os.close(writing)

@@ -13,13 +13,12 @@ import os
 import re
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -28,6 +27,7 @@ from agent.core.cgroup import Leaves
 from agent.core.channel import ungrouped
 from agent.core.errors import AgentError, DocumentError, PeerRefused
 from agent.core.metrics import Metrics
+from agent.core.outflow import LAST_S, MIB, Outflow
 from agent.core.process import adopt, environ
 from agent.gator import hub, schedulers
 from agent.gator import spec as specs
@@ -56,6 +56,7 @@ KNOWN_ARGS: Final = {
 QUEUED: Final = 1000  # children that are given to a scheduler that has a queue of its own
 LAST_TRY_S: Final = 2.0  # for a child that is stopped before it has reached its parent
 MAX_NAMED: Final = 20  # failed jobs that a root prints
+MAX_SHOWN: Final = 8 * MIB  # bytes of messages that wait to be read; those beyond are only in the layers' folders
 MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s/:@?#\[\]]+):\d{1,5}(/[^\s?#]*)?")
 
@@ -79,10 +80,14 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Root:
-    """Nobody is above: messages and progress are printed, and of a `job` that is the root itself its start is told."""
+    """Nobody is above: messages and progress are printed, and of a `job` that is the root itself its start is told.
 
-    def __init__(self, out: TextIO, shared: Shared, job: str | None, *, progress: bool) -> None:
-        self._out, self._shared, self._job, self._progress = out, shared, job, progress
+    `out` is the descriptor to print into, by `keep_printing`; None: it is closed.
+    """
+
+    def __init__(self, out: int | None, shared: Shared, job: str | None, *, progress: bool) -> None:
+        self._shared, self._job, self._progress = shared, job, progress
+        self._out = None if out is None else Outflow(out, "standard output", self._not_shown)
         self._shown = ""
         self.address = ""  # of its port
         self.started: float | None = None
@@ -108,23 +113,42 @@ class Root:
     async def complete(self, summary: Summary, result: Result, code: int) -> None:
         jobs = summary.jobs
         if not self._shared.options.quiet:
-            self._print(f"{result}: {jobs.passed} of {jobs.total} jobs passed, {jobs.failed} failed")
+            self._print(f"{result}: {jobs.passed} of {jobs.total} jobs passed, {jobs.failed} failed", math.inf)
             for path in summary.failed[:MAX_NAMED]:
-                self._print(f"failed: {'/'.join(path)}")
+                self._print(f"failed: {'/'.join(path)}", math.inf)
             if jobs.failed > MAX_NAMED:
-                self._print(f"and {jobs.failed - MAX_NAMED} more failed")
+                self._print(f"and {jobs.failed - MAX_NAMED} more failed", math.inf)
 
     def log(self, severity: Severity, message: str, at: float) -> None:
-        stamp = time.strftime("%H:%M:%S", time.localtime(at))
-        self._print(f"[{stamp}] [{severity:<7s}] {message}")
+        self._print(_message(severity, message, at))
 
-    def _print(self, text: str) -> None:
-        with suppress(OSError):  # whoever read it has gone; the work goes on
-            print(text, file=self._out, flush=True)
+    def _print(self, text: str, room: float = MAX_SHOWN) -> None:
+        if self._out is not None:
+            self._out.put(f"{text}\n".encode(errors="backslashreplace"), room)
+
+    def _not_shown(self, count: int) -> bytes:
+        text = f"{count} messages are not shown: these were read too slowly. The folders of the layers have them"
+        return f"{_message('WARNING', text, self._shared.clock())}\n".encode()
+
+    async def keep_printing(self) -> None:
+        """Until it is closed and all is read."""
+        if self._out is not None:
+            with suppress(OSError):  # whoever read it has gone; the work goes on
+                await self._out.keep_writing()
+
+    def close(self, *, is_stopped: bool) -> None:
+        """No more will come. Who stopped it waits no longer than LAST_S for a reader that stands still."""
+        if self._out is not None:
+            self._out.close(LAST_S if is_stopped else math.inf)
 
 
-async def run(command: Command, settings: GatorSettings, leaves: Leaves | None = None, out: TextIO = sys.stdout) -> int:
-    """One layer from start to end; the exit code. `leaves` is the cgroup that was delegated to this process.
+def _message(severity: Severity, message: str, at: float) -> str:
+    return f"[{time.strftime('%H:%M:%S', time.localtime(at))}] [{severity:<7s}] {message}"
+
+
+async def run(command: Command, settings: GatorSettings, leaves: Leaves | None = None, out: int | None = None) -> int:
+    """One layer from start to end; the exit code. `leaves` is the cgroup that was delegated to this process. A root
+    prints into the descriptor `out`.
 
     Raises DocumentError for a spec that cannot be used, BadOption, PeerUnreachable and PeerRefused for a parent, and
     OSError when it cannot listen, or its files cannot be made.
@@ -139,7 +163,7 @@ async def run(command: Command, settings: GatorSettings, leaves: Leaves | None =
     return code
 
 
-async def _run_root(command: Command, settings: GatorSettings, leaves: Leaves | None, out: TextIO) -> int:
+async def _run_root(command: Command, settings: GatorSettings, leaves: Leaves | None, out: int | None) -> int:
     path = command.spec
     if path is None:
         raise BadOption("neither a spec nor a parent is named", remedy="Name a spec, or --parent and --id.")
@@ -159,6 +183,7 @@ async def _run_root(command: Command, settings: GatorSettings, leaves: Leaves | 
     running = _Running()
     async with trio.open_nursery() as nursery:
         ended = trio.Event()
+        nursery.start_soon(root.keep_printing)
         if told:
             nursery.start_soon(told.keep_writing)
         if options.hub:
@@ -172,6 +197,7 @@ async def _run_root(command: Command, settings: GatorSettings, leaves: Leaves | 
             if job is not None:
                 told.tell(_end_of(layer, root.started, shared))
             told.close(shared.clock())
+        root.close(is_stopped=running.is_stopped)
     return PASSED if layer.result == "SUCCESS" else FAILED
 
 

@@ -16,25 +16,19 @@ says have failed proves of no other that it passed.
 Source: protocols/suites.md, "pytest, TAP, command" (gator).
 """
 
-import logging
 import math
-import os
-import select
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
-import trio
 
+from agent.core.outflow import LAST_S, MIB, Outflow
 from agent.gator import spec as specs
 from agent.gator.messages import Number, Result
 from agent.gator.spec import Group, Ident, Node
 
-log = logging.getLogger(__name__)
-
-MIB: Final = 1024 * 1024
 ROOM: Final = {"output": 8 * MIB, "start": 16 * MIB, "end": 64 * MIB}  # bytes that wait, when one of these comes
-LAST_S: Final = 10.0  # that nothing is read, when all has ended, until the rest is given up
 
 
 class _Start(msgspec.Struct, frozen=True, tag_field="event", tag="start"):
@@ -84,36 +78,15 @@ class Told:
     """For the tree `root`, into the descriptor `fd`, by `keep_writing`."""
 
     def __init__(self, root: Node, fd: int) -> None:
-        self._root, self._fd = root, fd
+        self._root = root
         self._ended: set[Ident] = set()
-        self._waiting = bytearray(_line({"event": "plan", "jobs": list(_leaves(root, ()))}))
-        self._dropped = 0
-        self._news = trio.Event()
-        self._is_read, self._is_closed = True, False
-        self._write_scope = trio.CancelScope()
+        self._out = Outflow(fd, "--events-fd", lambda count: _line({"event": "dropped", "count": count}))
+        self._out.put(_line({"event": "plan", "jobs": list(_leaves(root, ()))}), math.inf)
 
     async def keep_writing(self) -> None:
         """Write what is told, until it is closed; returns when all is written, or is not read any more."""
-        while self._waiting or not self._is_closed:
-            if not self._waiting:
-                self._news = trio.Event()
-                await self._news.wait()
-                continue
-            # A thread, as the descriptor is the caller's, who would see O_NONBLOCK too; PIPE_BUF, to see it go on.
-            part = bytes(self._waiting[: select.PIPE_BUF])
-            with trio.CancelScope(deadline=self._deadline()) as self._write_scope:
-                try:
-                    written = await trio.to_thread.run_sync(os.write, self._fd, part, abandon_on_cancel=True)
-                    del self._waiting[:written]
-                except OSError:  # whoever read it has gone
-                    self._is_read = False
-                    return
-            if self._write_scope.cancelled_caught:
-                log.warning("--events-fd is not read: %d events dropped", self._waiting.count(b"\n"))
-                return
-
-    def _deadline(self) -> float:
-        return trio.current_time() + LAST_S if self._is_closed else math.inf
+        with suppress(OSError):  # whoever read it has gone
+            await self._out.keep_writing()
 
     def tell(self, event: dict[str, Any]) -> None:
         """A job's `start` or `end`; or a tier's `tier_end`, which tells of all below it that nobody told of yet."""
@@ -152,11 +125,7 @@ class Told:
                 },
                 leaf,
             )
-        if self._dropped:
-            self._tell_dropped()
-        self._is_closed = True
-        self._write_scope.deadline = self._deadline()
-        self._news.set()
+        self._out.close(LAST_S)
 
     def _end(self, event: dict[str, Any], leaf: Ident) -> None:
         if leaf not in self._ended:
@@ -164,22 +133,7 @@ class Told:
             self._put(event)
 
     def _put(self, event: dict[str, Any]) -> None:
-        if not self._is_read:
-            return
-        line = _line(event)
-        if len(self._waiting) + len(line) > ROOM[event["event"]]:
-            if not self._dropped:
-                log.warning("--events-fd is read too slowly: events are dropped")
-            self._dropped += 1
-            return
-        if self._dropped:
-            self._tell_dropped()
-        self._waiting += line
-        self._news.set()
-
-    def _tell_dropped(self) -> None:
-        self._waiting += _line({"event": "dropped", "count": self._dropped})
-        self._dropped = 0
+        self._out.put(_line(event), ROOM[event["event"]])
 
 
 def _line(event: dict[str, Any]) -> bytes:
