@@ -21,6 +21,20 @@ from tests.faults.station import until
 from tests.test_lab_server import client_of
 
 IDENT = "lab-07"
+# A product, in the file calc.js.
+CALC = """\
+exports.add = (a, b) => {
+	return a + b;
+};
+
+exports.sub = (a, b) => {
+	return a - b;
+};
+
+exports.unused = () => {
+	return 0;
+};
+"""
 PLUGIN = f"/api/agents/{IDENT}/plugins/test2code"
 
 

@@ -25,24 +25,10 @@ from agent.core.covered import CoverageWarning
 from agent.core.events import RoleChanged, RunRefused, SuiteFinished
 from agent.coverage.catalog import Delta
 from agent.coverage.sources.python import Python
-from tests.drill_house import IDENT, User, admin, agent_of, run_suite
+from tests.drill_house import CALC, IDENT, User, admin, agent_of, run_suite
 from tests.faults.station import Station, until
 
 CUT_S = 10.0
-
-CALC = """\
-exports.add = (a, b) => {
-	return a + b;
-};
-
-exports.sub = (a, b) => {
-	return a - b;
-};
-
-exports.unused = () => {
-	return 0;
-};
-"""
 # Two test files, each a process; the first waits for the file `go`, and the second comes after it.
 RUNNER = """\
 const {execFileSync} = require('node:child_process');

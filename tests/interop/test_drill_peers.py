@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.drill_house import admin, agent_of, methods_reached
+from tests.drill_house import CALC, admin, agent_of, methods_reached
 from tests.test_lab_drill import attached
 from tests.test_lab_server import client_of, lab_in
 
@@ -67,16 +67,6 @@ proxy.listen(0, '127.0.0.1', async () => {
 
 	process.exit(0);
 });
-"""
-
-CALC = """\
-exports.add = (a, b) => {
-	return a + b;
-};
-
-exports.unused = () => {
-	return 0;
-};
 """
 
 
