@@ -48,6 +48,17 @@ def test_what_is_wrong_in_files_of_all_kinds_is_told_in_one_go(tmp_path: Path) -
     ]
 
 
+def test_a_user_that_this_machine_does_not_have_is_a_warning(tmp_path: Path) -> None:
+    text = '[[monitors.monitor]]\nid = "web"\ncommand = ["true"]\nsteps = ["A"]\nuser = "{}"\n'
+    assert check([write(tmp_path / "agent.toml", text.format("root"))]) == []
+    settings = write(tmp_path / "agent.toml", text.format("nn"))
+    (told,) = check([settings])
+    assert told == (
+        f"{settings}:5: monitors.monitor[web].user: there is no user 'nn' on this machine."
+        " Where it is to run, create it, or name another."
+    )
+
+
 def test_a_profile_is_checked_with_those_that_it_extends(tmp_path: Path) -> None:
     board = write(tmp_path / "board.toml", PROFILE)
     assert check([board]) == []

@@ -3,6 +3,7 @@
 Source: protocols/packaging.md 5 and 6; protocols/logs.md 2.2.
 """
 
+import pwd
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def check(files: Sequence[Path]) -> list[str]:
     except ConfigErrors as err:
         errors += err.errors
     else:
-        warnings += effective.warnings
+        warnings += [*effective.warnings, *_absent_users(effective)]
         logs = effective.settings.logs if settings else logs
         origins = {key: origin.text for key, origin in effective.origins.items()}
         errors += _of_the_profile_asked_for(effective, profiles)
@@ -62,6 +63,20 @@ def _of_the_profile_asked_for(effective: Effective[Settings], files: Sequence[Pa
     except ConfigErrors as err:
         return list(err.errors)
     return []
+
+
+def _absent_users(effective: Effective[Settings]) -> Iterator[str]:
+    """Of monitors. It is no error: the machine that is to run them may be another than the one that checks."""
+    for monitor in effective.settings.monitors.monitor:
+        if monitor.user is not None:
+            try:
+                pwd.getpwnam(monitor.user)
+            except KeyError:
+                key = f"monitors.monitor[{monitor.id}].user"
+                yield (
+                    f"{effective.origins[key].text}: {key}: there is no user {monitor.user!r} on this machine."
+                    " Where it is to run, create it, or name another."
+                )
 
 
 def _rules(logs: LogsSettings, origins: dict[str, str]) -> tuple[list[CompiledRule], list[ConfigError]]:
