@@ -18,7 +18,7 @@ import pytest
 import trio
 from hypothesis import settings
 
-from agent.core import cgroup, store
+from agent.core import cgroup, processtree, store
 
 T = TypeVar("T")
 
@@ -99,6 +99,12 @@ def held_port() -> Iterator[int]:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
+
+
+@pytest.fixture
+def own_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started is below a mark of this process: who runs the same tests on this machine ends nothing of ours."""
+    monkeypatch.setenv(processtree.MARK, processtree.nested(f"test-{os.getpid()}"))
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ else:
 
 
 async def test_a_leaf_holds_the_whole_tree_and_goes_with_it(cgroup_home: Path) -> None:
-    spec = Spec(argv=(sys.executable, "-c", DAEMON), cwd=Path("/"), env=environ(os.environ), mark="r/42")
+    spec = Spec(argv=(sys.executable, "-c", DAEMON), cwd=Path("/"), env=environ(os.environ), mark=f"r/{os.getpid()}")
     before = len(os.listdir("/proc/self/fd"))
     async with open_child(spec, leaves=Leaves(cgroup_home)) as child:
         assert await child.streams["stdout"].receive_some() == b"up\n"

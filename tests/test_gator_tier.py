@@ -20,6 +20,8 @@ from agent.gator.summary import Sums
 from agent.gator.tier import Tier
 from tests.gator_tree import WITHIN_S, Above, dialled, shared_of, until
 
+pytestmark = pytest.mark.usefixtures("own_mark")
+
 NESTED = """\
 !JobGroup
 ident: root

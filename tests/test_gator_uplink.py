@@ -18,6 +18,8 @@ from agent.gator.summary import job_summary
 from agent.gator.uplink import Uplink
 from tests.gator_tree import WITHIN_S, Parent, shared_of, until
 
+pytestmark = pytest.mark.usefixtures("own_mark")
+
 D2_PARENT = {"path": ["root_group"], "root": 0, "uidx": 2}
 OURS = {**D2_PARENT, "emissary": {"version": "1.0", "resume": True}}
 

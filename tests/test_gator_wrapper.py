@@ -20,6 +20,8 @@ from agent.gator.spec import Job, Memory
 from agent.gator.wrapper import Wrapper
 from tests.gator_tree import WITHIN_S, Above, dialled, shared_of, until
 
+pytestmark = pytest.mark.usefixtures("own_mark")
+
 
 def wrapper_of(job: Job, folder: Path, above: Above, **more: Any) -> Wrapper:
     return Wrapper(job, folder, above, shared_of(**more), Grant(Demand(1)), forward=True, is_many=False)
