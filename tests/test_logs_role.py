@@ -215,6 +215,23 @@ async def test_a_glob_on_a_disk_that_hangs_holds_up_no_other_log(
             assert await numbers(events, 1) == ["4"]
 
 
+async def test_many_globs_on_a_disk_that_hangs_are_waited_for_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, looked_for = hang(monkeypatch)
+    (tmp_path / "mountinfo").write_text(f"40 21 0:44 / {tmp_path}/mnt rw - nfs4 lab:/share rw")
+    monkeypatch.setattr(wake, "MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr(role, "AT_ONCE_S", 0.0)
+    hung = [LogWatch(name=f"m{number}", glob=f"{tmp_path}/mnt/{number}*") for number in range(50)]
+    async with house(tmp_path, settle_s=1.0) as here:
+        await here.start(*hung, LogWatch(name="z", glob=f"{tmp_path}/logs/z*"))
+        with trio.fail_after(FIRST_S):
+            while not looked_for:
+                await trio.lowlevel.checkpoint()
+        assert set(looked_for) == {f"{tmp_path}/logs/z*"}
+        answers.set()
+
+
 async def test_no_line_is_lost_over_rotations(tmp_path: Path) -> None:
     async with house(tmp_path) as here:
         await here.start()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -20,7 +20,7 @@ from agent._native import ffi, lib
 from agent.core.supervise import HUNG_S, Health
 from agent.logs import paths, wake
 from agent.logs.acts import Gap
-from agent.logs.follow import Blocks, Followed
+from agent.logs.follow import DISK, Blocks, Followed
 from agent.logs.paths import Globs
 from agent.logs.tail import Tail
 from agent.logs.wake import Follower
@@ -340,6 +340,45 @@ async def test_a_mount_that_hangs_holds_up_neither_the_loop_nor_other_logs(
     (tmp_path / "mnt").mkdir()
     answers.set()
     await watches(follower, tmp_path / "here", tmp_path / "mnt")
+
+
+async def test_many_logs_on_a_mount_that_hangs_leave_threads_to_others(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rescan(files: dict[str, list[str]]) -> None: ...
+
+    real, stat, answers = os.path.realpath, os.stat, threading.Event()
+    mounted = f"{tmp_path}/mnt/"
+
+    def slow(path: str) -> str:
+        if path.startswith(mounted):
+            answers.wait(WAIT_S)
+        return real(path)
+
+    def slow_stat(path: Any, **more: Any) -> os.stat_result:
+        if isinstance(path, str) and path.startswith(mounted):
+            answers.wait(WAIT_S)
+        return stat(path, **more)
+
+    for name in ("mnt", "here", "mounts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mounts/mountinfo").write_text(f"40 21 0:44 / {tmp_path}/mnt rw - nfs4 lab:/share rw")
+    monkeypatch.setattr(wake, "MOUNTS", tmp_path / "mounts/mountinfo")
+    monkeypatch.setattr(os.path, "realpath", slow)
+    monkeypatch.setattr(os, "stat", slow_stat)
+    follower, taking = Follower(rescan, Health("logs")), Taking()
+    await nursery.start(follower.run)
+    for number in range(int(DISK.total_tokens)):
+        there = log(tmp_path / f"mnt/{number}", Taking(), follower.blocks)
+        follower.add(there)
+        nursery.start_soon(there.run)
+    source = log(tmp_path / "here/a", taking, follower.blocks)
+    follower.add(source)
+    nursery.start_soon(source.run)
+    await watches(follower, tmp_path / "here")
+    (tmp_path / "here/a").write_bytes(b"one\n")
+    await until(taking, b"one\n")
+    answers.set()
 
 
 async def test_a_look_that_hangs_leaves_those_elsewhere_to_another(

@@ -31,7 +31,7 @@ from agent.logs.tail import BLOCK, Tail
 
 DIRECT = 1 << 16  # bytes that are read and matched without a thread
 BLOCKS = 4  # large blocks in memory at a time, of all files
-DISK = trio.CapacityLimiter(40)  # threads that wait for one: where a mount hangs, only logs wait for each other
+DISK = trio.CapacityLimiter(40)  # threads that wait for what no mount of its own has
 BLOCK_S = 30.0  # s for a hang of one block
 TURN_S = 0.002  # s for which blocks are matched one after the other, before others have their turn
 
@@ -108,6 +108,7 @@ class Followed:
         self.tail, self._matching, self._health, self.room = tail, matching, health, room
         self._blocks, self._block = blocks, bytearray()  # of it the one that is being matched
         self.links, self.linked = links, set[int]()
+        self.disk = DISK  # or the threads that wait for its mount
         self.begun = trio.Event()  # it was looked at: what is written now is new
         self.is_waiting = True  # for what nothing tells of
         self._wake, self._idle = trio.Event(), trio.Event()
@@ -341,7 +342,7 @@ class Followed:
             return function()
         await self.own_turn()
         with self._health.asking(self.tail.path):
-            found = await trio.to_thread.run_sync(function, limiter=DISK)
+            found = await trio.to_thread.run_sync(function, limiter=self.disk)
         self.now = trio.current_time()
         return found
 

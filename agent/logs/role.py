@@ -62,7 +62,7 @@ from agent.logs.search import rule_of, search
 from agent.logs.settings import LogsSettings
 from agent.logs.source import Done, Rules, Source, Together, Want
 from agent.logs.tail import Tail
-from agent.logs.wake import Follower
+from agent.logs.wake import AT_ONCE_S, Follower
 from agent.logs.watches import JOURNAL, KERNEL, KeptWatches, Watch, of_client, of_settings
 
 log = logging.getLogger(__name__)
@@ -224,11 +224,11 @@ class _Logs:
         own = sorted(self._settings.watch, key=lambda one: bool(one.glob))
         wanted = [(one.path or one.glob or "", partial(of_settings, one)) for one in own]
         wanted += [(one.path or one.glob or "", partial(of_client, id, one)) for id, one in self._kept.watches.items()]
+        until = trio.current_time() + SETTLE_S
         async with trio.open_nursery() as nursery:
             for path, watch_of in wanted:
-                begun = trio.Event()
-                nursery.start_soon(self._begin_first, path, watch_of, begun)
-                with trio.move_on_after(SETTLE_S):  # a disk may hang: others do not wait for it
+                nursery.start_soon(self._begin_first, path, watch_of, begun := trio.Event())
+                with trio.move_on_at(max(until, trio.current_time() + AT_ONCE_S)):  # once for all disks that hang
                     await begun.wait()
         if self._watches:
             self._tell_rules()

@@ -38,6 +38,7 @@ HEARD = 1 << 16  # bytes of inotify's events that are read at once
 RESCAN = 10  # looks: so often `rescan` is told what it knows
 MAX_HELD = 256 << 20  # bytes of deleted files, all together
 AT_ONCE_S = 0.25  # longer than a disk takes that does not hang
+MOUNTED = 8  # threads that wait for one mount: if it hangs, only what is on it waits for them
 MAX_HUNG = 8  # places where the disk did not answer once; with one more, what is not there waits for it too
 
 _HEARD = flags.MODIFY | flags.CREATE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.ATTRIB
@@ -83,6 +84,7 @@ class Follower:
         self._watching: dict[str, trio.Event] = {}  # folders that are about to be
         self._hearing: dict[Followed, trio.Event] = {}  # set when what happens at its path is heard of
         self._notify: INotify | None = None
+        self._mounted: dict[str, trio.CapacityLimiter] = {}
         self._nursery: trio.Nursery
         self._workers: list[_Worker] = []
 
@@ -100,6 +102,7 @@ class Follower:
     def add(self, source: Followed) -> None:
         """Wake it, while run() runs."""
         self._looks[source] = _first_look(source.tail.path)
+        source.disk = self._disk_of(source.tail.path)
         self._hearing[source] = trio.Event()
         self._nursery.start_soon(self._find_places, source)
         self._look_anew()
@@ -190,7 +193,12 @@ class Follower:
     async def ask(self, path: str, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """What a function finds out about a path, in a thread: its disk may hang."""
         with self._health.asking(path):
-            return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=DISK)
+            return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._disk_of(path))
+
+    def _disk_of(self, path: str) -> trio.CapacityLimiter:
+        """The threads that may wait for what is mounted there."""
+        place = place_of(path, MOUNTS.read_text(errors="surrogateescape"))
+        return DISK if place == path else self._mounted.setdefault(place, trio.CapacityLimiter(MOUNTED))
 
     async def ask_first(self, path: str, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """The same before anything else goes on here, if the disk answers within AT_ONCE_S."""
