@@ -213,6 +213,8 @@ async def test_covered_probes_are_those_of_jacocos_own_dump(
                 nursery.start_soon(collect_on, source)
                 await jvm.told(str(jvm.port))
                 nursery.cancel_scope.cancel()
+        await source.collect()  # the last one was given up, maybe between two connections
+        await heard_of(source)
         # What it runs until it ends by itself is not lost.
         await jvm.do("wide")
         (theirs_last,) = await jvm.dumped()
@@ -221,6 +223,14 @@ async def test_covered_probes_are_those_of_jacocos_own_dump(
         assert not source.alive()
         assert (source.told(), source.why_empty(), bytes(jvm.stderr)) == ([], "", b"")
     await source.stop()
+
+
+async def heard_of(source: Jacoco) -> None:
+    """Wait until the JVM's agent has taken our connection: it begins with its header."""
+    (agent,) = source._agents
+    assert agent._stream is not None
+    with trio.fail_after(60):
+        await trio.lowlevel.wait_readable(agent._stream.socket)
 
 
 async def collect_on(source: Jacoco) -> None:
@@ -235,6 +245,7 @@ async def test_a_jvm_that_is_killed_is_told_of(
     async with jvm_of(tmp_path, peer, peer_command) as jvm:
         source = Jacoco(CoverageSettings(jacoco=(f"127.0.0.1:{jvm.port}",)), Catalog(), tmp_path)
         await source.start()
+        await heard_of(source)
         await jvm.do("open")
     assert await source.collect(final=True) == []
     assert not source.alive()
