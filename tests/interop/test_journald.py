@@ -91,7 +91,7 @@ async def test_entries_are_told_and_nothing_is_lost_or_told_twice_over_a_restart
     journald.write(b"line 0")
     async with monitor(tmp_path, journal=True) as watching:
         with watching.bus.subscribe(LogMatched) as events:
-            scope = await watching.begin()
+            await watching.begin()
             journald.write(b"line 1", UNIT="a.service")
             with trio.fail_after(30):
                 event = await anext(events)
@@ -102,7 +102,7 @@ async def test_entries_are_told_and_nothing_is_lost_or_told_twice_over_a_restart
             with trio.fail_after(30):
                 event = await anext(events)
             assert (event.text, event.count) == ("line 2", 2)
-            scope.cancel()
+            await watching.stop()
             for number in range(3, 10):
                 journald.write(b"line %d" % number)
             await watching.start()
