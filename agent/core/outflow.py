@@ -20,7 +20,10 @@ LAST_S = 10.0  # that nothing is read, when all has ended, until the rest is giv
 
 
 class Outflow:
-    """Of `keep_writing`, which is to be run. `name` is what the log calls it, `dropped` makes the line for so many."""
+    """Lines into `fd`, by `keep_writing`; `name` is what the log calls it.
+
+    `dropped` makes the line that stands for so many that were dropped.
+    """
 
     def __init__(self, fd: int, name: str, dropped: Callable[[int], bytes]) -> None:
         self._fd, self._name, self._line_of = fd, name, dropped
