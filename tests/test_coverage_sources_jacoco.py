@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from agent.coverage.catalog import Catalog, Delta
 from agent.coverage.jacoco import HEADER, Executed
@@ -30,6 +30,8 @@ class Jvm:
         self.address = ""
         self.listens = trio.CancelScope()
         self.connections = 0
+        self.hangs_up, self.is_left = trio.Event(), trio.Event()  # what it waits for before it does; the other side has
+        self.hangs_up.set()
         self.commands: list[bytes] = []
         self._stream: trio.SocketStream | None = None
         self._came = trio.Event()
@@ -74,6 +76,8 @@ class Jvm:
                     if dump is None:
                         return
                     await stream.send_all(dump)
+            self.is_left.set()
+            await self.hangs_up.wait()
 
 
 def dumped(*classes: Executed) -> bytes:
@@ -174,6 +178,23 @@ async def test_jvms_that_live_from_one_look_to_the_next_are_reached_one_after_th
         assert await source.collect(final=True) == [Delta("com/acme/Valve", 1), Delta("./Main", 0b11)]
         assert source.told() == []
         nursery.cancel_scope.cancel()
+
+
+async def test_a_look_that_is_given_up_leaves_no_connection_open() -> None:
+    jvm = Jvm(b"")
+    jvm.hangs_up = trio.Event()
+    async with source_of(jvm) as (source, _), trio.open_nursery() as nursery:
+        nursery.start_soon(source.start)
+        await jvm.connected(1)
+        await wait_all_tasks_blocked()
+        stream, theirs = source._agents[0]._stream, jvm._stream
+        assert stream is not None
+        assert theirs is not None
+        await theirs.send_all(dumped(VALVE))
+        with trio.fail_after(60):
+            await jvm.is_left.wait()  # it has told all, and is waited for to hang up
+        nursery.cancel_scope.cancel()
+    assert stream.socket.fileno() == -1
 
 
 async def test_what_came_before_it_broke_counts() -> None:
