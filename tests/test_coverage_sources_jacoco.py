@@ -30,7 +30,8 @@ class Jvm:
         self.address = ""
         self.listens = trio.CancelScope()
         self.connections = 0
-        self.hangs_up, self.is_left = trio.Event(), trio.Event()  # what it waits for before it does; the other side has
+        self.is_left = trio.Event()  # the other side has said all
+        self.hangs_up = trio.Event()  # it does then, not before
         self.hangs_up.set()
         self.commands: list[bytes] = []
         self._stream: trio.SocketStream | None = None

@@ -142,13 +142,12 @@ class _Agent:
         """Hear the agent out. One whose words nobody reads would print a stack trace into its product's stderr."""
         stream, self._stream = self._stream, None
         if stream is not None:
-            try:
-                with trio.move_on_after(GOODBYE_S), suppress(OSError, trio.BrokenResourceError, PeerBrokeProtocol):
+            with trio.move_on_after(GOODBYE_S, shield=True):  # also where the look is given up
+                with suppress(OSError, trio.BrokenResourceError, PeerBrokeProtocol):
                     await stream.send_eof()
                     while data := await stream.receive_some(READ_SIZE):
                         self._take(data)
-            finally:  # a look may be given up here
-                await trio.aclose_forcefully(stream)
+            await trio.aclose_forcefully(stream)
 
     async def _lose(self, why: str) -> None:
         self.is_alive = False
