@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,9 +59,16 @@ def has_room() -> bool:
     return True
 
 
-def follow(path: Path, taking: Taking, *, links: bool = True, health: Health | None = None) -> Followed:
+def follow(
+    path: Path,
+    taking: Taking,
+    *,
+    links: bool = True,
+    health: Health | None = None,
+    room: Callable[[], bool] = has_room,
+) -> Followed:
     health, taking.tail = health or Health("logs"), Tail(str(path), start="start")
-    return Followed(taking.tail, taking, health, links=links, room=has_room, blocks=Blocks())
+    return Followed(taking.tail, taking, health, links=links, room=room, blocks=Blocks())
 
 
 def look(generation: int) -> Search[bytes]:
@@ -102,6 +109,16 @@ async def test_all_who_wait_for_what_is_there_go_on_when_it_was_matched(tmp_path
             waiting.start_soon(source.settle)
             waiting.start_soon(source.settle)
     assert taking.text == b"a\n"
+
+
+async def test_reading_goes_on_by_itself_once_there_is_room(tmp_path: Path, nursery: trio.Nursery) -> None:
+    path, taking, full = tmp_path / "log", Taking(), iter([True] * 4)
+    path.write_bytes(b"y\n" * 5 * BLOCK)  # more than is read at once
+    nursery.start_soon(follow(path, taking, room=lambda: not next(full, False)).run)
+    with trio.fail_after(WAIT_S):
+        while len(taking.text) < 10 * BLOCK:  # nobody looks at it, and nothing tells of it
+            await trio.lowlevel.checkpoint()
+    assert list(full) == []
 
 
 @pytest.mark.parametrize("links", [True, False])

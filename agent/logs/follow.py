@@ -33,6 +33,7 @@ DIRECT = 1 << 16  # bytes that are read and matched without a thread
 BLOCKS = 4  # large blocks in memory at a time, of all files
 DISK = trio.CapacityLimiter(40)  # threads that wait for what no mount of its own has
 BLOCK_S = 30.0  # s for a hang of one block
+ROOM_S, ROOM_MAX_S = 0.05, 1.0  # s until the next look for room, as a commit takes; if there is none, twice as long
 TURN_S = 0.002  # s for which blocks are matched one after the other, before others have their turn
 
 _TOLD = (Report, Gap)
@@ -124,7 +125,7 @@ class Followed:
         self._is_heard = False  # by inotify: then its disk is here
         self._came = 0  # files that did since the last look, says inotify
         self._is_lost = False  # it said less than there was
-        self._is_paused = False
+        self._is_paused, self._room_s = False, ROOM_S
         self._ticked: float | None = None
         self._grown = 0  # bytes read since the last look
         self.now = self._turn_at = 0.0  # trio time, as of the last wait; others have their turn then
@@ -324,6 +325,8 @@ class Followed:
         if self._handed:
             return
         self._matching.tick(now)
+        if self._is_paused:
+            self._wants_look, self._room_s = True, min(2 * self._room_s, ROOM_MAX_S)
         if self._due <= now:
             self._ticked = self._due
             self._take(self.tail.tick(now))
@@ -334,7 +337,8 @@ class Followed:
         # If it was due already, the next look does it.
         self._due = math.inf if due is None or due == self._ticked else due
         self.is_waiting = self._is_paused or self.tail.is_waiting
-        return min(self._due, self._matching.due())
+        room_at = self.now + self._room_s if self._is_paused else math.inf
+        return min(self._due, self._matching.due(), room_at)
 
     async def _run(self, function: Callable[[], R], *, long: bool = False) -> R:
         """Here if that is short; in a thread if it is long, or the disk may hang."""
@@ -475,7 +479,7 @@ class Followed:
     async def _scan(self, act: Scan) -> Sequence[Act]:
         consumed, before = await self._matching.scan(act)
         if not self._is_paused and not self.room():
-            self._is_paused = True
+            self._is_paused, self._room_s = True, ROOM_S
             self.tail.pause()
         acts = self.tail.scanned(act.file, consumed, before, self.now)
         if self._block:
