@@ -131,8 +131,9 @@ async def alerts(store: Store) -> list[tuple[str, str]]:
 
 async def until(happened: Callable[[], bool]) -> None:
     """Let virtual seconds pass until it has happened."""
-    while not happened():  # noqa: ASYNC110  # no event tells what the other side got
-        await trio.sleep(1)
+    with trio.fail_after(100_000):
+        while not happened():  # noqa: ASYNC110  # no event tells what the other side got
+            await trio.sleep(1)
 
 
 async def owed(store: Store) -> tuple[int, int]:
