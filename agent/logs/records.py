@@ -373,7 +373,8 @@ class Records:
         self._metrics.count("logs_matches_total")
         around, is_cut = None, False
         if wants_context(compiled):
-            around, is_cut = await trio.to_thread.run_sync(self._recent.around, compiled, first.captures)
+            look = partial(self._recent.around, compiled, first.captures)
+            around, is_cut = await trio.to_thread.run_sync(look) if compiled.until else look()
         run, test = self._active()
         event = told(
             compiled,
