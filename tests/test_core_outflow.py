@@ -3,26 +3,15 @@
 import os
 import select
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import trio
 
 from agent.core.outflow import Outflow
+from tests.test_core_spawn import pipe
 
 WITHIN_S = 120.0
 LONG = b"x" * 100_000 + b"\n"  # more than a pipe takes
-
-
-@contextmanager
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    try:
-        yield ends
-    finally:
-        for fd in ends:
-            os.close(fd)
 
 
 def to(fd: int) -> Outflow:

@@ -173,21 +173,31 @@ def test_isolated_children_are_processes_and_their_jobs_are_told_once(tmp_path: 
     assert len(pids) == 2
 
 
-def test_a_reader_of_events_that_stands_still_holds_up_no_job(tmp_path: Path) -> None:
+def five_that_say_much_and_one_that_is_reached(folder: Path) -> str:
+    """The path of a spec."""
     long = "!Job {ident: x, command: sh, args: [-c, 'printf %060000d 1']}"  # five are more than a pipe takes
-    os.mkfifo(tmp_path / "reached")
-    last = f"!Job {{ident: last, command: sh, args: [-c, 'echo > {tmp_path}/reached'], on_pass: [t]}}"
-    (tmp_path / "spec.yaml").write_text(
+    os.mkfifo(folder / "reached")
+    last = f"!Job {{ident: last, command: sh, args: [-c, 'echo > {folder}/reached'], on_pass: [t]}}"
+    (folder / "spec.yaml").write_text(
         f"!JobGroup {{ident: g, jobs: [!JobArray {{ident: t, repeats: 5, jobs: [{long}]}}, {last}]}}"
     )
+    return str(folder / "spec.yaml")
+
+
+def wait_until_reached(folder: Path) -> None:
+    reached = os.open(folder / "reached", os.O_RDONLY | os.O_NONBLOCK)
+    assert select.select([reached], [], [], WITHIN_S)[0]
+    os.close(reached)
+
+
+def test_a_reader_of_events_that_stands_still_holds_up_no_job(tmp_path: Path) -> None:
+    spec = five_that_say_much_and_one_that_is_reached(tmp_path)
     reading, writing = os.pipe()
     argv = (*AGENT, "--quiet", "--tracking", str(tmp_path / "t"), "--events-fd", str(writing))
-    with subprocess.Popen((*argv, str(tmp_path / "spec.yaml")), pass_fds=(writing,)) as root, open(reading) as pipe:
+    with subprocess.Popen((*argv, spec), pass_fds=(writing,)) as root, open(reading) as pipe:
         os.close(writing)
         try:
-            reached = os.open(tmp_path / "reached", os.O_RDONLY | os.O_NONBLOCK)
-            assert select.select([reached], [], [], WITHIN_S)[0]
-            os.close(reached)
+            wait_until_reached(tmp_path)
             kinds = [json.loads(line)["event"] for line in pipe]
         finally:
             root.kill()
@@ -195,18 +205,11 @@ def test_a_reader_of_events_that_stands_still_holds_up_no_job(tmp_path: Path) ->
 
 
 def test_a_reader_of_messages_that_stands_still_holds_up_no_job_and_misses_nothing(tmp_path: Path) -> None:
-    long = "!Job {ident: x, command: sh, args: [-c, 'printf %060000d 1']}"  # five are more than a pipe takes
-    os.mkfifo(tmp_path / "reached")
-    last = f"!Job {{ident: last, command: sh, args: [-c, 'echo > {tmp_path}/reached'], on_pass: [t]}}"
-    (tmp_path / "spec.yaml").write_text(
-        f"!JobGroup {{ident: g, jobs: [!JobArray {{ident: t, repeats: 5, jobs: [{long}]}}, {last}]}}"
-    )
-    argv = (*AGENT, "--all-msg", "--tracking", str(tmp_path / "t"), str(tmp_path / "spec.yaml"))
+    spec = five_that_say_much_and_one_that_is_reached(tmp_path)
+    argv = (*AGENT, "--all-msg", "--tracking", str(tmp_path / "t"), spec)
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as root:
         try:
-            reached = os.open(tmp_path / "reached", os.O_RDONLY | os.O_NONBLOCK)
-            assert select.select([reached], [], [], WITHIN_S)[0]
-            os.close(reached)
+            wait_until_reached(tmp_path)
             out, _ = root.communicate(timeout=WITHIN_S)
         finally:
             root.kill()

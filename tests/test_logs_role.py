@@ -36,6 +36,7 @@ from agent.core.supervise import Health
 from agent.logs import limits, paths, role, wake
 from agent.logs.settings import LogsSettings, LogWatch
 from tests import suites_house
+from tests.restarted import Restarted
 
 E = TypeVar("E", bound=Event)
 FIRST_S = 20.0
@@ -66,10 +67,10 @@ class House:
     """A bus, a store and a folder of logs and rules; the role can be started again."""
 
     def __init__(self, folder: Path, bus: Bus, store: Store, nursery: trio.Nursery) -> None:
-        self.folder, self.bus, self.store, self.metrics, self._nursery = folder, bus, store, Metrics(), nursery
+        self.folder, self.bus, self.store, self.metrics = folder, bus, store, Metrics()
         self.log = folder / "logs/a.log"
         self.rules = folder / "rules.toml"
-        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        self._role = Restarted(nursery)
 
     async def start(self, *watches: LogWatch) -> None:
         settings = LogsSettings(
@@ -79,21 +80,11 @@ class House:
         )
         model = self.folder / "logs.model"
         start = partial(role.run, self.bus, self.store, settings, Health("logs"), model=model, metrics=self.metrics)
-
-        async def in_scope(*, task_status: trio.TaskStatus[None]) -> None:
-            try:
-                with self._scope:
-                    await start(task_status=task_status)
-            finally:
-                self._ended.set()
-
-        self._scope, self._ended = trio.CancelScope(), trio.Event()
-        await self._nursery.start(in_scope)
+        await self._role.start(start)
 
     async def stop(self) -> None:
         """Returns when the role has ended."""
-        self._scope.cancel()
-        await self._ended.wait()
+        await self._role.stop()
 
     def write(self, *numbers: int, name: str = "a.log") -> None:
         with (self.folder / "logs" / name).open("a") as file:

@@ -18,6 +18,7 @@ from agent.logs import role, streams
 from agent.logs.journal import kernel_record
 from agent.logs.settings import LogsSettings, LogWatch
 from tests.logs_records_house import FakeJournal, House, house
+from tests.restarted import Restarted
 
 FIRST_S = 30.0
 RULES = r"""
@@ -43,25 +44,16 @@ class Monitor:
 
     def __init__(self, here: House, folder: Path, watch: LogWatch, nursery: trio.Nursery) -> None:
         self.bus, self.told = here.bus, here.told
-        self._here, self._nursery, self._watch = here, nursery, watch
+        self._here, self._watch = here, watch
         self._rules = folder / "rules.toml"
         self._rules.write_text(RULES)
-        self._scope, self._ended = trio.CancelScope(), trio.Event()
+        self._role = Restarted(nursery)
 
     async def start(self) -> None:
         settings = LogsSettings(rules=(str(self._rules),), watch=(self._watch,))
         here, model = self._here, self._rules.with_name("logs.model")
         start = partial(role.run, self.bus, here.store, settings, Health("logs"), model=model, metrics=here.metrics)
-
-        async def in_scope(*, task_status: trio.TaskStatus[None]) -> None:
-            try:
-                with self._scope:
-                    await start(task_status=task_status)
-            finally:
-                self._ended.set()
-
-        self._scope, self._ended = trio.CancelScope(), trio.Event()
-        await self._nursery.start(in_scope)
+        await self._role.start(start)
 
     async def begin(self) -> None:
         """Start it for the first time: returns when records that come are new."""
@@ -72,8 +64,7 @@ class Monitor:
 
     async def stop(self) -> None:
         """Returns when it has ended."""
-        self._scope.cancel()
-        await self._ended.wait()
+        await self._role.stop()
 
     async def source(self) -> dict[str, Any]:
         (source,) = (await self.bus.ask("list_logs", {}))["sources"]
