@@ -40,6 +40,7 @@ except ImportError:  # PyPy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
     from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
     from typing import Any
@@ -487,23 +488,31 @@ class Reporter:
     # ---- the thread ----
 
     def begin(self) -> None:
-        """Start the thread. It takes no signal, or one that the product waits for would be lost in it."""
+        """Start the thread, and see it begun. It takes no signal: one that the product waits for would be lost in it.
+
+        Python's start, which goes on behind this, changes its allocator for a moment, and with `-X dev` what a thread
+        frees in that moment aborts the process (python/cpython#111924). A thread frees as it begins.
+        """
         if not self.has_thread or not self.running.acquire(False):
             return
         self.is_ending = False
+        begun = allocate_lock()
+        begun.acquire()
         try:
             if self.wake is None:
                 self.wake = wake_up_call()
             blocked = pthread_sigmask(SIG_BLOCK, valid_signals())
             try:
-                start_new_thread(self.run, ())
+                start_new_thread(self.run, (begun,))
             finally:
                 pthread_sigmask(SIG_SETMASK, blocked)
         except BaseException:
             self.running.release()
             raise
+        begun.acquire(True, LOCK_S)
 
-    def run(self) -> None:
+    def run(self, begun: LockType) -> None:
+        begun.release()
         try:
             self.task = get_native_id()
             self.repeat()
