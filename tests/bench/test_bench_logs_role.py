@@ -1,7 +1,7 @@
 """The log monitor at work: from an append to the event on the bus, and what 200 idle logs cost. Goals: logs.md 9.3.
 
 Beside the first stand what trio and inotify take by themselves, and rsyslog: in the same run and at the same rates,
-since all of them take the longer the longer the machine's processors had halted before a line.
+since all of them take the longer the longer ago the last line was: the caches are another's by then.
 """
 
 import gc
