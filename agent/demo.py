@@ -203,7 +203,7 @@ class Watch:
                 what = f"class {event.class_} by {event.class_by}, " if event.class_ else ""
                 self._say.line(f"log     {event.text}  ({what}rule {event.rule}, {Path(event.path).name})")
                 for anchor in event.context.anchors if event.context else ():
-                    self._say.line(f"   after  {anchor.text}")
+                    self._say.line(f"before  {anchor.text}")
         return self.refused is not None or self.finished is not None
 
     @property

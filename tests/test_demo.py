@@ -49,7 +49,7 @@ def test_a_log_is_watched_meanwhile_and_a_match_is_told_with_what_led_to_it(proj
     lines = done.stderr.splitlines()
     failed = "ERROR write to vol-3 failed: no space left"
     at = lines.index(f"log     {failed}  (class volume.full by template, rule volume-full, device.log)")
-    assert lines[at + 1] == "   after  INFO  opened vol-3 on sdb"
+    assert lines[at + 1] == "before  INFO  opened vol-3 on sdb"
     assert "vol-3" not in done.stdout
     (told,) = (
         n for n, line in enumerate(lines) if re.match(r"log     forecast: vol-3 will probably fail \(\d+% ", line)
