@@ -234,7 +234,7 @@ async def test_a_webhook_that_is_called_goes_on(tmp_path: Path) -> None:
         async with stream:
             asked.append((await stream.receive_some()).split(b"\r\n")[0])
             found = len(asked) > 1
-            content = b'{"a":1}' if found else b"nothing yet"
+            content = '{"ä":"😀"}'.encode() if found else b"nothing yet"
             head = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
             await stream.send_all(head % (200 if found else 404, len(content)) + content)
 
@@ -245,7 +245,9 @@ async def test_a_webhook_that_is_called_goes_on(tmp_path: Path) -> None:
         async with house(tmp_path, monitor(program(tmp_path, body), webhook_url=url)) as here:
             [step] = await here.run_once()
             assert step.state == "ok"
-            assert [line.text for line in here.logs()] == ['Webhook Wait Response {"a":1}']
+            assert [line.text for line in here.logs()] == [
+                r'Webhook Wait Response {"\u00e4":"\ud83d\ude00"}'  # in ASCII: a real library counts characters
+            ]
             assert {*asked} == {f"GET /{ID}/u%201 HTTP/1.1".encode()}
             assert len(asked) >= 2  # an answer that is too slow is asked for again
         nursery.cancel_scope.cancel()

@@ -329,6 +329,23 @@ def test_a_webhook_is_polled_or_named_by_the_timeout() -> None:
     )
 
 
+def test_a_step_waits_for_one_webhook_after_the_other() -> None:
+    run = session(webhook_url="http://127.0.0.1/{uid}")
+    play(run, HANDSHAKE + "O> Run Step Ping\nM> Wait For Webhook u-1\n=> poll u-1")
+    run.webhook("1")
+    play(run, "M> Wait For Webhook u-2\n=> poll u-2")
+    run.webhook("2")
+    play(run, "T> 10\n=> Ping timeout: no result within 10 s\n=> leave Exit 0 5")
+
+
+def test_a_webhook_is_waited_for_by_the_step_that_said_so() -> None:
+    run = session(steps=("Ping", "Ping"), webhook_url="http://127.0.0.1/{uid}")
+    play(run, HANDSHAKE + "O> Run Step Ping\nM> Wait For Webhook u\n=> poll u")
+    assert run.waits_for is not None
+    play(run, "M> Step OK\n=> Ping ok 0 ms by orchestrator\nO> Run Step Ping")
+    assert run.waits_for is None  # nobody asks for it beside the one that this step may wait for
+
+
 def test_a_secret_is_taken_out_of_everything() -> None:
     hidden = Redactor(["s3cr3t-token", 'quo"ted'])
     play(

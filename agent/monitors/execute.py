@@ -6,9 +6,11 @@ A run takes some milliseconds of ours, and each turn of the loop is a part of th
 Source: protocols/monitors.md, "State machine of a run" (the ladder), "Limits and security".
 """
 
+import json
 import logging
 import math
 import os
+import re
 import select
 import signal
 from collections.abc import Callable
@@ -223,8 +225,8 @@ class _Run:
                     self._tell_at = min(self._tell_at, trio.current_time() + HOLD_S)
                 case Leave():
                     self._lead_out(act, trio.current_time())
-                case Poll(uid) if self._nursery is not None:
-                    self._nursery.start_soon(self._poll, uid)
+                case Poll() if self._nursery is not None:
+                    self._nursery.start_soon(self._poll, act)
         self._wait.deadline = self._due()
 
     def _tell_held(self) -> None:
@@ -279,22 +281,23 @@ class _Run:
             case _:
                 self._is_at_bottom = True
 
-    async def _poll(self, uid: str) -> None:
+    async def _poll(self, poll: Poll) -> None:
         """Ask the webhook service until it answers with JSON. The step's end does not wait for it."""
         import httpx  # at first use: it takes a tenth of a second and MiBs, and few monitors wait for webhooks
 
-        session, step = self._session, self._session.step
+        session = self._session
         monitor: Monitor = session.monitor
-        url = monitor.webhook_url.replace("{monitor}", quote(monitor.id, safe="")).replace("{uid}", quote(uid, safe=""))
+        uid = quote(poll.uid, safe="")
+        url = monitor.webhook_url.replace("{monitor}", quote(monitor.id, safe="")).replace("{uid}", uid)
         async with httpx.AsyncClient(timeout=None, headers={"Accept-Encoding": "identity"}) as client:
-            while session.state == "step" and session.step == step:
+            while session.waits_for is poll:
                 body, why = None, f"nothing within {POLL_S:g} s"
                 with trio.move_on_after(POLL_S):
                     try:
                         body = await _answer(client, url)
                     except (httpx.HTTPError, httpx.InvalidURL, ValueError, *UNREADABLE) as err:
                         why = str(err) or type(err).__name__
-                if session.state != "step" or session.step != step:
+                if session.waits_for is not poll:
                     return
                 if body is not None:
                     self._act(session.webhook(body))
@@ -304,7 +307,10 @@ class _Run:
 
 
 async def _answer(client: "httpx.AsyncClient", url: str) -> str:
-    """What the webhook service gives, which is JSON. Raises ValueError and DecodeError for anything else."""
+    """What the webhook service gives, which is JSON, in ASCII only: a real library counts characters.
+
+    Raises ValueError and DecodeError for anything else.
+    """
     async with client.stream("GET", url) as response:
         if response.status_code != 200:
             raise ValueError(f"status {response.status_code}")
@@ -315,4 +321,7 @@ async def _answer(client: "httpx.AsyncClient", url: str) -> str:
         if size > MAX_WEBHOOK:
             raise ValueError(f"more than {MAX_WEBHOOK} bytes")
     msgspec.json.decode(body)
-    return body.decode()
+    text = re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], body.decode())
+    if len(text) > MAX_WEBHOOK:
+        raise ValueError(f"more than {MAX_WEBHOOK} bytes in ASCII")
+    return text

@@ -97,7 +97,7 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 class Poll(msgspec.Struct, frozen=True):
-    """Ask the webhook service for `uid` until the step is over; what it answers goes to `webhook`."""
+    """Ask the webhook service for `uid` for as long as the session waits for it; what it answers goes to `webhook`."""
 
     uid: str
 
@@ -136,7 +136,7 @@ class Session:
         self._why = ""
         self._stderr = bytearray()
         self._refused = False  # it quoted our order
-        self._waits_for: str | None = None
+        self.waits_for: Poll | None = None  # of the step: a webhook that was not called yet
         self._told_bytes, self._tokens, self._filled, self._cut = 0, float(TOLD_BURST), now, False
 
     # ---- what comes in ---------------------------------------------------------------------------------------------
@@ -182,7 +182,8 @@ class Session:
         self._ordered, self._until = now, now + self._plan[self._next][1]
 
     def webhook(self, body: str) -> list[Act]:
-        """The webhook that the step waits for was called."""
+        """The webhook that the step waits for was called. It may wait for another."""
+        self.waits_for = None
         return [Say(f"Webhook Wait Response {body}")]
 
     def due(self) -> float | None:
@@ -200,8 +201,8 @@ class Session:
             return self._leave(now, said=False)
         timeout = self._plan[self._next][1]
         text = f"no result within {timeout:g} s"
-        if self._waits_for is not None:
-            text += f"; it waits for webhook {self._redactor.clean(self._waits_for)}"
+        if self.waits_for is not None:
+            text += f"; it waits for webhook {self._redactor.clean(self.waits_for.uid)}"
         return [*self._end(now, "timeout", text=text), *self._leave(now, grace_s=AFTER_TIMEOUT_S)]
 
     def stop(self, now: float) -> list[Act]:
@@ -247,9 +248,9 @@ class Session:
                 return [Say(f"Config {self._config}")]
             case "configuring", Configured():
                 return self._order(now)
-            case "step", WebhookWait(uid) if self._waits_for is None:
-                self._waits_for = uid
-                return [Poll(uid)] if self.monitor.webhook_url else []
+            case "step", WebhookWait(uid) if self.waits_for is None:
+                self.waits_for = Poll(uid)
+                return [self.waits_for] if self.monitor.webhook_url else []
             case "ending", Exit():
                 return []
             case _:
@@ -257,7 +258,7 @@ class Session:
 
     def _order(self, now: float) -> list[Act]:
         name, _ = self._plan[self._next]
-        self.state, self.step, self._waits_for = "step", name, None
+        self.state, self.step = "step", name
         self.ordered(now)
         return [Say(messages.order(self.dialect, name), begins_step=True)]
 
@@ -290,6 +291,7 @@ class Session:
         """The line of the step that runs."""
         name, _ = self._plan[self._next]
         self._next += 1
+        self.waits_for = None
         began, ended = self._epoch + self._ordered, self._epoch + now
         return [StepEnded(step=name, state=state, started_at=began, ended_at=ended, **more)]
 
