@@ -10,7 +10,7 @@ import trio
 
 from agent.core.bus import Bus
 from agent.core.errors import StoreError
-from agent.core.events import Alert, AlertCleared, AnyEvent, RunChanged, decode
+from agent.core.events import Alert, AlertCleared, AnyEvent, Recorded, RunChanged, decode
 from agent.core.store import MAX_PENDING, Depth, Outbox, Store, open_store
 
 
@@ -116,8 +116,10 @@ async def test_a_held_delivery_lets_the_queue_go_on_and_comes_back_under_a_new_n
     assert await box.peek() == []
     assert [(n, reason) for n, _, reason in await box.held()] == [(first.n, "bad_payload: poison")]
     assert (await store.depths())["mimir"].held == 1
-    assert await box.retry_held(held_before=99) == 0
-    assert await box.retry_held(held_before=100) == 1
+    await box.retry_held(held_before=99)
+    await store.commit()
+    assert await box.peek() == []
+    await box.retry_held(held_before=100)
     await store.commit()
     (again,) = await box.peek()
     assert codes([again]) == ["a"]
@@ -373,6 +375,21 @@ async def test_numbers_that_were_given_in_another_life_are_not_given_again(store
     assert len(await box.held()) == 1
     await other.heard(0)
     assert len(await box.peek()) == 2
+
+
+async def test_what_comes_while_numbers_are_given_anew_gets_one_above_too(store: Store) -> None:
+    box = store.owe("mimir", only_cleared)
+    store.append(cleared("a"), 1.0)
+
+    def go_on(events: list[Recorded]) -> None:
+        if events[-1].seq == 1:  # heard() begins with its commit
+            store.append(cleared("b"), 1.0)
+
+    with store.follow(go_on):
+        await box.heard(1000)
+        await store.commit()
+    assert [owed.n for owed in await box.peek()] == [1001, 1002]
+    assert codes(await box.peek()) == ["a", "b"]
 
 
 async def test_the_bus_writes_to_the_store(store: Store) -> None:

@@ -283,8 +283,8 @@ class Store:
                 if sql is _RENUMBER:
                     n += 1
                     db.execute(sql, (n, *values))
-                elif sql is _SKIP:
-                    n = max(n, *values)
+                elif sql is _LIFT:
+                    n = self._lift(n, *values)
                 else:
                     db.execute(sql, values)
             if n != self._n:
@@ -296,6 +296,13 @@ class Store:
                 db.execute("ROLLBACK")
             raise
         self.seq, self._n = seq, n
+
+    def _lift(self, n: int, last: int, sink: str) -> int:
+        """Within the transaction: what comes meanwhile waits too. The highest number, which was `n`."""
+        rows = self._db.execute("SELECT n FROM outbox WHERE sink = ? AND held_since IS NULL ORDER BY n", (sink,))
+        anew = list(enumerate((old for (old,) in rows), max(n, last) + 1))
+        self._db.executemany(_RENUMBER, anew)
+        return max(n, last) + len(anew)
 
     def _prune(self, db: sqlite3.Connection) -> None:
         """Oldest first, never the newest row, nothing owed and nothing of a kept run. At most 2,000 rows at a time."""
@@ -424,7 +431,7 @@ class Store:
 
 # Under a new number: a receiver that keeps the highest number would take the old one for a repetition.
 _RENUMBER = "UPDATE outbox SET n = ?, held_since = NULL, reason = NULL WHERE n = ?"
-_SKIP = "numbers go on above this one"  # no SQL: nothing is written but the number itself
+_LIFT = "numbers go on above this one, those of what waits for this sink too"  # no SQL: see _lift
 
 
 class Outbox:
@@ -467,12 +474,7 @@ class Outbox:
             self.ack(last)
             return
         log.warning("older copy of the store sink=%s heard=%d given=%d", self.sink, last, self._store._n)
-        waiting = await self._store._query(
-            "SELECT n FROM outbox WHERE sink = ? AND held_since IS NULL ORDER BY n", self.sink
-        )
-        self._store._order(_SKIP, last)
-        for (n,) in waiting:
-            self._store._order(_RENUMBER, n)
+        self._store._order(_LIFT, last, self.sink)
         await self._store.commit()
 
     def done(self, n: int) -> None:
@@ -488,12 +490,11 @@ class Outbox:
         sql = "SELECT n, held_since, reason FROM outbox WHERE sink = ? AND held_since IS NOT NULL ORDER BY n"
         return [(n, since, reason) for n, since, reason in await self._store._query(sql, self.sink)]
 
-    async def retry_held(self, held_before: float) -> int:
-        """Offer again what is held since before that epoch time, under new numbers; how many."""
-        again = [n for n, since, _ in await self.held() if since <= held_before]
-        for n in again:
-            self._store._order(_RENUMBER, n)
-        return len(again)
+    async def retry_held(self, held_before: float) -> None:
+        """Offer again what is held since before that epoch time, under new numbers."""
+        for n, since, _ in await self.held():
+            if since <= held_before:
+                self._store._order(_RENUMBER, n)
 
 
 def open_store(
