@@ -83,7 +83,7 @@ async def serve(effective: Effective[Settings], given: Given) -> int:
         heed()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_become_ready, service)
-            nursery.start_soon(edited.follow, partial(config.default_files, given.config), partial(_edited, service))
+            nursery.start_soon(edited.follow, given.config, partial(_edited, service))
             nursery.start_soon(heartbeat.beat, service.supervisor, service.store, service.bus.publish)
             nursery.start_soon(service.run)  # not waited for: a port that is taken must not keep signals from us
             nursery.start_soon(_go_on, service)

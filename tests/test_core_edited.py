@@ -1,13 +1,13 @@
 """That a settings file was changed is noticed, whichever way an editor does it."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import trio
 
-from agent.core import edited
-from agent.core.config import default_files
+from agent.core import config, edited
 
 
 class Told:
@@ -38,7 +38,7 @@ async def test_each_change_is_told_once(
         monkeypatch.setattr("agent.core.inotify.INotify", no_instances)
     main, told = tmp_path / "agent.toml", Told()
     main.write_text("a = 1")
-    nursery.start_soon(edited.follow, lambda: default_files([main]), told)
+    nursery.start_soon(edited.follow, [main], told)
     await trio.testing.wait_all_tasks_blocked()
 
     main.write_text("a = 22")
@@ -57,6 +57,28 @@ async def test_each_change_is_told_once(
     main.write_text("a = 4444")
     await told.until(6)
     assert told.count == 6
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_first_files_of_a_machine_without_settings_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    monkeypatch.setattr(edited, "SETTLE_S", 0.05)
+    folder, told = tmp_path / "agent", Told()
+    monkeypatch.setattr(config, "MAIN_FILE", folder / "agent.toml")
+    nursery.start_soon(edited.follow, (), told)
+    await trio.testing.wait_all_tasks_blocked()
+
+    (folder / "conf.d").mkdir(parents=True)
+    (folder / "conf.d/10.toml").write_text("b = 1")
+    await told.until(1)
+    (folder / "agent.toml").write_text("a = 1")
+    await told.until(2)
+    shutil.rmtree(folder)
+    await told.until(3)
+    folder.mkdir()
+    (folder / "agent.toml").write_text("a = 1")
+    await told.until(4)
     nursery.cancel_scope.cancel()
 
 

@@ -120,13 +120,17 @@ class Effective(Generic[T]):
         }
 
 
+def folders_of(config: Sequence[Path] = ()) -> list[Path]:
+    """The folder of each `config`, else of the main file, be that there or not."""
+    return [path.parent for path in config or (MAIN_FILE,)]
+
+
 def default_files(config: Sequence[Path] = ()) -> list[Path]:
     """The files to load: `config` (each `--config`), else the main file if there is one, and the conf.d/*.toml beside.
 
     A folder's conf.d follows the last file named in it. What cannot be listed is in the result, for load() to say why.
     """
-    main = list(config) or ([MAIN_FILE] if is_there(MAIN_FILE) else [])
-    folders = [path.parent for path in main] or [MAIN_FILE.parent]
+    main, folders = list(config) or ([MAIN_FILE] if is_there(MAIN_FILE) else []), folders_of(config)
     files: list[Path] = []
     for i, folder in enumerate(folders):
         files += main[i : i + 1]

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 from inotify_simple import INotify, flags
 
+from agent.core.config import default_files, folders_of
 from agent.core.inotify import open_inotify
 
 SETTLE_S = 1.0  # an editor writes in several steps
@@ -20,33 +21,42 @@ FLAGS = flags.CLOSE_WRITE | flags.CREATE | flags.DELETE | flags.MOVED_FROM | fla
 Look = dict[Path, tuple[int, int, int]]
 
 
-async def follow(find: Callable[[], Sequence[Path]], tell: Callable[[], Awaitable[object]]) -> None:
-    """Await `tell` each time that one of the files is another than before, is new or gone. Until cancelled.
+async def follow(config: Sequence[Path], tell: Callable[[], Awaitable[object]]) -> None:
+    """Await `tell` each time that one of the files to load is another than before, is new or gone. Until cancelled.
 
-    `find` gives the files there are now; they and their folders' conf.d are watched.
+    `config` is each `--config`. Their folders are watched, or the machine's, which may be empty, or not be there yet.
     """
-    seen = _look(find())
+    seen = _look(default_files(config))
     with open_inotify() as notify:
         while True:
             if notify is None:
                 await trio.sleep(POLL_S)
             else:
-                folders = {path.parent for path in find()}
-                _watch(notify, folders | {folder / "conf.d" for folder in folders})
-                if _look(find()) == seen:  # else it was changed before it was watched
+                for folder in dict.fromkeys(folders_of(config)):
+                    _watch(notify, folder)
+                if _look(default_files(config)) == seen:  # else it was changed before it was watched
                     await trio.lowlevel.wait_readable(notify.fileno())
                 await trio.sleep(SETTLE_S)
                 notify.read(timeout=0)  # type: ignore[no-untyped-call]
-            now = _look(find())
+            now = _look(default_files(config))
             if now != seen:
                 seen = now
                 await tell()
 
 
-def _watch(notify: INotify, folders: set[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):  # there is none: that it is made is seen in the folder above
-            notify.add_watch(folder, FLAGS)  # type: ignore[no-untyped-call]  # it has no annotations
+def _watch(notify: INotify, folder: Path) -> None:
+    """The folder and its conf.d. That one of them is made is seen in the folder above, which is watched before."""
+    if not _is_watched(notify, folder):
+        _is_watched(notify, folder.parent)
+        _is_watched(notify, folder)
+    _is_watched(notify, folder / "conf.d")
+
+
+def _is_watched(notify: INotify, folder: Path) -> bool:
+    with suppress(OSError):
+        notify.add_watch(folder, FLAGS)  # type: ignore[no-untyped-call]  # it has no annotations
+        return True
+    return False
 
 
 def _look(files: Sequence[Path]) -> Look:
