@@ -2,6 +2,9 @@
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +22,41 @@ from agent.files import watch as files_watch
 from agent.files.follow import Follower
 from agent.files.looks import Surveyed, Watch
 from tests.files_eyes import say
+
+MOUNTS = """
+import subprocess, sys
+import trio
+from agent.core.supervise import Health
+from agent.files import follow
+from agent.files.looks import Watch
+from tests.files_eyes import say
+
+async def main(folder):
+    send, told = trio.open_memory_channel(100)
+
+    async def tell(event):
+        await send.send(say(event).replace(folder, ""))
+
+    async def hear(wanted):
+        while await told.receive() != wanted:
+            pass
+
+    follower = follow.Follower(tell, Health("files"))
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(follower.run)
+            await follower.watch(Watch(id="w", path=folder))
+            for name in ("one", "two"):
+                subprocess.run(["mount", "-t", "tmpfs", name, folder], check=True)
+                open(f"{folder}/{name}", "w").close()
+                await hear(f"created /{name}")
+            subprocess.run(["umount", "--lazy", folder], check=True)
+            await hear("deleted /two")
+            nursery.cancel_scope.cancel()
+
+follow.POLL_S = 0.05
+trio.run(main, sys.argv[1])
+"""
 
 
 class Heard:
@@ -89,6 +127,14 @@ async def test_settling_tells_what_has_happened_without_waiting(
         (tmp_path / "a/file").write_text("x")
         await heard.follower.settle()
         assert heard.rest() == [f"created {tmp_path}/a", f"created {tmp_path}/a/file"]
+
+
+def test_a_file_system_that_is_mounted_over_what_is_watched_is_watched_in_its_place(tmp_path: Path) -> None:
+    alone = ["unshare", "-Urm"]
+    tried = [*alone, "mount", "-t", "tmpfs", "tried", str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode != 0:
+        pytest.skip("an unprivileged mount namespace is refused here")
+    subprocess.run([*alone, sys.executable, "-c", MOUNTS, str(tmp_path)], check=True, cwd=Path(__file__).parents[1])
 
 
 async def test_whoever_waits_for_a_watch_is_released_when_it_is_unwatched(tmp_path: Path) -> None:

@@ -260,6 +260,26 @@ def test_links(etc: Path, tmp_path: Path) -> None:
         assert all_of_them.told() == []
 
 
+def test_what_a_link_to_a_directory_leads_to_may_become_another_directory(etc: Path, tmp_path: Path) -> None:
+    for name, text in (("current", "1"), ("next", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "conf").write_text(text)
+    (etc / "app").symlink_to(tmp_path / "current")
+    with Eyes(watching(etc / "app/conf")) as eyes:
+        (tmp_path / "current").rename(tmp_path / "former")
+        (tmp_path / "next").rename(tmp_path / "current")
+        eyes.settle()
+        eyes.now += POLL_S
+        eyes.settle()
+        assert names(eyes.told(), etc) == ["modified /app/conf"]
+        (tmp_path / "former/conf").write_text("of no interest")
+        eyes.settle()
+        assert eyes.told() == []
+        (tmp_path / "current/conf").write_text("of interest")
+        eyes.settle()
+        assert names(eyes.told(), etc) == ["modified /app/conf"]
+
+
 def test_one_directory_by_two_ways(etc: Path, tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(etc)
     with Eyes(watching(etc), Watch(id="x", path=f"{tmp_path}/run/old")) as eyes:

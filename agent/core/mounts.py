@@ -18,10 +18,15 @@ def place_of(path: str, mountinfo: str) -> str:
     """
     found = "/"
     for line in mountinfo.splitlines():
-        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), line.split(" ", 5)[4])
+        point = point_of(line)
         if is_within(path, point) and len(point) > len(found):
             found = point
     return path if found == "/" else found
+
+
+def point_of(line: str) -> str:
+    """Where the file system of this line is mounted."""
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), line.split(" ", 5)[4])
 
 
 def is_within(path: str, folder: str) -> bool:

@@ -9,6 +9,7 @@ Source: protocols/emissary.md, "Entitlement and file monitor".
 
 import logging
 import os
+import select
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NoReturn
@@ -19,7 +20,7 @@ from inotify_simple import INotify
 from agent.core.errors import shown
 from agent.core.events import FileChanged, FileGap
 from agent.core.inotify import open_inotify, unwatch
-from agent.core.mounts import MOUNTS, is_within, place_of
+from agent.core.mounts import MOUNTS, is_within, place_of, point_of
 from agent.core.supervise import HUNG_S, Health
 from agent.files.disk import carry_out
 from agent.files.looks import (
@@ -32,7 +33,7 @@ from agent.files.looks import (
     Watch,
     without_answer,
 )
-from agent.files.watch import Monitor
+from agent.files.watch import POLL_S, Monitor
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class Follower:
             async with trio.open_nursery() as nursery:
                 if self._notify is not None:
                     nursery.start_soon(self._hear, self._notify)
+                await nursery.start(self._mind_mounts)
                 task_status.started()
                 await self._work(nursery)
         raise AssertionError("work never ends")
@@ -134,6 +136,23 @@ class Follower:
             await trio.lowlevel.wait_readable(notify.fileno())
             if not self._read(notify):
                 await trio.sleep(GATHER_S)
+
+    async def _mind_mounts(self, *, task_status: trio.TaskStatus[None]) -> NoReturn:
+        """Look where file systems came and went: what is watched there is another thing then, and inotify is silent."""
+        with MOUNTS.open(errors="surrogateescape") as table:
+            changes = select.poll()
+            changes.register(table, select.POLLPRI)
+            mounted = _mounted(table.read())
+            task_status.started()
+            while True:
+                await trio.sleep(POLL_S)
+                if changes.poll(0):
+                    table.seek(0)
+                    before, mounted = mounted, _mounted(table.read())
+                    self.monitor.mounted(
+                        {os.path.basename(point) for _, point in before ^ mounted}, trio.current_time()
+                    )
+                    self._wake.set()
 
     def _read(self, notify: INotify) -> bool:
         """Read once; is there perhaps more?"""
@@ -223,3 +242,8 @@ class Follower:
         ready = self._ready.pop(id, None)
         if ready is not None:
             ready.set()
+
+
+def _mounted(mountinfo: str) -> set[tuple[str, str]]:
+    """Number and place of each mount."""
+    return {(line.split(" ", 1)[0], point_of(line)) for line in mountinfo.splitlines()}

@@ -48,6 +48,11 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     gid: int
     is_link: bool = False
 
+    @property
+    def inode(self) -> tuple[int, int]:
+        """What tells one file from all others that are there at the time."""
+        return self.dev, self.ino
+
 
 class Survey(msgspec.Struct, frozen=True):
     """Watch a directory with inotify's `mask`, then stat its entries: the names in `follow` through links, and with
@@ -131,7 +136,7 @@ def change(known: Seen | None, seen: Seen, hint: int) -> What | None:
     """
     if known is None:
         return "created"
-    if (known.dev, known.ino) != (seen.dev, seen.ino) or stat.S_IFMT(known.mode) != stat.S_IFMT(seen.mode):
+    if known.inode != seen.inode or stat.S_IFMT(known.mode) != stat.S_IFMT(seen.mode):
         return "modified"
     touched = not stat.S_ISDIR(seen.mode) and known.mtime_ns != seen.mtime_ns
     written = not stat.S_ISDIR(seen.mode) and (hint & MODIFY or known.size != seen.size)

@@ -17,7 +17,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
 from itertools import islice
 
 import msgspec
@@ -114,7 +114,7 @@ class Monitor:
         self._unsettled: dict[str, _Unsettled] = {}  # in the order of `last`
         self._due: dict[str, _Unsettled] = {}
         self._cookies: dict[int, tuple[str, float]] = {}  # of what was moved away
-        self._polled: set[str] = set()  # directories, and links to files elsewhere
+        self._polled: set[str] = set()  # directories, and links to what is elsewhere; some that are so no more
         self._out: list[Act] = []
         self._rescan: tuple[float, str] | None = None  # when, and why
         self._poll_at = 0.0  # inf while one is under way
@@ -189,6 +189,12 @@ class Monitor:
         for directory in self._directories.values():
             if is_within(directory.path, path) or is_within(path, directory.path):
                 self._queue(directory)
+
+    def mounted(self, names: Set[str], now: float) -> None:
+        """File systems came or went at places of these names: inotify says nothing of what covers a directory."""
+        for directory in self._directories.values():
+            for name in names & directory.seen.keys():
+                self._look_now(_join(directory.path, name), now)
 
     def hurry(self) -> None:
         """Let nothing settle any longer."""
@@ -309,17 +315,16 @@ class Monitor:
     def _poll(self, now: float) -> None:
         self._poll_at = math.inf
         for path in list(self._polled):
-            if path in self._directories:
-                self._queue(self._directories[path])
-            elif self._seen(path) is not None:
+            directory, seen = self._directories.get(path), self._seen(path)
+            is_polled, is_link = directory is not None and directory.is_polled, seen is not None and seen.is_link
+            if directory is not None and is_polled:
+                self._queue(directory)
+            if is_link:
                 self._look_now(path, now)
-            else:
+            if not (is_polled or is_link):
                 self._polled.discard(path)
 
-    def _set_polled(self, path: str, is_polled: bool, now: float) -> None:
-        if not is_polled:
-            self._polled.discard(path)
-            return
+    def _set_polled(self, path: str, now: float) -> None:
         if not self._polled:
             self._poll_at = now + POLL_S
         self._polled.add(path)
@@ -340,7 +345,8 @@ class Monitor:
             else:
                 directory.is_short = found.is_short
                 directory.is_polled = found.is_short or found.is_deaf
-                self._set_polled(directory.path, directory.is_polled, now)
+                if directory.is_polled:
+                    self._set_polled(directory.path, now)
                 self._compare(directory, found.entries, survey.fresh, now)
                 if found.is_cut:
                     self._tell_gap(directory.path, f"more than {MAX_KNOWN} entries", directory.at)
@@ -372,7 +378,7 @@ class Monitor:
         if not directory.is_polled:
             self._tell_gap(directory.path, why, directory.at)
         directory.is_polled = True
-        self._set_polled(directory.path, True, now)
+        self._set_polled(directory.path, now)
 
     def looked(self, found: Looked, now: float) -> None:
         """Take the result of a look: what became of the path is told."""
@@ -398,7 +404,7 @@ class Monitor:
             self._moved(origin, look.path)
         if stat.S_ISDIR(seen.mode):
             below = self._directories.get(look.path)
-            if below is not None and (below.wd is None or known is None or known.ino != seen.ino):
+            if below is not None and (below.wd is None or known is None or known.inode != seen.inode):
                 self._queue(below)
             self._enter(look.path, leads, ())
         elif look.path in self._directories:
@@ -406,7 +412,7 @@ class Monitor:
 
     def _is(self, path: str, seen: Seen) -> bool:
         known = self._seen(path)
-        return known is not None and (known.dev, known.ino) == (seen.dev, seen.ino)
+        return known is not None and known.inode == seen.inode
 
     def _gone(self, directory: _Directory, name: str) -> None:
         path, reporters = _join(directory.path, name), self._reporters(directory, name)
@@ -439,11 +445,12 @@ class Monitor:
                 continue
             old = directory.path
             del self._directories[old]
-            self._polled.discard(old)
             directory.path, directory.at = new, at
             directory.aim(self._patterns)
             self._directories[new] = directory
             for name, seen in directory.seen.items():
+                if seen.is_link:
+                    self._polled.add(_join(new, name))  # as the old path is
                 self._tell(self._reporters(directory, name), _join(new, name), "moved", seen, _join(old, name))
             self._queue(directory)  # what is of interest may be other names than before
 
@@ -472,10 +479,7 @@ class Monitor:
 
     def _leave(self, directory: _Directory) -> None:
         """Watch a directory no longer, and none that is below it."""
-        for name in directory.seen:
-            self._polled.discard(_join(directory.path, name))
         self.known -= len(directory.seen)
-        self._polled.discard(directory.path)
         self._bind(directory, None)
         del self._directories[directory.path]
         self._found_for(directory.fresh)
@@ -536,13 +540,13 @@ class Monitor:
             self._is_full = False
             self.known += 1
         directory.seen[name] = seen
-        self._set_polled(_join(directory.path, name), seen.is_link and not stat.S_ISDIR(seen.mode), now)
+        if seen.is_link:
+            self._set_polled(_join(directory.path, name), now)
         return True
 
     def _unsee(self, directory: _Directory, name: str) -> None:
         if directory.seen.pop(name, None) is not None:
             self.known -= 1
-            self._polled.discard(_join(directory.path, name))
 
     def _leads(self, directory: _Directory, name: str) -> dict[str, Places]:
         """The watches to which an entry matters, and where they stand there."""
