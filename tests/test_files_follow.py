@@ -129,6 +129,16 @@ async def test_settling_tells_what_has_happened_without_waiting(
         assert heard.rest() == [f"created {tmp_path}/a", f"created {tmp_path}/a/file"]
 
 
+async def test_settling_tells_of_more_than_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "READ", 8192)
+    monkeypatch.setattr(files_watch, "SETTLE_S", 3600.0)
+    async with following(Watch(id="w", path=str(tmp_path))) as heard:
+        for number in range(300):
+            (tmp_path / str(number)).touch()
+        await heard.follower.settle()
+        assert len(heard.rest()) == 300
+
+
 def test_a_file_system_that_is_mounted_over_what_is_watched_is_watched_in_its_place(tmp_path: Path) -> None:
     alone = ["unshare", "-Urm"]
     tried = [*alone, "mount", "-t", "tmpfs", "tried", str(tmp_path)]

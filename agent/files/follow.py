@@ -124,8 +124,8 @@ class Follower:
 
     async def settle(self) -> None:
         """Returns when what has happened so far is told."""
-        if self._notify is not None:
-            self._read(self._notify)
+        while self._notify is not None and self._read(self._notify):
+            pass
         self.monitor.hurry()
         self._idle = trio.Event()
         self._wake.set()
