@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,23 @@ def test_a_leaf_whose_limits_are_refused_does_not_stay(kernel: FakeKernel, monke
     with pytest.raises(OSError, match="Invalid argument"):
         leaves.leaf("r42", memory=1 << 62, processes=None, cpus=None)
     assert list(kernel.home.glob("run-*")) == []
+
+
+def test_a_cgroup_that_goes_while_its_leaf_is_looked_at_has_nobody(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaf, listed = Leaf(kernel.home / "run-1-r42"), os.walk
+    for folder, pid in ((leaf.folder, "42\n"), (leaf.folder / "container", "43\n")):
+        kernel.make(folder)
+        (folder / "cgroup.procs").write_text(pid)
+
+    def walk(top: Path, *, topdown: bool) -> list[tuple[str, list[str], list[str]]]:
+        found = list(listed(top, topdown=topdown))
+        shutil.rmtree(leaf.folder / "container")
+        return found
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert leaf.pids() == [42]
 
 
 def test_limits_are_written_in_the_kernel_s_words(kernel: FakeKernel) -> None:

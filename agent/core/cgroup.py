@@ -10,6 +10,7 @@ once, and it holds limits for all together. Where nothing is delegated, processt
 Source: protocols/packaging.md 4 (`Delegate`); protocols/suites.md, "A run"; protocols/gator.md, "Schedulers".
 """
 
+import errno
 import fcntl
 import itertools
 import logging
@@ -45,7 +46,7 @@ class Leaf:
 
     def pids(self) -> list[int]:
         """Who is in it, or in a cgroup that was made below it; zombies too."""
-        return [int(pid) for folder in self._folders() for pid in (folder / "cgroup.procs").read_text().split()]
+        return [pid for folder in self._folders() for pid in _pids_in(folder)]
 
     def kill(self) -> None:
         """SIGKILL to all in it, and to what they fork meanwhile."""
@@ -164,6 +165,16 @@ def _is_delegated(home: Path) -> bool:
             if os.getxattr(home, name) == b"1":
                 return True
     return False
+
+
+def _pids_in(folder: Path) -> list[int]:
+    """None where somebody has removed it since it was listed, as what manages containers does when they end."""
+    try:
+        return [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):  # the latter: since it was opened
+            raise
+        return []
 
 
 def _hold(folder: Path) -> bool:
