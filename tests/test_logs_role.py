@@ -326,6 +326,22 @@ async def test_new_files_of_a_glob_are_read_from_their_beginning(tmp_path: Path)
         assert {event.path for event in await here.journal(LogMatched)} == {str(here.log)}
 
 
+async def test_what_was_gone_before_it_was_looked_at_is_followed_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brief = [f"{tmp_path}/logs/brief.log"]
+    monkeypatch.setattr(wake, "POLL_S", 0.01)
+    monkeypatch.setattr(paths, "matching", lambda pattern: [*brief])
+    async with house(tmp_path) as here:
+        await here.start(LogWatch(name="all", glob=f"{tmp_path}/logs/*.log"))
+        with trio.fail_after(FIRST_S):
+            while not (await here.bus.ask("list_logs", {}))["sources"]:
+                await trio.sleep(0.01)
+            brief.clear()
+            while (await here.bus.ask("list_logs", {}))["sources"]:
+                await trio.sleep(0.01)
+
+
 async def test_a_name_that_is_no_text_is_followed_and_shown(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff.log")
     async with house(tmp_path) as here:

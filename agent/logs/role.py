@@ -317,8 +317,8 @@ class _Logs:
                     await self._follow(watch, path, "start")
         for source in list(self._sources.values()):
             tail = source.followed.tail
-            is_over = tail.state == "ABSENT" and tail.generation and all(done.is_gone for done in tail.checkpoints())
-            if is_over and source.wants.keys() <= self._globs:
+            is_over = tail.state == "ABSENT" and all(done.is_gone for done in tail.checkpoints())
+            if is_over and source.followed.begun.is_set() and source.wants.keys() <= self._globs:
                 self._drop(source)
                 self._keep(replace(self._kept, seen=self._clock()))
         there = {path for named in self.follower.found.values() for path in named}
