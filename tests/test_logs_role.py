@@ -336,10 +336,10 @@ async def test_what_was_gone_before_it_was_looked_at_is_followed_no_longer(
         await here.start(LogWatch(name="all", glob=f"{tmp_path}/logs/*.log"))
         with trio.fail_after(FIRST_S):
             while not (await here.bus.ask("list_logs", {}))["sources"]:
-                await trio.sleep(0.01)
+                await trio.lowlevel.checkpoint()
             brief.clear()
             while (await here.bus.ask("list_logs", {}))["sources"]:
-                await trio.sleep(0.01)
+                await trio.lowlevel.checkpoint()
 
 
 async def test_a_name_that_is_no_text_is_followed_and_shown(tmp_path: Path) -> None:
