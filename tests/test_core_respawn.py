@@ -22,6 +22,7 @@ import logging, sys
 from agent.core import respawn
 respawn.FIRST_BACKOFF_S, respawn.MAX_BACKOFF_S = 0.05, 0.2
 respawn.START_S, respawn.ABORT_S, respawn.STOP_S, respawn.LOG_MAX = {start}, {abort}, {stop}, {log_max}
+respawn.LATE_S = {late}
 respawn._program = lambda: [{program!r}, "-c", sys.argv[1]]
 logging.basicConfig(level="INFO", format="%(message)s")
 print("modules", *(name for name in ("trio", "msgspec") if name in sys.modules), file=sys.stderr)
@@ -65,7 +66,7 @@ def start() -> Iterator[Start]:
         **limits: float,
     ) -> "subprocess.Popen[str]":
         script = PARENT.format(
-            user=user, program=program, **({"start": 60, "abort": 60, "stop": 60, "log_max": 1000} | limits)
+            user=user, program=program, **({"start": 60, "abort": 60, "stop": 60, "late": 60, "log_max": 1000} | limits)
         )
         watchdog = watchdog_s if isinstance(watchdog_s, str) else str(round(watchdog_s * 1e6))
         environ = {**os.environ, "WATCHDOG_USEC": watchdog}
@@ -149,6 +150,19 @@ def test_a_missed_watchdog_is_aborted_and_restarted(start: Start) -> None:
     assert "watchdog missed, aborting" in said
     assert 'File "<string>"' in said
     read_until(parent, "agent started")
+
+
+def test_who_was_stopped_with_its_parent_has_missed_nothing(start: Start) -> None:
+    goes_on = 'signal.signal(signal.SIGCONT, lambda *_: print("signal=SIGCONT", file=sys.stderr, flush=True))\n'
+    parent = start(CHILD + goes_on + 'says("READY=1"); live()', watchdog_s=1, late=0.1)
+    (pid,) = re.findall(r"agent started pid=(\d+)", read_until(parent, "agent ready"))
+    for each in (int(pid), parent.pid):
+        os.kill(each, signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        parent.wait(1.5)
+    for each in (parent.pid, int(pid)):
+        os.kill(each, signal.SIGCONT)
+    assert "signal=SIGCONT" in read_until(parent, "signal=SIG")  # and not aborted
 
 
 def test_who_ignores_abort_is_killed(start: Start) -> None:

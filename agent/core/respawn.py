@@ -45,6 +45,7 @@ START_S = 60.0  # exec -> READY; the unit's TimeoutStartSec
 STOP_S = 120.0  # TERM -> exit; the unit's TimeoutStopSec
 ABORT_S = 10.0  # ABRT -> exit: it writes its stacks
 WATCHDOG_S = 30.0  # the unit's WatchdogSec, unless our own environment says otherwise
+LATE_S = 1.0  # who wakes up so late was stopped (Ctrl-Z, a frozen container), and so was the child
 FIRST_BACKOFF_S, MAX_BACKOFF_S, GOOD_AFTER_S = 1.0, 60.0, 60.0
 USAGE = 2  # the settings are broken: a restart does not help
 LOG_MAX = 16 * 2**20  # bytes of the log file, and of each of its two predecessors
@@ -73,7 +74,7 @@ class Parent:
         self._child: subprocess.Popen[bytes] | None = None
         self._state: State = "starting"
         self._status = ""  # what the child said last
-        self._until = 0.0  # monotonic: when the state's patience ends
+        self._until = self._patience_s = 0.0  # monotonic: when the state's patience ends; and how long it is
         self._asked_to_end = False
         self._watchdog_s = notify.watchdog_s() or WATCHDOG_S
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -136,7 +137,10 @@ class Parent:
             if reading is not None:
                 os.set_blocking(reading, False)
             while not self._wait(reading, self._until, handle):
-                self._lose_patience()
+                if time.monotonic() - self._until > LATE_S:
+                    self._become(self._state, self._patience_s)
+                else:
+                    self._lose_patience()
             return self._child.wait()
         finally:
             os.close(handle)
@@ -205,7 +209,7 @@ class Parent:
         return False
 
     def _become(self, state: State, patience_s: float) -> None:
-        self._state, self._until = state, time.monotonic() + patience_s
+        self._state, self._until, self._patience_s = state, time.monotonic() + patience_s, patience_s
 
     def _lose_patience(self) -> None:
         """The state's time is over."""
@@ -249,7 +253,7 @@ class Parent:
         if "STOPPING" in fields and self._state in ("starting", "up"):
             self._become("ending", extend_s or STOP_S)
         elif extend_s is not None and self._state in ("starting", "ending"):
-            self._until = max(self._until, time.monotonic() + extend_s)
+            self._become(self._state, max(self._until - time.monotonic(), extend_s))
         if self._state == "starting" and "READY" in fields:
             log.info("agent ready status=%s", fields.get("STATUS", ""))
             self._become("up", self._watchdog_s)
