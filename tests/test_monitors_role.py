@@ -14,18 +14,28 @@ import pytest
 import trio
 
 from agent.control.exposition import exposition
+from agent.core.bus import Bus
 from agent.core.errors import ActionError
-from agent.core.events import MonitorLog, MonitorSkipped, MonitorStep
+from agent.core.events import MonitorLog, MonitorSkipped, MonitorStep, Reloaded
+from agent.core.metrics import Metrics
 from agent.core.store import open_store
+from agent.core.supervise import Health
 from agent.monitors import role
 from agent.monitors.execute import execute
 from agent.monitors.history import History
 from agent.monitors.role import MARK
 from agent.monitors.session import Act, Session
-from agent.monitors.settings import Step
+from agent.monitors.settings import MonitorsSettings, Step
 from tests.monitors_house import ID, house, monitor, program
 
 GOOD = "shake()\nwhile hear().startswith('Run'): say('Step Time 5')"
+
+
+async def until_known(bus: Bus) -> None:
+    """Until there is a monitor: what the store has of one that is new is read in a thread."""
+    with trio.fail_after(60):
+        while not (await bus.ask("monitors", {}))["monitors"]:  # noqa: ASYNC110
+            await trio.sleep(0.01)
 
 
 async def test_ticks_come_by_themselves(tmp_path: Path) -> None:
@@ -104,6 +114,46 @@ async def test_a_reload_leaves_others_alone_and_leads_out_what_is_gone(tmp_path:
         assert [shown["id"] for shown in (await here.bus.ask("monitors", {}))["monitors"]] == [other.id, f"{ID}-third"]
         assert f'monitor="{other.id}"' in exposition(here.metrics)
         assert one.id not in exposition(here.metrics)
+
+
+async def test_a_reload_while_the_role_comes_up_is_not_missed(tmp_path: Path) -> None:
+    bus, store, reads = Bus(), open_store(tmp_path, reserve=4096), 0
+    after = MonitorsSettings(monitor=(monitor(("/bin/true",)),))
+
+    def settings() -> MonitorsSettings:
+        nonlocal reads
+        reads += 1
+        if reads == 2:  # the first was for what the schedule begins with
+            bus.publish(Reloaded())
+        return after if reads > 2 else MonitorsSettings()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+
+            async def serve(task_status: trio.TaskStatus[None]) -> None:
+                health = Health("monitors")
+                await role.run(bus, store, settings, "lab-07", health, metrics=Metrics(), task_status=task_status)
+
+            await nursery.start(serve)
+            await until_known(bus)
+            nursery.cancel_scope.cancel()
+    finally:
+        store.close()
+
+
+async def test_one_that_is_removed_and_comes_back_gives_no_run_the_id_of_an_earlier_one(tmp_path: Path) -> None:
+    given = monitor(program(tmp_path, "shake(); hear(); say('Step OK'); hear()"))
+    ids: list[str] = []
+    for _ in range(2):  # the second agent has the numbers from the disk
+        async with house(tmp_path) as here:
+            for _ in range(2):
+                await here.reload(monitor=(given,))
+                await until_known(here.bus)
+                ids += {step.run for step in await here.run_once()}
+                await here.reload()
+            assert (await here.bus.ask("monitors", {}))["monitors"] == []
+    assert len({*ids}) == 4
 
 
 async def test_a_run_that_somebody_asked_for_and_that_gets_no_slot_any_more_has_its_lines(tmp_path: Path) -> None:

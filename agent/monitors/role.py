@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import trio
 
-from agent.core.bus import Bus
+from agent.core.bus import Bus, Subscription
 from agent.core.cgroup import Leaves
 from agent.core.errors import ActionError, AgentError
 from agent.core.events import MonitorLog, MonitorOrphan, MonitorRun, MonitorSkipped, MonitorStep, Reloaded
@@ -63,21 +63,23 @@ async def run(
     """
     litter = Litter()
     try:
-        async with trio.open_nursery() as nursery:
-            monitors = _Monitors(bus, store, settings, machine, metrics, leaves, litter, nursery, once=once)
-            cut_off = await monitors.clear_up()
-            await monitors.arrange()
-            for run in cut_off:
-                await monitors.tell_cut_off(run, "the agent was ended in its midst")
-            await monitors.tell_promised()
-            with bus.answer("monitors", monitors.describe), bus.answer("run_monitor", monitors.run_now):
-                nursery.start_soon(monitors.follow_reloads)
-                nursery.start_soon(litter.keep_clear)
-                task_status.started()
-                try:
-                    await monitors.keep_time(health)
-                finally:
-                    monitors.settle()
+        # Subscribed before the settings are read: a reload while we come up is not missed.
+        with bus.subscribe(Reloaded) as reloads:
+            async with trio.open_nursery() as nursery:
+                monitors = _Monitors(bus, store, settings, machine, metrics, leaves, litter, nursery, once=once)
+                cut_off = await monitors.clear_up()
+                await monitors.arrange()
+                for run in cut_off:
+                    await monitors.tell_cut_off(run, "the agent was ended in its midst")
+                await monitors.tell_promised()
+                with bus.answer("monitors", monitors.describe), bus.answer("run_monitor", monitors.run_now):
+                    nursery.start_soon(monitors.follow, reloads)
+                    nursery.start_soon(litter.keep_clear)
+                    task_status.started()
+                    try:
+                        await monitors.keep_time(health)
+                    finally:
+                        monitors.settle()
     finally:
         await litter.clear()
 
@@ -105,6 +107,7 @@ class _Monitors:
         self._stopping: dict[str, trio.CancelScope] = {}  # of monitors that run: leads it out
         self._runs: dict[str, str] = {}  # monitor to the run that waits or runs
         self._history: dict[str, History] = {}
+        self._gone: dict[str, History] = {}  # of monitors that were removed: their numbers
         self._measured: set[tuple[str, str]] = set()  # monitor and step that /metrics has percentiles of
         self._spoken: dict[tuple[tuple[str, ...], int], Dialect] = {}  # command and its date to its spelling
         self._absent: set[str] = set()  # monitors of ours that are not installed, once they are told of
@@ -158,7 +161,8 @@ class _Monitors:
         kept = {name: await self._store.get(_key(name), History) for name in wanted if name not in self._history}
         for name in wanted:  # at once: one that is back may have been forgotten while the others were read
             if name not in self._history:
-                self._history[name] = kept.get(name) or History()
+                left = self._gone.pop(name) if name in self._gone else kept.get(name)
+                self._history[name] = left if left is not None else History()
                 self._history[name].resume()
         self._schedule.limit(settings.max_concurrent, settings.groups)
         waiting = {name: self._schedule.monitor(name) for name in self._schedule.waiting}
@@ -190,22 +194,23 @@ class _Monitors:
         return found
 
     def _forget(self, name: str) -> None:
+        """Of a monitor that is gone its numbers stay: if it comes back, no run has the id of an earlier one."""
         self._runs.pop(name, None)
-        self._history.pop(name, None)
+        runs = self._history.pop(name).runs
+        self._gone[name] = History(runs, reserved=runs)
         self._measured = {pair for pair in self._measured if pair[0] != name}
         self._metrics.forget(monitor=name)
-        self._store.forget(_key(name))
+        self._store.put(_key(name), self._gone[name])
 
     def _give_up(self, monitor: Monitor, why: str) -> None:
         """The run that somebody was told the id of will not begin."""
         run = self._runs.pop(monitor.id)
         self._refuse(monitor, run, "stopped", f"{why} while the run waited for a slot", trio.current_time())
 
-    async def follow_reloads(self) -> None:
+    async def follow(self, reloads: Subscription[Reloaded]) -> None:
         """Other settings are taken at once."""
-        with self._bus.subscribe(Reloaded) as reloads:
-            async for _ in reloads:
-                await self.arrange()
+        async for _ in reloads:
+            await self.arrange()
 
     async def keep_time(self, health: Health) -> None:
         """Begin each run at its tick; with `once` all of them now."""
