@@ -34,7 +34,9 @@ from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.logs import limits, paths, role, wake
+from agent.logs.messages import WatchLog
 from agent.logs.settings import LogsSettings, LogWatch
+from agent.logs.watches import Watch, of_client
 from tests import suites_house
 from tests.restarted import Restarted
 
@@ -204,6 +206,33 @@ async def test_a_glob_on_a_disk_that_hangs_holds_up_no_other_log(
             await until_read(late)
             here.write(4, name=late.name)
             assert await numbers(events, 1) == ["4"]
+
+
+async def test_a_client_may_end_what_hangs_before_it_is_followed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, found = threading.Event(), list[Watch]()
+
+    def slow(id: str, asked: WatchLog) -> Watch:
+        answers.wait()
+        found.append(of_client(id, asked))
+        return found[0]
+
+    async with house(tmp_path, settle_s=0.05) as here:
+        here.write(1)
+        await here.start()
+        kept = await here.bus.ask("watch_log", {"path": str(here.log)})
+        await here.stop()
+        monkeypatch.setattr(role, "of_client", slow)
+        await here.start(LogWatch(name="z", path=f"{tmp_path}/logs/z.log"))
+        await here.bus.ask("unwatch_log", {"watch": kept["watch"]})
+        answers.set()
+        with trio.fail_after(FIRST_S):
+            while not found:
+                await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        listed = await here.bus.ask("list_logs", {})
+        assert [source["path"] for source in listed["sources"]] == [f"{tmp_path}/logs/z.log"]
 
 
 async def test_many_globs_on_a_disk_that_hangs_are_waited_for_together(

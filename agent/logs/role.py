@@ -254,9 +254,10 @@ class _Logs:
 
     async def _begin_first(self, path: str, watch_of: Callable[[], Watch], begun: trio.Event) -> None:
         watch = await self.follower.ask(path, watch_of)
-        await self._begin(watch, await self._rules_or_none(watch))
-        if watch.is_glob:
-            await self._begin_gone(watch)
+        if not watch.is_remote or watch.id in self._kept.watches:  # it did not end meanwhile
+            await self._begin(watch, await self._rules_or_none(watch))
+            if watch.is_glob:
+                await self._begin_gone(watch)
         begun.set()
 
     async def _begin_gone(self, watch: Watch) -> None:
@@ -307,8 +308,7 @@ class _Logs:
         """New files of globs, and those that are there no more; `found` is what globs find now."""
         if self._pending is not None:  # they are being looked for
             return
-        globs = [self._watches[id] for id in self._globs]
-        for watch in globs:
+        for watch in [self._watches[id] for id in self._globs]:
             for path in found.get(watch.pattern, ()):
                 if watch.id not in self._watches:  # it ended meanwhile
                     break
@@ -481,7 +481,8 @@ class _Logs:
         id = read(payload, UnwatchLog).watch
         if id not in self._kept.watches:
             raise ActionError("not_found", f"watch {id} is not known here")
-        self._end(id)
+        if id in self._watches:  # else it waits for a disk since the start
+            self._end(id)
         watches = {key: value for key, value in self._kept.watches.items() if key != id}
         self._keep(replace(self._kept, watches=watches, begun=[begun for begun in self._kept.begun if begun != id]))
         return {}
@@ -491,8 +492,6 @@ class _Logs:
         await self._measure()
         took = {id: ns for rules in self._rules.values() for id, ns in (rules.ns_per_line or {}).items()}
         everywhere: list[Source | Records] = [*self._sources.values(), *self._records.values()]
-        sources = [one.shown() for one in everywhere]
-        ids = dict.fromkeys(rule.spec.id for rules in self._rules.values() for rule in rules.rules)
         rules = [
             RuleCounts(
                 rule=id,
@@ -501,9 +500,10 @@ class _Logs:
                 limit_errors=sum(one.limit_errors[id] for one in everywhere),
                 ns_per_line=took.get(id),
             )
-            for id in ids
+            for id in dict.fromkeys(rule.spec.id for rules in self._rules.values() for rule in rules.rules)
         ]
-        answer: dict[str, Any] = msgspec.to_builtins(Logs(sources, rules, self._analysis.shown()))
+        sources, learned = [one.shown() for one in everywhere], self._analysis.shown()
+        answer: dict[str, Any] = msgspec.to_builtins(Logs(sources, rules, learned))
         return answer
 
     async def label_log(self, payload: dict[str, Any]) -> dict[str, Any]:
