@@ -196,11 +196,27 @@ def test_a_killed_runner_is_lost(project: Project) -> None:
 def test_much_of_everything_stays_small(project: Project) -> None:
     """Acceptance 5: four mebibytes of output, a line of one, a difference of 20,000 items."""
     for records in Run(project, suite_of("large.js")).finish().values():
-        assert [record.state for record in records.values()] == ["passed", "failed", "failed"]
+        states = [record.state for record in records.values()]
+        assert states == ["passed", "failed", "failed", "passed", "failed", "passed"]
         difference = records["large.js › a difference of 20,000 items"]
         assert difference.message == "t.deepEqual()"
         assert "Difference" in str(difference.details)
         assert sum(len(str(record)) for record in records.values()) < 2 * 1024 * 1024
+
+
+def test_half_a_character_hides_no_result(project: Project) -> None:
+    """In a title, a log, a message, and where a text is cut."""
+    run = Run(project, suite_of("odd.js"))
+    for records in run.finish().values():
+        assert shown(records.values()) == [
+            "failed odd.js › a cut between two halves",
+            "failed odd.js › half of a message",
+            "passed odd.js › half of a log",
+            "passed odd.js › half \ufffd of a title",
+        ]
+        assert records["odd.js › half of a message"].message == "half \ufffd of it"
+        assert str(records["odd.js › a cut between two halves"].message).startswith("a\U0001f600")
+    assert run.warnings() == []
 
 
 @pytest.mark.parametrize("project", ["7.0.0"], indirect=True)

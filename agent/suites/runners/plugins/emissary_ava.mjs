@@ -13,15 +13,22 @@ const OWN_CONFIG = process.env.EMISSARY_AVA_CONFIG;
 // Not for the tests, whose environment is a copy of this one.
 delete process.env.EMISSARY_PIPE_EVENTS;
 delete process.env.EMISSARY_AVA_CONFIG;
-// UTF-16 units of one text. The agent cuts to the same order of size; this keeps a line within its limit.
-const TEXT_MAX = 65_536;
-const LOGS_MAX = 1000;
+// Bytes of a line: the agent reads no longer one.
+const LINE_MAX = 1_048_576;
+// Bytes of output that one line tells.
+const CHUNK_MAX = 65_536;
+// UTF-16 units of a title. Each event of a test tells the same of it.
+const TITLE_MAX = 65_536;
+// UTF-16 units of one text, and of a log. The agent keeps half of it, and marks what it cut.
+const TEXT_MAX = 131_072;
 
 const isObject = value => typeof value === 'object' && value !== null && !Array.isArray(value);
-const text = value => String(value ?? '').slice(0, TEXT_MAX);
+// Half of a surrogate pair, of the test's own or by our cut, is no text for the agent.
+const text = (value, most) => String(value ?? '').slice(0, most).replace(/\p{Surrogate}/gu, '\uFFFD');
 
-function write(event) {
-	let rest = Buffer.from(JSON.stringify(event) + '\n');
+const encode = told => Buffer.from(JSON.stringify(told) + '\n');
+
+function write(rest) {
 	while (rest.length > 0) {
 		try {
 			rest = rest.subarray(fs.writeSync(PIPE, rest));
@@ -100,43 +107,53 @@ function place({source}) {
 	return `${relative(file)}:${source.line}`;
 }
 
-function describe(err) {
+function describe(err, most) {
 	if (!err) {
 		return undefined;
 	}
 
 	if (err.type === 'unknown') {
-		return {message: 'Non-native error', formatted: text(err.formattedError)};
+		return {message: 'Non-native error', formatted: text(err.formattedError, most)};
 	}
 
 	const details = {};
 	for (const {label, formatted} of err.formattedDetails ?? []) {
-		details[text(label)] = text(formatted);
+		details[text(label, most)] = text(formatted, most);
 	}
 
 	return {
-		name: text(err.name),
+		name: text(err.name, most),
 		code: err.originalError?.code,
 		assertion: err.assertion,
 		details: Object.keys(details).length > 0 ? details : undefined,
-		message: text(err.message),
+		message: text(err.message, most),
 		at: place(err),
-		line: text(err.stack?.split('\n')[0].trim() ?? err.message),
+		line: text(err.stack?.split('\n')[0].trim() ?? err.message, most),
 	};
 }
 
 function pending(tests) {
-	return tests && Object.fromEntries([...tests].map(([file, titles]) => [relative(file), [...titles].map(text)]));
+	return tests && Object.fromEntries([...tests].map(([file, titles]) => [relative(file), [...titles].map(title => text(title, TITLE_MAX))]));
 }
 
-function translate(event) {
-	const {type, testFile} = event;
-	switch (type) {
-		case 'worker-stdout':
-		case 'worker-stderr': {
-			return {type, testFile: relative(testFile), chunk: Buffer.from(event.chunk).toString('base64')};
+// The first of them, as far as there is room.
+function bounded(logs, most) {
+	const kept = [];
+	for (const log of logs) {
+		if (most <= 0) {
+			break;
 		}
 
+		kept.push(text(log, most));
+		most -= log.length + 1;
+	}
+
+	return kept;
+}
+
+function translate(event, most) {
+	const {type, testFile} = event;
+	switch (type) {
 		case 'stats':
 		case 'touched-files':
 		case 'accessed-snapshots':
@@ -148,20 +165,38 @@ function translate(event) {
 			return {
 				type,
 				testFile: relative(testFile),
-				title: event.title === undefined ? undefined : text(event.title),
+				title: event.title === undefined ? undefined : text(event.title, TITLE_MAX),
 				skip: event.skip,
 				todo: event.todo,
 				knownFailing: event.knownFailing,
 				duration: event.duration,
-				logs: event.logs?.length > 0 ? event.logs.slice(0, LOGS_MAX).map(text) : undefined,
-				err: describe(event.err),
+				// That of a start is the log to come.
+				logs: type !== 'test-register-log-reference' && event.logs?.length > 0 ? bounded(event.logs, most) : undefined,
+				err: describe(event.err, most),
 				nonZeroExitCode: event.nonZeroExitCode,
 				signal: event.signal ?? undefined,
 				forcedExit: event.forcedExit,
 				period: event.period,
-				pendingTests: pending(event.pendingTests),
+				pendingTests: type === 'timeout' ? pending(event.pendingTests) : undefined,
 			};
 		}
+	}
+}
+
+function tell(event) {
+	for (let most = TEXT_MAX; ; most = Math.floor(most / 2)) {
+		const told = translate(event, most);
+		const line = told && encode(told);
+		if (!line || line.length <= LINE_MAX || most === 0) {
+			return line && write(line);
+		}
+	}
+}
+
+function tellOutput({type, testFile, chunk}) {
+	const bytes = Buffer.from(chunk);
+	for (let at = 0; at < bytes.length; at += CHUNK_MAX) {
+		write(encode({type, testFile: relative(testFile), chunk: bytes.toString('base64', at, at + CHUNK_MAX)}));
 	}
 }
 
@@ -170,19 +205,20 @@ async function observeRun({events}) {
 	for await (const event of events) {
 		if (total === undefined && event.type === 'stats') {
 			total = event.stats.files;
-			write({type: 'files', total});
+			write(encode({type: 'files', total}));
 		}
 
-		const told = translate(event);
-		if (told) {
-			write(told);
+		if (event.chunk === undefined) {
+			tell(event);
+		} else {
+			tellOutput(event);
 		}
 	}
 }
 
 const config = await projectConfig();
 if (config.observeRun) {
-	write({type: 'unusable', reason: 'the project has an observeRun of its own'});
+	write(encode({type: 'unusable', reason: 'the project has an observeRun of its own'}));
 }
 
 export default config.observeRun ? config : {
