@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MemorySendStream, MockClock, memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import MemorySendStream, MockClock, lockstep_stream_pair, memory_stream_pair, wait_all_tasks_blocked
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream, wrap_server_stream
 
 import agent
-from agent.core.channel import MAX_REQUESTS, Channel, Refused, converse, ungrouped
+from agent.core.channel import MAX_REQUESTS, MAX_WAITING, Channel, Refused, converse, ungrouped
 from agent.core.envelope import BAD_IN_A_ROW, MAX_MESSAGE, Request
 from agent.core.errors import ActionError, PeerUnreachable, ProtocolMisuse
 from agent.core.guard import Guard
@@ -24,12 +24,15 @@ from agent.core.metrics import Metrics
 from agent.core.upgraded import FRAGMENT
 
 Talk = Callable[[Channel], Awaitable[None]]
+AnyStream = trio.StapledStream[Any, Any]
 
 
 @asynccontextmanager
-async def websockets() -> AsyncIterator[tuple[WebSocketConnection, WebSocketConnection, Callable[[], None]]]:
+async def websockets(
+    pair: Callable[[], tuple[AnyStream, AnyStream]] = memory_stream_pair,
+) -> AsyncIterator[tuple[WebSocketConnection, WebSocketConnection, Callable[[], None]]]:
     """A client's and a server's end of one connection in memory; and what cuts it: from then on nothing passes."""
-    ours, theirs = memory_stream_pair()
+    ours, theirs = pair()
     async with trio.open_nursery() as nursery:
         ends: dict[str, WebSocketConnection] = {}
 
@@ -334,6 +337,32 @@ async def test_what_we_are_too_busy_to_read_is_no_silence_of_the_peer(autojump_c
         nursery.start_soon(lambda: send_all_requests(client))
         for number in range(MAX_REQUESTS + 10):
             assert (await next_json(client))["rsp_id"] == number
+        nursery.cancel_scope.cancel()
+
+
+async def test_of_large_requests_a_few_are_read_and_the_others_when_these_are_answered() -> None:
+    """Who takes no answers would have us keep 64 of them, decoded, a MiB each."""
+    answers, sent, count = trio.Event(), 0, 20
+
+    async def slow(request: Request) -> Mapping[str, Any]:
+        await answers.wait()
+        return {}
+
+    async with websockets(lockstep_stream_pair) as (client, server, _), trio.open_nursery() as nursery:
+        nursery.start_soon(partial(converse, server, slow, idle, metrics=Metrics()))
+
+        @nursery.start_soon
+        async def send() -> None:
+            nonlocal sent
+            for number in range(count):
+                payload = {"text": "x" * MAX_WAITING}
+                await client.send_message(json.dumps({"action": "a", "req_id": number, "payload": payload}))
+                sent += 1
+
+        await wait_all_tasks_blocked()
+        assert sent <= 4  # answered, read, and two with the library
+        answers.set()
+        assert [(await next_json(client))["rsp_id"] for _ in range(count)] == list(range(count))
         nursery.cancel_scope.cancel()
 
 

@@ -39,7 +39,7 @@ from agent.control.streams import Feed, Subscription, message, replayed
 from agent.core import listen
 from agent.core.bus import Bus
 from agent.core.channel import Channel, converse
-from agent.core.envelope import Request
+from agent.core.envelope import MAX_MESSAGE, Request
 from agent.core.errors import ActionError, AgentError
 from agent.core.events import Logged, SuiteFinished
 from agent.core.guard import RANK, Guard
@@ -53,6 +53,7 @@ from agent.core.supervise import Health, Supervisor
 log = logging.getLogger(__name__)
 
 PING_S, DEADLINE_S = 20.0, 40.0  # a ping every 20 s, and 20 s to answer it
+MAX_FIRST = 16 * 1024  # bytes of a message before a token was shown: it may be anybody's, and is decoded
 PAGE = 500  # events that are read at once in a replay
 START_S = 30.0  # s that a request waits for the role that answers it, while the agent starts
 ASK_S = 120.0  # s for a hang of one action; a role says itself when it gives up
@@ -281,7 +282,7 @@ class _House:
         ]
 
     async def _talk(self, guard: Guard, head: Head, ws: WebSocketConnection) -> None:
-        client = _Client(self, guard, head)
+        client = _Client(self, guard, head, ws)
         self.clients += 1
         try:
             await converse(
@@ -346,8 +347,11 @@ class _House:
 class _Client:
     """One websocket: its session, and a task for each of its streams."""
 
-    def __init__(self, house: _House, guard: Guard, head: Head) -> None:
+    def __init__(self, house: _House, guard: Guard, head: Head, ws: WebSocketConnection) -> None:
         self._house, self._guard, self._peer = house, guard, head.peer
+        self._ws = ws
+        if head.scope == "open":
+            ws._max_message_size = MAX_FIRST
         self._live: set[int] = set()  # subscriptions whose replay is over: the channel takes from them by itself
         self._replays: dict[int, trio.CancelScope] = {}
         self._session = Session(head.scope, self._authenticate, self._wake_for)
@@ -369,6 +373,7 @@ class _Client:
     async def _answer(self, request: Request) -> Mapping[str, Any]:
         match self._session.take(request):
             case Admitted():
+                self._ws._max_message_size = MAX_MESSAGE
                 self._admitted.set()
                 return {}
             case Opened() as opened:

@@ -42,6 +42,7 @@ from agent.core.upgraded import FRAGMENT, Upgraded, text_frames
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 64  # requests of the peer that wait for their answer; then no more are read
+MAX_WAITING = 64 * 1024  # characters of these, where there are several: decoded they may take 25 times the memory
 CLOSE_S = 2.0  # s for the closing handshake
 LAST_REQUESTS_S = 10.0  # s for what was asked before the connection ended
 GOODBYE_S = 0.2  # s for the close frame of a cancelled connection: nobody reads the answer any more
@@ -126,10 +127,11 @@ class Channel:
         self._offered: set[Source] = set()
         self._to_carry_out = 0  # of what was given to the writer
         self._line = ws._stream if isinstance(ws._stream, Upgraded) else None  # where a message can leave at once
-        self._requests, self._to_answer = trio.open_memory_channel[Request | Foreign](MAX_REQUESTS)
-        self._unanswered = 0  # requests that have been read
+        self._requests, self._to_answer = trio.open_memory_channel[tuple[Request | Foreign, int]](math.inf)
+        self._unanswered = self._waiting = 0  # requests that have been read, and the size of their frames
+        self._has_room = trio.lowlevel.ParkingLot()  # the reader, while these are too many
         self._at_once = at_once
-        self._late = deque[_Read | str]()  # what came past the library and waits for its turn; a str: an answer of ours
+        self._late = deque[tuple[_Read, int] | str]()  # what came past the library, with its size; or an answer to it
         self._has_late = trio.Event()
         self._writing_since: float | None = None
         self._busy_reader = self._closing = False
@@ -284,10 +286,9 @@ class Channel:
                     with trio.move_on_after(CLOSE_S):
                         await self._ws.aclose(last.code, last.reason)
                 # What was asked before the end is carried out, though nobody hears the answer.
-                with suppress(trio.WouldBlock):
-                    for read in self._late:
-                        if isinstance(read, Request | Foreign):
-                            self._requests.send_nowait(read)
+                for late in self._late:
+                    if not isinstance(late, str) and isinstance(late[0], Request | Foreign):
+                        self._requests.send_nowait((late[0], late[1]))
                 self._requests.close()
                 answering.cancel_scope.deadline = trio.current_time() + LAST_REQUESTS_S
 
@@ -307,7 +308,7 @@ class Channel:
             for text in texts:
                 read = self._envelope.feed(text)
                 if self._late or not self._is_done_at_once(read):
-                    self._late.append(read)
+                    self._late.append((read, len(text)))
             if self._late:
                 line.divert(None)
                 self._has_late.set()
@@ -316,8 +317,8 @@ class Channel:
             line.divert(take)
             await self._has_late.wait()
             while self._late:
-                read = self._late[0]
-                await (self._say(read) if isinstance(read, str) else self._carry_on(read))
+                late = self._late[0]
+                await (self._say(late) if isinstance(late, str) else self._carry_on(*late))
                 self._late.popleft()
             self._has_late = trio.Event()
 
@@ -341,18 +342,18 @@ class Channel:
 
     async def _take(self, frame: str | bytes) -> None:
         self.last_heard = trio.current_time()
-        await self._carry_on(self._envelope.feed(frame))
+        await self._carry_on(self._envelope.feed(frame), len(frame))
 
-    async def _carry_on(self, read: "_Read") -> None:
+    async def _carry_on(self, read: "_Read", size: int) -> None:
         match read:
             case (Request() | Foreign()) as request:
-                self._unanswered += 1
-                try:
-                    self._requests.send_nowait(request)
-                except trio.WouldBlock:
+                while self._unanswered >= (MAX_REQUESTS if self._waiting + size <= MAX_WAITING else 1):
                     self._busy_reader = True  # what we do not read is no silence of the peer
-                    await self._requests.send(request)
+                    await self._has_room.park()
                     self._busy_reader, self.last_heard = False, trio.current_time()
+                self._unanswered += 1
+                self._waiting += size
+                self._requests.send_nowait((request, size))
             case Answer() as answer:
                 self._hear(answer)
             case Stray() as stray:
@@ -468,17 +469,16 @@ class Channel:
                 await self._expects.wait()
 
     async def _answer_all(self, answer: Answerer, identity: Mapping[str, Any]) -> None:
-        async for request in self._to_answer:
+        async for request, size in self._to_answer:
             if isinstance(request, Foreign):
                 await self._answer_foreign(request)
             else:
-                if request.action == "identify":
-                    text = success(request.action, request.req_id, identity)
-                else:
-                    text = await self._answer(request, answer)
+                text = await self._answer(request, answer, identity)
                 if not request.posted:
                     await self._say(text)
             self._unanswered -= 1
+            self._waiting -= size
+            self._has_room.unpark_all()
 
     async def _answer_foreign(self, frame: Foreign) -> None:
         assert self._elder is not None
@@ -495,9 +495,9 @@ class Channel:
         else:
             await self._say(text)
 
-    async def _answer(self, request: Request, answer: Answerer) -> str:
+    async def _answer(self, request: Request, answer: Answerer, identity: Mapping[str, Any]) -> str:
         try:
-            return self._success(request, await answer(request))
+            return self._success(request, identity if request.action == "identify" else await answer(request))
         except ActionError as err:
             return self._refusal(request, err)
         except Exception:  # one request must not end the connection

@@ -257,6 +257,19 @@ async def test_wrong_tokens_by_the_action_auth_are_slowed_and_told_once(
     assert counted(server, "control_refused_total") == 500
 
 
+async def test_before_a_token_is_shown_a_message_has_16_kib(server: House) -> None:
+    """Of 1 MiB, decoded, one connection that takes no answers could have us keep a GiB."""
+    large = json.dumps({"action": "log", "req_id": 1, "payload": {"message": "x" * 2**17}})
+    async with bystander(server), connect(server.dial(None)) as ws:
+        await ws.send_message(json.dumps({"action": "auth", "payload": {"token": "sesame"}}))
+        assert json.loads(await ws.get_message())["result"] == "success"
+        await ws.send_message(large)
+        assert json.loads(await ws.get_message())["result"] == "success"
+    async with bystander(server), connect(server.dial(None)) as ws:
+        await ws.send_message(large)
+        assert (await closing(ws))[0] == 1009
+
+
 async def test_pages_of_others_are_refused_by_their_origin(server: House, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     foreign = ["http://evil.example", "null", server.http + ".evil.example", "file://", "http://127.0.0.1:1"]
