@@ -2,6 +2,7 @@
 
 import pytest
 
+from agent.suites.runners import diagnostics
 from agent.suites.runners.ava_lines import (
     AvaLines,
     Failed,
@@ -67,6 +68,25 @@ def test_a_long_block_keeps_its_keys() -> None:
     assert failed.yaml is not None
     assert failed.yaml.endswith(b"message: >-\n  said\nat: here")
     assert len(failed.yaml) <= 256 * 1024
+
+
+@pytest.mark.parametrize("rest", [b"", b"o", b"oo", b"oooooooo"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        rb'"' + rb"\U0001F600" * 10_000 + rb'"',
+        rb'"' + rb"\\\"" * 30_000 + rb'"',
+        b"'" + b"''" * 50_000 + b"'",
+    ],
+)
+def test_a_quoted_value_that_is_cut_ends_with_its_quote(value: bytes, rest: bytes) -> None:
+    """js-yaml writes what is not printable, an emoji say, in quotes: a difference of many lines is one line then."""
+    key = b"key" + rest + b": "
+    (failed,) = read(b"not ok 1 - a\n  ---\n    " + key + value + b"\n    message: said\n  ...\n")
+    assert isinstance(failed, Failed)
+    assert failed.yaml is not None
+    assert len(failed.yaml) > 65_000
+    assert diagnostics.read(failed.yaml.decode()).get("message") == "said"
 
 
 def test_a_block_of_nothing_but_keys_is_bounded() -> None:

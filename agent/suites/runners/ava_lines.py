@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from agent.core.lines import Lines
+from agent.core.lines import CutLine, Lines
 from agent.suites.runners.driver import LOG_MAX, YAML_MAX
 
 LINE_MAX: Final = 64 * 1024  # bytes; what a line has beyond is dropped
@@ -31,6 +31,12 @@ _PLAN = re.compile(rb"1\.\.([0-9]{1,10})")
 _TOTAL = re.compile(rb"# (tests|pass|skip|fail) ([0-9]{1,10})")
 _REMAINING = re.compile(rb"# ([0-9]{1,10}) tests? remaining in (.+)", re.DOTALL)
 _TODO: Final = b" # TODO"
+# A key and its quoted value, without an end: an escape, or a quote in quotes, is there whole or not at all.
+_QUOTED = re.compile(
+    rb" *(?:'(?:[^']|'')*'|[^'\":]+): "
+    rb"(?:(\")(?:[^\"\\]|\\(?:x..|u.{4}|U.{8}|[^xuU]))*|(')(?:[^']|'')*)",
+    re.DOTALL,
+)
 
 
 class Passed(msgspec.Struct, frozen=True, gc=False):
@@ -182,6 +188,8 @@ class AvaLines:
             self._log_room -= len(line) + 1
 
     def _keep_yaml(self, yaml: list[bytes], line: bytes) -> None:
+        if isinstance(line, CutLine) and (quoted := _QUOTED.match(line)):
+            line = quoted[0] + (quoted[1] or quoted[2])
         self._lines_left = _LINES_OF_KEY if line[4:5].strip() else self._lines_left - 1
         if self._yaml_room >= len(line):
             self._yaml_room -= len(line)

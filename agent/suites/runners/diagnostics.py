@@ -9,6 +9,7 @@ Source: protocols/suites.md, "AVA, driver tap" row 10.
 from __future__ import annotations  # those of PyYAML's events: it is loaded when a block is read
 
 import re
+from contextlib import suppress
 from typing import Any, Final
 
 import yaml
@@ -21,6 +22,8 @@ FIELDS_MAX: Final = 1000
 
 _INT = re.compile(r"[-+]?[0-9]{1,15}")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]{1,15}\.[0-9]{0,20}|\.[0-9]{1,20}|[0-9]{1,15})(?:[eE][-+]?[0-9]{1,2})?")
+# What YAML holds neither as it is nor escaped, though runners write it: control characters, half a surrogate pair.
+_NO_TEXT = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
@@ -81,18 +84,17 @@ class _Builder:
 
 
 def read(block: str) -> dict[str, Any]:
-    """The mapping in a diagnostic block.
+    """The mapping in a diagnostic block; what no YAML may hold is U+FFFD in it.
 
     Anything else (broken YAML, an alias, too deep, too large, no mapping) is kept as `{"text": block}`, cut to TEXT_MAX
     bytes; so are the mapping's texts, all together.
     """
     if len(block) <= YAML_MAX:
-        try:
-            value = _Builder(block, TEXT_MAX).document()
-        except (_Unreadable, yaml.YAMLError):
-            value = None
-        if isinstance(value, dict):
-            return value
+        for text in dict.fromkeys((block, _NO_TEXT.sub("\ufffd", block))):
+            with suppress(_Unreadable, yaml.YAMLError):
+                value = _Builder(text, TEXT_MAX).document()
+                if isinstance(value, dict):
+                    return value
     return {"text": clip(block, TEXT_MAX)}
 
 
