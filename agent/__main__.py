@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import agent
+from agent.standard import hold_closed
 
 
 def _commit() -> str | None:
@@ -39,14 +40,18 @@ def version() -> dict[str, str]:
 
 def main() -> int:
     """Run the command line; returns the exit code (0 done, 1 the work failed, 2 usage, 3 a peer out of reach)."""
+    hold_closed()
     argv = sys.argv[1:]
     if argv in (["--version"], ["--version", "--json"]):
         facts = version()
-        if "--json" in argv:
-            print(json.dumps(facts))
-        else:
-            needs = f"; glibc {facts['glibc']} or newer" if "glibc" in facts else ""
-            print(f"emissary {facts['version']} (build {facts['build']}; native engine {facts['native']}{needs})")
+        needs = f"; glibc {facts['glibc']} or newer" if "glibc" in facts else ""
+        text = f"emissary {facts['version']} (build {facts['build']}; native engine {facts['native']}{needs})"
+        try:
+            print(json.dumps(facts) if "--json" in argv else text, flush=True)
+        except OSError as err:
+            from agent import cli
+
+            return cli.failed(err)
         return 0
     from agent.core.start import load_later
 

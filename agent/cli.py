@@ -28,12 +28,15 @@ def main(argv: list[str]) -> int:
         code: int = given.run(given)
         print(end="", flush=True)  # here, not at the interpreter's end: the reader may have gone
     except (AgentError, OSError, BaseExceptionGroup, KeyboardInterrupt) as err:
-        return _failed(unwrap(err))
+        return failed(unwrap(err))
     return code
 
 
-def _failed(err: BaseException) -> int:
-    """What ended a command: an error that was raised on purpose, or the system's, is a sentence; else a traceback."""
+def failed(err: BaseException) -> int:
+    """What ended a command: an error that was raised on purpose, or the system's, is a sentence; else a traceback.
+
+    Returns its exit code.
+    """
     match err:
         case KeyboardInterrupt():
             return FAILED

@@ -120,9 +120,9 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
         return 1
     result = (folder / "agent" / "runs" / watch.finished.run / "result.json").read_bytes()
     if as_json:
-        sys.stdout.write(result.decode().rstrip("\n") + "\n")
+        print(result.decode().rstrip("\n"))
     else:
-        sys.stdout.write(summary(watch, outcomes, folder))
+        print(summary(watch, outcomes, folder), end="")
     return 0 if watch.finished.verdict == "passed" else 1
 
 

@@ -48,6 +48,18 @@ class Output:
         return OutputFailed(f"standard output: {err.strerror}", remedy="Make room, or write elsewhere.")
 
 
+def hold_closed() -> None:
+    """Let descriptors 0 to 2 that are closed lead nowhere, and logs go there.
+
+    Else the file that is opened next takes such a one's place, and is written to by whoever means standard error.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    if sys.stderr is None:
+        sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
+
+
 def stdout() -> TextIO:
     """Standard output. Raises OutputFailed where that is closed."""
     if sys.stdout is None:
