@@ -1,7 +1,7 @@
 """A file monitor on a real directory and the kernel's inotify, with a clock of its own: no waiting, no threads."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -46,8 +46,8 @@ class Eyes:
         self.monitor.feed(data, self.now)
         return data
 
-    def act(self) -> bool:
-        """One batch of acts; was there any?"""
+    def act(self, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        """One batch of acts; was there any? `meanwhile` is what happens before their results are there."""
         acts = self.monitor.acts(self.now)
         looks = [act for act in acts if isinstance(act, Survey | Look)]
         self.ready += [act.watch for act in acts if isinstance(act, Ready)]
@@ -58,6 +58,7 @@ class Eyes:
                     self._notify.rm_watch(act.wd)  # type: ignore[no-untyped-call]  # unannotated
                 except OSError:
                     assert self._notify is not None  # the directory is gone, and its watch with it
+        meanwhile()
         for result in carry_out(looks, self._notify, self._allow):
             if isinstance(result, Looked):
                 self.monitor.looked(result, self.now)

@@ -35,6 +35,28 @@ def test_what_is_there_at_the_beginning_is_no_event(etc: Path) -> None:
         assert (eyes.told(), eyes.ready) == ([], ["w"])
 
 
+@pytest.mark.parametrize("batch", range(12))
+@pytest.mark.parametrize("other", ["etc", "etc/sub", "etc/sub/file", "var", "*/old"])
+def test_a_watch_that_begins_while_another_one_s_directories_are_looked_at_is_no_event(
+    etc: Path, other: str, batch: int
+) -> None:
+    for folder in (etc / "sub", etc.parent / "var/sub"):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("x")
+    with Eyes() as eyes:
+        eyes.monitor.watch(watching(etc, recursive=True))
+        for _ in range(batch):
+            eyes.act()
+        eyes.act(lambda: eyes.monitor.watch(Watch(id="other", path=f"{etc.parent}/{other}", recursive=True)))
+        eyes.settle()
+        assert (eyes.told(), sorted(eyes.ready)) == ([], ["other", "w"])
+        (etc.parent / "var/sub/file").write_text("changed")
+        (etc / "sub/file").write_text("changed")
+        eyes.settle()
+        changed = {f"modified {etc}/sub/file"} | ({f"modified {etc.parent}/var/sub/file"} if other == "var" else set())
+        assert set(eyes.told()) == changed
+
+
 def test_created_modified_attributes_deleted(etc: Path) -> None:
     with Eyes(watching(etc)) as eyes:
         (etc / "new").write_text("1")

@@ -357,7 +357,7 @@ class Monitor:
 
     def _compare(self, directory: _Directory, entries: dict[str, Seen], fresh: Collection[str], now: float) -> None:
         for name, seen in entries.items():
-            leads = self._leads(directory, name)
+            leads = self._begun_leads(directory, name)
             if not leads:
                 continue
             known, path = directory.seen.get(name), _join(directory.path, name)
@@ -384,7 +384,7 @@ class Monitor:
         """Take the result of a look: what became of the path is told."""
         look, seen = found.look, found.seen
         directory, name = self._place(look.path)
-        if directory is None or not (leads := self._leads(directory, name)):
+        if directory is None or not self._leads(directory, name):
             return
         if look.came_from is not None:
             self._look_now(look.came_from, now)  # something else may stand there by now
@@ -406,7 +406,7 @@ class Monitor:
             below = self._directories.get(look.path)
             if below is not None and (below.wd is None or known is None or known.inode != seen.inode):
                 self._queue(below)
-            self._enter(look.path, leads, ())
+            self._enter(look.path, self._begun_leads(directory, name), ())
         elif look.path in self._directories:
             self._forget(look.path)
 
@@ -552,6 +552,10 @@ class Monitor:
         """The watches to which an entry matters, and where they stand there."""
         steps = ((id, self._patterns[id].step(places, name)) for id, places in directory.at.items())
         return {id: places for id, places in steps if places}
+
+    def _begun_leads(self, directory: _Directory, name: str) -> dict[str, Places]:
+        """Without those to which the directory is new: a survey for them is still to come, and leads them on."""
+        return {id: places for id, places in self._leads(directory, name).items() if id not in directory.fresh}
 
     def _reporters(self, directory: _Directory, name: str) -> list[Watch]:
         """The watches that mean an entry."""
