@@ -4,7 +4,8 @@ import base64
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import pairwise
@@ -34,8 +35,10 @@ from agent.core.events import (
 from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
-from agent.files import role
+from agent.files import follow, role
+from agent.files.disk import carry_out
 from agent.files.entitlement import RHSM1, SUBSCRIPTION_MANAGER
+from agent.files.looks import Look, Looked, Survey, Surveyed
 from agent.files.messages import PATH_DESCRIBED
 from agent.files.settings import EntitlementSettings, FilesSettings, FileWatch
 from tests import suites_house
@@ -147,6 +150,38 @@ async def test_what_a_client_watches_is_taken_up_again_unless_it_was_passing(tmp
             assert (await first(events)).path == f"{tmp_path}/a/file"
         assert await here.bus.ask("watch_file", {"path": f"{tmp_path}/b"}) == {"watch": "w-3"}
         assert await here.bus.ask("unwatch_file", {"watch": "w-1"}) == {}
+
+
+async def test_a_client_may_come_and_go_while_a_disk_hangs_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mnt", "a", "b"):
+        (tmp_path / name).mkdir()
+    answers = threading.Event()
+
+    def slow(acts: Sequence[Survey | Look], *more: Any) -> Iterator[Surveyed | Looked]:
+        if any("mnt" in act.path for act in acts):
+            answers.wait()
+        return carry_out(acts, *more)
+
+    async with house(tmp_path) as here:
+        scope = await here.files()
+        await here.bus.ask("watch_file", {"path": f"{tmp_path}/a"})
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(follow, "carry_out", slow)
+        monkeypatch.setattr(role, "START_S", 0.0)
+        await here.files(watch=(FileWatch(path=f"{tmp_path}/mnt"),))
+        with here.bus.subscribe(FileChanged) as events, trio.fail_after(FIRST_S):
+            assert await here.bus.ask("unwatch_file", {"watch": "w-1"}) == {}
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(here.bus.ask, "watch_file", {"path": f"{tmp_path}/b"})
+                await trio.testing.wait_all_tasks_blocked()
+                answers.set()
+            for name in ("a", "b"):
+                (tmp_path / name / "file").write_text("x")
+            assert (await first(events)).path == f"{tmp_path}/b/file"
+            assert await here.bus.ask("unwatch_file", {"watch": "w-2"}) == {}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import math
 import os.path
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -98,11 +98,11 @@ async def run_files(
     actions = {"watch_file": files.watch_file, "unwatch_file": files.unwatch_file, "look_file": files.look_file}
     async with trio.open_nursery() as nursery:
         await nursery.start(files.follower.run)
-        await files.recall()
+        before = await files.recall()
         with ExitStack() as answering:
             for action, handler in actions.items():
                 answering.enter_context(bus.answer(action, handler))
-            nursery.start_soon(files.begin)
+            nursery.start_soon(files.begin, before)
             await nursery.start(files.follow_runs)
             with trio.move_on_after(START_S):
                 await files.begun.wait()
@@ -135,19 +135,21 @@ class _Files:
 
     # ---- what settings and clients watch ---------------------------------------------------------------------------
 
-    async def recall(self) -> None:
-        """Read what clients watched before."""
+    async def recall(self) -> dict[str, WatchFile]:
+        """What clients watched before, by id."""
         await self._store.commit()
         self._kept = await self._store.get(KEPT, _Kept) or _Kept()
+        return self._kept.watches
 
-    async def begin(self) -> None:
-        """Watch what the settings name, and what clients watched before."""
+    async def begin(self, before: Mapping[str, WatchFile]) -> None:
+        """Watch what the settings name, and what clients watched `before`. A disk may hang meanwhile."""
         for number, watch in enumerate(self._settings.watch):
             await self.follower.watch(
                 Watch(id=f"settings-{number}", path=watch.path, recursive=watch.recursive, content=watch.content)
             )
-        for id, asked in list(self._kept.watches.items()):
-            await self._follow(id, asked)
+        for id, asked in before.items():
+            if id in self._kept.watches:  # it did not end meanwhile
+                await self._follow(id, asked)
         self.begun.set()
 
     async def watch_file(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +168,7 @@ class _Files:
     async def unwatch_file(self, payload: dict[str, Any]) -> dict[str, Any]:
         """`{watch}` -> {}"""
         id = read(payload, UnwatchFile).watch
-        if not id.startswith("w-") or id not in self.follower.monitor.watches:
+        if id not in self._kept.watches and not (id.startswith("w-") and id in self.follower.monitor.watches):
             raise ActionError("not_found", f"watch {id} is not known here")
         self.follower.unwatch(id)
         self._keep(_Kept(last=self._kept.last, watches={k: v for k, v in self._kept.watches.items() if k != id}))
