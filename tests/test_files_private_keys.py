@@ -8,6 +8,8 @@ from agent.files.private_keys import is_private_key
 
 PEM = "-----BEGIN {}PRIVATE KEY-----\nMIIE\n"
 CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nMIID\n-----END CERTIFICATE-----\n"
+PKCS7 = bytes.fromhex("3082032806092a864886f70d010702a0820319")  # certificates, as of openssl crl2pkcs7
+PGP_PUBLIC = bytes.fromhex("99010d046b03ad3601")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,13 @@ def test_other_names_are_none(name: str) -> None:
         base64.b64decode("MIIEvgIBADANBgkqhkiG9w0BAQEFAASC"),  # PKCS#8
         base64.b64decode("MHcCAQEEIA=="),  # SEC 1
         bytes.fromhex("308204e33051060 92a864886f70d01050d3044".replace(" ", "")),  # PKCS#8, encrypted
+        bytes.fromhex("308204ea301c060a2a864886f70d010c0103300e0408"),  # by PBE-SHA1-3DES
+        bytes.fromhex("308204e9301b06092a864886f70d010503300e0408"),  # by PBE-MD5-DES
+        bytes.fromhex("1ef1b5b00000000001000000"),  # Microsoft's PVK
+        bytes.fromhex("0702000000a4000052534132"),  # PRIVATEKEYBLOB
+        bytes.fromhex("950398046b03ad3601"),  # OpenPGP, as gpg --export-secret-keys writes it
+        bytes.fromhex("c54b0665b1c2d31b"),  # and version 6
+        b"[Interface]\nPrivateKey = yAnz5TF+lXXJ\n",  # WireGuard
     ],
 )
 def test_by_content(data: bytes) -> None:
@@ -50,7 +59,15 @@ def test_by_content(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", CERTIFICATE, base64.b64decode("MIIDdzCCAl+gAwIBAgIEAgAAuTAN"), b"[server]\nhostname = x\n", b"\x30\x82"],
+    [
+        b"",
+        CERTIFICATE,
+        base64.b64decode("MIIDdzCCAl+gAwIBAgIEAgAAuTAN"),
+        b"[server]\nhostname = x\n",
+        b"\x30\x82",
+        PKCS7,
+        PGP_PUBLIC,
+    ],
 )
 def test_other_content_is_none(data: bytes) -> None:
     assert not is_private_key("69.pem", data)
