@@ -18,7 +18,7 @@ import pytest
 import trio
 from hypothesis import settings
 
-from agent.core import cgroup, processtree, store
+from agent.core import cgroup, processtree
 
 T = TypeVar("T")
 
@@ -61,16 +61,18 @@ def virtual_time_waits_for_threads(request: pytest.FixtureRequest, monkeypatch: 
 
 
 @pytest.fixture(autouse=True)
-def stores_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test leaves its store as a killed agent does; from Python 3.13 on a database that nobody closed is an error."""
+def databases_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test leaves its store as a killed agent does, and a lab that cannot start leaves what it has opened to the end
+    of its process; from Python 3.13 on a database that nobody closed is an error.
+    """
     opened: list[sqlite3.Connection] = []
-    connect = store._connect
+    connect = sqlite3.connect
 
-    def seen(path: Path) -> sqlite3.Connection:
-        opened.append(connect(path))
+    def seen(*args: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **options))
         return opened[-1]
 
-    monkeypatch.setattr(store, "_connect", seen)
+    monkeypatch.setattr(sqlite3, "connect", seen)
     yield
     for db in opened:
         db.close()
