@@ -34,6 +34,7 @@ from agent.core.metrics import Metrics
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.logs import limits, paths, role, wake
+from agent.logs.follow import Followed
 from agent.logs.messages import WatchLog
 from agent.logs.settings import LogsSettings, LogWatch
 from agent.logs.watches import Watch, of_client
@@ -233,6 +234,27 @@ async def test_a_client_may_end_what_hangs_before_it_is_followed_again(
         await trio.testing.wait_all_tasks_blocked(0.1)
         listed = await here.bus.ask("list_logs", {})
         assert [source["path"] for source in listed["sources"]] == [f"{tmp_path}/logs/z.log"]
+
+
+async def test_who_comes_as_the_last_other_goes_has_the_log_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = Followed.settle
+
+    async def settle_and_end(followed: Followed) -> None:
+        monkeypatch.setattr(Followed, "settle", settle)
+        await settle(followed)
+        await here.bus.ask("unwatch_log", one)
+
+    async with house(tmp_path) as here:
+        here.write(1)
+        await here.start(LogWatch(name="z", path=f"{tmp_path}/logs/z.log"))
+        one = {"watch": (await here.bus.ask("watch_log", {"path": str(here.log)}))["watch"]}
+        monkeypatch.setattr(Followed, "settle", settle_and_end)
+        with here.bus.subscribe(LogMatched) as events:
+            await here.bus.ask("watch_log", {"path": str(here.log)})
+            here.write(2)
+            assert await numbers(events, 1) == ["2"]
 
 
 async def test_many_globs_on_a_disk_that_hangs_are_waited_for_together(

@@ -143,6 +143,7 @@ class Followed:
             self._leave_block()
             for fd in self._fds.values():
                 os.close(fd)
+            self._idle.set()  # who waits in settle() for what is there now waits for nothing
 
     async def _work(self) -> None:
         """Look, if something happened, and do all there is to do."""

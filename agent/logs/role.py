@@ -335,19 +335,18 @@ class _Logs:
             return
         key = SOURCE + shown(os.fsencode(path))
         done: Done = await self._store.get(key, Done) or Done()
+        if (source := self._sources.get(path)) and self._pending is None:
+            with trio.move_on_after(SETTLE_S):
+                await source.followed.settle()  # the end that it begins at is that of now
         if watch.id not in self._watches:  # it ended meanwhile
             return
-        source, rules = self._sources.get(path), self._rules[watch.id]
+        source, rules = self._sources.get(path), self._rules[watch.id]  # who watched it may have gone meanwhile
         if source:
             want = Want(rules, watch.run, watch.is_remote)
             if self._pending is not None:
                 since, seen = self._pending[path].since.get(watch.id, (None, None))
                 source.wants[watch.id] = replace(want, since=since, seen=seen)
             else:
-                with trio.move_on_after(SETTLE_S):
-                    await source.followed.settle()  # the end that it begins at is that of now
-                if watch.id not in self._watches:
-                    return
                 source.join(watch.id, want, start)
             self._use(source)
             return
