@@ -204,6 +204,16 @@ async def test_a_file_that_has_changed_is_told_and_does_not_count(told: Told) ->
     await told.source.stop()
 
 
+async def test_a_file_that_was_written_anew_as_it_was_counts(told: Told) -> None:
+    await told.start()
+    (told.root / "calc.py").unlink()
+    (told.root / "calc.py").write_text(CALC)
+    told.process(told.lines(1)).close()
+    assert len(await told.source.collect()) == 1
+    assert told.source.told() == []
+    await told.source.stop()
+
+
 async def test_a_look_that_is_given_up_loses_nothing(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     await told.start()
     told.process(told.lines(1)).close()

@@ -13,7 +13,7 @@ import os
 import pkgutil
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from agent.coverage.python import Module, read_module
 from agent.coverage.settings import CoverageSettings
 from agent.coverage.sources import Asking, Lost, Warned, listed
 from agent.coverage.sources.product import Chosen
-from agent.coverage.sources.reading import Reading, Stamp, stamp_of
+from agent.coverage.sources.reading import Reading, Stamp, stamp_if_same
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Python:
         self._chosen = Chosen(settings.include, settings.exclude)
         self._roots: list[str] = []
         self._probe_of: dict[str, dict[int, int]] = {}  # by file
-        self._seen_as: dict[str, Stamp] = {}  # by file, when it was read
+        self._read_as: dict[str, tuple[Stamp, bytes]] = {}  # by file, with the digest of its text
         self._changed: set[str] = set()
         self._listener: socket.socket | None = None
         self._processes: list[_Process] = []
@@ -149,7 +149,7 @@ class Python:
     async def prepare(self, roots: Sequence[Path]) -> None:
         product = await self._modules.read(roots, self._chosen, self._asking)
         self._roots = product.roots
-        for _, file, module, stamp, _ in product.files:
+        for _, file, module, stamp, digest in product.files:
             if not module.unit.probe_count:
                 continue
             if self._catalog.add([module.unit]):
@@ -157,7 +157,7 @@ class Python:
                 continue
             if module.why:
                 log.info("coverage file=%s is known by its lines only: %s", file, module.why)
-            self._probe_of[file], self._seen_as[file] = module.probe_of, stamp
+            self._probe_of[file], self._read_as[file] = module.probe_of, (stamp, digest)
         for why, files in product.left_out.items():
             self._told.append(Warned(f"{listed(files)}: not covered, {why}"))
         await trio.to_thread.run_sync(self._write_preloaded)
@@ -237,9 +237,10 @@ class Python:
     def _is_same(self, file: str) -> bool:
         if file in self._changed:
             return False
-        with suppress(OSError):
-            if stamp_of(os.stat(file)) == self._seen_as[file]:
-                return True
+        stamp, digest = self._read_as[file]
+        if same := stamp_if_same(file, stamp, digest, MOST_BYTES):
+            self._read_as[file] = same, digest
+            return True
         self._changed.add(file)
         self._told.append(Lost(1, f"{file} has changed since its lines were read"))
         return False

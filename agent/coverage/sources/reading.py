@@ -70,6 +70,20 @@ def digest_of(text: bytes) -> bytes:
     return blake2b(text, digest_size=16).digest()
 
 
+def stamp_if_same(file: str, stamp: Stamp, digest: bytes, most: int) -> Stamp | None:
+    """A file's stamp now, if its text is what it was; None of another text, and of what cannot be read any more.
+
+    The text is read again only where the stamp is another: a file that was touched, or written anew, may be the same.
+    """
+    try:
+        if stamp_of(os.stat(file)) == stamp:
+            return stamp
+        stamp, text = text_of(file, most)
+    except OSError:
+        return None
+    return stamp if digest_of(text) == digest else None
+
+
 class File(NamedTuple, Generic[S]):
     """A file that had this stamp and text, and what was made of it. `path` is below its root, `file` absolute."""
 

@@ -29,7 +29,7 @@ from agent.coverage.javascript import Script, script
 from agent.coverage.settings import CoverageSettings
 from agent.coverage.sources import Asking, Lost, Warned, listed
 from agent.coverage.sources.product import Chosen
-from agent.coverage.sources.reading import Reading, Stamp, digest_of, stamp_of, text_of
+from agent.coverage.sources.reading import Reading, Stamp, stamp_if_same
 from agent.coverage.v8profile import Loaded, NotAProfile, Transformed, covered, file_of, is_test, loaded, session_data
 
 log = logging.getLogger(__name__)
@@ -338,14 +338,9 @@ class V8:
     def _is_same(self, file: str, product: _Product, checked: dict[str, bool]) -> bool:
         """Is the file as it was when it was read? Looked at once for all reports that are read together."""
         if file not in checked:
-            try:
-                checked[file] = stamp_of(os.stat(file)) == product.stamp
-                if not checked[file]:
-                    stamp, text = text_of(file, MOST_BYTES)
-                    checked[file] = digest_of(text) == product.digest
-                    product.stamp = stamp if checked[file] else product.stamp
-            except OSError:
-                checked[file] = False
+            stamp = stamp_if_same(file, product.stamp, product.digest, MOST_BYTES)
+            checked[file] = stamp is not None
+            product.stamp = stamp or product.stamp
         return checked[file]
 
     def _is_chosen(self, file: str) -> bool:
