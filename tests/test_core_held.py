@@ -88,6 +88,18 @@ async def test_it_is_offered_again_after_an_hour_and_not_before(
     assert again.n > n
 
 
+async def test_a_clock_that_is_put_back_by_a_day_holds_nothing_for_longer(
+    sink: Sink, nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autojump_clock.autojump_threshold = 0.01
+    await alerts(sink, nursery)
+    n = await refuse_one(sink)
+    since = trio.current_time()
+    monkeypatch.setitem(globals(), "START", START - 86_400)
+    await sink.box.due(n)
+    assert trio.current_time() - since <= 3720
+
+
 async def test_what_was_held_before_a_restart_is_an_alert_again(sink: Sink, nursery: trio.Nursery) -> None:
     await refuse_one(sink)
     sink.held = Held(sink.bus, sink.store, sink.box, clock=epoch)

@@ -67,6 +67,7 @@ def test_a_log_that_is_refused_is_given_up_and_one_that_is_late_is_not() -> None
 def test_what_cannot_be_told_here_waits_for_the_bus_for_a_day() -> None:
     assert delay_s(Pending("TIMED_OUT"), listens=True) == LISTEN_S
     assert delay_s(Pending("TIMED_OUT"), listens=True, now=1000 + LISTEN_S + 5) == 0
+    assert delay_s(Pending("TIMED_OUT"), listens=True, now=1000 - 86_400) == LISTEN_S  # the clock was put back
     assert after(Pending("TIMED_OUT"), Finished(outcome="partial"), listens=True) == Finished(outcome="partial")
 
 

@@ -491,9 +491,9 @@ class Outbox:
         return [(n, since, reason) for n, since, reason in await self._store._query(sql, self.sink)]
 
     async def retry_held(self, held_before: float) -> None:
-        """Offer again what is held since before that epoch time, under new numbers."""
+        """Offer again under new numbers what is held since before that epoch time, or since one still to come."""
         for n, since, _ in await self.held():
-            if since <= held_before:
+            if not held_before < since <= held_before + HELD_RETRY_S:  # beyond it: the clock was put back
                 self._store._order(_RENUMBER, n)
 
 

@@ -67,7 +67,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     def delay_s(self, now: float) -> float:
         """How long to wait before the next step; `now` is epoch seconds."""
         if self.phase == "listening":
-            return max(0.0, self.since + LISTEN_S - now)
+            return max(0.0, min(self.since - now, 0.0) + LISTEN_S)  # a start to come: the clock was put back
         if self.tries:
             return min(math.ldexp(FIRST_RETRY_S, min(self.tries - 1, 20)), MAX_RETRY_S)
         return POLL_S if self.phase == "polling" else 0.0

@@ -8,6 +8,7 @@ Source: protocols/emissary.md, "Polarize", "CI Bus".
 """
 
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing, nullcontext
@@ -479,7 +480,7 @@ class _Reports:
         with self._bus.subscribe(Reloaded) as reloads:
             task_status.started()
             async for _ in reloads:
-                await self._box.retry_held(self._clock())
+                await self._box.retry_held(math.inf)
 
 
 def _key(run: str) -> str:
