@@ -244,6 +244,22 @@ async def test_files_that_cannot_be_covered_are_told(told: Told, tmp_path: Path)
     assert sorted(told.catalog.units) == ["./calc.py", "./new.py"]
 
 
+async def test_a_file_of_a_newer_python_is_told_once_it_runs(told: Told) -> None:
+    for name in ("new.py", "template.py"):
+        (told.root / name).write_text('"""Of a Python to come."""\nrun $x\n')
+    await told.start()
+    assert told.source.told() == []
+    process = told.process(told.lines(2, file="new.py"))
+    assert [delta.class_id for delta in await told.source.collect()] == ["./new.py"]
+    (warned,) = told.source.told()
+    assert f"{told.root}/new.py: lines without code count too" in str(warned)
+    told.tell(process, told.lines(2, file="new.py", test="other"))
+    process.close()
+    assert len(await told.source.collect()) == 1
+    assert told.source.told() == []
+    await told.source.stop()
+
+
 async def test_files_are_chosen_by_the_settings(tmp_path: Path) -> None:
     told = Told(tmp_path, include=("src/**",), exclude=("**/vendor/**",))
     for path in ("src/a.py", "src/vendor/b.py", "c.py"):

@@ -12,6 +12,7 @@ import logging
 import os
 import pkgutil
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,7 @@ class Python:
         self._probe_of: dict[str, dict[int, int]] = {}  # by file
         self._read_as: dict[str, tuple[Stamp, bytes]] = {}  # by file, with the digest of its text
         self._changed: set[str] = set()
+        self._by_lines: set[str] = set()  # files that this Python cannot compile, until one of them runs
         self._listener: socket.socket | None = None
         self._processes: list[_Process] = []
         self._ran: dict[_Place, int] = {}  # bit n for line n, of what was told and is not collected
@@ -157,6 +159,7 @@ class Python:
                 continue
             if module.why:
                 log.info("coverage file=%s is known by its lines only: %s", file, module.why)
+                self._by_lines.add(file)
             self._probe_of[file], self._read_as[file] = module.probe_of, (stamp, digest)
         for why, files in product.left_out.items():
             self._told.append(Warned(f"{listed(files)}: not covered, {why}"))
@@ -232,6 +235,10 @@ class Python:
             if unit is not None and probes:
                 self._is_empty = False
                 deltas.append(Delta(unit.class_id, probes, test))
+        if run := {file for file, _ in ran if same[file]} & self._by_lines:  # what is no Python at all does not run
+            self._by_lines -= run
+            what = f"the agent's Python {'.'.join(map(str, sys.version_info[:2]))} cannot compile this"
+            self._told.append(Warned(f"{listed(run)}: lines without code count too, as not reached, for {what}"))
         return deltas
 
     def _is_same(self, file: str) -> bool:
