@@ -4,7 +4,7 @@ import enum
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import pytest
@@ -62,8 +62,11 @@ class Polarize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    ONE_OF: ClassVar = ("path", "journal")
+
     name: Annotated[str, msgspec.Meta(max_length=16)]
     path: str = ""
+    journal: bool = False
     rules: list[str] = []
 
 
@@ -196,6 +199,16 @@ def test_arrays_of_tables_merge_by_name(tmp_path: Path) -> None:
     assert effective.origins["logs.watch[kernel].path"].text.endswith("0.toml:4")
     assert effective.origins["logs.watch[kernel].rules"].text.endswith("1.toml:2")
     assert not effective.warnings
+
+
+def test_of_keys_that_exclude_one_another_a_layer_says_the_last_word(tmp_path: Path) -> None:
+    def watched(*texts: str) -> tuple[Watch, ...]:
+        return settings(tmp_path, *(f'[[logs.watch]]\nname = "k"\n{text}' for text in texts)).settings.logs.watch
+
+    assert watched('path = "/k"\nrules = ["a"]', "journal = true") == (Watch(name="k", journal=True, rules=["a"]),)
+    assert watched("journal = true", 'path = "/k"') == (Watch(name="k", path="/k"),)
+    assert watched('path = "/k"', "journal = false") == (Watch(name="k", path="/k"),)
+    assert watched('path = "/k"\njournal = true') == (Watch(name="k", path="/k", journal=True),)  # of one layer
 
 
 def test_arrays_of_tables_without_names_merge_by_id_also_over_defaults(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from agent import settings
 from agent.core import facts
 from agent.core.config import ConfigErrors
 from agent.core.token import TokenUnusable, read_token
+from agent.logs.settings import LogWatch
 from agent.settings import Given, load_settings, survey
 
 
@@ -71,18 +72,14 @@ def test_a_refused_profile_is_a_warning_and_the_generic_one_is_used(profiles: Pa
     assert warning.startswith(f"{profiles}/board.toml:4: mimir: a hardware profile may not set it")
 
 
-def test_a_profile_that_does_not_go_with_good_settings_is_left_out(profiles: Path, tmp_path: Path) -> None:
-    write(
-        profiles / "board.toml",
-        'name = "board"\nmatch.arch = "x"\n[[settings.logs.watch]]\nname = "kernel"\npath = "/var/log/kern.log"\n',
-    )
-    own = write(tmp_path / "agent.toml", '[[logs.watch]]\nname = "kernel"\nglob = "/var/log/kern*"\n')
+def test_the_settings_watch_another_thing_by_the_name_of_a_profiles_watch(profiles: Path, tmp_path: Path) -> None:
+    watch = '[[settings.logs.watch]]\nname = "kernel"\npath = "/var/log/kern.log"\nrules = ["kernel"]\n'
+    write(profiles / "board.toml", f'name = "board"\nmatch.arch = "x"\nsettings.timeout_factor = 2\n{watch}')
+    own = write(tmp_path / "agent.toml", '[[logs.watch]]\nname = "kernel"\nkmsg = true\n')
     effective = load_settings(Given((own,)))
-    assert effective.profile == ""
-    assert [watch.glob for watch in effective.settings.logs.watch] == ["/var/log/kern*"]
-    (warning,) = effective.warnings
-    assert warning.startswith("hardware profile board does not go with the settings and is not used: ")
-    assert survey(Given((own,)))[1].warnings == (warning,)
+    assert (effective.profile, effective.settings.timeout_factor, effective.warnings) == ("board", 2, [])
+    assert effective.settings.logs.watch == (LogWatch(name="kernel", kmsg=True, rules=("kernel",)),)
+    assert effective.origins["logs.watch[kernel].kmsg"].text == f"{own}:3"
 
 
 def test_a_profile_that_names_rules_nobody_has_is_left_out(profiles: Path, tmp_path: Path) -> None:
@@ -91,7 +88,10 @@ def test_a_profile_that_names_rules_nobody_has_is_left_out(profiles: Path, tmp_p
     own = write(tmp_path / "agent.toml", f'logs.rules = ["{tmp_path}/rules/*.toml"]\n')
     effective = load_settings(Given((own,)))
     assert effective.profile == ""
-    assert "hw-profile board: logs.watch[kernel].rules: no rule set is called 'bench'" in effective.warnings[0]
+    (warning,) = effective.warnings
+    assert warning.startswith("hardware profile board does not go with the settings and is not used: ")
+    assert "hw-profile board: logs.watch[kernel].rules: no rule set is called 'bench'" in warning
+    assert survey(Given((own,)))[1].warnings == (warning,)
     (tmp_path / "rules").mkdir()
     write(tmp_path / "rules/bench.toml", "")
     assert load_settings(Given((own,))).profile == "board"

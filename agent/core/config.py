@@ -2,7 +2,8 @@
 
 Lowest first: the struct's defaults, the hardware profile, the files in order, `AGENT_<TABLE>__<KEY>`, the command line.
 Tables merge key by key; scalars and lists replace; arrays of tables with a `name` (else an `id`) merge by it, and an
-entry that says `enabled = false` is removed.
+entry that says `enabled = false` is removed. Keys of an entry of which one excludes the others (`ONE_OF` of its struct)
+replace one another.
 
 A settings struct is frozen, has `forbid_unknown_fields=True` and gives bounds with `msgspec.Meta`; the description of a
 Meta, where there is one, says in words what fits ("1 to 128 letters"). `Size` is a number of bytes that may be written
@@ -312,6 +313,7 @@ class _Tree:
                 if name in seen:
                     here.no(f"is there already, in line {seen[name]}", f"Give each entry a {by} of its own.")
                 seen[name] = here.line
+            _drop_others(item, entry, child)
             self._merge_fields(kinds, entry, child, here)
             child.place = here
 
@@ -390,6 +392,14 @@ class _Tree:
         else:
             self.origins[key] = Origin("default")
         return value
+
+
+def _drop_others(kind: inspect.StructType, table: Mapping[str, Any], node: _Node) -> None:
+    """Of keys that exclude one another, what a layer says takes the place of what the layers below it said."""
+    one_of: tuple[str, ...] = getattr(kind.cls, "ONE_OF", ())
+    if any(table.get(name) for name in one_of):
+        for name in set(one_of) - table.keys():
+            node.children.pop(name, None)
 
 
 def _core(kind: inspect.Type) -> inspect.Type:

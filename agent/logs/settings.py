@@ -1,6 +1,6 @@
 """The `[logs]` table of the configuration. Source: protocols/settings.md."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -11,6 +11,8 @@ class LogWatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `rules` are names of rule sets or rule files; empty: all rules that fit.
     """
 
+    ONE_OF: ClassVar = ("path", "glob", "journal", "kmsg")
+
     name: str
     path: str = ""
     glob: str = ""
@@ -19,8 +21,8 @@ class LogWatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if sum(map(bool, (self.path, self.glob, self.journal, self.kmsg))) != 1:
-            raise ValueError(f"{self.name} has to watch one thing. Set one of path, glob, journal, kmsg.")
+        if sum(bool(getattr(self, key)) for key in self.ONE_OF) != 1:
+            raise ValueError(f"{self.name} has to watch one thing. Set one of {', '.join(self.ONE_OF)}.")
         for key, text in (("path", self.path), ("glob", self.glob)):
             if text and not text.startswith("/"):
                 raise ValueError(f"{key}: {text!r} is relative. Write the whole path.")
