@@ -17,6 +17,7 @@ from agent.core.envelope import (
     error,
     success,
 )
+from agent.core.payload import MAX_NESTED
 
 
 def read(frame: str) -> Any:
@@ -42,6 +43,21 @@ def test_what_only_looks_like_half_of_a_character_is_none(text: str) -> None:
     cut = envelope.feed(f'{{"action":"{text}"')
     assert isinstance(cut, Unreadable)
     assert cut.reason == "bad_json: not a JSON object: Input data was truncated"
+
+
+@pytest.mark.parametrize("nest", ["[{}]", '{{"a":{}}}'])
+def test_what_is_nested_too_deeply_to_be_handled_again_is_unreadable(nest: str) -> None:
+    def nested(times: int) -> str:
+        tree = "1"
+        for _ in range(times):
+            tree = nest.format(tree)
+        return f'{{"rsp_id":{tree}}}'
+
+    assert isinstance(Envelope().feed(nested(MAX_NESTED - 1)), Stray)
+    for times in range(MAX_NESTED, 2000, 7):  # from some depth on the decoder gives up
+        said = Envelope().feed(nested(times))
+        assert isinstance(said, Unreadable), times
+    assert isinstance(Envelope().feed(f'{{"rsp_id":[{",".join(["[]"] * 2 * MAX_NESTED)}]}}'), Stray)
 
 
 def test_a_reason_is_cut_where_it_would_fill_logs_and_alerts() -> None:

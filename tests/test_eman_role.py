@@ -20,6 +20,7 @@ from agent.core.head import Head
 from agent.core.link import Dial
 from agent.core.listen import Route
 from agent.core.metrics import Metrics
+from agent.core.payload import MAX_NESTED
 from agent.core.store import Store, open_store
 from agent.core.supervise import Health
 from agent.eman import role
@@ -121,6 +122,10 @@ async def test_everybody_may_ask_what_is_read_only(tmp_path: Path, eio: int) -> 
         broken = await answer(asker, "agent.status", "b", {"break": True})
         assert (broken["error"]["code"], broken["error"]["status"]) == ("internal", 500)
         assert (await answer(asker, "agent.status", "l", [1]))["error"]["code"] == "bad_payload"
+        deep: list[Any] = []
+        for _ in range(MAX_NESTED):
+            deep = [deep]
+        assert (await answer(asker, "agent.status", "d", {"deep": deep}))["error"]["code"] == "bad_payload"
         assert len((await answer(asker, "agent.status", "x", {"long": "x"}))["data"]["text"]) == 500_000
         too_big = await answer(asker, "agent.status", "é", {"long": "é"})  # three times as long in ASCII
         assert too_big["error"]["code"] == "too_big"

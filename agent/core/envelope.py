@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from agent.core.payload import UNREADABLE
+from agent.core.payload import MAX_NESTED, UNREADABLE, is_too_deep
 
 MAX_MESSAGE = 1024 * 1024  # bytes; the control server's limit, and that of every link of ours
 MAX_ACTION = 256  # characters of a name: answers and logs repeat it, also for who has shown no token
@@ -108,6 +108,8 @@ class Envelope:
             half = _HALF.search(frame)
             why = f"{half[1]} is half of a character" if half else err
             return self._unreadable(f"bad_json: not a JSON object: {why}")
+        if is_too_deep(frame, message):
+            return self._unreadable(f"bad_json: more than {MAX_NESTED} objects and lists in each other")
         read = self._read(message)
         if not isinstance(read, Unreadable):
             self._bad = 0

@@ -18,9 +18,25 @@ T = TypeVar("T")
 # for a thousand brackets in each other.
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
+MAX_NESTED: Final = 256  # what is decoded could be nested so deeply that it can be neither shown nor encoded again
+
+_NESTS: Final = frozenset((dict, list))
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _STEP = re.compile(r"[^\W\d]\w*|\[")
 _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*)`)?$", re.DOTALL)
+
+
+def is_too_deep(text: str, tree: Any) -> bool:
+    """Has the tree, decoded from that JSON, more than MAX_NESTED objects and lists in each other?"""
+    if text.count("{") + text.count("[") <= MAX_NESTED:
+        return False
+    level = [tree]
+    for _ in range(MAX_NESTED):
+        within = (each.values() if type(each) is dict else each for each in level)
+        level = [each for several in within for each in several if type(each) in _NESTS]
+        if not level:
+            return False
+    return True
 
 
 def read(payload: Mapping[str, Any], kind: type[T]) -> T:

@@ -25,6 +25,7 @@ from agent.core.channel import Tell
 from agent.core.errors import ActionError, PeerRefused, PeerUnreachable
 from agent.core.held import Held
 from agent.core.metrics import Metrics
+from agent.core.payload import MAX_NESTED, is_too_deep
 from agent.core.store import Owed, Store
 from agent.core.supervise import Health
 from agent.eman import engineio, messages, socketio
@@ -199,9 +200,12 @@ class _Service:
         if action in MUTATING and action not in self._settings.allow:
             return answer(request, "", error=Fault(f"eman.allow has no {action}", "forbidden", 403))
         try:
-            payload = {} if request.data is msgspec.UNSET else msgspec.json.decode(request.data)
+            text = "{}" if request.data is msgspec.UNSET else bytes(request.data).decode()
+            payload = msgspec.json.decode(text)
             if not isinstance(payload, dict | None):
                 raise ActionError("bad_payload", "data is not an object")
+            if payload and is_too_deep(text, payload):
+                raise ActionError("bad_payload", f"data has more than {MAX_NESTED} objects and lists in each other")
             given = dict(payload or {}) | ({"origin": "eman"} if action == "run_suite" else {})
             with trio.fail_after(ACTION_S):
                 said: Mapping[str, Any] | msgspec.Raw = await self._bus.ask(action, given)
