@@ -106,6 +106,8 @@ def test_the_open_packet() -> None:
     assert read_handshake(write_handshake(shake, 4)) == shake
     with pytest.raises(PacketBroken, match="sid"):
         read_handshake("{}")
+    with pytest.raises(PacketBroken, match="pingInterval"):  # no float can hold its seconds
+        read_handshake(f'{{"sid":"s","pingInterval":{"9" * 400}}}')
 
 
 def test_the_client_pings_in_protocol_3_and_the_server_in_4() -> None:

@@ -9,7 +9,7 @@ Source: protocols/eman.md, "The wire", "Long-polling"; github.com/socketio/engin
 import base64
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -41,13 +41,16 @@ class Packet(msgspec.Struct, frozen=True):
     data: str | bytes = ""
 
 
+Milliseconds = Annotated[int, msgspec.Meta(le=2**53)]  # as exact as JavaScript has it; a float of it is one
+
+
 class Handshake(msgspec.Struct, frozen=True, rename="camel"):
     """What stands in the open packet. Times are milliseconds."""
 
     sid: str
     upgrades: tuple[str, ...] = ()
-    ping_interval: int = 25_000
-    ping_timeout: int = 20_000
+    ping_interval: Milliseconds = 25_000
+    ping_timeout: Milliseconds = 20_000
     max_payload: int = MAX_PAYLOAD
 
 
