@@ -1,6 +1,7 @@
 """The two roles of the folder with a real bus, store and disk; D-Bus is a bus of the test's own."""
 
 import base64
+import errno
 import json
 import logging
 import os
@@ -426,6 +427,27 @@ async def test_without_a_bus_the_certificates_tell(tmp_path: Path, pki: Path) ->
             (pki / "consumer/cert.pem").unlink()
             assert facts(await first(events)) == (5, "registration required", "certificates", -1)
             assert not (await here.bus.ask("entitlement", {}))["registered"]
+
+
+@pytest.mark.parametrize(
+    ("closed", "told"),
+    [("consumer", (-1, "unknown", "certificates", None)), ("pki", (-1, "unknown", "none", None))],
+)
+async def test_certificates_that_are_closed_to_the_agent_are_not_taken_for_none(
+    closed: str, told: tuple[Any, ...], tmp_path: Path, pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def stat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if isinstance(path, str | os.PathLike) and f"/{closed}/" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+    async with house(tmp_path) as here:
+        with here.bus.subscribe(EntitlementChanged) as events:
+            await here.entitlement(pki, f"unix:path={tmp_path}/nobody")
+            assert facts(await first(events)) == told
 
 
 @pytest.mark.parametrize(("enabled", "told"), [("auto", []), (True, [(-1, "unknown", "none", None)])])

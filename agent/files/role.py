@@ -14,6 +14,7 @@ import logging
 import math
 import os.path
 import re
+import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -392,12 +393,18 @@ class _Entitlement:
 
     async def is_registered(self) -> bool:
         """Look whether there is a consumer certificate; what `answer` says of it is what was found last."""
-        self._registered = await (self._consumer / "cert.pem").is_file()
+        try:
+            self._registered = stat.S_ISREG((await (self._consumer / "cert.pem").stat()).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            self._registered = False
+        except OSError:  # closed to this user: there is nothing that says that it is not registered
+            self._registered = True
         return self._registered
 
     async def _learn(self, status: Status | None) -> None:
         if status is None:
-            status = from_certificates(await self._consumer.is_dir(), await self.is_registered())
+            has_consumer = await trio.to_thread.run_sync(os.path.isdir, self._consumer)
+            status = from_certificates(has_consumer, await self.is_registered())
         self._now, before = status, self._now
         learned, self._learned = self._learned, trio.Event()
         learned.set()
