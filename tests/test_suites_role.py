@@ -188,11 +188,12 @@ async def test_the_answer_of_runs_tells_what_runs_now(tmp_path: Path) -> None:
         assert (busy["run"], busy["state"], busy["counts"]) == (R[1], "running", {"passed": 1})
 
 
-async def test_only_the_newest_folders_are_kept(tmp_path: Path) -> None:
+async def test_only_the_newest_folders_are_kept_though_the_date_goes_back(tmp_path: Path) -> None:
     async with house(tmp_path, keep_runs=2) as here:
         for n in range(4):
             await here.order(R[n], command=tap("echo 1..1; echo ok"))
             await here.finished(R[n])
+            os.utime(tmp_path / "state/runs" / R[n], (0, 4e9 - n))
             while (await here.bus.ask("runs", {}))["runs"]:
                 await trio.lowlevel.checkpoint()
         with trio.fail_after(60):

@@ -382,6 +382,10 @@ class Store:
         """The lowest number that the journal still has; 0 when it is empty."""
         return int((await self._query("SELECT coalesce(min(seq), 0) FROM journal"))[0][0])
 
+    async def newest(self, run: str) -> int:
+        """The highest number of a run's events; 0 when the journal has none."""
+        return int((await self._query("SELECT coalesce(max(seq), 0) FROM journal WHERE run = ?", run))[0][0])
+
     async def kept(self) -> list[str]:
         """The runs of `keep`, in no order."""
         return [run for (run,) in await self._query("SELECT run FROM kept")]
@@ -408,10 +412,8 @@ class Store:
         return {sink: Depth(0, None, 0) for sink in self._wants} | self._depths
 
     async def _query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        def fetch() -> list[tuple[Any, ...]]:
-            return self._reader.execute(sql, values).fetchall()
-
-        return await trio.to_thread.run_sync(fetch, limiter=self._one_reader)
+        one = self._one_reader
+        return await trio.to_thread.run_sync(lambda: self._reader.execute(sql, values).fetchall(), limiter=one)
 
     def _meta(self, key: str, make: Callable[[], str]) -> str:
         row = self._db.execute("SELECT value FROM checkpoint WHERE key = ?", (key,)).fetchone()
@@ -554,10 +556,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA busy_timeout = 5000")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
-            raise StoreError(
-                f"{path}: schema {version} is newer than this agent's {SCHEMA}",
-                remedy="Install the newer release again.",
-            )
+            what = f"{path}: schema {version} is newer than this agent's {SCHEMA}"
+            raise StoreError(what, remedy="Install the newer release again.")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")  # a commit survives power loss, not only a crash
         db.execute("PRAGMA wal_autocheckpoint = 2000")

@@ -380,10 +380,14 @@ class _Suites:
         await self._prune_folders()
 
     async def _prune_folders(self) -> None:
-        """Keep the newest folders of runs, and those of which something is still owed."""
+        """Keep the newest folders of runs, and those of which something is still owed.
+
+        Newest is what the journal says, for the date may have been set; before these, what it does not know any more.
+        """
         spared = await self._store.owed_runs() | set(await self._store.kept())
         folders = await trio.to_thread.run_sync(_oldest_first, self._store.folder / "runs")
-        for folder in folders[: -self._settings().keep_runs]:
+        at = {folder: await self._store.newest(folder.name) for folder in folders}
+        for folder in sorted(folders, key=at.__getitem__)[: -self._settings().keep_runs]:
             if folder.name not in spared:
                 await trio.to_thread.run_sync(shutil.rmtree, folder, True)
 
