@@ -219,6 +219,24 @@ async def test_so_many_watches_and_no_more(tmp_path: Path, monkeypatch: pytest.M
         assert refused.value.code == "too_big"
 
 
+async def test_what_cannot_be_looked_at_is_not_told_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.lstat
+
+    def lstat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if path == "/closed/file":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    async with house(tmp_path) as here:
+        await here.files()
+        with pytest.raises(ActionError) as refused:
+            await here.bus.ask("look_file", {"path": "/closed/file"})
+        assert refused.value.reason == "bad_payload: /closed/file: Permission denied"
+
+
 async def test_how_a_file_is_now(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     async with house(tmp_path) as here:

@@ -99,8 +99,8 @@ def look(act: Look, allow: Sequence[str]) -> Looked:
     """How a path is now; hashed and read only where it is not as it was."""
     try:
         seen = _seen(act.path, follow=act.follow)
-    except OSError:  # the directory cannot be entered any more, or the disk fails: its survey tells
-        return Looked(look=act, seen=act.known)
+    except OSError as err:  # the directory cannot be entered any more, or the disk fails: its survey tells
+        return Looked(look=act, seen=act.known, why=os.strerror(err.errno or 0))
     if seen is None or not act.digest or (act.came_from is None and change(act.known, seen, act.hint) is None):
         return Looked(look=act, seen=seen)
     found = digest(act.path, allow if act.content else None) if stat.S_ISREG(seen.mode) else Digest()

@@ -105,10 +105,11 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Looked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a look found; `seen` is None where there is nothing."""
+    """What a look found; `seen` is None where there is nothing, and what was known where `why` it could not be seen."""
 
     look: Look
     seen: Seen | None = None
+    why: str = ""
     owner: str | None = None
     digest: Digest = Digest()
 

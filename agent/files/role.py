@@ -183,6 +183,8 @@ class _Files:
         take = partial(disk.look, look, self._settings.content_allow)
         with trio.move_on_after(LOOK_S) as waiting:
             found = await trio.to_thread.run_sync(take, limiter=self._looking, abandon_on_cancel=True)
+            if found.why:
+                raise ActionError("bad_payload", f"{path}: {found.why}")
             if found.seen is None:
                 raise ActionError("not_found", f"{path}: there is no such file")
             tree: dict[str, Any] = msgspec.to_builtins(described(path, "created", found))
