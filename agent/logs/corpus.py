@@ -46,7 +46,6 @@ class Corpus:
         self.paths = tuple(paths)
         self.labels = Labels()
         self.times = array("d")
-        self.has_stamps = False
         self._is_first_token = labels == FIRST_TOKEN
         wants_times = wants_times or len(paths) > 1
         self._bounds = [0]
@@ -94,7 +93,6 @@ class Corpus:
     def _fill(self, first: int) -> None:
         """Give each line of a log from `first` on a time, that has none."""
         known = next((at for at in islice(self.times, first, None) if not math.isnan(at)), None)
-        self.has_stamps |= known is not None
         for number in range(first, len(self.times)):
             if not math.isnan(self.times[number]):
                 known = self.times[number]

@@ -19,7 +19,7 @@ FIRST_TOKEN: Literal["first-token"] = "first-token"
 NORMAL_TOKEN = b"-"
 NONE, NORMAL = 255, 0  # numbers of no label, and of a normal line; classes are from 1
 
-_TOLD = 10  # contradictions that are told one by one
+_TOLD = 10  # contradictions
 
 
 class _Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,14 +33,13 @@ _decoder = msgspec.json.Decoder(_Label)
 class Labels:
     """The label of each line, in order, as a number: NONE, NORMAL, or 1 + its place in `classes`.
 
-    `contradictions` tells lines that were labelled twice, and differently; the later label holds.
+    `contradictions` tells the first lines that were labelled twice, and differently; the later label holds.
     """
 
     def __init__(self) -> None:
         self.classes: list[str] = []
         self.numbers = bytearray()
         self.contradictions: list[str] = []
-        self.contradicted = 0
 
     def class_of(self, number: int) -> str | None:
         """The class of a label that is not NONE; None: normal."""
@@ -89,11 +88,9 @@ class Labels:
             number, old = self.number(label.class_), self.numbers[label.line - 1]
             if number is None:
                 raise _unfit(file, at, f"{label.class_!r} is a new class, and {MAX_CLASSES} are there")
-            if old not in (NONE, number):
-                self.contradicted += 1
-                if len(self.contradictions) < _TOLD:
-                    is_, was = label.class_ or "normal", self.class_of(old) or "normal"
-                    self.contradictions.append(f"{file}:{at}: line {label.line} is {is_!r}, and {was!r} before")
+            if old not in (NONE, number) and len(self.contradictions) < _TOLD:
+                is_, was = label.class_ or "normal", self.class_of(old) or "normal"
+                self.contradictions.append(f"{file}:{at}: line {label.line} is {is_!r}, and {was!r} before")
             self.numbers[label.line - 1] = number
 
 
