@@ -154,6 +154,14 @@ def test_a_cases_polarion_id_is_found_by_case_or_name() -> None:
     assert said(record(), None)[0]["TestCase login:f › refuses"][1]["polarion"] is None
 
 
+def test_all_attempts_of_a_test_are_of_one_case() -> None:
+    event = TestStarted(run="r-1", suite="login", case="f › by case@2", name="by case", file="f", started=5, attempt=2)
+    for told in (event, record(case="f › by case@2", name="by case", attempt=2)):
+        vertices, edges = said(told)
+        assert vertices["TestCase login:f › by case"][1] == {"title": "by case", "file": "f", "polarion": "RHEL9-2"}
+        assert ("r-1:f › by case@2", "of", "login:f › by case") in edges
+
+
 def test_a_runs_end_carries_verdict_and_counts() -> None:
     event = SuiteFinished(
         run="r-1", suite="login", runner="ava", driver="events", verdict="failed", result="FAILURE", code=1,

@@ -130,6 +130,12 @@ def test_details_and_output_are_texts() -> None:
     assert (case.attrib["classname"], case.attrib["time"]) == ("login", "0.500")
 
 
+def test_a_later_attempt_has_the_id_of_its_case() -> None:
+    suite = Suite(id="login", runner="ava", report=Report(polarion=Polarion(cases={"x.js › a": "P-1"})))
+    root = ET.fromstring(written(record("a", file="x.js", case="x.js › a@2", attempt=2), suite=suite))
+    assert [properties(case)["polarion-testcase-id"] for case in root.iter("testcase")] == ["P-1"]
+
+
 def test_polarion_properties_stand_first() -> None:
     polarion = Polarion(
         title="Nightly",

@@ -584,6 +584,11 @@ def scope(event: AnyEvent) -> tuple[str | None, str | None]:
     return getattr(event, "run", None), getattr(event, "test", None)
 
 
+def of_all_attempts(case: str, attempt: int) -> str:
+    """What the cases of all attempts of a test have in common: `file › name` of the second's `file › name@2`."""
+    return case.removesuffix(f"@{attempt}") if attempt > 1 else case
+
+
 def decode(kind: str, data: bytes | msgspec.Raw) -> AnyEvent:
     """Read an event back from its kind and its `data`.
 

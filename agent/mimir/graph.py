@@ -24,6 +24,7 @@ from agent.core.events import (
     SuiteFinished,
     TestFinished,
     TestStarted,
+    of_all_attempts,
 )
 from agent.mimir.messages import MAX_UPSERT, MAX_VERTICES, RESERVATION_REV, Edge, Result, Vertex
 
@@ -211,13 +212,14 @@ def _test_finished(event: TestFinished, started: RunStarted | None) -> Told:
 
 def _with_case(outcome: Vertex, event: TestStarted | TestFinished, started: RunStarted | None) -> Told:
     polarion = {} if started is None else started.polarion
+    name = of_all_attempts(event.case, event.attempt)
     case = Vertex(
-        id=f"{event.suite}:{event.case}",
+        id=f"{event.suite}:{name}",
         label="TestCase",
         props={
             "title": event.name,
             "file": event.file,
-            "polarion": polarion.get(event.case, polarion.get(event.name)),
+            "polarion": polarion.get(name, polarion.get(event.name)),
         },
     )
     edges = [

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from agent.core.events import Counts, State, SuiteFinished, TestFinished, Verdict
+from agent.core.events import Counts, State, SuiteFinished, TestFinished, Verdict, of_all_attempts
 from agent.suites.messages import ResultDocument, ResultRecord
 
 _STATES: Final[tuple[State, ...]] = get_args(State)
@@ -43,7 +43,7 @@ class Tally:
             return
         self._seen[record.case] = self._codes.setdefault(code, code)
         if record.attempt > 1:
-            test = _test(record.case, record.attempt)
+            test = of_all_attempts(record.case, record.attempt)
             self._attempts[test] = max(record.attempt, self._attempts.get(test, 0))
         if record.kind == "rest" and record.count is not None:
             self._rests[record.case] = record.count
@@ -93,7 +93,7 @@ class Tally:
         return ((case, code) for case, code in self._seen.items() if self._is_last(case, code >> 24))
 
     def _is_last(self, case: str, attempt: int) -> bool:
-        return self._attempts.get(_test(case, attempt), attempt) == attempt
+        return self._attempts.get(of_all_attempts(case, attempt), attempt) == attempt
 
 
 def document(finished: SuiteFinished, records: Iterable[TestFinished]) -> Iterator[bytes]:
@@ -135,11 +135,6 @@ def _shown(record: TestFinished) -> ResultRecord:
 
 def _json(value: Any) -> bytes:
     return msgspec.json.encode(value)
-
-
-def _test(case: str, attempt: int) -> str:
-    """What the cases of all attempts of a test have in common."""
-    return case.removesuffix(f"@{attempt}") if attempt > 1 else case
 
 
 def _code(record: TestFinished) -> int:

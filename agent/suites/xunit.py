@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from agent.core import xmltext
-from agent.core.events import SuiteFinished, TestFinished
+from agent.core.events import SuiteFinished, TestFinished, of_all_attempts
 from agent.suites.messages import Polarion, Suite
 from agent.suites.runners.driver import MESSAGE_MAX, TEXT_MAX, UNREPORTED, clip, plain
 
@@ -138,7 +138,7 @@ def _of_run(polarion: Polarion, run: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_case(record: TestFinished, polarion: Polarion) -> Iterator[tuple[str, str]]:
-    known = polarion.cases.get(record.case) or polarion.cases.get(record.name)
+    known = polarion.cases.get(of_all_attempts(record.case, record.attempt)) or polarion.cases.get(record.name)
     if known is not None or record.kind == "test":
         yield "polarion-testcase-id", known or record.name
     for name, value in polarion.properties.items():
