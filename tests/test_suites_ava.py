@@ -135,6 +135,8 @@ def test_to_run_again(tmp_path: Path) -> None:
     assert start(tmp_path, files=("*.js",), only=only).argv[4:] == ("--match=x", "--match=y", "a.js", "b.js")
     assert start(tmp_path, files=("*.js",), only=(Only("b.js"),)).argv[4:] == ("b.js",)
     assert start(tmp_path, files=("*.js",), only=(Only(None, "x"),)).argv[4:] == ("--match=x", "*.js")
+    assert start(tmp_path, match=("*l*",), only=(Only("a.js", "x"),)).argv[4:] == ("--match=x", "a.js")
+    assert start(tmp_path, match=("*l*",), only=(Only("a.js"),)).argv[4:] == ("--match=*l*", "a.js")
 
 
 @pytest.mark.parametrize(("name", "got"), [("a b", "a b"), ("a*b", "a*b"), (r"a\*b\c", "a*b*c"), ("!a", "*a")])
