@@ -10,7 +10,6 @@ Source: drill sheet, "Probe sources", V8; "Failure behaviour".
 """
 
 import logging
-import math
 import os
 import re
 import stat
@@ -109,7 +108,8 @@ class V8:
         self._test_files: set[str] = set()
         self._workers: dict[_Key, _Worker] = {}
         self._waiting: dict[_Key, dict[str, int]] = {}  # bits by class, of workers whose test is not known yet
-        self._since_ms = math.inf
+        self._counts = False
+        self._before = set[str]()  # reports that were there at the start; their dates say nothing: it may be set
         self._unfinished: set[str] = set()  # reports that did not parse when they were last read
         self._changed: set[str] = set()
         self._translated: set[str] = set()  # files that Node ran, and that are no JavaScript
@@ -143,14 +143,15 @@ class V8:
 
     async def start(self) -> None:
         """Reports written from now on count."""
-        self._since_ms = time.time_ns() // 1_000_000
+        self._before = await trio.to_thread.run_sync(self._names, limiter=self._one)
+        self._counts = True
         self._changed.clear()
         self._waiting.clear()
         self._reports = self._matched = 0
 
     async def stop(self) -> None:
         """No report counts."""
-        self._since_ms = math.inf
+        self._counts = False
         self._waiting.clear()
 
     async def collect(self, *, final: bool = False) -> list[Delta]:
@@ -245,12 +246,16 @@ class V8:
         if found := self._translated - translated:
             self._tell(Warned(f"{self._list(found)}: not covered, as it is no JavaScript. Run what it is compiled to."))
 
+    def _names(self) -> set[str]:
+        """What is in the folder."""
+        if not self._folder.is_dir():
+            return set()  # a test of the product cleaned up too much; Node makes it anew
+        return set(os.listdir(self._folder))
+
     def _found(self) -> list[_Report]:
         """Reports in the folder, the oldest first; what tells of a begin is taken in."""
         reports: list[_Report] = []
-        if not self._folder.is_dir():
-            return reports  # a test of the product cleaned up too much; Node makes it anew
-        for path in self._folder.iterdir():
+        for path in map(self._folder.joinpath, self._names()):
             begun, found = _BEGUN.fullmatch(path.name), _REPORT.fullmatch(path.name)
             if not (begun or found):
                 continue
@@ -309,7 +314,7 @@ class V8:
         files = [(each, file) for each in scripts if (file := file_of(each.url)) is not None]
         if not worker.test:
             worker.test = next((self._shown(file) for _, file in files if self._has_tests(file)), "")
-        if report.ms >= self._since_ms:
+        if self._counts and report.name not in self._before:
             self._reports += 1
             bits = self._waiting.setdefault(report.key, {})
             for each, file in files:
