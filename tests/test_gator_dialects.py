@@ -131,6 +131,9 @@ def d2_end(result: int, total: int, passed: int, failed: int, *paths: list[str])
         ({"result": "SUCCESS", "code": 0, "metrics": {}}, JOB, Sums(1, 0, 1, 0), Sums(), "SUCCESS"),
         (d1_end("FAILURE", 1, 1, 0), JOB, Sums(1, 0, 0, 1), Sums(), "FAILURE"),
         (d2_end(3, 1, 0, 0), JOB, Sums(1, 0, 0, 1), Sums(), "ABORTED"),
+        # Who has ended has failed or passed.
+        (d2_end(0, 1, 0, 0), JOB, Sums(1, 0, 0, 1), Sums(), "FAILURE"),
+        (d1_end("UNKNOWN", 1, 0, 0), JOB, Sums(1, 0, 0, 1), Sums(), "FAILURE"),
     ],
 )
 def test_what_a_foreign_child_came_to_is_told_by_its_result(

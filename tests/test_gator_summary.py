@@ -46,8 +46,9 @@ def test_lists_of_paths_are_bounded() -> None:
 
 
 def test_of_a_lost_tier_what_had_passed_has() -> None:
-    last = Summary(jobs=Sums(5, 2, 2, 1), tiers=Sums(2, 2), failed=(("t", "x"),))
+    last = Summary(jobs=Sums(5, 2, 2, 1), tiers=Sums(2, 2), failed=(("t", "x"),), running=(("t", "y"), ("t", "z")))
     lost = given_up(Size(5, 2), "t", last)
-    assert (lost.jobs, lost.tiers, lost.failed) == (Sums(5, 0, 2, 3), Sums(2, 0, 0, 2), (("t", "x"),))
+    assert (lost.jobs, lost.tiers, lost.running) == (Sums(5, 0, 2, 3), Sums(2, 0, 0, 2), ())
+    assert lost.failed == (("t", "x"), ("t", "y"), ("t", "z"))
     silent = given_up(Size(5, 3), "t", Summary(jobs=Sums(5, 2, 3), tiers=Sums(3, 2, 1)))
     assert (silent.jobs, silent.tiers, silent.failed) == (Sums(5, 0, 3, 2), Sums(3, 0, 1, 2), (("t",),))

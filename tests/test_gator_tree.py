@@ -6,7 +6,7 @@ from agent.core.errors import ActionError
 from agent.gator import spec as specs
 from agent.gator.messages import Result
 from agent.gator.spec import Group
-from agent.gator.summary import Sums, job_summary
+from agent.gator.summary import Summary, Sums, job_summary
 from agent.gator.tree import Again, Cut, Ended, Lost, Silent, Times, Tree
 
 
@@ -244,8 +244,17 @@ def test_stopped_what_has_not_begun_is_aborted() -> None:
     end(tree, "a", passed=False, code=255)
     assert tree.is_done
     assert tree.result == "FAILURE"
-    assert tree.kids["b"].tell({}).result == "ABORTED"
+    assert tree.kids["b"].result == "ABORTED"
+    assert tree.kids["b"].tell({}).result == "UNKNOWN"  # the seed has no other word
     assert not tree.kids["b"].pruned
+
+
+def test_who_says_that_it_was_aborted_has_failed_in_the_words_of_the_seed() -> None:
+    tree = tree_of("ident: a")
+    begin(tree, "a")
+    tree.complete("a", "ABORTED", 255, Summary(), 1, 1)
+    assert tree.kids["a"].numbers == (3, 3)
+    assert tree.kids["a"].tell({}).result == "FAILURE"
 
 
 def test_a_stop_behind_the_end_changes_nothing() -> None:

@@ -194,6 +194,22 @@ async def test_more_memory_than_asked_for_ends_the_task_and_is_said(
     assert any("asked for 100000000: killed" in text for _, text in above.messages)
 
 
+async def test_who_is_killed_for_its_memory_has_not_passed_whatever_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.gator.wrapper.GRACE_S", WITHIN_S)
+    script = """if True:
+    import signal, sys, time
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    held = bytearray(200_000_000)
+    time.sleep(600)
+    """
+    job = Job(ident="j", command=sys.executable, args=("-c", script), resources=(Memory(100, "MB"),))
+    any_number = Options(limits=Limits(error=None))
+    result, code, _ = await run(job, tmp_path, options=any_number)
+    assert (result, code) == ("FAILURE", 0)
+
+
 async def test_a_task_tells_messages_and_metrics_to_its_wrapper(tmp_path: Path) -> None:
     above = Above()
     wrapper = wrapper_of(shell("read x < wait", cwd=str(tmp_path)), tmp_path / "j", above)

@@ -106,6 +106,8 @@ def read_complete(ident: str, payload: Mapping[str, Any], size: Size) -> tuple[S
             raise wrong(f"complete: {given.result!r} is not a valid result; SUCCESS or FAILURE is")
         summary, result, code = _summary1("complete", payload, size), known, given.code
         both, is_exact = None, False
+    if result == "UNKNOWN":  # who has ended has passed or failed: what depends on it asks for one of these
+        result = "FAILURE"
     if active := (both or summary.jobs).active:
         raise wrong(f"complete: {active} jobs are still active (sub_active)")
     if not is_exact:
@@ -122,8 +124,7 @@ def _settled(ident: str, told: Summary, both: Sums | None, result: Result, size:
     if not size.tiers:
         has_passed = result == "SUCCESS"
         jobs = Sums(1, 0, int(has_passed), int(not has_passed))
-        failed = () if has_passed else told.failed or ((ident,),)
-        return Summary(jobs=jobs, metrics=told.metrics, failed=failed), result
+        return Summary(jobs=jobs, metrics=told.metrics, failed=() if has_passed else ((ident,),)), result
     if told.jobs.failed and result == "SUCCESS":
         result = "FAILURE"
     failed_jobs, passed_jobs = told.jobs.failed, told.jobs.passed

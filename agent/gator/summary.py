@@ -66,11 +66,11 @@ def job_summary(ident: str, metrics: Mapping[str, Number], *, passed: bool | Non
 
 
 def given_up(size: Size, ident: str, last: Summary) -> Summary:
-    """A child's that was lost: what had passed has, all else of it failed."""
+    """A child's that was lost: what had passed has, all else of it failed. A tier names those that ran, too."""
     jobs = Sums(size.jobs, 0, last.jobs.passed, max(size.jobs - last.jobs.passed, 0))
     tiers = Sums(size.tiers, 0, last.tiers.passed, max(size.tiers - last.tiers.passed, 0))
-    failed = last.failed if size.tiers and last.failed else ((ident,),)
-    return Summary(jobs=jobs, tiers=tiers, metrics=last.metrics, failed=failed)
+    failed = (*last.failed, *last.running) if size.tiers else ()
+    return Summary(jobs=jobs, tiers=tiers, metrics=last.metrics, failed=failed or ((ident,),))
 
 
 class Total:

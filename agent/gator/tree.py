@@ -102,10 +102,11 @@ class Kid:
         self.last: tuple[Result, int, Summary] | None = None  # its `complete`
 
     def tell(self, metrics: dict[str, int | float]) -> ChildState:
-        """As the seed's `children` tells it."""
+        """As the seed's `children` tells it, which knows no ABORTED: who never ran has no result."""
+        aborted: Result = "UNKNOWN" if self.last is None else "FAILURE"
         return ChildState(
             state=self.state,
-            result=self.result if self.result != "ABORTED" or not self.pruned else "UNKNOWN",
+            result=aborted if self.result == "ABORTED" else self.result,
             server=self.server,
             metrics=metrics,
             exitcode=self.code,

@@ -168,7 +168,8 @@ class Wrapper:
         elif self._why is not None:
             self.code = STOPPED_CODE
         broken = self._shared.options.limits.broken_by(self._journal.counts)
-        self.result = "SUCCESS" if self.code == 0 and broken is None else "FAILURE"
+        # Who is killed for its memory may still end with 0, and errors may be allowed.
+        self.result = "SUCCESS" if self.code == 0 and broken is None and self._why is None else "FAILURE"
 
     async def _until_end(self, child: Child, beats: trio.Nursery) -> Exit:
         async with trio.open_nursery() as nursery:
