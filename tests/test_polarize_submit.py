@@ -267,6 +267,7 @@ def test_a_cut_frame_of_the_websocket_is_tried_again() -> None:
         ({"files": {"r.xml": {"job-ids": None}}}, Refused("it was not queued: job ids None")),
         ({"files": {"r.xml": {"job-ids": [0]}}}, Refused("it was not queued: job ids [0]")),
         ({"files": {"r.xml": {"job-ids": []}}}, Refused("it was not queued: job ids []")),
+        ({"files": {"r.xml": {"job-ids": [1] * 5000}}}, Refused(f"it was not queued: job ids {[1] * 5000}"[:500])),
         ({"files": {"r.xml": {"error-message": "no such project", "job-ids": [7]}}}, Refused("no such project")),
         ({"files": {}}, Later("the reply does not name r.xml")),
     ],

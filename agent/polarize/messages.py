@@ -3,9 +3,11 @@
 Source: protocols/emissary.md, "Polarize", "CI Bus".
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+
+JobId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # what every reader of JSON has exactly
 
 
 class TestRun(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -93,7 +95,7 @@ class WsData(msgspec.Struct, frozen=True):
 class FileReply(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """What Polarion's importer says of one file. `[0]` or null: it was not queued."""
 
-    job_ids: list[int] | None = None
+    job_ids: list[JobId] | None = None
     error_message: str | None = None
 
 
@@ -106,7 +108,7 @@ class ImportAccepted(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, frozen=True):
     """A job of Polarion's queue: READY, RUNNING, SUCCESS (any case), else failed."""
 
-    id: int
+    id: JobId
     status: str
 
 

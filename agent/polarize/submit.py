@@ -39,6 +39,7 @@ from agent.polarize.messages import (
 from agent.polarize.settings import PolarizeSettings
 
 MAX_UNMATCHED = 1000
+MAX_JOBS = 100  # of one document; all of them are asked for in one URL
 
 _WAIT = {"PENDING", "QUEUED", "TIMED_OUT", "NO_MESSAGE", "EMPTY_MESSAGE"}
 _GOES_ON = {"PENDING", "QUEUED"}  # on the websocket bus messages follow these
@@ -375,8 +376,8 @@ def read_accepted(status: int, body: bytes, file_name: str) -> Accepted | Refuse
                 return Later(f"the reply does not name {file_name}")
             if reply.error_message:
                 return Refused(reply.error_message[:500])
-            if not reply.job_ids or 0 in reply.job_ids:
-                return Refused(f"it was not queued: job ids {reply.job_ids}")
+            if not reply.job_ids or 0 in reply.job_ids or len(reply.job_ids) > MAX_JOBS:
+                return Refused(f"it was not queued: job ids {reply.job_ids}"[:500])
             return Accepted(tuple(reply.job_ids))
         case no:
             return no
