@@ -224,7 +224,7 @@ jobs:
             assert [*await user.ask("children", {"after": "done"})] == ["long"]
             last = await user.ask("children", {"after": "long", "limit": 5, "format": "d2"})
             assert last["children"] == []
-            for wrong_page in ({"after": "none"}, {"limit": -1}):
+            for wrong_page in ({"after": "none"}, {"limit": -1}, {"limit": 2**64}):
                 with pytest.raises(Refused, match="children: "):
                     await user.ask("children", wrong_page)
             whole = await user.ask("resolve", {"depth": 2})

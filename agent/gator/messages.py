@@ -32,7 +32,7 @@ MAX_TIME: Final = 253_402_300_800  # epoch seconds: the year 10,000
 MAX_VALUE: Final = 1e300  # of a metric: sums of greater ones are no numbers
 RESERVED: Final = ("msg_", "sub_")  # beginnings of metrics' names that are counted by the layers themselves
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # what every reader of JSON has exactly
 
 
 class Log(msgspec.Struct, frozen=True):
