@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -132,6 +133,13 @@ def test_too_few_watches_for_what_is_to_be_watched_are_a_warning(tmp_path: Path)
     assert (found.status, found.detail) == ("ok", "10 watches, 7 needed") or found.status == "warn"
     assert found.data == {"max_user_watches": 10, "needed": 7}
     assert found.remedy == "Raise fs.inotify.max_user_watches."
+
+
+def test_a_tree_that_takes_long_to_count_holds_up_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "walk", itertools.repeat)  # folders without an end
+    monkeypatch.setattr(machine, "COUNT_S", 0.0)
+    files = FilesSettings(watch=(FileWatch(path="/a", recursive=True),))
+    assert machine.inotify_limits(subject(files=files)).status in ("ok", "warn")
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,9 @@ async def test_a_password_that_cannot_be_read_fails_before_the_peer_is_asked(tmp
     assert (await peers.cibus(subject(tmp_path, cibus=bus))).detail.startswith("token: ")
     polarion = PolarizeSettings(mode="polarion", url="http://127.0.0.1:1", user="u", password_file=missing)
     assert (await peers.polarize(subject(tmp_path, polarize=polarion))).detail.startswith("token: ")
+    url = "http://127.0.0.1:1"
+    for eman in (EmanSettings(url=url, salt_file=missing), EmanSettings(url=url, key_file=missing)):
+        assert (await peers.eman(subject(tmp_path, eman=eman))).detail.startswith("token: ")
 
 
 async def test_polarize_by_websocket_is_upgraded_where_it_takes_reports(tmp_path: Path) -> None:

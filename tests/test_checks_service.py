@@ -107,16 +107,29 @@ def listening() -> Iterator[int]:
 
 
 def test_a_free_port(tmp_path: Path, listening: int) -> None:
-    control = ControlSettings(listen=(f"127.0.0.2:{listening}", "127.0.0.1:0"))
+    control = ControlSettings(listen=(f"127.0.0.2:{listening}", f"[::]:{listening}", "127.0.0.1:0"))
     assert service.control_port(subject(tmp_path, control=control)).status == "ok"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost", "[::]"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
 def test_a_port_that_another_holds_fails_with_its_name(tmp_path: Path, listening: int, host: str) -> None:
     found = service.control_port(subject(tmp_path, control=ControlSettings(listen=(f"{host}:{listening}",))))
     comm = Path("/proc/self/comm").read_text().strip()
     assert (found.status, found.data) == ("fail", {"pid": os.getpid()})
     assert found.detail == f"{host}:{listening} is held by pid {os.getpid()} ({comm})"
+
+
+def test_a_port_that_another_holds_at_every_address_fails(tmp_path: Path) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as other:
+        checked = subject(tmp_path, control=ControlSettings(listen=(f"127.0.0.1:{other.getsockname()[1]}",)))
+        assert service.control_port(checked).data == {"pid": os.getpid()}
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "agent.invalid"])  # RFC 5737, RFC 6761
+def test_an_address_that_is_none_of_this_machine_fails(tmp_path: Path, host: str) -> None:
+    found = service.control_port(subject(tmp_path, control=ControlSettings(listen=(f"{host}:13172",))))
+    assert found.status == "fail"
+    assert found.detail.startswith(f"{host}:13172 is no address of this machine: ")
 
 
 def test_a_port_of_the_agent_that_has_the_state_directory_is_a_warning(

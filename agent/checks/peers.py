@@ -127,6 +127,11 @@ async def eman(subject: Subject) -> Finding:
     from agent.eman.role import dial_url
 
     settings = subject.settings
+    if settings.eman.url and (name := settings.eman.key_file or settings.eman.salt_file):
+        try:
+            read_token(find(name, subject.folder))
+        except TokenUnusable as err:
+            return Finding("fail", f"token: {err.what}", err.remedy)
     url = urlsplit(dial_url(settings.eman.url, settings.eman.eio) if settings.eman.url else "")
     return await _ask(subject, settings.tls, url, partial(_upgrade, url, {}))
 

@@ -6,6 +6,7 @@ Source: protocols/packaging.md 7.
 import math
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from glob import glob
@@ -17,9 +18,12 @@ import msgspec
 from agent.checks.subject import Finding, Subject, text_of
 from agent.core import locks
 from agent.core.config import is_there
+from agent.core.listen import split_address
 from agent.core.tls import TlsUnusable, server_context
 from agent.core.token import TokenUnusable, read_token
 from agent.settings import DEFAULT_TOKEN, DEVICES, Settings, find
+
+MAPPED = bytes(10) + b"\xff\xff"  # an IPv4 address as IPv6 writes it
 
 
 def config(subject: Subject) -> Finding:
@@ -47,7 +51,7 @@ def profile(subject: Subject) -> Finding:
 
 
 def control_port(subject: Subject) -> Finding:
-    """Is it free, or ours, and is there a certificate? Looked up in the kernel's list: nothing is opened."""
+    """Is it free, or ours, and of this machine; is there a certificate? Nothing is made to listen."""
     control, tls = subject.settings.control, subject.settings.control.tls
     if tls.cert:
         key, client_ca = (find(name, subject.folder) if name else None for name in (tls.key, tls.client_ca))
@@ -55,12 +59,23 @@ def control_port(subject: Subject) -> Finding:
             server_context(find(tls.cert, subject.folder), key, client_ca)
         except TlsUnusable as err:
             return Finding("fail", err.what, err.remedy)
-    wanted = control.listen
-    held = [(address, *entry) for address in wanted for entry in _listening(subject.root) if _clashes(address, *entry)]
+    held = []
+    for address in control.listen:
+        host, number = split_address(address)
+        try:
+            ours = _own_addresses(host)
+        except OSError as err:
+            what = f"{address} is no address of this machine: {err.strerror}"
+            return Finding("fail", what, "Set control.listen to one of its own, or bring that one up.")
+        held += [
+            (address, inode)
+            for theirs, port, inode in _listening(subject.root)
+            if port == number and any(_clashes(own, theirs) for own in ours)
+        ]
     if not held:
-        return Finding("ok", f"free: {', '.join(wanted)}")
+        return Finding("ok", f"free: {', '.join(control.listen)}")
     owner = locks.owner(subject.folder / "lock", subject.root)
-    for address, _, _, inode in held:
+    for address, inode in held:
         pid = _pid_of(subject.root, inode)
         if owner is None or pid not in (owner, None):
             comm = text_of(subject.root / f"proc/{pid}/comm") if pid else None
@@ -69,27 +84,39 @@ def control_port(subject: Subject) -> Finding:
     return Finding("warn", f"held by our own service, pid {owner}", "Nothing, as long as it is to run.", {"pid": owner})
 
 
-def _listening(root: Path) -> Iterator[tuple[str, int, str]]:
-    """Address in hex, port and inode of each TCP socket that listens."""
+def _own_addresses(host: str) -> list[bytes]:
+    """What a host stands for, where one may listen on this machine. Raises OSError for one that is another's, or none.
+
+    A socket is bound to each, but to no port that is asked for, and does not listen.
+    """
+    found = []
+    for family, kind, _, _, place in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+        try:
+            probe = socket.socket(family, kind)
+        except OSError:  # of a family that this kernel does not have: it is left out there, too
+            continue
+        with probe:
+            probe.bind(place)
+        found.append(socket.inet_pton(family, str(place[0]).partition("%")[0]))
+    return found
+
+
+def _listening(root: Path) -> Iterator[tuple[bytes, int, str]]:
+    """Address, port and inode of each TCP socket that listens."""
     for name in ("tcp", "tcp6"):
         for line in (text_of(root / "proc/net" / name) or "").splitlines()[1:]:
             fields = line.split()
             if len(fields) > 9 and fields[3] == "0A":
                 host, _, port = fields[1].partition(":")
-                yield host, int(port, 16), fields[9]
+                words = (int(host[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(host), 8))
+                yield b"".join(words).removeprefix(MAPPED), int(port, 16), fields[9]
 
 
-def _clashes(address: str, host: str, port: int, inode: str) -> bool:
-    """Would listening at `address` fail because of that socket? Names of hosts are taken for any address."""
-    wanted, _, number = address.rpartition(":")
-    if int(number) != port or port == 0:
-        return False
-    parts = wanted.split(".")
-    if not host.strip("0") or len(parts) != 4 or not all(part.isdigit() for part in parts) or wanted == "0.0.0.0":
-        return True
-    ours = "".join(f"{int(part):02X}" for part in parts)
-    swapped = "".join(f"{int(part):02X}" for part in reversed(parts)) if sys.byteorder == "little" else ours
-    return host == swapped or host.endswith(f"0000FFFF{swapped}") or host.endswith(f"FFFF0000{swapped}")
+def _clashes(ours: bytes, theirs: bytes) -> bool:
+    """Would listening at one address fail because of a socket at the other? Ours leaves IPv4 alone where it is IPv6."""
+    if len(ours) == len(theirs):
+        return ours == theirs or not any(ours) or not any(theirs)
+    return len(theirs) == 16 and not any(theirs)
 
 
 def _pid_of(root: Path, inode: str) -> int | None:
