@@ -366,6 +366,24 @@ async def test_settings_are_changed_and_an_agent_is_forgotten(lab: Lab) -> None:
         assert (await user.get("/api/agents")).json() == []
 
 
+async def test_two_who_forget_an_agent_at_a_time_are_answered_alike(lab: Lab) -> None:
+    async with ready(lab) as (user, agent):
+        agent.deaf = {"/plugin/unload"}
+        lab.drill.switches.ack_s = 1000
+        answers: list[object] = []
+
+        async def forget() -> None:
+            answers.append((await user.delete("/api/agents/lab-07")).json())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(forget)
+            nursery.start_soon(forget)
+            await agent.until(lambda: agent.heard.count("/plugin/unload") == 2)
+            await agent.ws.aclose()
+        assert answers == 2 * [{"code": 500, "message": "no acknowledgement of /plugin/unload: the agent is gone"}]
+        assert (await user.get("/api/agents")).json() == []
+
+
 async def test_a_bad_frame_is_dropped_and_counted_and_the_agent_stays(lab: Lab) -> None:
     async with ready(lab) as (user, agent):
         await post(user, "START", sessionId="s1", isRealtime=True)

@@ -393,7 +393,8 @@ class Drill:
             if agent.link is not None:
                 await agent.link.say("/plugin/unload", PLUGIN)
         finally:
-            del self.agents[agent.config.id]
+            if self.agents.get(agent.config.id) is agent:  # nobody else has forgotten it meanwhile
+                del self.agents[agent.config.id]
             if agent.link is not None:
                 agent.link.lose()
         return shown
