@@ -274,6 +274,96 @@ async def test_after_an_interruption_what_was_left_runs_again_or_is_aborted_by_n
         assert not tree(R[1])
 
 
+AGAIN = """
+import pathlib, time
+def test_good(): pass
+def test_hangs_the_second_time():
+    ran = pathlib.Path("ran"); times = len(ran.read_text()) if ran.exists() else 0
+    ran.write_text("x" * (times + 1))
+    assert times
+    if times == 1: time.sleep(600)
+def test_passes_the_second_time(): assert pathlib.Path("ran").read_text() != "x"
+"""
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+async def test_a_run_that_is_interrupted_in_its_retries_has_each_test_once(tmp_path: Path, resumable: bool) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    async with house(tmp_path) as here:
+        here.write("test_it.py", AGAIN)
+        with here.bus.subscribe(TestStarted) as starts:
+            await here.order(runner="pytest", command=command, resumable=resumable, retries=1)
+            while (await anext(starts)).attempt == 1:
+                pass
+    async with house(tmp_path) as here:
+        counts = (await here.finished()).counts
+        states = {case.removeprefix("test_it.py › test_"): state for case, state in (await here.states()).items()}
+        assert states == {
+            "good": "passed", "hangs_the_second_time": "failed", "passes_the_second_time": "failed",
+            "hangs_the_second_time@2": "aborted",
+            **(
+                {"hangs_the_second_time@3": "passed", "passes_the_second_time@3": "passed"}
+                if resumable
+                else {"passes_the_second_time@2": "aborted"}
+            ),
+        }  # fmt: skip
+        assert len(here.result()["tests"]) == len(states)
+        assert (counts.total, counts.passed) == (3, 3 if resumable else 1)
+
+
+HANGS = [["sh", "-c", "test ! -p torn || { echo > torn; sleep 600; }"]]
+
+
+async def hangs(project: Path) -> None:
+    """Wait until a teardown as HANGS does, beside a pipe `torn`; the next one will not."""
+    with trio.fail_after(60):
+        await trio.to_thread.run_sync((project / "torn").read_bytes, abandon_on_cancel=True)
+    (project / "torn").unlink()
+
+
+async def test_a_run_that_is_interrupted_when_all_had_ended_runs_nothing_again(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        here.write("test_it.py", "def test_it(): open('ran', 'a').write('x')\n")
+        os.mkfifo(here.project / "torn")
+        with here.bus.subscribe(TestFinished) as results:
+            await here.order(
+                runner="pytest", command=[sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], resumable=True,
+                teardown=HANGS,
+            )  # fmt: skip
+            await anext(results)
+            await hangs(here.project)
+    async with house(tmp_path) as here:
+        assert (await here.finished()).verdict == "passed"
+        assert await here.states() == {"test_it.py › test_it": "passed"}
+    assert (here.project / "ran").read_text() == "x"
+
+
+async def test_an_interrupted_report_is_told_once(tmp_path: Path) -> None:
+    """The machine goes down again while what it had interrupted is torn down."""
+    async with house(tmp_path) as here:
+        here.write("test_it.py", "import time\ndef test_it(): time.sleep(600)\n")
+        os.mkfifo(here.project / "torn")
+        with here.bus.subscribe(TestStarted) as starts:
+            await here.order(
+                runner="pytest", command=[sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+                teardown=HANGS,
+            )  # fmt: skip
+            await anext(starts)
+    with trio.move_on_after(60) as life:
+        async with trio.open_nursery() as nursery:
+
+            async def end_it() -> None:
+                await hangs(here.project)
+                life.cancel()
+
+            nursery.start_soon(end_it)
+            async with house(tmp_path):
+                raise AssertionError("it is up before it has torn down")
+    async with house(tmp_path) as here:
+        await here.finished()
+        assert [test["case"] for test in here.result()["tests"]] == ["test_it.py › test_it"]
+
+
 async def test_no_slot_is_offered_without_room_and_an_order_is_refused_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

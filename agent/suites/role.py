@@ -25,7 +25,6 @@ import trio
 from agent.core.bus import Bus
 from agent.core.errors import ActionError, AgentError, DocumentError
 from agent.core.events import (
-    AnyEvent,
     Reloaded,
     RunChanged,
     RunReceived,
@@ -101,14 +100,26 @@ async def run(
             await trio.sleep_forever()
 
 
-class _Left(NamedTuple):
-    """Tests without an end, by file and name, with their start where they had one.
+class _Begun(NamedTuple):
+    """A test without an end: for which attempt it was selected, and its start where it had one.
 
-    `is_complete`: nothing but these can be left.
+    `is_told`: an earlier recovery has told that it was interrupted.
     """
 
-    tests: dict[tuple[str | None, str], TestStarted | None]
+    attempt: int
+    started: TestStarted | None = None
+    is_told: bool = False
+
+
+class _Left(NamedTuple):
+    """Tests without an end, by file and name. `is_complete`: nothing but these can be left.
+
+    `attempt` is the last that any test had: a failed one may have been at its second.
+    """
+
+    tests: dict[tuple[str | None, str], _Begun]
     is_complete: bool
+    attempt: int
 
 
 class _Suites:
@@ -440,17 +451,24 @@ class _Suites:
             suite = _suite_of(received, starts[-1])
             changes = [event for event in events if isinstance(event, RunChanged)]
             reporting = next((event for event in changes if event.state == "reporting"), None)
-            if suite.resumable and reporting is None:
-                left = await self._left_over(run)
-                for test in filter(None, left.tests.values()):  # it begins again, as another attempt
-                    self._bus.publish(_interrupted(suite, run, test.file, test.name, test.case, test.attempt, test))
-                only = registry.remaining(suite, list(left.tests))
-                self._begin(suite, received, len(starts) + 1, only, began)
+            left, last = await self._left_over(run), starts[-1].attempt
+            only = registry.remaining(suite, list(left.tests), is_complete=left.is_complete)
+            if suite.resumable and reporting is None and only is not None:
+                for (file, name), test in left.tests.items():
+                    if test.started:  # it begins again, as another attempt
+                        self._bus.publish(_interrupted(suite, run, file, name, test))
+                self._begin(suite, received, max(left.attempt, last) + 1, only, began)
             else:
-                await self._report_interrupted(suite, received, starts[-1].attempt, began, reporting)
+                await self._report_interrupted(suite, received, last, began, reporting, left)
 
     async def _report_interrupted(
-        self, suite: Suite, received: RunReceived, attempt: int, began: float | None, reporting: RunChanged | None
+        self,
+        suite: Suite,
+        received: RunReceived,
+        attempt: int,
+        began: float | None,
+        reporting: RunChanged | None,
+        left: _Left,
     ) -> None:
         """The service or the machine went down in mid-run: what had finished stands, the rest is aborted; tear down."""
         execution = self._execution(suite, received, attempt, slot=0, began=began)
@@ -461,40 +479,41 @@ class _Suites:
                 run.stop(reporting.reason)
         else:
             run.stop("interrupted")
-            left = await self._left_over(run.run)
-            cases = Cases(attempt)
-            for (file, name), started in left.tests.items():
-                case = started.case if started else cases.case(file, name)
-                execution.tell(_interrupted(suite, run.run, file, name, case, attempt, started))
+            for (file, name), test in left.tests.items():
+                if not test.is_told:
+                    execution.tell(_interrupted(suite, run.run, file, name, test))
             if not (left.tests or left.is_complete):
                 execution.tell(execution.rest("aborted", "interrupted"))
             await execution.tear_down(self._settings().roots)  # before a slot is offered
         await execution.report()
 
-    async def _left_over(self, run: str) -> "_Left":
+    async def _left_over(self, run: str) -> _Left:
         """Which tests of an interrupted run were selected or had started, and have not ended."""
-        left: dict[tuple[str | None, str], TestStarted | None] = {}
-        is_complete = False
+        left: dict[tuple[str | None, str], _Begun] = {}
+        is_complete, attempt = False, 1
         async for event in self._records(run):
+            attempt = max(attempt, event.attempt)
             match event:
                 case TestsSelected():
                     is_complete = True
-                    left |= dict.fromkeys(event.tests)
+                    left |= dict.fromkeys(event.tests, _Begun(event.attempt))
                 case TestStarted():
-                    left[event.file, event.name] = event
-                case TestFinished(kind="test", message="aborted: interrupted"):  # by an earlier recovery
-                    left[event.file, event.name] = None
+                    left[event.file, event.name] = _Begun(event.attempt, event)
+                case TestFinished(kind="test", message="aborted: interrupted"):
+                    left[event.file, event.name] = _Begun(event.attempt, is_told=True)
                 case TestFinished() if event.kind == "test":
                     left.pop((event.file, event.name), None)
                 case TestFinished() if event.kind == "rest":
                     is_complete = True
-        return _Left(left, is_complete)
+        return _Left(left, is_complete, attempt)
 
-    async def _records(self, run: str) -> AsyncIterator[AnyEvent]:
+    async def _records(self, run: str) -> AsyncIterator[TestsSelected | TestStarted | TestFinished]:
         since = 0
         while rows := await self._store.read(since, run=run, kinds=("TestsSelected", "TestStarted", "TestFinished")):
             for row in rows:
-                yield decode(row.kind, row.data)
+                event = decode(row.kind, row.data)
+                assert isinstance(event, TestsSelected | TestStarted | TestFinished)
+                yield event
             since = rows[-1].seq
 
     async def follow_reloads(self) -> None:
@@ -547,13 +566,12 @@ def _oldest_first(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _interrupted(
-    suite: Suite, run: str, file: str | None, name: str, case: str, attempt: int, started: TestStarted | None
-) -> TestFinished:
+def _interrupted(suite: Suite, run: str, file: str | None, name: str, test: _Begun) -> TestFinished:
     """The record of a test that was to run or ran when the service or the machine went down."""
+    case = test.started.case if test.started else Cases(test.attempt).case(file, name)
     return TestFinished(
-        run=run, suite=suite.id, case=case, name=name, file=file, state="aborted", ended=time.time(), attempt=attempt,
-        started=started.started if started else None, message="aborted: interrupted",
+        run=run, suite=suite.id, case=case, name=name, file=file, state="aborted", ended=time.time(),
+        attempt=test.attempt, started=test.started.started if test.started else None, message="aborted: interrupted",
     )  # fmt: skip
 
 

@@ -10,14 +10,16 @@ from agent.suites.messages import Suite
 from agent.suites.runners.driver import Driver, Launch, Only
 
 
-def remaining(suite: Suite, left: Sequence[tuple[str | None, str]]) -> tuple[Only, ...]:
+def remaining(suite: Suite, left: Sequence[tuple[str | None, str]], *, is_complete: bool) -> tuple[Only, ...] | None:
     """What a resumed run has to run, of which `left` (file, name) was selected and has not ended; (): all of it.
+
+    None: nothing, all had ended. `is_complete`: the runner had told what it would run.
 
     pytest tells all that it will run before it begins. AVA tells of a file when it comes to it, if at all: so all of
     its files are run again, and what they give is what counts.
     """
-    if suite.runner == "pytest":
-        return tuple(Only(file, name) for file, name in left)
+    if suite.runner == "pytest" and is_complete:
+        return tuple(Only(file, name) for file, name in left) or None
     return ()
 
 
