@@ -125,6 +125,16 @@ def test_no_file_is_written_through_a_link(tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
+def test_no_link_is_made_through_a_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    links = member("l", kind=SYM, link=str(outside)), member("l/new/a", kind=SYM, link="/etc/passwd")
+    with pytest.raises(BadArchive, match="'l/new/a' is in a folder that is a link"):
+        unpacked(tar(*links), tmp_path)
+    assert list(outside.iterdir()) == []
+    assert not (tmp_path / "target").exists()
+
+
 def test_an_encrypted_zip_is_not_taken(tmp_path: Path) -> None:
     wire = bytearray(zipped(("a", b"x", 0)))
     wire[6] |= 1  # the flag, in the file's header and in the directory

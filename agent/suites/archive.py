@@ -1,6 +1,6 @@
 """Unpacks a suite's archive (tar, tar.gz, zip) into a folder of its own, and nothing outside of it.
 
-Blocking file I/O, for a thread. Entries are written in two rounds, files first and links after them: no file is ever
+Blocking file I/O, for a thread. Entries are written in two rounds, files first and links after them: nothing is ever
 written through a link. A link may point to anything inside the folder, also by way of other links.
 
     AgentError
@@ -101,8 +101,12 @@ def _fill(path: Path, target: Path) -> None:
                 left = _write(entry, place, left)
             else:
                 place.mkdir(parents=True, exist_ok=True)
+    root = os.path.realpath(target)
     for name, link in links:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        parent = os.path.dirname(os.path.join(root, name))
+        if os.path.realpath(parent) != parent:
+            raise BadArchive(f"{name[:200]!r} is in a folder that is a link", remedy="Make the archive anew.")
+        os.makedirs(parent, exist_ok=True)
         (target / name).symlink_to(link)
     if out := link_out(target, (name for name, _ in links)):
         raise BadArchive(f"{out!r} is a link out of the archive, to {dict(links)[out][:200]!r}", remedy="Leave it out.")
