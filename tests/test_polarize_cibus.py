@@ -16,7 +16,7 @@ from agent.core.store import Store, open_store
 from agent.core.tls import server_context
 from agent.polarize.cibus import Line
 from agent.polarize.settings import CibusSettings
-from agent.polarize.stomp import Frame
+from agent.polarize.stomp import Frame, encode
 from agent.polarize.submit import Finished
 from tests.certificates import authority, issue
 from tests.ended_run import finished
@@ -153,6 +153,23 @@ async def test_a_refusal_is_loud_until_the_broker_takes_us(rig: Rig) -> None:
             await rig.broker.accept()
             await rig.broker.receipt(await rig.broker.next())
             assert await anext(loud) == AlertCleared(code="link.cibus")
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+async def test_an_error_that_comes_with_what_is_before_it_is_told(rig: Rig, is_early: bool) -> None:
+    refusal = Frame("ERROR", {"message": "the broker ends"})
+    with rig.bus.subscribe(Alert) as loud:
+        async with running(rig.line(publishes=True)):
+            if is_early:
+                rig.broker.greeting = CONNECTED + encode(refusal)
+                await rig.broker.accept()
+            else:
+                await rig.broker.accept()
+                await rig.broker.next()
+                rig.follows = finished("r-1")  # which is to be published meanwhile
+                await rig.broker.send(message("1", "lab-07.abc", {"status": "passed"}), refusal)
+            assert "the broker ends" in (await anext(loud)).text
+    assert len(rig.heard) == (not is_early)
 
 
 async def test_an_ended_run_is_published_until_the_broker_has_it(rig: Rig) -> None:

@@ -27,7 +27,7 @@ def session() -> Session:
 def connected() -> Session:
     ours = session()
     ours.connect()
-    ours.feed(GREETING)
+    list(ours.feed(GREETING))
     return ours
 
 
@@ -113,7 +113,7 @@ def test_a_session_from_greeting_to_leaving() -> None:
             "passcode": "secret",
         },
     )
-    assert ours.feed(GREETING) == [Connected("ActiveMQ/5.17.2", 10.0, 10.0)]
+    assert list(ours.feed(GREETING)) == [Connected("ActiveMQ/5.17.2", 10.0, 10.0)]
     receipt, wire = ours.subscribe("ci", "/topic/VirtualTopic.qe.ci.>", {"selector": "emissary LIKE 'lab-07.%'"})
     assert one(wire).headers == {
         "id": "ci",
@@ -122,7 +122,7 @@ def test_a_session_from_greeting_to_leaving() -> None:
         "selector": "emissary LIKE 'lab-07.%'",
         "receipt": receipt,
     }
-    came = ours.feed(b"RECEIPT\nreceipt-id:%b\n\n\0MESSAGE\nack:7\nmessage-id:1\n\n{}\0" % receipt.encode())
+    came = list(ours.feed(b"RECEIPT\nreceipt-id:%b\n\n\0MESSAGE\nack:7\nmessage-id:1\n\n{}\0" % receipt.encode()))
     message = Message({"ack": "7", "message-id": "1"}, b"{}", 0)
     assert came == [Receipt(receipt), message]
     assert message.ack == "7"
@@ -131,7 +131,7 @@ def test_a_session_from_greeting_to_leaving() -> None:
     assert sent != receipt
     assert one(wire).body == b"{}"
     left, _ = ours.disconnect()
-    assert ours.feed(f"RECEIPT\nreceipt-id:{sent}\n\n\0RECEIPT\nreceipt-id:{left}\n\n\0".encode()) == [
+    assert list(ours.feed(f"RECEIPT\nreceipt-id:{sent}\n\n\0RECEIPT\nreceipt-id:{left}\n\n\0".encode())) == [
         Receipt(sent),
         Receipt(left),
     ]
@@ -140,7 +140,7 @@ def test_a_session_from_greeting_to_leaving() -> None:
 def test_heart_beats_are_what_both_sides_can() -> None:
     ours = session()
     ours.connect()
-    assert ours.feed(b"CONNECTED\nversion:1.2\nheart-beat:0,30000\n\n\0") == [Connected("", 30.0, 0.0)]
+    assert list(ours.feed(b"CONNECTED\nversion:1.2\nheart-beat:0,30000\n\n\0")) == [Connected("", 30.0, 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_greeting_that_does_not_fit_is_said(greeting: bytes, complaint: str) -
     ours = session()
     ours.connect()
     with pytest.raises(PeerBrokeProtocol, match=complaint):
-        ours.feed(greeting)
+        list(ours.feed(greeting))
 
 
 @pytest.mark.parametrize(
@@ -165,19 +165,20 @@ def test_a_greeting_that_does_not_fit_is_said(greeting: bytes, complaint: str) -
         (GREETING, "a CONNECTED frame while connected"),
         (b"SEND\ndestination:a\n\n\0", "a SEND frame while connected"),
         (b"ERROR\n\n\0RECEIPT\nreceipt-id:r1\n\n\0", "a RECEIPT frame while closed"),
+        (b"MESSAGE\nack:a\0b\n\n\0", "a NUL in a head"),
     ],
 )
 def test_a_frame_out_of_turn_names_the_state(wire: bytes, complaint: str) -> None:
     with pytest.raises(PeerBrokeProtocol, match=complaint):
-        connected().feed(wire)
+        list(connected().feed(wire))
 
 
 def test_an_error_frame_tells_whether_we_were_taken_at_all() -> None:
     refusal, ours = b"ERROR\nmessage:User name is invalid\n\njava.lang.SecurityException: no\n\tat x\0", session()
     ours.connect()
     expected: list[Happening] = [Failed("User name is invalid: java.lang.SecurityException: no", in_greeting=True)]
-    assert ours.feed(refusal) == expected
-    assert connected().feed(b"ERROR\nmessage:too much\n\n\0") == [Failed("too much", in_greeting=False)]
+    assert list(ours.feed(refusal)) == expected
+    assert list(connected().feed(b"ERROR\nmessage:too much\n\n\0")) == [Failed("too much", in_greeting=False)]
 
 
 def test_a_message_may_need_no_acknowledgement() -> None:
@@ -187,7 +188,7 @@ def test_a_message_may_need_no_acknowledgement() -> None:
 
 
 def test_an_unknown_receipt_is_dropped() -> None:
-    assert connected().feed(b"RECEIPT\nreceipt-id:r9\n\n\0") == []
+    assert list(connected().feed(b"RECEIPT\nreceipt-id:r9\n\n\0")) == []
 
 
 def test_nothing_is_sent_before_the_broker_took_us() -> None:

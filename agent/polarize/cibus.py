@@ -160,13 +160,15 @@ class Line:
 
     async def _greet(self, stream: trio.abc.Stream, session: Session) -> Connected:
         await stream.send_all(session.connect())
-        while True:
+        greeting: Connected | None = None
+        while greeting is None:
             for happening in session.feed(await self._receive(stream)):
                 match happening:
                     case Connected():
-                        return happening
+                        greeting = happening
                     case Failed(message):
                         raise self._refusal(message)
+        return greeting
 
     async def _use(self, stream: trio.abc.Stream, session: Session, greeting: Connected) -> NoReturn:
         to_send, outgoing = trio.open_memory_channel[bytes](64)
@@ -186,6 +188,8 @@ class Line:
             after = 0
             while True:
                 for owed in await box.due(after):
+                    if session.state != "connected":  # an ERROR was taken in this moment: who reads it tells
+                        await trio.sleep_forever()
                     after = owed.n
                     receipt, data = session.send(PUBLISH_TOPIC, *self._announcement(owed))
                     published[receipt] = owed.n

@@ -8,7 +8,7 @@ Source: the STOMP 1.2 specification; protocols/emissary.md, "CI Bus".
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -218,9 +218,11 @@ class Session:
         self.state = "closing"
         return answer
 
-    def feed(self, data: bytes) -> list[Happening]:
-        """Take what was read; what it means, in order. Raises PeerBrokeProtocol."""
-        happenings: list[Happening] = []
+    def feed(self, data: bytes) -> Iterator[Happening]:
+        """Take what was read; what it means, one after the other: the state is that of the one that was taken last.
+
+        Raises PeerBrokeProtocol.
+        """
         for frame in self._reader.feed(data):
             following = _NEXT.get((self.state, frame.command))
             if following is None:
@@ -228,17 +230,16 @@ class Session:
             in_greeting, self.state = self.state == "connecting", following
             match frame.command:
                 case "CONNECTED":
-                    happenings.append(self._greeted(frame.headers))
+                    yield self._greeted(frame.headers)
                 case "MESSAGE":
-                    happenings.append(Message(frame.headers, frame.body, frame.cut))
+                    yield Message(frame.headers, frame.body, frame.cut)
                 case "RECEIPT":
                     receipt = frame.headers.get("receipt-id", "")
                     if receipt in self._open:
                         self._open.discard(receipt)
-                        happenings.append(Receipt(receipt))
+                        yield Receipt(receipt)
                 case _:
-                    happenings.append(Failed(_error_text(frame), in_greeting))
-        return happenings
+                    yield Failed(_error_text(frame), in_greeting)
 
     def _greeted(self, headers: dict[str, str]) -> Connected:
         version = headers.get("version", "1.0")
@@ -272,6 +273,8 @@ def _parse_head(head: bytes) -> tuple[str, dict[str, str]]:
         command, *lines = head.decode().split("\n")
     except UnicodeDecodeError as err:
         raise _broken("a head that is not UTF-8", head) from err
+    if b"\0" in head:
+        raise _broken("a NUL in a head", head)
     command = command.removesuffix("\r")
     if command not in _COMMANDS:
         raise _broken(f"{command[:40]!r} is no command", head)
