@@ -41,6 +41,22 @@ async def test_a_good_run_goes_through_its_states_and_leaves_its_files(tmp_path:
         assert b"testcase" in artifact(finished, "xunit.xml")
 
 
+async def test_a_run_in_which_the_date_is_set_lasts_as_long_as_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, real = 56 * 365 * 86_400, time.time
+    monkeypatch.setattr(time, "time", lambda: real() - late)  # a machine without a battery begins in 1970
+    async with house(tmp_path) as here:
+        with here.bus.subscribe(TestFinished) as results:
+            await here.order(command=tap("echo 1..2; echo ok; until [ -e go ]; do sleep 0.01; done; echo ok"))
+            await anext(results)
+        monkeypatch.setattr(time, "time", real)
+        here.write("go", "")
+        finished = await here.finished()
+        assert 0 < finished.ended - finished.started < 3600
+        assert real() - finished.started < 3600
+
+
 async def test_cancel_ends_the_whole_tree_and_keeps_what_had_passed(tmp_path: Path) -> None:
     async with house(tmp_path) as here:
         here.write("daemon.py", DAEMON)

@@ -55,7 +55,7 @@ T = TypeVar("T")
 class Execution:
     """A run that has a slot. `scope` gives it up without a report: for a resumable run, when the service ends.
 
-    `began` is the epoch time of its first start, now by default.
+    `began` is the epoch time of its first start, if that was before a restart.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Execution:
         self._warnings: list[Warned] = []
         self._exit: Exit | None = None
         self._cover: dict[str, str] | None = None  # what covered runners get; None: nobody was asked, or could say
-        self._began = began or time.time()
+        self._began = began
 
     def stop(self, reason: str) -> None:
         """End the run, in its own task. The first reason counts."""
@@ -382,6 +382,8 @@ class Execution:
         if report.polarize and self._machine.project == "" and not (report.polarion and report.polarion.project):
             text = "not submitted: neither report.polarion.project nor polarize.project is set"
             self._warnings.append(Warned("polarize.project", text))
+        now = time.time()
+        lasted_s = trio.current_time() - run.began  # the date may have been set meanwhile
         finished = SuiteFinished(
             run=run.run,
             suite=run.suite.id,
@@ -392,8 +394,8 @@ class Execution:
             code=ended.code if ended else None,
             signal=ended.signal if ended else None,
             reason=run.stop_reason,
-            started=self._began,
-            ended=time.time(),
+            started=now - lasted_s if self._began is None else self._began,
+            ended=now,
             counts=Counts(),
             warnings=tuple(self._warnings),
         )
