@@ -41,7 +41,7 @@ def failed(err: BaseException) -> int:
         case KeyboardInterrupt():
             return FAILED
         case BrokenPipeError():  # the reader of our output went away, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _let_output_go()
             return FAILED
         case OSError() if err.filename is not None and err.strerror:
             print(f"{os.fsdecode(err.filename)}: {err.strerror}", file=sys.stderr)
@@ -49,11 +49,18 @@ def failed(err: BaseException) -> int:
         case AgentError():
             print(err, file=sys.stderr)
             return err.exit_code
-        case OSError():
-            print(err, file=sys.stderr)
+        case OSError():  # as of standard output, on a disk that is full
+            _let_output_go()
+            print(err.strerror or err, file=sys.stderr)
             return FAILED
         case _:
             raise err
+
+
+def _let_output_go() -> None:
+    """Else Python tries to write the rest once more at its end, and where that fails its exit code is 120."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -222,3 +222,11 @@ def test_what_the_system_refuses_is_a_sentence(tmp_path: Path) -> None:
     assert told == f"{tmp_path}/cache/emissary: Not a directory. Set XDG_CACHE_HOME to a folder that you may write.\n"
     environ["XDG_CACHE_HOME"] = "cache"
     assert said(*demo) == (1, "cache is no whole path of a folder. Set HOME or XDG_CACHE_HOME to one.\n")
+
+
+@pytest.mark.parametrize("word", ["--version", "profile"])
+def test_a_full_disk_behind_standard_output_ends_a_command_with_1(word: str) -> None:
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-X", "utf8=1", "-m", "agent", word]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "No space left on device\n")
