@@ -51,9 +51,10 @@ def test_a_directory_that_has_not_changed_is_not_read_again(tmp_path: Path, monk
         read.append(pattern)
         return found(pattern)
 
-    found, at = paths.matching, 1_000_000.0
+    found, at, put_back = paths.matching, 1_000_000.0, 0.0
     monkeypatch.setattr(paths, "matching", counted)
-    monkeypatch.setattr("agent.logs.paths.time.time", lambda: at)
+    monkeypatch.setattr("agent.logs.paths.time.monotonic", lambda: at)
+    monkeypatch.setattr("agent.logs.paths.time.time", lambda: at - put_back)
     globs, pattern = paths.Globs(), f"{tmp_path}/*.log"
 
     def ask(changed: float) -> list[str]:
@@ -69,7 +70,7 @@ def test_a_directory_that_has_not_changed_is_not_read_again(tmp_path: Path, monk
     assert ask(at - 8) == ["a.log", "b.log"]
     (tmp_path / "c.log").touch()
     assert ask(at - 8) == ["a.log", "b.log"]
-    at += paths.RELIST_S
+    at, put_back = at + paths.RELIST_S, 86_400.0  # the date says nothing of how long ago it was read
     assert ask(at - 18) == ["a.log", "b.log", "c.log"]
     assert globs.find([f"{tmp_path}/none/*.log"]) == {f"{tmp_path}/none/*.log": []}
 

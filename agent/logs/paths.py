@@ -61,17 +61,17 @@ class Globs:
 
     def find(self, patterns: Iterable[str]) -> dict[str, list[str]]:
         """The files of each."""
-        now, before = time.time(), self._known
+        now, steady, before = time.time(), time.monotonic(), self._known
         self._known = {}
         for pattern in patterns:
             self.asked = pattern
             folder, name = os.path.split(pattern)
             changed = -1 if glob.has_magic(folder) or name == "**" else _changed(folder)
             known = before.get(pattern)
-            if known is None or known[0] != changed or changed < 0 or now >= known[1] + RELIST_S:
+            if known is None or known[0] != changed or changed < 0 or steady >= known[1] + RELIST_S:
                 if changed > (now - COARSE_S) * 1e9:
                     changed = -1
-                known = (changed, now, matching(pattern))
+                known = (changed, steady, matching(pattern))
             self._known[pattern] = known
         self.asked = None
         return {pattern: files for pattern, (_, _, files) in self._known.items()}
