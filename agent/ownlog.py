@@ -11,6 +11,8 @@ import sys
 from agent.core.errors import ConfigError
 from agent.settings import LogSettings
 
+MAX_LINE = 16 * 1024  # characters: a peer's message may have 64 MiB
+
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -40,8 +42,11 @@ def log_to(settings: LogSettings) -> None:
 
 
 def _keep_on_one_line(record: logging.LogRecord) -> bool:
-    """What a peer said is in many messages: it shall not look like a line of our own, nor steer a terminal."""
+    """What a peer said is in many messages: it shall not look like a line of ours, steer a terminal, or fill a file."""
     said = record.getMessage()
+    if (size := len(said)) > MAX_LINE:
+        said = f"{said[:MAX_LINE]}... ({size} characters)"
+        record.msg, record.args = said, ()
     if _CONTROL.search(said):
         record.msg, record.args = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], said), ()
     return True

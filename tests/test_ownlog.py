@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.core.errors import ConfigError
-from agent.ownlog import log_to
+from agent.ownlog import MAX_LINE, log_to
 from agent.settings import LogSettings
 
 log = logging.getLogger("agent.test")
@@ -59,6 +59,14 @@ def test_what_a_peer_said_stays_on_one_line(tmp_path: Path) -> None:
     log.warning("the hub refuses us: %s", "M\n2026-11-22 WARNING \x1b[31mforged\u2028\té")
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert line.endswith(r"the hub refuses us: M\n2026-11-22 WARNING \x1b[31mforged\u2028" + "\té")
+
+
+def test_what_a_peer_said_at_length_is_cut(tmp_path: Path) -> None:
+    log_to(LogSettings(to=str(tmp_path / "log")))
+    log.warning("cannot be read error=%s", "%s\x1b" * 1_000_000)
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert len(line) < 4 * MAX_LINE
+    assert line.endswith(r"%s\x1b%... (3000021 characters)")
 
 
 def test_to_standard_error_with_a_date_also_where_the_journal_is_somebody_elses(

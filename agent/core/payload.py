@@ -19,6 +19,7 @@ T = TypeVar("T")
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 MAX_NESTED: Final = 256  # what is decoded could be nested so deeply that it can be neither shown nor encoded again
+MAX_SHOWN: Final = 300  # characters of what is said of a wrong value
 
 _NESTS: Final = frozenset((dict, list))
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
@@ -56,6 +57,8 @@ def _say(text: str, kind: type) -> str:
     what, where = (found[1], found[2] or "") if found else (text, "")
     if missing := _MISSING.match(what):
         return f"key {where}{'.' if where else ''}{missing[1]} is missing"
+    if len(what) > MAX_SHOWN:  # it repeats a word that is none of those that may stand there
+        what = f"{what[:MAX_SHOWN]}..."
     if where and what.startswith("Invalid enum value"):
         what += f", expected one of {', '.join(_words(inspect.type_info(kind), _STEP.findall(where)))}"
     return f"key {where}: {what}" if where else what
