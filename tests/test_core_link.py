@@ -118,6 +118,7 @@ async def test_a_connection_shows_its_token_and_headers(tmp_path: Path) -> None:
         (b"HTTP/1.1 429 No\r\nContent-Length: 0\r\n\r\n", PeerUnreachable, "answered 429"),
         (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", PeerUnreachable, "answered 503"),
         (b"HTTP/1.1 401 No\r\nContent-Length: 9\r\n\r\nwho", PeerRefused, "answered 401 .*: who"),
+        (b"HTTP/1.5 999 No\r\nContent-Length: 9\r\n\r\nwho", PeerUnreachable, "answered 999 .*: who"),
         (b"HTTP/1.0 403 No\r\n\r\nup to the end", PeerRefused, "answered 403 .*: up to the end"),
         (b"HTTP/1.1 503 N", PeerUnreachable, "answered 503 instead of opening a websocket"),
         (b"", PeerUnreachable, "closed the connection instead of opening a websocket"),

@@ -315,7 +315,7 @@ class _Line:
     def refusal(self) -> PeerError | None:
         """What it answered, if that was a refusal whose body did not end: many bodies do only with the connection."""
         head, _, body = self._answer.partition(b"\r\n\r\n")
-        status = re.match(rb"HTTP/1\.[01] ([2-5]\d\d)\b", head)
+        status = re.match(rb"HTTP/\d\.\d ([2-9]\d\d)\b", head)  # as the library reads it
         return _rejected(self._peer, int(status[1]), body, self._remedy) if status else None
 
     def _tls_failed(self, cause: BaseException | None) -> PeerError:
