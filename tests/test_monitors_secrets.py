@@ -67,6 +67,10 @@ def test_secrets_are_masked_as_they_are_as_json_and_line_by_line() -> None:
     assert redactor.clean("abc") == "abc"  # too short to be told from a word
 
 
+def test_a_secret_is_masked_where_its_outer_white_space_is_lost() -> None:
+    assert Redactor(["\tt0ken \n s3cr3t "]).clean("t0ken, s3cr3t") == f"{MASK}, {MASK}"
+
+
 def test_half_a_secret_at_a_cut_goes_too() -> None:
     redactor = Redactor(["s3cr3t-token"])
     assert redactor.clean("say s3cr3t-t", cut=True) == f"say {MASK}"

@@ -88,10 +88,13 @@ def _secret(reference: str, read: Callable[[str], str], key: str) -> str:
 
 
 class Redactor:
-    """Takes secrets out of texts, as they are and as JSON writes them, also line by line."""
+    """Takes secrets out of texts, as they are and as JSON writes them, also line by line and without white space at
+    their ends: lines of noise lose it.
+    """
 
     def __init__(self, values: Iterable[str] = ()) -> None:
-        parts = {part for value in values for part in (value, *value.splitlines())}
+        lines = {line for value in values for line in (value, *value.splitlines())}
+        parts = lines | {line.strip() for line in lines}
         shapes = {shape for part in parts for shape in (part, json.dumps(part)[1:-1], _json_unicode(part))}
         self._shapes = sorted((shape for shape in shapes if len(shape) >= SHORTEST), key=len, reverse=True)
         self._found = re.compile("|".join(map(re.escape, self._shapes))) if self._shapes else None
