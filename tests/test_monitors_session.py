@@ -275,8 +275,14 @@ def test_auto_starts_once_more_only_when_our_order_was_quoted() -> None:
     play(run, HANDSHAKE + f"O> Run Step Ping\nM> Log Error {QUOTED}\n=> log error Ping: {QUOTED}\nX> 0")
     assert run.again == "seed"
     run = session(dialect="auto")
-    play(run, HANDSHAKE + "O> Run Step Ping\nX> 0\n=> Ping crashed rc=0: it ended in the step")
+    other = "it may speak another dialect than metrist (setting dialect)"
+    play(run, HANDSHAKE + f"O> Run Step Ping\nX> 0\n=> Ping crashed rc=0: it ended in the step; {other}")
     assert run.again is None
+    silent = f"T> 10\n=> Ping timeout: no result within 10 s; {other}\n=> leave Exit 0 5"
+    play(session(dialect="auto"), HANDSHAKE + f"O> Run Step Ping\n{silent}")
+    known = "M> Step OK\n=> Ping ok 0 ms by orchestrator\nO> Run Step Pong"
+    run = session(dialect="auto", steps=("Ping", "Pong"))
+    play(run, HANDSHAKE + f"O> Run Step Ping\n{known}\nX> 0\n=> Pong crashed rc=0: it ended in the step")
     run = session(dialect="auto", spoken="seed")  # the second start
     play(
         run,

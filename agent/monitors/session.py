@@ -203,6 +203,8 @@ class Session:
         text = f"no result within {timeout:g} s"
         if self.waits_for is not None:
             text += f"; it waits for webhook {self._redactor.clean(self.waits_for.uid)}"
+        elif self._guesses and not self.has_result:
+            text += f"; {self._other_dialect()}"
         return [*self._end(now, "timeout", text=text), *self._leave(now, grace_s=AFTER_TIMEOUT_S)]
 
     def stop(self, now: float) -> list[Act]:
@@ -222,7 +224,9 @@ class Session:
         elif self.step is not None and self.state == "step":
             text = "it ended in the step"
             if self._refused:
-                text += f", and quoted the order: it may speak another dialect than {self.dialect} (setting dialect)"
+                text += f", and quoted the order: {self._other_dialect()}"
+            elif self._guesses and not self.has_result:
+                text += f"; {self._other_dialect()}"
             acts += self._end(now, "crashed", text=text, **how)
         elif self.state in ("starting", "greeted", "configuring"):
             self._fail("handshake_failed", f"it ended while {self.state}")
@@ -300,6 +304,9 @@ class Session:
         word = messages.leave(self.dialect, self.monitor.cleanup) if said else None
         grace = self.monitor.exit_grace if grace_s is None else min(grace_s, self.monitor.exit_grace or 0.0)
         return [Leave(word, (grace or 0.0) if said else 0.0)]
+
+    def _other_dialect(self) -> str:
+        return f"it may speak another dialect than {self.dialect} (setting dialect)"
 
     def _fail(self, cause: Cause, why: str) -> None:
         self._cause, self._why = cause, why
