@@ -185,6 +185,62 @@ async def test_a_client_may_come_and_go_while_a_disk_hangs_at_the_start(
             assert await here.bus.ask("unwatch_file", {"watch": "w-2"}) == {}
 
 
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A disk below `mnt` that answers when this is set."""
+    (tmp_path / "mnt").mkdir()
+    answers = threading.Event()
+
+    def slow(acts: Sequence[Survey | Look], *more: Any) -> Iterator[Surveyed | Looked]:
+        if any("mnt" in act.path for act in acts):
+            answers.wait()
+        return carry_out(acts, *more)
+
+    monkeypatch.setattr(follow, "carry_out", slow)
+    yield answers
+    answers.set()
+
+
+async def test_who_waits_for_a_watch_is_answered_when_the_role_begins_anew(
+    tmp_path: Path, hanging: threading.Event
+) -> None:
+    answers: list[Any] = []
+
+    async def watch() -> None:
+        answers.append(await here.bus.ask("watch_file", {"path": f"{tmp_path}/mnt"}))
+
+    async with house(tmp_path) as here:
+        scope = await here.files()
+        with trio.fail_after(FIRST_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(watch)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        assert answers == [{"watch": "w-1"}]
+        hanging.set()
+        await here.files()
+        with here.bus.subscribe(FileChanged) as events:
+            (tmp_path / "mnt/file").write_text("x")
+            assert (await first(events)).path == f"{tmp_path}/mnt/file"
+
+
+@pytest.mark.parametrize("passing", [False, True])
+async def test_who_leaves_before_the_answer_watches_nothing(
+    passing: bool, tmp_path: Path, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(role, "MAX_WATCHES", 1)
+    async with house(tmp_path) as here:
+        await here.files()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(here.bus.ask, "watch_file", {"path": f"{tmp_path}/mnt", "passing": passing})
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        hanging.set()
+        assert await here.bus.ask("watch_file", {"path": f"{tmp_path}/mnt"}) == {"watch": "w-2"}
+        with pytest.raises(ActionError, match="watch w-1 is not known here"):
+            await here.bus.ask("unwatch_file", {"watch": "w-1"})
+
+
 @pytest.mark.parametrize(
     ("action", "payload", "reason"),
     [

@@ -99,14 +99,22 @@ class Follower:
         self._threads = trio.CapacityLimiter(MAX_HUNG + 2)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Follow what is watched, for ever. Where the kernel gives no inotify instance, everything is polled."""
-        with open_inotify() as self._notify:
-            async with trio.open_nursery() as nursery:
-                if self._notify is not None:
-                    nursery.start_soon(self._hear, self._notify)
-                await nursery.start(self._mind_mounts)
-                task_status.started()
-                await self._work(nursery)
+        """Follow what is watched, for ever. Where the kernel gives no inotify instance, everything is polled.
+
+        At its end nobody waits any longer.
+        """
+        try:
+            with open_inotify() as self._notify:
+                async with trio.open_nursery() as nursery:
+                    if self._notify is not None:
+                        nursery.start_soon(self._hear, self._notify)
+                    await nursery.start(self._mind_mounts)
+                    task_status.started()
+                    await self._work(nursery)
+        finally:
+            for id in list(self._ready):
+                self._release(id)
+            self._idle.set()
         raise AssertionError("work never ends")
 
     async def watch(self, watch: Watch) -> None:

@@ -163,7 +163,11 @@ class _Files:
         id = f"w-{self._kept.last + 1}"
         watches = self._kept.watches if asked.passing else {**self._kept.watches, id: asked}
         self._keep(_Kept(last=self._kept.last + 1, watches=watches))
-        await self._follow(id, asked)
+        try:
+            await self._follow(id, asked)
+        except BaseException:  # who asked has left: nobody knows of it
+            self._forget(id)
+            raise
         return msgspec.structs.asdict(Watched(watch=id))
 
     async def unwatch_file(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -171,8 +175,7 @@ class _Files:
         id = read(payload, UnwatchFile).watch
         if id not in self._kept.watches and not (id.startswith("w-") and id in self.follower.monitor.watches):
             raise ActionError("not_found", f"watch {id} is not known here")
-        self.follower.unwatch(id)
-        self._keep(_Kept(last=self._kept.last, watches={k: v for k, v in self._kept.watches.items() if k != id}))
+        self._forget(id)
         return {}
 
     async def look_file(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +197,10 @@ class _Files:
 
     async def _follow(self, id: str, asked: WatchFile) -> None:
         await self.follower.watch(Watch(id=id, path=asked.path, recursive=asked.recursive, content=asked.content))
+
+    def _forget(self, id: str) -> None:
+        self.follower.unwatch(id)
+        self._keep(_Kept(last=self._kept.last, watches={k: v for k, v in self._kept.watches.items() if k != id}))
 
     def _keep(self, kept: _Kept) -> None:
         self._kept = kept
