@@ -463,6 +463,17 @@ async def test_a_product_that_cannot_be_read_yet_holds_up_no_run_and_no_start(tm
         await ready(here, lab)
 
 
+async def test_a_product_that_starts_while_the_agent_does_not_run_finds_what_to_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = Product()
+    monkeypatch.setattr(product, "make", Sources().make)
+    async with admin(tmp_path) as (lab, _), house(tmp_path, product, lab.ws_url, sources=("python",)) as here:
+        await ready(here, lab)
+    assert (tmp_path / "state/coverage/product/python/emissary_coverage.py").exists()
+    assert not (tmp_path / "state/coverage/product/python.sock").exists()
+
+
 async def test_nonsense_is_refused_by_name(tmp_path: Path) -> None:
     async with house(tmp_path, Product()) as here:
         with pytest.raises(ActionError, match="key dir is missing"):

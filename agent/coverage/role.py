@@ -190,7 +190,7 @@ class Coverage:
         settings = self._settings
         if self._product is None and (self._has_admin or "jacoco" in settings.sources):
             names: tuple[SourceName, ...] = settings.sources if self._has_admin else ("jacoco",)
-            product = Watched(settings, names, self._folder / "product", self._make, self._asking)
+            product = Watched(settings, names, self._folder / "product", self._make, self._asking, stays=True)
             await product.prepare([Path(root) for root in settings.roots if Path(root).is_absolute()])
             async with self._one:
                 self._product, self._announced = product, 0

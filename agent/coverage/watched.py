@@ -67,7 +67,8 @@ class SavedRun(msgspec.Struct, frozen=True):
 class Watched:
     """The sources of one run. `seen` is what the run's own report will hold; None where none was asked for.
 
-    It is kept in the file `kept`, so that the report of a run that is resumed holds all of it.
+    It is kept in the file `kept`, so that the report of a run that is resumed holds all of it. The folder is new, and
+    goes with it, unless it `stays`: what starts while the agent does not run finds there what to load.
     """
 
     def __init__(
@@ -81,10 +82,12 @@ class Watched:
         project: Path | None = None,
         kept: Path | None = None,
         report: bool = False,
+        stays: bool = False,
     ) -> None:
-        self._folder, self._project, self._kept = folder, project, kept
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700, parents=True)
+        self._folder, self._project, self._kept, self._stays = folder, project, kept, stays
+        if not stays:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=stays)
         self._catalogs = {name: Catalog() for name in names}
         self._of_name = {
             name: make(name, settings, catalog, folder, asking) for name, catalog in self._catalogs.items()
@@ -270,9 +273,10 @@ class Watched:
         seen.add(Delta(class_id, int(probes, 16), test) for class_id, test, probes in saved.entries)
 
     async def remove(self) -> None:
-        """Let nothing count, and delete the folder."""
+        """Let nothing count, and delete the folder, unless it stays."""
         await self.let_count(False)
-        await trio.to_thread.run_sync(partial(shutil.rmtree, self._folder, ignore_errors=True))
+        if not self._stays:
+            await trio.to_thread.run_sync(partial(shutil.rmtree, self._folder, ignore_errors=True))
 
     def _make_room(self, need: int) -> bool:
         if self.seen is not None and not self.seen.folded:
