@@ -23,6 +23,7 @@ from agent.core.events import (
 from agent.core.store import Outbox
 from agent.mimir.graph import Batch, is_told, tell
 from agent.mimir.messages import MAX_UPSERT, MAX_VERTICES, Query, Vertex
+from tests import lab_links
 from tests.lab_links import PATIENCE_S, Agent, Lab, client, epoch, jump
 
 SUITE = {"id": "login"}
@@ -241,6 +242,25 @@ async def test_platform_and_reservations_are_renewed_and_lapse_without(
             returned = (await found(lab, "Reservation"))[offer]
             assert returned["state"] == "returned"
             assert returned["recovered_at"] >= returned["lost_at"]
+
+
+@pytest.mark.parametrize(("whose", "step_s"), [("agent", -86_400), ("lab", 86_400)])
+async def test_no_reservation_lapses_because_a_date_is_set(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, whose: str, step_s: float
+) -> None:
+    jump(autojump_clock)
+    dates = {"agent": 0.0, "lab": 0.0}
+    monkeypatch.setattr(lab_links, "epoch", lambda: epoch() + dates["lab"])
+    async with Lab(tmp_path / "lab").up() as lab:
+        monkeypatch.setattr(lab_links, "epoch", lambda: epoch() + dates["agent"])
+        agent = Agent(tmp_path / "agent", lab)
+        async with agent.up():
+            await agent.until(lambda: set(agent.link.values()) == {"ready"})
+            await agent.delivered()
+            dates[whose] += step_s
+            await trio.sleep(100)
+            assert [props["state"] for props in (await found(lab, "Reservation")).values()] == ["available"]
+            assert set(agent.link.values()) == {"ready"}
 
 
 async def test_a_machine_comes_back_after_mimir_was_away_for_long(tmp_path: Path, autojump_clock: MockClock) -> None:
