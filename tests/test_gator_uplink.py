@@ -1,6 +1,7 @@
 """Our layer below parents of every make: the forms it tells them, and what it does when they fail."""
 
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -191,6 +192,18 @@ async def test_a_parent_that_is_gone_for_good_ends_in_3_with_the_job_done(tmp_pa
         nursery.cancel_scope.cancel()
     assert child.code == 3
     assert (tmp_path / "done").exists()
+
+
+async def test_who_is_stopped_waits_for_no_parent_that_is_gone(tmp_path: Path) -> None:
+    parent = Parent({"spec": spec_of("sleep", "600"), "register": OURS})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parent.run)
+        async with child_of(parent, tmp_path / "j") as child:  # which would wait 600 s for it
+            await parent.heard("update")
+            parent.server.cancel()
+            signal.raise_signal(signal.SIGTERM)
+        nursery.cancel_scope.cancel()
+    assert child.code == 3
 
 
 async def test_a_parent_that_is_not_there_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ from agent.gator.summary import Summary
 from agent.gator.tier import Tier
 from agent.gator.told import Told
 from agent.gator.tree import TIMEOUT_CODE
-from agent.gator.uplink import Uplink
+from agent.gator.uplink import LAST_TRY_S, Uplink
 from agent.gator.wrapper import Wrapper
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,6 @@ KNOWN_ARGS: Final = {
     *("isolated", "command", "babysit", "partition", "batch"),
 }
 QUEUED: Final = 1000  # children that are given to a scheduler that has a queue of its own
-LAST_TRY_S: Final = 2.0  # for a child that is stopped before it has reached its parent
 MAX_NAMED: Final = 20  # failed jobs that a root prints
 MAX_SHOWN: Final = 8 * MIB  # bytes of messages that wait to be read; those beyond are only in the layers' folders
 MEMORY_SHARE: Final = 0.9  # of the machine's, for jobs
@@ -279,7 +278,7 @@ async def _run_child(
             over.set()
 
         nursery.start_soon(hold_connection)
-        with running.reaching():
+        with running.reaching(uplink):
             text = await uplink.fetch_spec()
         if text is None:
             log.warning("stopped before the parent was reached ident=%s", ident)
@@ -383,6 +382,7 @@ class _Running:
 
     def __init__(self) -> None:
         self._layer: Wrapper | Tier | None = None
+        self._uplink: Uplink | None = None
         self._reaching = trio.CancelScope()
         self.is_stopped = False
 
@@ -391,8 +391,11 @@ class _Running:
         assert self._layer is not None
         return self._layer
 
-    def reaching(self) -> trio.CancelScope:
+    def reaching(self, uplink: Uplink) -> trio.CancelScope:
         """To be entered: what it takes to reach the parent, who is to be told of the end even by who is stopped."""
+        self._uplink = uplink
+        if self.is_stopped:
+            uplink.hurry()
         self._reaching = trio.CancelScope(deadline=trio.current_time() + LAST_TRY_S if self.is_stopped else math.inf)
         return self._reaching
 
@@ -403,6 +406,8 @@ class _Running:
 
     async def stop(self) -> None:
         self.is_stopped = True
+        if self._uplink is not None:
+            self._uplink.hurry()
         self._reaching.deadline = trio.current_time() + LAST_TRY_S
         if self._layer is not None:
             await self._layer.stop()

@@ -38,6 +38,7 @@ from agent.gator.summary import Summary
 log = logging.getLogger(__name__)
 
 FIRST_S: Final = 30.0  # for the first connection, with the spec
+LAST_TRY_S: Final = 2.0  # for a parent that is not there, when what we run was stopped
 MAX_LOGS: Final = 10_000  # messages that wait for the parent; then the oldest are dropped
 MAX_EVENTS: Final = 500  # in one update
 MAX_OUTPUT: Final = 32 * 1024 * 1024  # bytes of events that wait; beyond, outputs of jobs are only in their folders
@@ -68,6 +69,7 @@ class Uplink:
         self._final: tuple[Summary, Result, int] | None = None
         self._completing: float | None = None  # when it was first sent: it may have arrived
         self._done = False
+        self._hurried: float | None = None  # what we run was stopped; or has ended, if that was later
         self._logs: deque[tuple[Severity, str, float]] = deque(maxlen=MAX_LOGS)
         self._dropped = 0  # of these, since that was told
         self._sent: list[tuple[Severity, str, float]] = []  # since the last answer
@@ -102,6 +104,10 @@ class Uplink:
         assert self._place is not None
         return self._place
 
+    def hurry(self) -> None:
+        """What we run is stopped by a signal: whoever sent it does not wait long for a parent that is not there."""
+        self._hurried = trio.current_time()
+
     def update(self, summary: Summary, result: Result) -> None:
         self._latest = (summary, result)
         self._news()
@@ -109,6 +115,8 @@ class Uplink:
     async def complete(self, summary: Summary, result: Result, code: int) -> None:
         self._latest = (summary, result)
         self._final = (summary, result, code)
+        if self._hurried is not None:
+            self._hurried = trio.current_time()
         self._news()
         await self._until(lambda: self._done or self.gave_up or self.superseded)
 
@@ -168,10 +176,13 @@ class Uplink:
     async def _give_up(self, scope: trio.CancelScope) -> None:
         while True:
             now, patience = trio.current_time(), self._shared.settings.resume_wait_s
+            since = self._since
             if self._place is None:
                 patience = FIRST_S
+            elif self._hurried is not None and self._final is not None:
+                patience, since = min(patience, LAST_TRY_S), max(since, self._hurried)
             is_deaf = self._completing is not None and now - self._completing >= patience + ASK_S
-            if is_deaf or (not self._connected and now - self._since >= patience):
+            if is_deaf or (not self._connected and now - since >= patience):
                 log.error("parent gone for good parent=%s error=%s", self._name, self._trouble)
                 self.gave_up = True
                 self._news()
