@@ -109,6 +109,23 @@ async def test_what_is_broken_closes_its_connection_alone() -> None:
             assert (await other.event())[0] == "post"
 
 
+async def test_who_is_not_known_yet_has_16_kib_each_way() -> None:
+    async with hub() as address:
+        for data in (f"2{'x' * 20_000}", f"2{'x' * 100_000}"):
+            async with peer(address) as one:
+                await one.ws.send_message(data)
+                await one.until_closed()
+        async with peer(address, "one") as one:
+            await one.ws.send_message(f"2{'x' * 100_000}")
+            assert await one.hear() == f"3{'x' * 100_000}"
+        async with browser(f"http://{address}/socket.io/") as http:  # and fetches nothing of what is said to it
+            opened = await http.get("?EIO=4&transport=polling")
+            url = f"?EIO=4&transport=polling&sid={json.loads(opened.text[1:])['sid']}"
+            for _ in range(3):
+                await http.post(url, content=f"2{'x' * 10_000}")
+            assert (await http.get(url)).status_code == 400
+
+
 async def test_long_polling_and_the_upgrade() -> None:
     key = md5_key("poller", SALT)
     async with hub() as address, browser(f"http://{address}") as http:
@@ -185,6 +202,8 @@ async def test_what_polls_are_refused_for() -> None:
         assert sorted(got) == [(200, "1:1"), (400, '{"code":3,"message":"Bad request"}')]
         too_long = await http.post(f"?{await session()}", content="x" * 1_000_001)
         assert too_long.status_code == 413
+        from_anybody = await http.post(f"?{await session()}", content=f"20001:2{'x' * 20_000}")
+        assert from_anybody.status_code == 413
 
 
 async def test_a_websocket_is_refused_before_the_upgrade() -> None:

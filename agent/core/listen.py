@@ -64,12 +64,12 @@ class Response(msgspec.Struct, frozen=True):
 class Body:
     """The body of a request, as an async iterator of bytes; or all of it by `read`.
 
-    Raises HttpError, which the handler need not catch: 413 beyond the route's `max_body`, 400 for broken chunks, 408
-    when nothing came for 30 s.
+    Raises HttpError, which the handler need not catch: 413 beyond `limit` (the route's `max_body`, or what the handler
+    has set below it), 400 for broken chunks, 408 when nothing came for 30 s.
     """
 
     def __init__(self, wire: "_Wire", limit: int) -> None:
-        self._wire, self._limit = wire, limit
+        self._wire, self.limit = wire, limit
 
     async def read(self) -> bytes:
         return b"".join([piece async for piece in self])
@@ -78,8 +78,8 @@ class Body:
         size = 0
         while (piece := await self._wire.receive_body()) is not None:
             size += len(piece)
-            if size > self._limit:
-                raise HttpError(413, f"the body has more than {self._limit} bytes")
+            if size > self.limit:
+                raise HttpError(413, f"the body has more than {self.limit} bytes")
             yield piece
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PING_S, PONG_S = 25.0, 20.0
 MAX_MESSAGE = engineio.MAX_PAYLOAD
+MAX_FIRST = 16 * 1024  # of a message, and of what waits, while it may be anybody: who can hold a thousand connections
 MAX_QUEUED, MAX_QUEUED_BYTES = 1000, 8 * 2**20  # what may wait for a slow reader
 LAST_WORDS_S = 5.0  # for a closing websocket to take what is queued
 BURST_S = 1.0  # what may be said at once, at the rate that is allowed for long
@@ -37,6 +38,7 @@ class Session:
         """`rate`: events a second."""
         self.sid = base64.urlsafe_b64encode(secrets.token_bytes(15)).decode()
         self.number, self.eio, self.peer, self.is_websocket = number, eio, peer, is_websocket
+        self.is_known = False
         self.is_held = self.is_posting = self.is_probed = self.is_closed = False
         self._server, self._each_s = server, 1 / rate
         self._paid_until = -math.inf  # what it has said so far is within the rate then
@@ -64,8 +66,20 @@ class Session:
     def attach(self, ws: WebSocketConnection, nursery: trio.Nursery) -> None:
         """This websocket carries what is queued, and what comes; at the end of the session `nursery` is cancelled."""
         self._ws, self._nursery = ws, nursery
+        ws._max_message_size = self.max_message
         self.send()
         line_of(ws).divert(self.take)
+
+    def identified(self) -> None:
+        """The hub knows who it is."""
+        self.is_known = True
+        if self._ws is not None:
+            self._ws._max_message_size = self.max_message
+
+    @property
+    def max_message(self) -> int:
+        """Bytes of a frame or a POST."""
+        return MAX_MESSAGE if self.is_known else MAX_FIRST
 
     # ---- in --------------------------------------------------------------------------------------------------------
 
@@ -94,8 +108,8 @@ class Session:
 
     def receive(self, packet: Packet, *, is_poll: bool = False) -> None:
         """Take a packet. Raises PacketBroken."""
-        if len(packet.data) > MAX_MESSAGE:
-            raise PacketBroken(f"a packet of more than {MAX_MESSAGE} bytes")
+        if len(packet.data) > self.max_message:
+            raise PacketBroken(f"a packet of more than {self.max_message} bytes")
         self._heartbeat.heard(trio.current_time())
         match packet.type:
             case "ping":
@@ -170,7 +184,7 @@ class Session:
 
     def _put(self, packet: Packet) -> None:
         """Send a packet. Who does not read fast enough is told so, and closed."""
-        if len(self._queue) >= MAX_QUEUED or self._size >= MAX_QUEUED_BYTES:
+        if len(self._queue) >= MAX_QUEUED or self._size >= (MAX_QUEUED_BYTES if self.is_known else MAX_FIRST):
             self.send()  # it may be that it only was not given what is gathered
             if self._queue:
                 self._all()

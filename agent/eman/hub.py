@@ -33,7 +33,7 @@ from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import read_token
 from agent.eman import engineio, messages, socketio
-from agent.eman.connection import MAX_MESSAGE, PING_S, Session, line_of
+from agent.eman.connection import MAX_FIRST, MAX_MESSAGE, PING_S, Session, line_of
 from agent.eman.engineio import Eio, Packet, PacketBroken
 from agent.eman.messages import IAm
 from agent.eman.settings import HubSettings
@@ -186,6 +186,7 @@ class HubServer:
             return _error(3)
         session.is_posting = True
         try:
+            body.limit = session.max_message
             raw = await body.read()
             if (head.headers.get("content-type") or "").startswith("application/octet-stream"):
                 raise PacketBroken("a binary POST")
@@ -219,6 +220,7 @@ class HubServer:
         return _error(1) if session is None else _error(3) if session.is_websocket else None
 
     async def _websocket(self, head: Head, ws: WebSocketConnection) -> None:
+        ws._max_message_size = MAX_FIRST  # until it is attached to a session
         sid = head.query.get("sid")
         if sid is None:
             session = self._open(4 if head.query["EIO"] == "4" else 3, head.peer, is_websocket=True)
@@ -307,6 +309,8 @@ class HubServer:
                     if payload is not written[0] or payload is msgspec.UNSET:
                         said = socketio.Packet("event", messages.NAMESPACE, socketio.event(event, payload))
                         written = (payload, Packet("message", socketio.encode(said)))
+                    if event == messages.ID:
+                        session.identified()
                     session.emit(written[1])
                     if event == messages.ONLINE:
                         log.info("eman hub: online service=%s peer=%s", self.hub.name(act.to), session.peer)
