@@ -115,6 +115,7 @@ def test_a_prefix_that_others_may_write_is_refused(tmp_path: Path) -> None:
 
 def test_a_program_sees_nothing_of_ours() -> None:
     ours = {"AGENT_LOG__LEVEL": "debug", "NOTIFY_SOCKET": "@x", "_PYI_X": "1", "LD_LIBRARY_PATH": "/bundle"}
+    ours |= {"TMPDIR": "/opt/agent/.from-x"}  # as of `--from`, which removes it
     assert stage.environ_for({**ours, "LANG": "C", "PATH": "/bin"}) == {"LANG": "C", "PATH": "/bin"}
 
 

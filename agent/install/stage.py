@@ -157,8 +157,11 @@ def call(argv: Sequence[str | Path], *, limit_s: float = LIMIT_S, **more: Any) -
 
 
 def environ_for(base: Mapping[str, str]) -> dict[str, str]:
-    """What a program that we start is given of `base`: a service is to begin as at boot, and nothing is our own."""
-    given = {name: value for name, value in base.items() if name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "TERM")}
+    """What a program that we start is given of `base`: a service is to begin as at boot, and nothing is our own.
+
+    So TMPDIR is none of it: the caller's may be closed to the service, and that of `--from` goes when we end.
+    """
+    given = {name: value for name, value in base.items() if name in ("PATH", "HOME", "LANG", "TZ", "TERM")}
     return {"PATH": _PATH} | given
 
 

@@ -246,8 +246,9 @@ def test_sysv_starts_it_keeps_it_and_goes_back_from_what_crashes(copy: Copy, tmp
     copy.until(lambda: "reloaded changed=nothing" in copy.log())
     assert "agent ended signal=SIGKILL" in copy.log()
 
-    copy.run("/etc/init.d/agent", "restart")
+    copy.run("env", "TMPDIR=/nowhere", "/etc/init.d/agent", "restart")
     copy.until(copy.status)
+    assert "TMPDIR" not in copy.run("cat", *(f"/proc/{pid}/environ" for pid in copy.agents()))
     # One start was killed, one was ended as it was asked, one is under way.
     assert "1.0  current, on trial, 2 of 3 starts\n" in copy.run("/usr/local/bin/agent", "install", "--list")
 
