@@ -1,5 +1,6 @@
 """Children as processes of this machine."""
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,20 @@ async def test_a_child_that_has_told_its_end_and_stays_is_ended(
         nursery.cancel_scope.cancel()
     assert how == "by us, 0.1 s behind its own word"
     assert "ended: it has told its end, and stayed for 0.1 s ident=a" in caplog.text
+
+
+async def test_the_last_words_of_a_child_that_is_given_up_are_kept(tmp_path: Path) -> None:
+    script = "trap 'echo last words; exit' TERM; echo up; while :; do sleep 0.02; done"
+    said = tmp_path / "a/layer.log"
+    scheduler = Local({"PATH": "/usr/bin:/bin"}, shlex.join(["sh", "-c", script]))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(adopt)
+        async with trio.open_nursery() as running:
+            running.start_soon(scheduler.run, order(tmp_path / "a"), nothing, trio.Event())
+            await until(lambda: said.exists() and said.read_text() == "up\n")
+            running.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
+    assert said.read_text() == "up\nlast words\n"
 
 
 async def test_what_a_child_prints_need_not_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ import trio
 
 from agent.core.cgroup import Leaves
 from agent.core.errors import AgentError
-from agent.core.process import UNLIMITED, ChildFailedToStart, Pipe, Spec, Step, open_child
+from agent.core.process import UNLIMITED, Child, ChildFailedToStart, Pipe, Spec, Step, open_child
 
 log = logging.getLogger(__name__)
 
@@ -112,22 +113,21 @@ class Local:
         order.folder.mkdir(parents=True, exist_ok=True)
         try:
             async with open_child(spec, leaves=self._leaves) as child, trio.open_nursery() as nursery:
-                for pipe in child.streams.values():
-                    nursery.start_soon(_drain, pipe, order.folder / "layer.log")
-                with trio.CancelScope() as staying:
-                    async with trio.open_nursery() as watching:
-                        watching.start_soon(_cancel_behind, over, staying)
-                        try:
-                            exit_ = await child.wait()
-                        except trio.Cancelled:
-                            with trio.CancelScope(shield=True):
-                                await child.stop([Step(signal.SIGTERM, END_S, "child")])
-                            raise
-                        watching.cancel_scope.cancel()
-                if staying.cancelled_caught:
-                    log.warning("ended: it has told its end, and stayed for %g s ident=%s", STAY_S, order.ident)
-                    return f"by us, {STAY_S:g} s behind its own word"
-                await child.finish()
+                with _drained(child, order.folder / "layer.log", nursery):
+                    with trio.CancelScope() as staying:
+                        async with trio.open_nursery() as watching:
+                            watching.start_soon(_cancel_behind, over, staying)
+                            try:
+                                exit_ = await child.wait()
+                            except trio.Cancelled:
+                                with trio.CancelScope(shield=True):
+                                    await child.stop([Step(signal.SIGTERM, END_S, "child")])
+                                raise
+                            watching.cancel_scope.cancel()
+                    if staying.cancelled_caught:
+                        log.warning("ended: it has told its end, and stayed for %g s ident=%s", STAY_S, order.ident)
+                        return f"by us, {STAY_S:g} s behind its own word"
+                    await child.finish()
         except ChildFailedToStart as err:
             raise CannotSchedule(err.what, remedy=err.remedy) from err
         return f"by {exit_.signal}" if exit_.signal else f"with code {exit_.code}"
@@ -139,10 +139,24 @@ async def _cancel_behind(over: trio.Event, staying: trio.CancelScope) -> None:
     staying.cancel()
 
 
-async def _drain(pipe: Pipe, path: Path) -> None:
+@contextmanager
+def _drained(child: Child, path: Path, nursery: trio.Nursery) -> Iterator[None]:
+    """What the child prints is read in the block, also when that is cancelled: its end would wait for its pipes."""
+    scopes = [trio.CancelScope(shield=True) for _ in child.streams]
+    for scope, pipe in zip(scopes, child.streams.values(), strict=True):
+        nursery.start_soon(_drain, scope, pipe, path)
+    try:
+        yield
+    finally:
+        for scope in scopes:
+            scope.cancel()
+
+
+async def _drain(scope: trio.CancelScope, pipe: Pipe, path: Path) -> None:
     """What the child prints, kept up to a mebibyte."""
     left = MAX_PRINTED
-    try:
+    # Closed before its end: somebody outside its tree holds it.
+    with scope, suppress(trio.ClosedResourceError):
         while data := await pipe.receive_some():
             if left > 0:
                 kept = data[:left]
@@ -152,8 +166,6 @@ async def _drain(pipe: Pipe, path: Path) -> None:
                 except OSError as err:
                     left = 0
                     log.warning("what a child prints is not kept path=%s error=%s", path, err.strerror)
-    except trio.ClosedResourceError:
-        pass  # somebody outside its tree holds it
 
 
 def _append(path: Path, data: bytes) -> None:
