@@ -152,6 +152,24 @@ def test_moved_in_and_out_is_created_and_deleted(etc: Path, tmp_path: Path) -> N
         assert sorted(names(eyes.told(), etc)) == ["created /in", "deleted /old"]
 
 
+def test_moved_away_and_back_is_nothing(etc: Path) -> None:
+    (etc / "sub").mkdir()
+    (etc / "sub/file").touch()
+    with Eyes(watching(etc, recursive=True)) as eyes:
+        for name in ("old", "sub"):
+            (etc / name).rename(etc / "aside")
+            (etc / "aside").rename(etc / name)
+        eyes.settle()
+        assert eyes.told() == []
+        (etc / "old").rename(etc / "sub/file")
+        (etc / "sub/file").rename(etc / "old")
+        eyes.settle()
+        assert names(eyes.told(), etc) == ["deleted /sub/file"]
+        (etc / "sub/more").write_text("x")
+        eyes.settle()
+        assert names(eyes.told(), etc) == ["created /sub/more"]
+
+
 def test_where_a_moved_file_stood_a_new_one_may_stand(etc: Path) -> None:
     with Eyes(watching(etc)) as eyes:
         (etc / "old").rename(etc / "old~")

@@ -212,6 +212,10 @@ class Monitor:
                 return
             left = self._unsettled.pop(origin, self._due.pop(origin, None))
             if left is not None and left.came_from is not None:  # moved twice
+                if left.came_from == path:  # there and back
+                    self._touch(origin, 0, now)  # something else may have stood there
+                    target.hint |= left.hint
+                    return
                 if self._seen(origin) is None:
                     origin = left.came_from
                 else:
