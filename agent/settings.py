@@ -144,9 +144,9 @@ FORBIDDEN = (
 
 
 def state_dir(settings: Settings) -> Path:
-    """Where the state is: `state.dir`, else by user (protocols/settings.md)."""
+    """Where the state is: `state.dir`, else by user (protocols/settings.md). A whole path: runners start elsewhere."""
     if settings.state.dir:
-        return Path(settings.state.dir)
+        return Path(settings.state.dir).absolute()
     if given := os.environ.get("STATE_DIRECTORY"):  # systemd's StateDirectory=; respawn.py says it too
         return Path(given)
     own = (os.environ.get("XDG_STATE_HOME", ""), os.path.expanduser("~/.local/state")) if os.geteuid() else ()

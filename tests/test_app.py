@@ -18,7 +18,7 @@ from agent import app
 from agent.app import ROLE_TABLES, Service
 from agent.core.config import ConfigErrors, Effective
 from agent.core.events import RoleChanged, RunChanged, SlotsChanged
-from agent.settings import Given, Settings, load_settings, state_dir
+from agent.settings import Given, Settings, StateSettings, load_settings, state_dir
 from tests.monitors_house import program
 
 SETTINGS = """\
@@ -250,6 +250,13 @@ def test_the_state_directory_is_the_users_own_unless_set(monkeypatch: pytest.Mon
     assert state_dir(Settings()) == Path("/var/lib/agent")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert state_dir(Settings()) == Path("/var/lib/agent")
+
+
+def test_a_relative_state_directory_is_told_to_runners_as_a_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert state_dir(Settings(state=StateSettings(dir="state"))) == tmp_path / "state"
 
 
 def test_the_ident_is_the_host_name_unless_set(tmp_path: Path) -> None:

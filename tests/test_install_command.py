@@ -14,7 +14,7 @@ import agent
 from agent import cli
 from agent.core import release
 from agent.install import command
-from agent.settings import Settings
+from agent.settings import Settings, StateSettings
 from tests.release_folder import make_release, tree
 
 
@@ -237,5 +237,6 @@ def test_what_the_settings_name_is_what_a_service_needs() -> None:
     needs = command.needs(msgspec.toml.decode(toml, type=Settings))
     assert needs.credentials == ("lab.token", "lab.pem", "token", "cert.pem", "key.pem")
     assert needs.writes == ("/data/agent", "/data/log")
+    assert command.needs(Settings(state=StateSettings(dir="state"))).writes == ("/state",)  # the service starts in /
     assert needs.devices == ("char-ttyS", "char-ttyUSB", "char-ttyACM", "char-nvidia*", "char-drm")
     assert needs.groups == ("video", "render")

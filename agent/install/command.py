@@ -162,7 +162,7 @@ def _job(options: Options, prefix: Path) -> Job:
     usual = STATE if is_root else state_dir(settings)
     return Job(
         service=service,
-        state_dir=Path(settings.state.dir) if settings.state.dir else usual,
+        state_dir=Path("/", settings.state.dir) if settings.state.dir else usual,  # the service starts in /
         config=config,
         now=options.now,
         starts=not options.no_start,
@@ -182,7 +182,7 @@ def needs(settings: Settings) -> Needs:
     control = settings.control
     named += [token.file for token in control.tokens]
     named += [name for name in (control.tls.cert, control.tls.key, control.tls.client_ca) if name]
-    writes = [settings.state.dir] if settings.state.dir else []
+    writes = [str(Path("/", settings.state.dir))] if settings.state.dir else []
     writes += [str(Path(settings.log.to).parent)] if settings.log.to != "auto" else []
     opened = [devices for label, devices in DEVICES.items() if settings.labels.get(label)]
     return Needs(
