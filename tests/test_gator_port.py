@@ -21,8 +21,9 @@ from tests.gator_tree import WITHIN_S
 OWN = ("127.0.0.1", 1)
 
 
-def head(path: str = "/", peer: str = "127.0.0.1", port: int = 40000) -> Head:
-    return Head("GET", path, path, {}, Headers(()), peer, peer_port=port)
+def head(path: str = "/", peer: str = "127.0.0.1", port: int = 40000, origin: str = "") -> Head:
+    headers = Headers((("Origin", origin),) if origin else ())
+    return Head("GET", path, path, {}, headers, peer, peer_port=port)
 
 
 def proc(folder: Path, uid: int, state: str = "01", inode: int = 7) -> Path:
@@ -41,6 +42,13 @@ def test_on_loopback_only_our_user_and_root_come_in(tmp_path: Path, peer: str) -
         Gate(None, own, proc(tmp_path, os.getuid() + 4242)).admit(head(peer=peer))
     for uid in (os.getuid(), 0):
         assert Gate(None, own, proc(tmp_path, uid)).admit(head(peer=peer)) == "open"
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:1", "null"])
+def test_a_page_in_our_users_browser_does_not_come_in(tmp_path: Path, origin: str) -> None:
+    """Any site could have the jobs stopped. It chooses its name, so that the Host may be the same."""
+    with pytest.raises(HttpError, match="pages in a browser"):
+        Gate(None, OWN, proc(tmp_path, os.getuid())).admit(head(origin=origin))
 
 
 @pytest.mark.parametrize(("state", "inode"), [("04", 0), ("05", 0), ("06", 0), ("01", 0), ("05", 7)])

@@ -1,8 +1,8 @@
 """The port of one layer: who may come in, and the envelope as Gator speaks it.
 
-On loopback a peer must be of the same user, or root; elsewhere an address ends in a path that only who was told it
-knows. A connection is converse() of core/channel.py, with Gator's words: `identify` is told as Gator tells it, and
-errors are sentences.
+On loopback a peer must be of the same user, or root, and no page in a browser; elsewhere an address ends in a path that
+only who was told it knows. A connection is converse() of core/channel.py, with Gator's words: `identify` is told as
+Gator tells it, and errors are sentences.
 
 Source: protocols/gator.md, "The wire", "Limits and security".
 """
@@ -59,6 +59,9 @@ class Gate(Guard):
 
     def admit(self, head: Head) -> Scope:  # type: ignore[explicit-override]  # typing.override needs Python 3.12
         """Raises HttpError 403."""
+        if head.headers.get("origin") is not None:
+            # Of a page in the user's browser, which may have come from anywhere; layers, tasks and Gator send none.
+            raise HttpError(403, "pages in a browser may not talk to a layer")
         if self._secret is not None:
             given = head.path.removeprefix("/t/").encode()
             if not head.path.startswith("/t/") or not hmac.compare_digest(given, self._secret.encode()):
