@@ -37,6 +37,7 @@ from agent.logs import limits, paths, role, wake
 from agent.logs.follow import Followed
 from agent.logs.messages import WatchLog
 from agent.logs.settings import LogsSettings, LogWatch
+from agent.logs.source import Source
 from agent.logs.watches import Watch, of_client
 from tests import suites_house
 from tests.restarted import Restarted
@@ -380,14 +381,20 @@ async def test_new_files_of_a_glob_are_read_from_their_beginning(tmp_path: Path)
 async def test_what_was_gone_before_it_was_looked_at_is_followed_no_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    brief = [f"{tmp_path}/logs/brief.log"]
+    brief, ended = [f"{tmp_path}/logs/brief.log"], trio.Event()
+    end = Source.end
+
+    def noted(source: Source) -> None:
+        ended.set()
+        end(source)
+
     monkeypatch.setattr(wake, "POLL_S", 0.01)
     monkeypatch.setattr(paths, "matching", lambda pattern: [*brief])
+    monkeypatch.setattr(Source, "end", noted)
     async with house(tmp_path) as here:
         await here.start(LogWatch(name="all", glob=f"{tmp_path}/logs/*.log"))
         with trio.fail_after(FIRST_S):
-            while not (await here.bus.ask("list_logs", {}))["sources"]:
-                await trio.lowlevel.checkpoint()
+            await ended.wait()
             brief.clear()
             while (await here.bus.ask("list_logs", {}))["sources"]:
                 await trio.lowlevel.checkpoint()
