@@ -74,6 +74,25 @@ async def test_the_seeds_frames_as_printed_get_the_seeds_answers(tmp_path: Path)
     assert (above.end[0].jobs, above.end[1]) == (Sums(1, 0, 1, 0), "SUCCESS")
 
 
+async def test_a_connection_is_of_one_child(tmp_path: Path) -> None:
+    async with tier_of(TWO, tmp_path) as (tier, hands, above):
+        for ident in ("a", "b"):
+            await hands.started(ident)
+        async with dialled(above.address) as child:
+            await child.ask("register", {"ident": "a", "server": "h:1"})
+            with pytest.raises(Refused, match="Bad child ID b: this connection is that of 'a'"):
+                await child.ask("register", {"ident": "b", "server": "h:1"})
+        await until(lambda: tier.tree.kids["a"].gone_since is not None)  # it may come back, by another
+        for ident in ("a", "b"):
+            async with dialled(above.address) as child:
+                if ident == "b":
+                    await child.ask("register", {"ident": "b", "server": "h:1"})
+                await child.ask("complete", {"ident": ident, **D1_END})
+            hands.ended[ident].set()
+    assert above.end is not None
+    assert above.end[1] == "SUCCESS"
+
+
 async def test_children_of_all_dialects_complete_under_one_tier(tmp_path: Path) -> None:
     text = """\
 !JobGroup

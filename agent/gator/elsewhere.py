@@ -297,6 +297,8 @@ class Elsewhere:
     ) -> dict[str, Any]:
         ident, link.named_as_d0 = dialects.named("register", payload)
         given: Register = read("register", payload, Register)
+        if link.ident not in (None, ident):
+            raise wrong(f"Bad child ID {ident}: this connection is that of '{link.ident}'")
         before = self._links.get(ident)
         is_new = ident in self._tree.kids and self._tree.kids[ident].state == "LAUNCHED"
         self._tree.register(ident, given.server, trio.current_time(), self._shared.clock())
