@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,16 @@ def test_a_disk_that_cannot_be_written_fails(
 
 def test_no_store_is_good(subject: Subject) -> None:
     assert state.integrity(subject).detail == "no store yet"
+    assert state.last_event(subject.folder) == 0
+
+
+@pytest.mark.parametrize("made", ["", "PRAGMA journal_mode=WAL"])
+def test_a_store_of_which_only_the_file_was_made_is_none_yet(subject: Subject, made: str) -> None:
+    path = subject.folder / "store.db"
+    path.touch()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(made)
+    assert state.integrity(subject) == ("ok", "no store yet", "", {})
     assert state.last_event(subject.folder) == 0
 
 

@@ -101,6 +101,8 @@ def _integrity(path: Path) -> Finding:
             if version > SCHEMA:
                 what = f"schema {version} is newer than this agent's {SCHEMA}"
                 return Finding("fail", what, "Install the newer release again.")
+            if not db.execute("SELECT 1 FROM sqlite_master").fetchone():  # killed as it made it; the next start does
+                return Finding("ok", "no store yet")
             backlog = _backlog(db)
             said, is_whole = _quick_check(db)
     except sqlite3.Error as err:
