@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
+from agent.core.errors import PeerRefused
 from agent.core.link import Dial, connect
 from agent.eman.hub import HubUnsafe, authority
 from agent.eman.messages import IAm
@@ -226,8 +227,14 @@ async def test_a_websocket_is_refused_before_the_upgrade() -> None:
 async def test_pages_of_other_sites_are_turned_away() -> None:
     async with hub(origins=("https://good.example",)) as address, browser() as http:
         url = f"http://{address}/socket.io/?EIO=4&transport=polling"
-        bad = await http.get(url, headers={"Origin": "https://bad.example"})
-        assert (bad.status_code, bad.json()) == (403, {"code": 4, "message": "Forbidden"})
+        for origin in ("https://bad.example", f"http://{address}"):  # the latter could be any name that leads here
+            bad = await http.get(url, headers={"Origin": origin})
+            assert (bad.status_code, bad.json()) == (403, {"code": 4, "message": "Forbidden"})
+            with pytest.raises(PeerRefused, match="answered 403"):
+                async with connect(
+                    Dial(url.replace("http", "ws").replace("polling", "websocket"), headers=(("Origin", origin),))
+                ):
+                    pass
         good = await http.get(url, headers={"Origin": "https://good.example"})
         assert good.headers["access-control-allow-origin"] == "https://good.example"
         assert (await http.options(url, headers={"Origin": "https://good.example"})).status_code == 204

@@ -39,7 +39,7 @@ class Guard:
     ) -> None:
         self._tokens = [(token.encode(), scope) for token, scope in tokens]
         self._client_names, self._insecure_loopback = client_names, insecure_loopback
-        self._origins = {_origin(origin) for origin in origins}
+        self._origins = {site(origin) for origin in origins}
         self._clock = clock
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -86,10 +86,10 @@ class Guard:
         return found
 
     def _same_site(self, origin: str, host: str) -> bool:
-        scheme, name, port = _origin(origin)
+        scheme, name, port = site(origin)
         if (scheme, name, port) in self._origins:
             return True
-        here = _origin(f"{scheme}://{host}")
+        here = site(f"{scheme}://{host}")
         return name != "" and (name, port) == here[1:]
 
     def _refuse_guessing(self, peer: str) -> None:
@@ -140,8 +140,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _origin(origin: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port; three empty ones for what is no origin ("null", a malformed one)."""
+def site(origin: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port of an Origin; three empty ones for what is none ("null", a malformed one)."""
     try:
         parts = urlsplit(origin.lower())
         return parts.scheme, parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme)

@@ -27,7 +27,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from agent.core import listen
 from agent.core.errors import AgentError
-from agent.core.guard import Guard, is_loopback
+from agent.core.guard import Guard, is_loopback, site
 from agent.core.head import Head, HttpError
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
@@ -76,6 +76,7 @@ class HubServer:
         page: Callable[[Head, Body], Awaitable[Response]] | None = None,
     ) -> None:
         self._settings, self._metrics, self._page = settings, metrics, page
+        self._origins = {site(origin) for origin in settings.origins}
         self.hub = Hub(
             is_right,
             lambda name: f"{name}.{time.time_ns() // 10**6}.{secrets.token_hex(8)}",
@@ -134,10 +135,15 @@ class HubServer:
         return Response(200, JSON, msgspec.json.encode({"result": self.hub.online()}))
 
     def _cross_origin(self, head: Head) -> tuple[tuple[str, str], ...]:
-        """Headers for a page of another site. The guard has turned away all but the listed ones and our own."""
+        """Headers for a page of a site that is listed. Raises HttpError for any other.
+
+        The guard takes those of our own Host too. There is none, and it may be a name that leads here for a moment.
+        """
         origin = head.headers.get("origin")
         if origin is None:
             return ()
+        if site(origin) not in self._origins:
+            raise HttpError(403, f"requests from pages of {origin!r} are not allowed")
         return (
             ("Access-Control-Allow-Origin", origin),
             ("Access-Control-Allow-Credentials", "true"),
@@ -208,6 +214,7 @@ class HubServer:
 
     def _refuse(self, head: Head) -> Response | None:
         """Why this request gets no websocket. By HTTP: a client tells the text of its error, of a close it does not."""
+        self._cross_origin(head)
         query = head.query
         sid, eio = query.get("sid"), query.get("EIO")
         if eio not in ("3", "4"):
