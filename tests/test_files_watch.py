@@ -170,6 +170,16 @@ def test_moved_away_and_back_is_nothing(etc: Path) -> None:
         assert names(eyes.told(), etc) == ["created /sub/more"]
 
 
+def test_what_stood_in_its_place_for_a_while_does_not_change_a_file(etc: Path, tmp_path: Path) -> None:
+    for aside in (etc / "aside", tmp_path / "aside"):
+        with Eyes(watching(etc)) as eyes:
+            (etc / "old").rename(aside)
+            (etc / "old").write_text("another")
+            aside.rename(etc / "old")
+            eyes.settle()
+            assert eyes.told() == []
+
+
 def test_where_a_moved_file_stood_a_new_one_may_stand(etc: Path) -> None:
     with Eyes(watching(etc)) as eyes:
         (etc / "old").rename(etc / "old~")

@@ -113,7 +113,7 @@ class Monitor:
         self._surveys: dict[str, None] = {}
         self._unsettled: dict[str, _Unsettled] = {}  # in the order of `last`
         self._due: dict[str, _Unsettled] = {}
-        self._cookies: dict[int, tuple[str, float]] = {}  # of what was moved away
+        self._cookies: dict[int, tuple[str, float, int]] = {}  # of what was moved away, and its hint
         self._polled: set[str] = set()  # directories, and links to what is elsewhere; some that are so no more
         self._out: list[Act] = []
         self._rescan: tuple[float, str] | None = None  # when, and why
@@ -176,7 +176,7 @@ class Monitor:
                     if directory.path == "/":
                         self._queue(directory)
                     else:
-                        self._touch(directory.path, 0, now)
+                        self._touch(directory.path, now)
             elif length and (directories := self._by_wd.get(wd)):
                 name = os.fsdecode(data[at - length : at].split(b"\0", 1)[0])
                 for directory in directories:
@@ -202,31 +202,32 @@ class Monitor:
         self._unsettled = {}
 
     def _happened(self, path: str, mask: int, cookie: int, now: float) -> None:
-        if mask & MOVED_FROM:
-            self._touch(path, 0, now)
-            self._cookies[cookie] = (path, now)
+        touched = self._touch(path, now)
+        if mask & MOVED_FROM:  # what was done to it goes with it
+            self._cookies[cookie] = (path, now, touched.hint)
+            touched.hint = 0
         elif mask & MOVED_TO:
-            target = self._touch(path, 0, now)
-            origin, _ = self._cookies.pop(cookie, (None, 0.0))
+            origin, _, touched.hint = self._cookies.pop(cookie, (None, 0.0, 0))
             if origin is None or origin == path:
                 return
             left = self._unsettled.pop(origin, self._due.pop(origin, None))
             if left is not None and left.came_from is not None:  # moved twice
                 if left.came_from == path:  # there and back
-                    self._touch(origin, 0, now)  # something else may have stood there
-                    target.hint |= left.hint
+                    self._touch(origin, now)  # something else may have stood there
                     return
                 if self._seen(origin) is None:
                     origin = left.came_from
                 else:
-                    self._touch(left.came_from, 0, now)
-            if target.came_from is not None:
-                self._touch(target.came_from, 0, now)
-            target.came_from = origin
+                    self._touch(left.came_from, now)
+            if touched.came_from is not None:
+                self._touch(touched.came_from, now)
+            touched.came_from = origin
+        elif mask & (CREATE | DELETE):
+            touched.hint = 0  # it was done to another file
         else:
-            self._touch(path, mask & (MODIFY | ATTRIB), now)
+            touched.hint |= mask & (MODIFY | ATTRIB)
 
-    def _touch(self, path: str, hint: int, now: float) -> _Unsettled:
+    def _touch(self, path: str, now: float) -> _Unsettled:
         """Look at the path when it has settled."""
         found = self._due.get(path)
         if found is None:
@@ -239,7 +240,6 @@ class Monitor:
             elif now + SETTLE_S < found.first + LONGEST_SETTLE_S:
                 found.last = now
                 self._unsettled[path] = self._unsettled.pop(path)  # to the end: the oldest stand first
-        found.hint |= hint
         return found
 
     def _look_now(self, path: str, now: float) -> None:
@@ -273,7 +273,7 @@ class Monitor:
             self._compare_everything(self._rescan[1])
         if self._polled and self._poll_at <= now:
             self._poll(now)
-        for cookie, (_, since) in list(islice(self._cookies.items(), limit)):
+        for cookie, (_, since, _) in list(islice(self._cookies.items(), limit)):
             if since + SETTLE_S <= now:
                 del self._cookies[cookie]
         for path, unsettled in list(islice(self._unsettled.items(), limit)):
