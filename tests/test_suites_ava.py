@@ -139,6 +139,8 @@ def test_to_run_again(tmp_path: Path) -> None:
     assert start(tmp_path, match=("*l*",), only=(Only("a.js"),)).argv[4:] == ("--match=*l*", "a.js")
 
 
-@pytest.mark.parametrize(("name", "got"), [("a b", "a b"), ("a*b", "a*b"), (r"a\*b\c", "a*b*c"), ("!a", "*a")])
+@pytest.mark.parametrize(
+    ("name", "got"), [("a b", "a b"), ("a*b", "a*b"), (r"a\*b\c", "a*b*c"), ("!a", "*a"), ("a… (cut)", "a*")]
+)
 def test_a_title_as_a_pattern(name: str, got: str) -> None:
     assert pattern(name) == got

@@ -13,7 +13,7 @@ from typing import Final
 from agent.core.errors import DocumentError
 from agent.suites.messages import Suite
 from agent.suites.requirements import satisfies
-from agent.suites.runners.driver import CannotLaunch, Launch, Only
+from agent.suites.runners.driver import CUT, CannotLaunch, Launch, Only
 
 EVENTS: Final = "events"  # the pipe's name
 OBSERVED: Final = ">=6.4, <9"  # versions of AVA that have the experiment
@@ -117,8 +117,9 @@ def refused(args: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def pattern(name: str) -> str:
-    """A `--match` pattern for one title. What AVA would not take literally becomes a wildcard."""
-    escaped = re.sub(r"[\\*]+", "*", name)
+    """A `--match` pattern for a test's name. What AVA would not take literally, or was cut, becomes a wildcard."""
+    begun = f"{name.removesuffix(CUT)}*" if name.endswith(CUT) else name
+    escaped = re.sub(r"[\\*]+", "*", begun)
     return f"*{escaped[1:]}" if escaped.startswith("!") else escaped
 
 

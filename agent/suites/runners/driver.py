@@ -40,7 +40,7 @@ WARNINGS_MAX: Final = 100  # of lines that cannot be read
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 _REPETITION = re.compile(r"(.*)#([1-9]\d{0,8})", re.DOTALL)
-_CUT = "… (cut)"
+CUT: Final = "… (cut)"  # what `clip` ends a text with
 
 
 class CannotLaunch(AgentError):
@@ -175,7 +175,7 @@ def clip(text: str, limit: int) -> str:
     data = text.encode("utf-8", "replace")
     if len(data) <= limit:
         return text
-    return data[: max(0, limit - len(_CUT.encode()))].decode("utf-8", "ignore") + _CUT
+    return data[: max(0, limit - len(CUT.encode()))].decode("utf-8", "ignore") + CUT
 
 
 def plain(data: bytes) -> str:
