@@ -82,6 +82,17 @@ async def test_an_archive_with_another_digest_or_a_bad_entry_is_blocked(tmp_path
     assert not (tmp_path / "evil").exists()
 
 
+async def test_an_archive_of_nothing_but_a_link_is_a_folder_with_that_link(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "suite.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        entry = tarfile.TarInfo("here")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "."
+        archive.addfile(entry)
+    project = await get(Source(archive=str(path)), folder, (str(tmp_path),))
+    assert not project.is_symlink()  # to the run's own folder
+    assert [entry.name for entry in project.iterdir()] == ["here"]
+
+
 async def test_a_resumed_run_goes_on_with_the_copy_and_what_was_left_in_it(tmp_path: Path, folder: Path) -> None:
     path = tar(tmp_path, "login/test.js")
     (folder / "scratch/source/half").mkdir(parents=True)  # of an attempt that the power was cut from

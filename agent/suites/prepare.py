@@ -241,8 +241,9 @@ async def _fetch_archive(
     except (OSError, AgentError) as err:
         raise Blocked(f"source.archive: {archive}: {err}", remedy="Nothing of it is used.") from err
     await trio.to_thread.run_sync(partial(download.unlink, missing_ok=True))
-    inside = [Path(entry.path) for entry in os.scandir(target)]
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else target  # a tar of one folder, as most are
+    inside = list(os.scandir(target))
+    is_folder = len(inside) == 1 and inside[0].is_dir(follow_symlinks=False)
+    return Path(inside[0].path) if is_folder else target  # a tar of one folder, as most are
 
 
 async def _download(url: str, path: Path, ca_file: Path | None) -> str:
