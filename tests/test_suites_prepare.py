@@ -93,6 +93,17 @@ async def test_an_archive_of_nothing_but_a_link_is_a_folder_with_that_link(tmp_p
     assert [entry.name for entry in project.iterdir()] == ["here"]
 
 
+async def test_no_link_leads_out_of_an_archives_one_folder(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "suite.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        entry = tarfile.TarInfo("login/out")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "../result.json"
+        archive.addfile(entry)
+    with pytest.raises(Blocked, match=r"source\.archive: .*suite\.tar: 'out' is a link out of login"):
+        await get(Source(archive=str(path)), folder, (str(tmp_path),))
+    assert not (folder / "source").exists()
+
+
 async def test_a_resumed_run_goes_on_with_the_copy_and_what_was_left_in_it(tmp_path: Path, folder: Path) -> None:
     path = tar(tmp_path, "login/test.js")
     (folder / "scratch/source/half").mkdir(parents=True)  # of an attempt that the power was cut from

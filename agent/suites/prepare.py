@@ -225,7 +225,7 @@ def _links(folder: Path) -> Iterator[str]:
 async def _fetch_archive(
     source: Source, download: Path, target: Path, roots: Sequence[str], ca_file: Path | None
 ) -> Path:
-    from agent.suites.archive import unpack
+    from agent.suites.archive import link_out, unpack
 
     archive = source.archive or ""
     if archive.startswith(("http://", "https://")):
@@ -242,8 +242,12 @@ async def _fetch_archive(
         raise Blocked(f"source.archive: {archive}: {err}", remedy="Nothing of it is used.") from err
     await trio.to_thread.run_sync(partial(download.unlink, missing_ok=True))
     inside = list(os.scandir(target))
-    is_folder = len(inside) == 1 and inside[0].is_dir(follow_symlinks=False)
-    return Path(inside[0].path) if is_folder else target  # a tar of one folder, as most are
+    if len(inside) != 1 or not inside[0].is_dir(follow_symlinks=False):
+        return target
+    found = Path(inside[0].path)  # a tar of one folder, as most are: it is moved up, and what is beside it is another's
+    if out := await trio.to_thread.run_sync(lambda: link_out(found, _links(found))):
+        raise Blocked(f"source.archive: {archive}: {out!r} is a link out of {found.name}", remedy="Leave it out.")
+    return found
 
 
 async def _download(url: str, path: Path, ca_file: Path | None) -> str:
