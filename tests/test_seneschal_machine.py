@@ -26,13 +26,13 @@ class Play:
     """A machine and its clock."""
 
     def __init__(self, kept: Kept = NOTHING, *, abort: bool = False, at: float = 0.0) -> None:
-        self.t, self.ahead = at, 0.0
+        self.t, self.ahead, self.put_back = at, 0.0, 0.0
         self.machine = Machine("lab", kept, self.now, abort_on_lease_lost=abort)
         self.changes: list[ReservationChanged] = []
 
     @property
     def now(self) -> Moment:
-        return Moment(self.t, EPOCH + self.t)
+        return Moment(self.t, EPOCH + self.t - self.put_back)
 
     def happens(self, words: list[str]) -> list[Act]:
         machine, at = self.machine, self.now
@@ -320,6 +320,18 @@ def test_a_deadline_is_read_by_the_seneschals_clock() -> None:
     assert play.machine.skew == 90
     (start,) = play.happens(["run", "r-1", "on", "lab/0/1000", "until", "5090"])
     assert start == Start("r-1", "lab/0/1000", {}, 5000.0)
+
+
+def test_a_date_that_is_set_between_two_answers_moves_neither_deadline_nor_lease() -> None:
+    play = Play()
+    play.ahead = 90.0
+    play.run(READY)
+    play.put_back = 86_400.0
+    (start,) = play.happens(["run", "r-1", "on", "lab/0/1000", "until", "5090"])
+    assert start == Start("r-1", "lab/0/1000", {}, 5000.0 - 86_400.0)
+    (running,) = play.happens(["started", "r-1"])
+    assert isinstance(running, ReservationChanged)
+    assert running.lease_until == 1000 + 90 + 60
 
 
 def test_skew_is_measured_from_the_middle_of_the_request() -> None:

@@ -115,6 +115,7 @@ class Machine:
     def __init__(self, ident: str, kept: Kept, at: Moment, *, abort_on_lease_lost: bool = False) -> None:
         self.link: LinkState = "offline"
         self.skew = 0.0
+        self._ahead = at.epoch - at.mono  # the same of the clock that never steps: the date may, between two answers
         self._ident, self._abort_on_lease_lost = ident, abort_on_lease_lost
         self._n = kept.n
         self._reservations = {
@@ -202,7 +203,7 @@ class Machine:
         reservation.run = order.run
         self._step(reservation, "ordered", at)  # the Seneschal itself writes `reserved` into Mimir
         self._leases[order.run] = at.mono + order.lease
-        deadline = None if order.deadline is None else order.deadline - self.skew
+        deadline = None if order.deadline is None else at.epoch + order.deadline - self._theirs(at)
         return [Start(order.run, order.reservation, order.suite, deadline)]
 
     def runs(self) -> list[str]:
@@ -268,6 +269,10 @@ class Machine:
 
     def _read_clock(self, theirs: float, asked: Moment, at: Moment) -> None:
         self.skew = theirs - (asked.epoch + at.epoch) / 2
+        self._ahead = theirs - (asked.mono + at.mono) / 2
+
+    def _theirs(self, at: Moment) -> float:
+        return at.mono + self._ahead
 
     def _with(self, state: ReservationState) -> list[_Reservation]:
         return [r for r in self._reservations.values() if r.state == state]
@@ -303,7 +308,7 @@ class Machine:
             id=reservation.id,
             state=reservation.state,
             run=reservation.run,
-            lease_until=None if is_over else at.epoch + self.skew + OFFER_LEASE_S,
+            lease_until=None if is_over else self._theirs(at) + OFFER_LEASE_S,
             available_at=reservation.available_at,
             running_at=reservation.running_at,
             returned_at=at.epoch if is_over else None,
