@@ -17,6 +17,7 @@ from agent.checks import machine, peers, service, state
 from agent.checks.subject import Finding, Subject
 from agent.control.messages import Checked, Selftest
 from agent.core.config import ConfigErrors
+from agent.core.errors import printable
 from agent.settings import Given, Settings, survey
 
 LIMIT_S, PEER_LIMIT_S = 3.0, 5.0
@@ -119,7 +120,7 @@ def table(report: Selftest) -> list[str]:
     width = max((len(check.name) for check in report.checks), default=0)
     lines = []
     for check in report.checks:
-        first, *more = check.detail.splitlines() or [""]
+        first, *more = printable(check.detail).splitlines() or [""]
         lines.append(f"{check.status:<4}  {check.name:<{width}}  {check.ms:7.1f} ms  {first}")
         lines += [f"      {line}" for line in more]
         if check.status != "ok":

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from agent.core.errors import ActionError, ConfigError, DocumentError, shown, told, unwrap
+from agent.core.errors import ActionError, ConfigError, DocumentError, PeerRefused, shown, told, unwrap
 
 
 def test_a_config_error_names_file_line_key_and_remedy() -> None:
@@ -22,6 +22,12 @@ def test_a_document_that_came_over_a_link_has_no_line() -> None:
 def test_a_sentence_that_ends_is_ended_once() -> None:
     assert str(ActionError("busy", "bad. Use 1.")) == "bad. Use 1. Nothing was changed."
     assert str(ActionError("busy", "Did you mean ava?")) == "Did you mean ava? Nothing was changed."
+
+
+def test_an_error_that_quotes_a_peer_steers_no_terminal() -> None:
+    error = PeerRefused("lab:1 answered 404: \x1b[2J\r\x9b31m\tno\n", remedy="Look at the url.")
+    assert error.what == "lab:1 answered 404: \\x1b[2J\\r\\x9b31m\tno\n"
+    assert str(error) == f"{error.what}. Look at the url."
 
 
 def test_an_action_error_travels_as_code_and_text() -> None:

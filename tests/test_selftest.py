@@ -93,11 +93,11 @@ async def test_warnings_are_no_failure(subject: Subject, monkeypatch: pytest.Mon
 def test_a_table_for_people() -> None:
     checks = (
         Checked(name="clock", status="ok", ms=1.25, detail="synchronised", remedy="", data={}),
-        Checked(name="config", status="fail", ms=0.1, detail="a:1: x\na:2: y", remedy="Correct them.", data={}),
+        Checked(name="config", status="fail", ms=0.1, detail="a:1: x\x1b[2J\na:2: y", remedy="Correct them.", data={}),
     )
     assert selftest.table(Selftest(ok=False, version="1", checks=checks)) == [
         "ok    clock       1.2 ms  synchronised",
-        "fail  config      0.1 ms  a:1: x",
+        r"fail  config      0.1 ms  a:1: x\x1b[2J",
         "      a:2: y",
         "      Correct them.",
         "1 ok, 0 warn, 1 fail",

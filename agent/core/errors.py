@@ -14,8 +14,11 @@
 Source: STYLE.md, "Errors: a cause and a remedy"; protocols/emissary.md, "The envelope" (the codes of ActionError).
 """
 
+import re
 from pathlib import Path
 from typing import ClassVar
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class AgentError(Exception):
@@ -27,6 +30,7 @@ class AgentError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, remedy: str) -> None:
+        what = printable(what)
         super().__init__(f"{what}{'' if what.endswith(('.', '?')) else '.'} {remedy}")
         self.what, self.remedy = what, remedy
 
@@ -112,6 +116,11 @@ def told(err: BaseException) -> str:
     if isinstance(err, AgentError | OSError) and str(err):
         return str(err)
     return f"{type(err).__name__}; the log says where"
+
+
+def printable(text: str) -> str:
+    """Without control characters but tab and line feed: much of what is said quotes a peer, and ends on a terminal."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def shown(path: str) -> str:
