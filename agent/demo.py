@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -81,6 +82,7 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
     tree = tree_of(project)
     folder = await trio.to_thread.run_sync(_folder, keep)
     async with trio.open_nursery() as nursery:
+        await nursery.start(_end_at_a_signal)
         lab: Lab = await nursery.start(serve_lab, "127.0.0.1:0", folder / "lab")
         log = folder / "device.log"
         log.touch()
@@ -124,6 +126,15 @@ async def run(suite: Path | None, keep: bool, as_json: bool) -> int:
     else:
         print(summary(watch, outcomes, folder), end="")
     return 0 if watch.finished.verdict == "passed" else 1
+
+
+async def _end_at_a_signal(*, task_status: trio.TaskStatus[None]) -> None:
+    """As Ctrl-C does, also when the terminal is closed: what the suite has started does not outlive us."""
+    ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]  # nohup
+    with trio.open_signal_receiver(*ends) as signals:
+        task_status.started()
+        await anext(signals)
+        raise KeyboardInterrupt
 
 
 class Progress:

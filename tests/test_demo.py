@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,21 @@ def test_what_keeps_a_suite_from_running_is_told_once(project: Path) -> None:
     assert done.returncode == 1
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("BLOCKED"))
     assert line.count("/nonexistent/runner: No such file or directory") == 1
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_what_the_suite_has_started(project: Path, sent: signal.Signals) -> None:
+    write_suite(project, "echo 1..2; echo ok 1 - $$; exec sleep 1000")
+    argv = [sys.executable, "-m", "agent", "demo", "--suite", str(project)]
+    env = {**os.environ, "XDG_CACHE_HOME": str(project.parent / "cache")}
+    with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        runner = next(line.split()[1] for line in running.stderr if line.startswith("ok "))
+        assert Path("/proc", runner).exists()
+        running.send_signal(sent)
+        told = running.stderr.read()
+    assert (running.returncode, "Traceback" in told) == (1, False)
+    assert not Path("/proc", runner).exists()
 
 
 def test_titles_cannot_steer_the_terminal(project: Path) -> None:
