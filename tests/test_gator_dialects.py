@@ -274,6 +274,12 @@ VALUES = st.recursive(
 KEYS = ("ident", "id", "metrics", "summary", "result", "code", "sub_total", "sub_active", "failed_ids", "children")
 
 
+@pytest.mark.parametrize("payload", [{"launched": "x"}, {"launched": {}, "completed": [1]}, {"pending": None}])
+def test_children_by_state_that_are_none_are_refused(payload: dict[str, Any]) -> None:
+    with pytest.raises(ActionError):
+        dialects.read_children(payload)
+
+
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES), st.integers(0, 3), st.integers(0, 2))
 def test_whatever_a_peer_sends_is_read_or_refused(payload: dict[str, Any], jobs: int, tiers: int) -> None:
     with suppress(ActionError):

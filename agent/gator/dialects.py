@@ -277,8 +277,8 @@ def read_children(payload: Mapping[str, Any]) -> dict[str, ChildState]:
     if isinstance(payload.get("children"), list):
         jobs: list[ApiJob] = read("children", {"of": payload["children"]}, _Jobs).of
         return {job.ident: _child(job) for job in jobs}
-    if payload.keys() <= {"launched", "pending", "completed"} and not any(
-        isinstance(value, dict) and "state" in value for value in payload.values()
+    if payload.keys() <= {"launched", "pending", "completed"} and all(
+        isinstance(value, dict) and "state" not in value for value in payload.values()
     ):
         payload = {name: child for part in payload.values() for name, child in part.items()}
     children: dict[str, ChildState] = read("children", {"of": payload}, _Flat).of
