@@ -178,6 +178,16 @@ def test_files_that_had_not_begun_are_lost_with_the_runner() -> None:
     ]
 
 
+def test_files_that_a_failure_kept_from_beginning_are_skipped() -> None:
+    play = Play()
+    play.tell("files", file=None, total=3)
+    play.select("a")
+    play.tell("test-failed", "a", err={"name": "E"})
+    play.tell("end", file=None)
+    play.finish(1)
+    assert play.shown() == ["failed a.js › a", "skipped/rest (not reported) x?"]
+
+
 def test_stopped_what_was_selected_is_aborted_by_name() -> None:
     play = Play(limits=Limits(grace=3))
     play.select("a", "b")

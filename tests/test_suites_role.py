@@ -311,6 +311,44 @@ async def test_a_run_that_is_interrupted_in_its_retries_has_each_test_once(tmp_p
         assert (counts.total, counts.passed) == (3, 3 if resumable else 1)
 
 
+STOPS = """
+import pathlib
+def test_a(): pass
+def test_flaky():
+    if not pathlib.Path("ran").exists():
+        pathlib.Path("ran").touch()
+        assert False
+def test_last(): assert False
+"""
+
+
+async def test_what_a_failure_kept_from_running_runs_with_the_retries(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        here.write("test_it.py", STOPS)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+        await here.order(runner="pytest", command=command, args=["-x"], retries=1)
+        assert (await here.finished()).verdict == "failed"
+        assert {case.removeprefix("test_it.py › test_"): state for case, state in (await here.states()).items()} == {
+            "a": "passed", "flaky": "failed", "last": "skipped", "flaky@2": "passed", "last@2": "failed",
+        }  # fmt: skip
+
+
+async def test_nothing_runs_again_where_a_failure_kept_from_running_what_has_no_name(tmp_path: Path) -> None:
+    told = [
+        {"type": "files", "total": 2},
+        {"type": "selected-test", "testFile": "a.js", "title": "bad"},
+        {"type": "test-failed", "testFile": "a.js", "title": "bad", "err": {"name": "E"}},
+        {"type": "end"},
+    ]
+    async with house(tmp_path) as here:
+        here.write("told", "".join(json.dumps(event) + "\n" for event in told))
+        ava = ["sh", "-c", "cat told > /dev/fd/$EMISSARY_PIPE_EVENTS; exit 1"]
+        await here.order(runner="ava", driver="events", command=ava, retries=1)
+        finished = await here.finished()
+        assert [warning.code for warning in finished.warnings] == ["retries"]
+        assert await here.states() == {"a.js › bad": "failed", "(not reported)": "skipped"}
+
+
 HANGS = [["sh", "-c", "test ! -p torn || { echo > torn; sleep 600; }"]]
 
 

@@ -232,7 +232,7 @@ class Execution:
         attempt: int,
         logs: dict[str, Capture],
     ) -> tuple[Only, ...]:
-        """One start of the runner to its end; the tests that failed."""
+        """One start of the runner to its end; the tests to run again: which failed, or were not run for that reason."""
         run, suite = self.run, self.run.suite
         scratch, self._exit = self._folder / "scratch", None
         # In a thread: patterns are looked for in trees of any size, on disks that may hang.
@@ -281,11 +281,20 @@ class Execution:
             for err in each(group):
                 self._warnings.append(Warned("tree_survived", str(err)))
         ended = self._exit or Exit(None, None, "SIGKILL", None)
+        unrun = []
         for event in driver.finish(ended.code, ended.signal, run.stop_reason, time.time()):
             self.tell(event)
+            if isinstance(event, TestFinished) and event.state == "skipped":  # at the end: it stopped at a failure
+                unrun.append(event)
         if ended.oom:
             self._warnings.append(Warned("oom", "the kernel ended a process of the run for want of memory"))
-        return tuple(failed)
+        if not failed:
+            return ()
+        if all(event.kind == "test" for event in unrun):
+            return (*failed, *(Only(event.file, event.name) for event in unrun))
+        if suite.retries:  # some are not known by name: what failed could pass, and the run without them
+            self._warnings.append(Warned("retries", "nothing was run again: the runner stopped before all had begun"))
+        return ()
 
     async def _until_exit(self, driver: Driver, child: Child) -> Exit:
         """Wait for the runner's exit, or end it when a limit or somebody says so."""

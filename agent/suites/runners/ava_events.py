@@ -177,18 +177,24 @@ class AvaEvents:
                         output=plain(test.output),
                     )
                 )
+        unbegun = self._total - len(self._files.keys() - {None})
         if not self._has_ended and self._stopped is not None and "aborted" not in states:
             message = f"aborted: {self._stopped}"  # files that had not begun are not known
             events.append(self._record(None, UNREPORTED, state="aborted", kind="rest", message=message))
         elif self._stopped is None:
             is_explained = was_explained or bool(states)
             if self._has_ended:
+                if unbegun > 0 and is_explained:
+                    message = (
+                        f"not run: AVA stopped at the first failure, {unbegun} of {self._total} files had not begun"
+                    )
+                    events.append(self._record(None, UNREPORTED, state="skipped", kind="rest", message=message))
                 if code != 0 and not is_explained:
                     what = unexplained(code, signal, has_selected=self._has_selected)
                     events.append(self._runner_crash(what, "blocked"))
-            elif (left := self._total - len(self._files.keys() - {None})) > 0 or not is_explained:
-                unbegun = f": {left} of {self._total} files had not begun" if left > 0 else ""
-                events.append(self._runner_crash(f"AVA ended {how(code, signal)} before it was done{unbegun}", "lost"))
+            elif unbegun > 0 or not is_explained:
+                left = f": {unbegun} of {self._total} files had not begun" if unbegun > 0 else ""
+                events.append(self._runner_crash(f"AVA ended {how(code, signal)} before it was done{left}", "lost"))
         return _last(events)
 
     def _fall_back(self, why: str | None, events: list[DriverEvent]) -> None:
