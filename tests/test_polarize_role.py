@@ -27,7 +27,7 @@ from agent.core.events import (
     decode,
 )
 from agent.core.metrics import Metrics
-from agent.core.store import Store, open_store
+from agent.core.store import Outbox, Owed, Store, open_store
 from agent.core.supervise import Health
 from agent.polarize import progress, role
 from agent.polarize.progress import Submission
@@ -569,6 +569,41 @@ async def test_a_completion_ends_a_report_that_was_refused_since(tmp_path: Path,
             await broker.send(completion(response_of(rig.requests[0][1]), "passed"))
             assert await anext(loud) == AlertCleared(code="ImportRefused.r-9")
         assert await owed(store) == (0, 0)
+
+
+async def test_a_completion_in_the_moment_of_a_reload_ends_the_report(
+    tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, lambda request: httpx.Response(403))
+    rig.cibus = CibusSettings(url=f"stomp://127.0.0.1:{broker.port}")
+    is_offered, is_heard, due = trio.Event(), trio.Event(), Outbox.due
+
+    async def offered(self: Outbox, after: int = 0, limit: int = 256) -> list[Owed]:
+        """What is due; not before the completion is heard, where it is due once more."""
+        rows = await due(self, after, limit)
+        if rig.requests:
+            is_offered.set()
+            await is_heard.wait()
+        return rows
+
+    monkeypatch.setattr(Outbox, "due", offered)
+    async with rig.agent() as (bus, store):
+        with bus.subscribe(Alert, AlertCleared) as loud:
+            await broker.accept()
+            await broker.receipt(await broker.next())
+            rig.finish_a_run(bus)
+            assert isinstance(await anext(loud), Alert)
+            await store.commit()
+            bus.publish(Reloaded())
+            with trio.fail_after(20):
+                await is_offered.wait()
+            await broker.send(completion(response_of(rig.requests[0][1]), "passed"))
+            assert await anext(loud) == AlertCleared(code="ImportRefused.r-9")
+            is_heard.set()
+            with trio.fail_after(60):
+                while await owed(store) != (0, 0):
+                    await trio.lowlevel.checkpoint()
+    assert len(rig.requests) == 1
 
 
 async def test_a_completion_lets_polarion_be_asked_at_once(

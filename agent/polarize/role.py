@@ -337,7 +337,10 @@ class _Reports:
         return rows[-1].n
 
     async def _remember(self, n: int, run: str) -> bool:
-        """Make the case of a run; False: it has no report to submit."""
+        """Make the case of a run; False: it has no report to submit, or that is over."""
+        await self._store.commit()
+        if await self._store.read(run=run, kinds=("ImportFinished",), limit=1):
+            return False  # the bus said so while its delivery got another number
         started = [decode(e.kind, e.data) for e in await self._store.read(run=run, kinds=("RunStarted",))]
         ended = [decode(e.kind, e.data) for e in await self._store.read(run=run, kinds=("SuiteFinished",))]
         document = None
