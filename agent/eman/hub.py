@@ -27,8 +27,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from agent.core import listen
 from agent.core.errors import AgentError
-from agent.core.guard import Guard, is_loopback, site
-from agent.core.head import Head, HttpError
+from agent.core.guard import Guard, is_loopback
+from agent.core.head import Head, HttpError, host_name
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import read_token
@@ -76,7 +76,6 @@ class HubServer:
         page: Callable[[Head, Body], Awaitable[Response]] | None = None,
     ) -> None:
         self._settings, self._metrics, self._page = settings, metrics, page
-        self._origins = {site(origin) for origin in settings.origins}
         self.hub = Hub(
             is_right,
             lambda name: f"{name}.{time.time_ns() // 10**6}.{secrets.token_hex(8)}",
@@ -134,16 +133,20 @@ class HubServer:
             raise HttpError(403, "the list of services is not shown here")
         return Response(200, JSON, msgspec.json.encode({"result": self.hub.online()}))
 
-    def _cross_origin(self, head: Head) -> tuple[tuple[str, str], ...]:
-        """Headers for a page of a site that is listed. Raises HttpError for any other.
+    def _turn_away(self, head: Head) -> None:
+        """Raises HttpError for a page of another site whose own name leads here for a moment.
 
-        The guard takes those of our own Host too. There is none, and it may be a name that leads here for a moment.
+        Its Origin is its Host, as that of Python's websocket-client is, and a GET has none. Without a key it gets
+        nowhere; where none is wanted, which is on loopback alone, its name gives it away.
         """
+        if self._settings.auth == "any" and not is_loopback(host_name(head.headers.get("host") or "")):
+            raise HttpError(403, "the header host does not name this machine's loopback")
+
+    def _cross_origin(self, head: Head) -> tuple[tuple[str, str], ...]:
+        """Headers for a page of another site. The guard has turned away all but the listed ones and our own."""
         origin = head.headers.get("origin")
         if origin is None:
             return ()
-        if site(origin) not in self._origins:
-            raise HttpError(403, f"requests from pages of {origin!r} are not allowed")
         return (
             ("Access-Control-Allow-Origin", origin),
             ("Access-Control-Allow-Credentials", "true"),
@@ -153,6 +156,7 @@ class HubServer:
 
     async def _poll(self, head: Head, body: Body) -> Response:
         """One request of long-polling."""
+        self._turn_away(head)
         allowed = self._cross_origin(head)
         if head.method == "OPTIONS":
             return Response(204, allowed)
@@ -214,7 +218,7 @@ class HubServer:
 
     def _refuse(self, head: Head) -> Response | None:
         """Why this request gets no websocket. By HTTP: a client tells the text of its error, of a close it does not."""
-        self._cross_origin(head)
+        self._turn_away(head)
         query = head.query
         sid, eio = query.get("sid"), query.get("EIO")
         if eio not in ("3", "4"):
