@@ -64,10 +64,18 @@ class Service:
     def __init__(self, connection: DBusConnection, status: Any) -> None:
         self.status, self._connection = status, connection
         self.asked = 0
+        self._named = trio.Event()
+
+    async def take(self, name: str) -> None:
+        """Have the name, while serve() runs: who sees it may ask at once."""
+        await self._connection.send(message_bus.RequestName(name))
+        await self._named.wait()
 
     async def serve(self) -> None:
         while True:
             message = await self._connection.receive()
+            if message.header.message_type is MessageType.method_return:
+                self._named.set()
             if message.header.message_type is not MessageType.method_call:
                 continue
             self.asked += 1
@@ -88,11 +96,10 @@ class Service:
 async def service(daemon: Daemon, name: str, status: Any) -> AsyncIterator[Service]:
     connection = await open_dbus_connection(daemon.address)
     async with connection:
-        async with connection.router() as router:
-            await router.send_and_get_reply(message_bus.RequestName(name))
         served = Service(connection, status)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(served.serve)
+            await served.take(name)
             try:
                 yield served
             finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from jeepney import DBusAddress, message_bus
+from jeepney import DBusAddress
 from jeepney.io.trio import open_dbus_connection
 
 from agent.core.bus import Bus, Subscription
@@ -85,10 +85,10 @@ async def test_dbus_daemon_restarts(daemon: Daemon, tmp_path: Path) -> None:
         assert await heard.next() == (5, "certificates")
         connection = await open_dbus_connection(daemon.address)  # its end is no error of this test
         async with connection:
-            async with connection.router() as router:
-                await router.send_and_get_reply(message_bus.RequestName(SUBSCRIPTION_MANAGER))
+            served = Service(connection, 0)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve_until_the_bus_goes, Service(connection, 0))
+                nursery.start_soon(serve_until_the_bus_goes, served)
+                await served.take(SUBSCRIPTION_MANAGER)
                 assert await heard.next() == (0, SUBSCRIPTION_MANAGER)
                 await daemon.stop()
         assert await heard.next() == (5, "certificates")
