@@ -31,7 +31,7 @@ from agent.core import toml, typed
 from agent.core.errors import AgentError, ConfigError
 from agent.core.typed import Place, Source
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 _WRITTEN = {"pattern": "^[0-9]+ ?[KMG]iB$"}  # in agent/schema.py, which makes it "integer or text"
 Size = Annotated[int, msgspec.Meta(extra=typed.BYTES, extra_json_schema=_WRITTEN)]
 """Bytes, in a file also "16MiB" (KiB, MiB, GiB). Bounds: `Annotated[Size, msgspec.Meta(ge=MIB)]`."""

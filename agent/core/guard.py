@@ -39,7 +39,7 @@ class Guard:
     ) -> None:
         self._tokens = [(token.encode(), scope) for token, scope in tokens]
         self._client_names, self._insecure_loopback = client_names, insecure_loopback
-        self._origins = {site(origin) for origin in origins}
+        self._origins = {_site(origin) for origin in origins}
         self._clock = clock
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
 
@@ -86,10 +86,10 @@ class Guard:
         return found
 
     def _same_site(self, origin: str, host: str) -> bool:
-        scheme, name, port = site(origin)
+        scheme, name, port = _site(origin)
         if (scheme, name, port) in self._origins:
             return True
-        here = site(f"{scheme}://{host}")
+        here = _site(f"{scheme}://{host}")
         return name != "" and (name, port) == here[1:]
 
     def _refuse_guessing(self, peer: str) -> None:
@@ -140,7 +140,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def site(origin: str) -> tuple[str, str, int | None]:
+def _site(origin: str) -> tuple[str, str, int | None]:
     """Scheme, host and port of an Origin; three empty ones for what is none ("null", a malformed one)."""
     try:
         parts = urlsplit(origin.lower())
