@@ -330,17 +330,20 @@ class _Reports:
             if run in self._cases:
                 case = self._cases[run]
                 case.n, case.is_held, case.scope = owed.n, False, trio.CancelScope()
-            elif not await self._remember(owed.n, run):
+            elif await self._is_over(owed) or not await self._remember(owed.n, run):
                 self._box.done(owed.n)
                 continue
             nursery.start_soon(self._carry, self._cases[run])
         return rows[-1].n
 
-    async def _remember(self, n: int, run: str) -> bool:
-        """Make the case of a run; False: it has no report to submit, or that is over."""
+    async def _is_over(self, owed: Owed) -> bool:
+        """Did the bus say so while the delivery got another number?"""
         await self._store.commit()
-        if await self._store.read(run=run, kinds=("ImportFinished",), limit=1):
-            return False  # the bus said so while its delivery got another number
+        over = await self._store.read(owed.event.seq, run=owed.event.run, kinds=("ImportFinished",), limit=1)
+        return bool(over)
+
+    async def _remember(self, n: int, run: str) -> bool:
+        """Make the case of a run; False: it has no report to submit."""
         started = [decode(e.kind, e.data) for e in await self._store.read(run=run, kinds=("RunStarted",))]
         ended = [decode(e.kind, e.data) for e in await self._store.read(run=run, kinds=("SuiteFinished",))]
         document = None
