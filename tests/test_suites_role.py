@@ -295,6 +295,9 @@ async def test_a_run_that_is_interrupted_in_its_retries_has_each_test_once(tmp_p
             await here.order(runner="pytest", command=command, resumable=resumable, retries=1)
             while (await anext(starts)).attempt == 1:
                 pass
+            with trio.fail_after(60):  # it is told before the test itself has begun
+                while (here.project / "ran").read_text() != "xx":  # noqa: ASYNC110  # nothing tells of it
+                    await trio.sleep(0.01)
     async with house(tmp_path) as here:
         counts = (await here.finished()).counts
         states = {case.removeprefix("test_it.py › test_"): state for case, state in (await here.states()).items()}
