@@ -47,9 +47,8 @@ class Guard:
         """What this client may do. Raises HttpError: 429 after too many failures, 403 for Host or Origin, 401."""
         self._refuse_guessing(head.peer)
         host = head.headers.get("host", "") or ""
-        if self._insecure_loopback and not is_loopback(host_name(host)):
-            # A page elsewhere may have its name resolve to 127.0.0.1; it cannot choose the Host header.
-            raise HttpError(403, "the header host does not name this machine's loopback")
+        if self._insecure_loopback:
+            must_name_loopback(head)
         origin = head.headers.get("origin")
         if origin is not None and not self._same_site(origin, host):
             raise HttpError(403, f"requests from pages of {origin!r} are not allowed")
@@ -123,6 +122,12 @@ def require(head: Head, scope: Scope) -> None:
     if head.scope == "open":
         raise unauthorized("a token is missing")
     raise HttpError(403, f"this takes a token with the scope {scope}; yours has {head.scope}")
+
+
+def must_name_loopback(head: Head) -> None:
+    """Raises HttpError for a page elsewhere whose name resolves to 127.0.0.1: it cannot choose the Host header."""
+    if not is_loopback(host_name(head.headers.get("host") or "")):
+        raise HttpError(403, "the header host does not name this machine's loopback")
 
 
 def unauthorized(text: str) -> HttpError:

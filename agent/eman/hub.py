@@ -27,8 +27,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from agent.core import listen
 from agent.core.errors import AgentError
-from agent.core.guard import Guard, is_loopback
-from agent.core.head import Head, HttpError, host_name
+from agent.core.guard import Guard, is_loopback, must_name_loopback
+from agent.core.head import Head, HttpError
 from agent.core.listen import Body, Response, Route
 from agent.core.metrics import Metrics
 from agent.core.token import read_token
@@ -139,8 +139,8 @@ class HubServer:
         Its Origin is its Host, as that of Python's websocket-client is, and a GET has none. Without a key it gets
         nowhere; where none is wanted, which is on loopback alone, its name gives it away.
         """
-        if self._settings.auth == "any" and not is_loopback(host_name(head.headers.get("host") or "")):
-            raise HttpError(403, "the header host does not name this machine's loopback")
+        if self._settings.auth == "any":
+            must_name_loopback(head)
 
     def _cross_origin(self, head: Head) -> tuple[tuple[str, str], ...]:
         """Headers for a page of another site. The guard has turned away all but the listed ones and our own."""
