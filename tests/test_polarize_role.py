@@ -18,7 +18,8 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock
 
-from agent.core.bus import Bus
+from agent.core.bus import Bus, Subscription
+from agent.core.event import Event
 from agent.core.events import (
     Alert,
     AlertCleared,
@@ -557,15 +558,20 @@ async def test_a_completion_ends_a_submission_whose_answer_does_not_come(tmp_pat
     assert (event.outcome, event.log_url) == ("failed", "http://l")
 
 
+async def refused(rig: Rig, broker: Broker, bus: Bus, loud: Subscription[Event]) -> None:
+    """A report that was submitted, and refused; the bus is heard."""
+    await broker.accept()
+    await broker.receipt(await broker.next())
+    rig.finish_a_run(bus)
+    assert isinstance(await anext(loud), Alert)
+
+
 async def test_a_completion_ends_a_report_that_was_refused_since(tmp_path: Path, broker: Broker) -> None:
     rig = Rig(tmp_path, lambda request: httpx.Response(403))
     rig.cibus = CibusSettings(url=f"stomp://127.0.0.1:{broker.port}")
     async with rig.agent() as (bus, store):
         with bus.subscribe(Alert, AlertCleared) as loud:
-            await broker.accept()
-            await broker.receipt(await broker.next())
-            rig.finish_a_run(bus)
-            assert isinstance(await anext(loud), Alert)
+            await refused(rig, broker, bus, loud)
             await broker.send(completion(response_of(rig.requests[0][1]), "passed"))
             assert await anext(loud) == AlertCleared(code="ImportRefused.r-9")
         assert await owed(store) == (0, 0)
@@ -589,10 +595,7 @@ async def test_a_completion_in_the_moment_of_a_reload_ends_the_report(
     monkeypatch.setattr(Outbox, "due", offered)
     async with rig.agent() as (bus, store):
         with bus.subscribe(Alert, AlertCleared) as loud:
-            await broker.accept()
-            await broker.receipt(await broker.next())
-            rig.finish_a_run(bus)
-            assert isinstance(await anext(loud), Alert)
+            await refused(rig, broker, bus, loud)
             await store.commit()
             bus.publish(Reloaded())
             with trio.fail_after(20):
